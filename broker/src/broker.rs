@@ -1,0 +1,573 @@
+//! What the servers and the runtime call: topics, writing, reading, groups.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+
+use millstream_record::{BatchHeader, Limits, RecordBatch};
+use parking_lot::{Mutex, RwLock};
+use prometheus_client::registry::Registry;
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use crate::clock::Clock;
+use crate::error::BrokerError;
+use crate::group::assign::MemberId;
+use crate::group::members::MemberEvent;
+use crate::group::{Group, GroupKind, Groups};
+use crate::metrics::{BrokerCollector, BrokerMetrics};
+use crate::name::{GroupId, TopicName};
+use crate::partition::{Offset, Partition, Run, TopicId, TopicPartition};
+use crate::state::StateIndex;
+use crate::store::committer::{CommitQueue, Committer};
+use crate::store::{Append, CatalogChange, Commit, OffsetChange, Receipt, Store, StoreError, StoreOptions};
+use crate::topic::{PARTITIONS_MAX, Topic, TopicMeta, TopicSettings};
+
+/// Bytes that may wait for the committer: half a second of a slow disk. A write beyond waits.
+const QUEUED_BYTES_MAX_DEFAULT: usize = 64 << 20;
+
+/// A permit of the queue's semaphore stands for this many bytes: permits are counted in 32 bits.
+const PERMIT_BYTES: usize = 1024;
+
+const TOPIC_PREFIX: &str = "topic/";
+/// The id of the next topic: ids are never used again, so records of a deleted topic stay dead.
+const NEXT_TOPIC_ID: &str = "next-topic-id";
+
+/// The broker's settings, checked and with defaults filled in.
+#[derive(Clone, Copy, Debug)]
+pub struct BrokerSettings {
+    /// Bounds for record batches from outside.
+    pub limits: Limits,
+    /// Bytes that may wait for the committer.
+    pub queued_bytes_max: usize,
+}
+
+impl Default for BrokerSettings {
+    fn default() -> Self {
+        Self { limits: Limits::default(), queued_bytes_max: QUEUED_BYTES_MAX_DEFAULT }
+    }
+}
+
+/// A data directory at work. Cheap to clone.
+#[derive(Clone)]
+pub struct Broker(Arc<Inner>);
+
+/// A broker that this does not keep open.
+#[derive(Clone)]
+pub struct WeakBroker(Weak<Inner>);
+
+impl std::fmt::Debug for WeakBroker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WeakBroker")
+    }
+}
+
+impl WeakBroker {
+    /// The broker, if it is still open.
+    pub fn upgrade(&self) -> Option<Broker> {
+        self.0.upgrade().map(Broker)
+    }
+}
+
+struct Inner {
+    settings: BrokerSettings,
+    clock: Arc<dyn Clock>,
+    store: Arc<Store>,
+    topics: RwLock<BTreeMap<TopicName, Arc<Topic>>>,
+    /// Held while topics are made or deleted: the catalog and `topics` change together.
+    changing_topics: tokio::sync::Mutex<()>,
+    groups: Groups,
+    state: Arc<StateIndex>,
+    metrics: BrokerMetrics,
+    queue: RwLock<Option<CommitQueue>>,
+    room: Arc<Semaphore>,
+    failure: watch::Receiver<Option<Arc<StoreError>>>,
+    stopping: watch::Sender<bool>,
+    committer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Where one group stands in one partition.
+#[derive(Clone, Debug)]
+pub struct GroupOffset {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// The next record to read, where one was committed.
+    pub committed: Option<Offset>,
+    /// The log end offset.
+    pub end: Offset,
+    /// Records between the two.
+    pub lag: u64,
+}
+
+impl Broker {
+    /// Opens or makes a data directory, and rebuilds memory from its journal. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the directory is in use, of another format, corrupt, or unreadable.
+    pub fn open(
+        path: &Path,
+        settings: BrokerSettings,
+        options: StoreOptions,
+        clock: Arc<dyn Clock>,
+        registry: &mut Registry,
+    ) -> Result<Self, StoreError> {
+        let store = Arc::new(Store::open(path, options)?);
+        let topics = load_topics(&store)?;
+        let groups = Groups::default();
+        let state = Arc::new(StateIndex::default());
+        let next_seq = replay(&store, &topics, &groups, &state)?;
+        let metrics = BrokerMetrics::register(registry);
+        let (failed, failure) = watch::channel(None);
+        let (queue, committer) =
+            Committer::start(store.clone(), state.clone(), metrics.clone(), next_seq, failed)?;
+        let broker = Self(Arc::new(Inner {
+            room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
+            settings,
+            clock,
+            store,
+            topics: RwLock::new(topics),
+            changing_topics: tokio::sync::Mutex::default(),
+            groups,
+            state,
+            metrics,
+            queue: RwLock::new(Some(queue)),
+            failure,
+            stopping: watch::Sender::new(false),
+            committer: Mutex::new(Some(committer)),
+        }));
+        registry.register_collector(Box::new(BrokerCollector(broker.downgrade())));
+        Ok(broker)
+    }
+
+    /// A handle that does not keep the broker open.
+    pub fn downgrade(&self) -> WeakBroker {
+        WeakBroker(Arc::downgrade(&self.0))
+    }
+
+    /// The settings it was opened with.
+    pub fn settings(&self) -> &BrokerSettings {
+        &self.0.settings
+    }
+
+    /// The clock it was given.
+    pub fn clock(&self) -> &dyn Clock {
+        self.0.clock.as_ref()
+    }
+
+    /// The data directory.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.0.store
+    }
+
+    /// Every group.
+    pub fn groups(&self) -> &Groups {
+        &self.0.groups
+    }
+
+    /// Every stage's committed state.
+    pub fn state(&self) -> &StateIndex {
+        &self.0.state
+    }
+
+    /// The broker's counters.
+    pub fn metrics(&self) -> &BrokerMetrics {
+        &self.0.metrics
+    }
+
+    /// Becomes `Some` when the store fails: the process must end with that reason.
+    pub fn failure(&self) -> watch::Receiver<Option<Arc<StoreError>>> {
+        self.0.failure.clone()
+    }
+
+    /// Becomes true when the broker stops: long calls end.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.0.stopping.subscribe()
+    }
+
+    /// Ends long polls and streams. Writes that are queued are still committed and answered.
+    pub fn begin_stop(&self) {
+        self.0.stopping.send_replace(true);
+    }
+
+    /// Commits what is queued, refuses what comes after, and waits for the committer's end. Blocks.
+    pub fn stop(&self) {
+        self.begin_stop();
+        drop(self.0.queue.write().take());
+        if let Some(thread) = self.0.committer.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the committer panicked");
+        }
+    }
+
+    // ---- topics
+
+    /// Makes a topic.
+    ///
+    /// # Errors
+    /// [`BrokerError::TopicExists`], [`BrokerError::InvalidArgument`], [`BrokerError::Storage`].
+    pub async fn create_topic(
+        &self,
+        name: &TopicName,
+        partitions: u32,
+        settings: TopicSettings,
+        internal: bool,
+    ) -> Result<Arc<Topic>, BrokerError> {
+        if !(1..=PARTITIONS_MAX).contains(&partitions) {
+            return Err(BrokerError::InvalidArgument {
+                what: "partitions",
+                value: partitions.to_string(),
+                allowed: format!("use 1 to {PARTITIONS_MAX}"),
+            });
+        }
+        settings.check()?;
+        let _changing = self.0.changing_topics.lock().await;
+        if self.0.topics.read().contains_key(name) {
+            return Err(BrokerError::TopicExists { topic: name.clone() });
+        }
+        let id = next_topic_id(&self.0.store)?;
+        let meta = TopicMeta { id, partitions, settings, internal, created_at_ms: self.0.clock.now_ms() };
+        let catalog = vec![
+            CatalogChange::put(topic_key(name), to_json(&meta)),
+            CatalogChange::put(NEXT_TOPIC_ID, (id + 1).to_string().into_bytes()),
+        ];
+        self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
+        let topic = Arc::new(Topic::new(name.clone(), meta));
+        self.0.topics.write().insert(name.clone(), topic.clone());
+        self.topics_changed(name);
+        Ok(topic)
+    }
+
+    /// Deletes a topic, its records, and every group's offsets in it.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownTopic`], [`BrokerError::Storage`].
+    pub async fn delete_topic(&self, name: &TopicName) -> Result<(), BrokerError> {
+        let _changing = self.0.changing_topics.lock().await;
+        let topic = self.topic(name.as_str())?;
+        // From here on the committer refuses writes to it.
+        topic.partitions().iter().for_each(|partition| partition.mark_deleted());
+        let catalog = vec![CatalogChange::remove(topic_key(name))];
+        self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
+        self.0.topics.write().remove(name);
+        for group in self.0.groups.all() {
+            group.forget_topic(topic.id());
+        }
+        self.0.metrics.forget(name);
+        self.topics_changed(name);
+        Ok(())
+    }
+
+    /// A topic by name.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownTopic`].
+    pub fn topic(&self, name: &str) -> Result<Arc<Topic>, BrokerError> {
+        let topics = self.0.topics.read();
+        topics.get(name).cloned().ok_or_else(|| BrokerError::UnknownTopic { topic: name.to_owned() })
+    }
+
+    /// Every topic, by name.
+    pub fn topics(&self) -> Vec<Arc<Topic>> {
+        self.0.topics.read().values().cloned().collect()
+    }
+
+    fn partition_by_id(&self, topic: TopicId, partition: u32) -> Option<Arc<Partition>> {
+        let topics = self.0.topics.read();
+        let topic = topics.values().find(|candidate| candidate.id() == topic)?;
+        topic.partitions().get(partition as usize).cloned()
+    }
+
+    // ---- writing
+
+    /// Queues a commit, once there is room for it in the queue.
+    ///
+    /// # Errors
+    /// [`BrokerError::ShuttingDown`]; the [`Receipt`] has everything else.
+    pub async fn commit(&self, commit: Commit) -> Result<Receipt, BrokerError> {
+        let permits = (commit.bytes() / PERMIT_BYTES + 1).min(self.0.settings.queued_bytes_max / PERMIT_BYTES);
+        let permits = u32::try_from(permits.max(1)).unwrap_or(u32::MAX);
+        let permit = self.0.room.clone().acquire_many_owned(permits).await;
+        let permit = permit.map_err(|_| BrokerError::ShuttingDown)?;
+        let queue = self.0.queue.read();
+        let queue = queue.as_ref().ok_or(BrokerError::ShuttingDown)?;
+        Ok(queue.push(commit, Some(permit)))
+    }
+
+    /// Appends batches to one partition; the receipt is answered when they are on disk.
+    ///
+    /// # Errors
+    /// [`BrokerError::BatchTooLarge`] and [`BrokerError::ShuttingDown`]; the receipt has the rest.
+    pub async fn produce(
+        &self,
+        topic: &Topic,
+        partition: &Arc<Partition>,
+        batches: Vec<RecordBatch>,
+    ) -> Result<Receipt, BrokerError> {
+        let batch_bytes_max = topic.meta().settings.batch_bytes_max();
+        let (mut records, mut bytes) = (0, 0);
+        for batch in &batches {
+            let len = batch.as_bytes().len();
+            if len > batch_bytes_max {
+                return Err(BrokerError::BatchTooLarge {
+                    topic: topic.name().clone(),
+                    partition: partition.name().partition,
+                    bytes: len,
+                    batch_bytes_max,
+                });
+            }
+            records += u64::from(batch.record_count());
+            bytes += len as u64;
+        }
+        let append = Append { partition: partition.clone(), batches };
+        let receipt = self.commit(Commit { appends: vec![append], ..Commit::default() }).await?;
+        self.0.metrics.appended(topic.name(), records, bytes);
+        Ok(receipt)
+    }
+
+    // ---- groups
+
+    /// Where a group stands in each partition that it has committed, or that its members read.
+    pub fn group_offsets(&self, group: &Group) -> Vec<GroupOffset> {
+        let mut partitions: BTreeMap<TopicPartition, (Arc<Partition>, Option<Offset>)> = BTreeMap::new();
+        for (topic, partition, offset) in group.all_committed() {
+            if let Some(found) = self.partition_by_id(topic, partition) {
+                partitions.insert(found.name().clone(), (found, Some(offset)));
+            }
+        }
+        let topics = group.members().topics();
+        for topic in topics.iter().filter_map(|name| self.topic(name.as_str()).ok()) {
+            for partition in topic.partitions() {
+                partitions.entry(partition.name().clone()).or_insert_with(|| (partition.clone(), None));
+            }
+        }
+        let offset = |(name, (partition, committed)): (TopicPartition, (Arc<Partition>, Option<Offset>))| {
+            let end = partition.end();
+            let lag = end.since(committed.unwrap_or(partition.start()));
+            GroupOffset { partition: name, committed, end, lag }
+        };
+        partitions.into_iter().map(offset).collect()
+    }
+
+    /// Adds a member to a consumer group.
+    ///
+    /// # Errors
+    /// [`BrokerError::GroupOfOtherKind`], [`BrokerError::UnknownTopic`].
+    pub fn join_group(
+        &self,
+        id: &GroupId,
+        client_id: &str,
+        topics: BTreeSet<TopicName>,
+    ) -> Result<(Arc<Group>, MemberId, mpsc::UnboundedReceiver<MemberEvent>), BrokerError> {
+        for topic in &topics {
+            self.topic(topic.as_str())?;
+        }
+        let group = self.0.groups.get_or_create(id, GroupKind::Consumer)?;
+        let mut members = group.members();
+        let mut counts = self.partition_counts(&members.topics());
+        counts.extend(self.partition_counts(&topics));
+        let (member, events) = members.join(client_id, topics, &counts, group.next_generation());
+        drop(members);
+        Ok((group, member, events))
+    }
+
+    /// Removes a member; its partitions go to the others.
+    pub fn leave_group(&self, group: &Group, member: &str) {
+        let mut members = group.members();
+        if members.contains(member) {
+            let counts = self.partition_counts(&members.topics());
+            members.leave(member, &counts, group.next_generation());
+        }
+    }
+
+    /// A member gave partitions back.
+    pub fn revoked(&self, group: &Group, member: &str, partitions: &[TopicPartition]) {
+        group.members().revoked(member, partitions, group.generation());
+    }
+
+    /// Queues a member's offsets, where it owns the partitions.
+    ///
+    /// # Errors
+    /// [`BrokerError::NotAssigned`], [`BrokerError::OffsetOutOfRange`],
+    /// [`BrokerError::UnknownTopic`]; the receipt has the rest.
+    pub async fn commit_as_member(
+        &self,
+        group: &Arc<Group>,
+        member: &str,
+        offsets: &[(TopicPartition, Offset)],
+    ) -> Result<Receipt, BrokerError> {
+        let commit = {
+            let members = group.members();
+            if let Some((partition, _)) = offsets.iter().find(|(partition, _)| !members.owns(member, partition)) {
+                return Err(BrokerError::NotAssigned {
+                    group: group.id().clone(),
+                    member: member.to_owned(),
+                    topic: partition.topic.clone(),
+                    partition: partition.partition,
+                });
+            }
+            self.offsets_commit(group, offsets)?
+        };
+        self.commit(commit).await
+    }
+
+    /// Sets a group's offsets from outside, where nobody reads in it.
+    ///
+    /// # Errors
+    /// [`BrokerError::GroupInUse`], [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`],
+    /// [`BrokerError::Storage`].
+    pub async fn set_offsets(
+        &self,
+        group: &Arc<Group>,
+        offsets: &[(TopicPartition, Offset)],
+    ) -> Result<(), BrokerError> {
+        group.check_unused()?;
+        let commit = self.offsets_commit(group, offsets)?;
+        self.commit(commit).await?.await.map(drop)
+    }
+
+    fn offsets_commit(
+        &self,
+        group: &Arc<Group>,
+        offsets: &[(TopicPartition, Offset)],
+    ) -> Result<Commit, BrokerError> {
+        let mut commit = Commit::default();
+        for (name, offset) in offsets {
+            let topic = self.topic(name.topic.as_str())?;
+            let partition = topic.partition(name.partition)?;
+            if *offset < partition.start() || *offset > partition.end() {
+                return Err(partition.out_of_range(*offset));
+            }
+            commit.offsets.push(OffsetChange {
+                group: group.clone(),
+                topic: topic.id(),
+                partition: name.partition,
+                offset: *offset,
+                expected: None,
+            });
+        }
+        Ok(commit)
+    }
+
+    /// Deletes a group that nobody reads in, with its offsets.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownGroup`], [`BrokerError::GroupInUse`],
+    /// [`BrokerError::GroupOfOtherKind`] for a pipeline's, [`BrokerError::Storage`].
+    pub async fn delete_group(&self, id: &str) -> Result<(), BrokerError> {
+        let group = self.0.groups.get(id)?;
+        if group.kind() == GroupKind::Pipeline {
+            let by = format!("it belongs to a pipeline; `millstream pipeline delete {id}` deletes both");
+            return Err(BrokerError::GroupInUse { group: group.id().clone(), by });
+        }
+        group.check_unused()?;
+        self.commit(Commit { drop_groups: vec![group.clone()], ..Commit::default() }).await?.await?;
+        self.0.groups.remove(group.id());
+        Ok(())
+    }
+
+    fn topics_changed(&self, topic: &TopicName) {
+        for group in self.0.groups.all() {
+            let mut members = group.members();
+            if members.reads(topic) {
+                let counts = self.partition_counts(&members.topics());
+                members.rebalance(&counts, group.next_generation());
+            }
+        }
+    }
+
+    fn partition_counts(&self, topics: &BTreeSet<TopicName>) -> BTreeMap<TopicName, u32> {
+        let known = self.0.topics.read();
+        let count = |name: &TopicName| known.get(name).map(|topic| (name.clone(), topic.partition_count()));
+        topics.iter().filter_map(count).collect()
+    }
+}
+
+fn topic_key(name: &TopicName) -> String {
+    format!("{TOPIC_PREFIX}{name}")
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("plain structs serialise")
+}
+
+fn next_topic_id(store: &Store) -> Result<u32, StoreError> {
+    let Some(stored) = store.catalog_get(NEXT_TOPIC_ID)? else { return Ok(1) };
+    let parsed = std::str::from_utf8(&stored).ok().and_then(|text| text.parse().ok());
+    parsed.ok_or_else(|| StoreError::Corrupt {
+        what: format!("catalog entry {NEXT_TOPIC_ID:?}"),
+        reason: format!("{stored:?} is no number"),
+    })
+}
+
+fn load_topics(store: &Store) -> Result<BTreeMap<TopicName, Arc<Topic>>, StoreError> {
+    let mut topics = BTreeMap::new();
+    for (key, value) in store.catalog_scan(TOPIC_PREFIX)? {
+        let corrupt = |reason: String| StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason };
+        let name = TopicName::new(&key[TOPIC_PREFIX.len()..]).map_err(|e| corrupt(e.to_string()))?;
+        let meta: TopicMeta = serde_json::from_slice(&value).map_err(|e| corrupt(e.to_string()))?;
+        topics.insert(name.clone(), Arc::new(Topic::new(name, meta)));
+    }
+    Ok(topics)
+}
+
+/// Rebuilds partitions, offsets and state from the journal. Returns the next sequence number.
+fn replay(
+    store: &Store,
+    topics: &BTreeMap<TopicName, Arc<Topic>>,
+    groups: &Groups,
+    state: &StateIndex,
+) -> Result<u64, StoreError> {
+    use crate::store::recovery::{Entry, location};
+
+    let by_id: std::collections::HashMap<TopicId, &Arc<Topic>> =
+        topics.values().map(|topic| (topic.id(), topic)).collect();
+    store.replay(|seq, entry| {
+        match entry {
+            Entry::Batches { topic, partition, pos, batches } => {
+                // Records of a deleted topic stay in the journal until it is trimmed.
+                let Some(topic) = by_id.get(&topic) else { return Ok(()) };
+                let partition = topic.partition(partition).map_err(|e| e.to_string())?;
+                partition.publish(run_of(location(seq, pos, batches), batches)?);
+            }
+            Entry::Offset(entry) => {
+                if !by_id.contains_key(&entry.topic) {
+                    return Ok(());
+                }
+                let kind = GroupKind::from_journal(entry.kind).ok_or("a group of unknown kind")?;
+                let id = GroupId::new(entry.group).map_err(|e| e.to_string())?;
+                let offset = Offset::new(entry.offset).ok_or("a negative offset")?;
+                let group = groups.get_or_create(&id, kind).map_err(|e| e.to_string())?;
+                group.set_assigned(entry.topic, entry.partition, offset);
+                group.set_committed(entry.topic, entry.partition, offset);
+            }
+            Entry::State(change) => state.apply(&change),
+            Entry::DropState { store } => state.drop_store(store),
+            Entry::DropGroup { group } => {
+                if let Ok(id) = GroupId::new(group) {
+                    groups.remove(&id);
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The index entry of batches that stand in the journal.
+fn run_of(at: crate::store::Location, batches: &[u8]) -> Result<Run, String> {
+    let mut run = Run { base: Offset::ZERO, end: Offset::ZERO, max_timestamp_ms: i64::MIN, at };
+    let mut pos = 0;
+    while pos < batches.len() {
+        let header = BatchHeader::parse(&batches[pos..]).map_err(|e| e.to_string())?;
+        let base = Offset::new(header.base_offset).ok_or("a negative base offset")?;
+        if pos == 0 {
+            run.base = base;
+        } else if base != run.end {
+            return Err(format!("a batch at offset {base} follows offset {}", run.end));
+        }
+        run.end = base.plus(u64::from(header.record_count()));
+        run.max_timestamp_ms = run.max_timestamp_ms.max(header.max_timestamp_ms);
+        pos += header.batch_bytes;
+    }
+    Ok(run)
+}

@@ -1,0 +1,185 @@
+//! Why the broker refuses a request. `grpc/status.rs` maps these to gRPC's codes.
+
+use std::sync::Arc;
+
+use millstream_record::BatchError;
+
+use crate::name::{GroupId, TopicName};
+use crate::partition::Offset;
+
+/// What was wrong, with which value, and what to do.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// A name outside Kafka's rule.
+    #[error(
+        "{what} name {name:?} is not allowed: use 1 to 249 of the characters a-z A-Z 0-9 . _ - \
+         (and not \".\" or \"..\")"
+    )]
+    InvalidName {
+        /// "topic", "group", …
+        what: &'static str,
+        /// The name as given.
+        name: String,
+    },
+    /// A setting or argument outside its range.
+    #[error("{what}: {value} is not allowed; {allowed}")]
+    InvalidArgument {
+        /// The setting's name.
+        what: &'static str,
+        /// The value as given.
+        value: String,
+        /// What is allowed.
+        allowed: String,
+    },
+    /// No such topic.
+    #[error("there is no topic {topic:?}: create it with `millstream topic create {topic}`")]
+    UnknownTopic {
+        /// The name as asked.
+        topic: String,
+    },
+    /// The topic has fewer partitions.
+    #[error("topic {topic} has no partition {partition}: it has {partitions}, numbered from 0")]
+    UnknownPartition {
+        /// The topic.
+        topic: TopicName,
+        /// The partition as asked.
+        partition: u32,
+        /// How many there are.
+        partitions: u32,
+    },
+    /// A topic of that name exists.
+    #[error("topic {topic} exists already")]
+    TopicExists {
+        /// The topic.
+        topic: TopicName,
+    },
+    /// The topic belongs to a pipeline.
+    #[error("topic {topic} is used by pipeline {pipeline}: delete the pipeline first")]
+    TopicInUse {
+        /// The topic.
+        topic: TopicName,
+        /// Who uses it.
+        pipeline: String,
+    },
+    /// A record batch that is not sound.
+    #[error("topic {topic}, partition {partition}: {source}; nothing of this request was stored")]
+    Batch {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// What is wrong with it.
+        source: BatchError,
+    },
+    /// A batch larger than the topic takes.
+    #[error(
+        "topic {topic}, partition {partition}: a record batch of {bytes} bytes is over the limit \
+         of {batch_bytes_max} (batch_bytes_max); send smaller batches or raise the topic's limit"
+    )]
+    BatchTooLarge {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// The batch's size.
+        bytes: usize,
+        /// The topic's limit.
+        batch_bytes_max: usize,
+    },
+    /// Nothing is kept at that offset.
+    #[error(
+        "topic {topic}, partition {partition}: offset {offset} is out of range, {start} to {end} \
+         are there (the end is the next offset to be written)"
+    )]
+    OffsetOutOfRange {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// The offset as asked.
+        offset: i128,
+        /// Log start offset.
+        start: Offset,
+        /// Log end offset.
+        end: Offset,
+    },
+    /// No such group.
+    #[error("there is no group {group:?}: `millstream group list` shows those there are")]
+    UnknownGroup {
+        /// The name as asked.
+        group: String,
+    },
+    /// A consumer asks for a pipeline's group, or the other way round.
+    #[error("group {group} belongs to {kind}: choose another name")]
+    GroupOfOtherKind {
+        /// The group.
+        group: GroupId,
+        /// "a pipeline" or "consumers".
+        kind: &'static str,
+    },
+    /// The group's offsets can't be set from outside now.
+    #[error("group {group} is in use ({by}): stop it first")]
+    GroupInUse {
+        /// The group.
+        group: GroupId,
+        /// Who uses it.
+        by: String,
+    },
+    /// The sender's generation is over.
+    #[error(
+        "group {group}: generation {generation} is over, the group is at {current}; whoever sent \
+         this no longer owns its partitions"
+    )]
+    StaleGeneration {
+        /// The group.
+        group: GroupId,
+        /// The sender's.
+        generation: u64,
+        /// The group's.
+        current: u64,
+    },
+    /// The step read from elsewhere than where the group stands.
+    #[error(
+        "group {group}: a step on topic id {topic_id}, partition {partition} began at offset \
+         {expected}, but the group stands at {current}"
+    )]
+    StaleOffset {
+        /// The group.
+        group: GroupId,
+        /// The topic's id.
+        topic_id: u32,
+        /// The partition.
+        partition: u32,
+        /// Where the step began.
+        expected: i64,
+        /// Where the group stands.
+        current: i64,
+    },
+    /// A member commits for a partition that it does not have.
+    #[error("group {group}: member {member} does not own topic {topic}, partition {partition}")]
+    NotAssigned {
+        /// The group.
+        group: GroupId,
+        /// The member.
+        member: String,
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+    },
+    /// A message at the wrong moment of a call.
+    #[error("{0}")]
+    Protocol(String),
+    /// The server stops.
+    #[error("the server is shutting down: send it again when it is back")]
+    ShuttingDown,
+    /// The store failed; nothing is written any more.
+    #[error("storage failed, the server takes no more writes: {0}")]
+    Storage(Arc<crate::store::StoreError>),
+}
+
+impl From<crate::store::StoreError> for BrokerError {
+    fn from(error: crate::store::StoreError) -> Self {
+        Self::Storage(Arc::new(error))
+    }
+}

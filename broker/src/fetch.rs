@@ -1,0 +1,93 @@
+//! Reading several partitions with a long poll: wait until enough is there, or time is up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::select_all;
+use tokio::time::Instant;
+
+use crate::broker::Broker;
+use crate::error::BrokerError;
+use crate::partition::{Offset, Partition, Slice};
+
+/// What to read and how long to wait for it.
+#[derive(Clone, Debug)]
+pub struct Fetch {
+    /// Partitions and the offset to read each from.
+    pub from: Vec<(Arc<Partition>, Offset)>,
+    /// Answer when this many bytes are there.
+    pub bytes_min: usize,
+    /// Of all partitions together; at least one batch is returned all the same.
+    pub bytes_max: usize,
+    /// Answer with what is there after this time.
+    pub wait_max: Duration,
+}
+
+/// What one partition had.
+#[derive(Debug)]
+pub struct Fetched {
+    /// Which one.
+    pub partition: Arc<Partition>,
+    /// Its records, or why it could not be read.
+    pub slice: Result<Slice, BrokerError>,
+}
+
+impl Broker {
+    /// Reads as [`Fetch`] says. Partitions with nothing new are in the answer with an empty slice.
+    pub async fn fetch(&self, fetch: &Fetch) -> Vec<Fetched> {
+        let deadline = Instant::now() + fetch.wait_max;
+        loop {
+            // Subscribed before reading, so that what is committed in between wakes us.
+            let mut ends: Vec<_> = fetch.from.iter().map(|(partition, _)| partition.watch_end()).collect();
+            let fetched = self.read_all(fetch).await;
+            let bytes: usize = fetched.iter().filter_map(|f| f.slice.as_ref().ok()).map(Slice::bytes).sum();
+            let failed = fetched.iter().any(|f| f.slice.is_err());
+            if bytes >= fetch.bytes_min || failed || ends.is_empty() || Instant::now() >= deadline {
+                return fetched;
+            }
+            let changed = select_all(ends.iter_mut().map(|end| Box::pin(end.changed())));
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return self.read_all(fetch).await;
+            }
+        }
+    }
+
+    async fn read_all(&self, fetch: &Fetch) -> Vec<Fetched> {
+        let mut room = fetch.bytes_max;
+        let mut fetched = Vec::with_capacity(fetch.from.len());
+        for (partition, offset) in &fetch.from {
+            let slice = if room == 0 {
+                Ok(Slice { runs: Vec::new(), next: *offset, start: partition.start(), end: partition.end() })
+            } else {
+                self.read(partition, *offset, room).await
+            };
+            room = room.saturating_sub(slice.as_ref().map_or(0, Slice::bytes));
+            fetched.push(Fetched { partition: partition.clone(), slice });
+        }
+        fetched
+    }
+
+    /// Reads one partition, from memory where it can, else on a thread that may block.
+    ///
+    /// # Errors
+    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`] for one that was deleted,
+    /// [`BrokerError::Storage`].
+    pub async fn read(
+        &self,
+        partition: &Arc<Partition>,
+        offset: Offset,
+        bytes_max: usize,
+    ) -> Result<Slice, BrokerError> {
+        if partition.is_deleted() {
+            let topic = partition.name().topic.as_str().to_owned();
+            return Err(BrokerError::UnknownTopic { topic });
+        }
+        if let Some(slice) = partition.read_in_memory(self.store(), offset, bytes_max)? {
+            return Ok(slice);
+        }
+        let (store, partition) = (self.store().clone(), partition.clone());
+        tokio::task::spawn_blocking(move || partition.read(&store, offset, bytes_max))
+            .await
+            .unwrap_or_else(|_| Err(BrokerError::ShuttingDown))
+    }
+}

@@ -1,0 +1,142 @@
+//! Which member reads which partition: balanced, and a member keeps what it can keep. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::name::TopicName;
+use crate::partition::TopicPartition;
+
+/// A member's name, unique in its group.
+pub type MemberId = String;
+
+/// What each member reads.
+pub type Assignment = BTreeMap<MemberId, BTreeSet<TopicPartition>>;
+
+/// Assigns every partition to one member that subscribes to its topic.
+///
+/// `subscriptions` says which topics each member reads, `current` what each has now, `partitions`
+/// how many each topic has. Members that read the same topics end within one partition of each
+/// other, and a partition moves only where balance demands it (KIP-429's cooperative assignment,
+/// decided by the broker as in KIP-848).
+pub fn assign(
+    subscriptions: &BTreeMap<MemberId, BTreeSet<TopicName>>,
+    current: &Assignment,
+    partitions: &BTreeMap<TopicName, u32>,
+) -> Assignment {
+    let mut target: Assignment = subscriptions.keys().map(|id| (id.clone(), BTreeSet::new())).collect();
+    let mut free = BTreeSet::new();
+    for (topic, count) in partitions {
+        free.extend((0..*count).map(|partition| TopicPartition { topic: topic.clone(), partition }));
+    }
+    for (member, owned) in current {
+        let Some(topics) = subscriptions.get(member) else { continue };
+        for partition in owned.iter().filter(|partition| topics.contains(&partition.topic)) {
+            if free.remove(partition) {
+                target.entry(member.clone()).or_default().insert(partition.clone());
+            }
+        }
+    }
+    for partition in free {
+        let least = eligible(subscriptions, &partition.topic).min_by_key(|id| target[*id].len());
+        if let Some(member) = least.cloned() {
+            target.entry(member).or_default().insert(partition);
+        }
+    }
+    while let Some((from, to, partition)) = improvement(subscriptions, &target) {
+        target.entry(from).or_default().remove(&partition);
+        target.entry(to).or_default().insert(partition);
+    }
+    target
+}
+
+fn eligible<'a>(
+    subscriptions: &'a BTreeMap<MemberId, BTreeSet<TopicName>>,
+    topic: &'a TopicName,
+) -> impl Iterator<Item = &'a MemberId> {
+    subscriptions.iter().filter(|(_, topics)| topics.contains(topic)).map(|(id, _)| id)
+}
+
+/// A partition whose move makes the loads more even. Each move lowers the sum of squared loads, so
+/// there is an end.
+fn improvement(
+    subscriptions: &BTreeMap<MemberId, BTreeSet<TopicName>>,
+    target: &Assignment,
+) -> Option<(MemberId, MemberId, TopicPartition)> {
+    let mut by_load: Vec<_> = target.iter().collect();
+    by_load.sort_by_key(|(_, owned)| std::cmp::Reverse(owned.len()));
+    for (from, owned) in &by_load {
+        for (to, others) in by_load.iter().rev() {
+            if owned.len() <= others.len() + 1 {
+                break;
+            }
+            let movable = owned.iter().rfind(|p| subscriptions[*to].contains(&p.topic));
+            if let Some(partition) = movable {
+                return Some(((*from).clone(), (*to).clone(), partition.clone()));
+            }
+        }
+    }
+    None
+}
+
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn topic(name: &str) -> TopicName {
+        TopicName::new(name).unwrap()
+    }
+
+    fn everyone(members: &[usize], topics: &[&str]) -> BTreeMap<MemberId, BTreeSet<TopicName>> {
+        let topics: BTreeSet<_> = topics.iter().map(|name| topic(name)).collect();
+        members.iter().map(|n| (format!("member-{n:03}"), topics.clone())).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn assignments_are_complete_balanced_and_sticky(
+            rounds in prop::collection::vec(prop::collection::btree_set(0usize..8, 1..6), 1..6),
+            a in 0u32..20, b in 0u32..20,
+        ) {
+            let partitions = BTreeMap::from([(topic("a"), a), (topic("b"), b)]);
+            let mut current = Assignment::new();
+            for members in rounds {
+                let members: Vec<usize> = members.into_iter().collect();
+                let subscriptions = everyone(&members, &["a", "b"]);
+                let target = assign(&subscriptions, &current, &partitions);
+
+                let total: usize = target.values().map(BTreeSet::len).sum();
+                let distinct: BTreeSet<_> = target.values().flatten().collect();
+                prop_assert_eq!(total, (a + b) as usize);
+                prop_assert_eq!(distinct.len(), total);
+                let loads: Vec<usize> = target.values().map(BTreeSet::len).collect();
+                let (least, most) = (loads.iter().min().unwrap(), loads.iter().max().unwrap());
+                prop_assert!(most - least <= 1, "{:?}", loads);
+
+                // A member loses partitions only down to the fair share.
+                for (member, owned) in &current {
+                    let Some(now) = target.get(member) else { continue };
+                    if owned.difference(now).count() > 0 {
+                        prop_assert!(now.len() >= *least && owned.len() > *least);
+                        prop_assert!(now.is_subset(owned), "{member} lost some and gained others");
+                    }
+                }
+                current = target;
+            }
+        }
+    }
+
+    #[test]
+    fn a_topic_goes_only_to_those_who_read_it() {
+        let subscriptions = BTreeMap::from([
+            ("m1".to_owned(), BTreeSet::from([topic("a")])),
+            ("m2".to_owned(), BTreeSet::from([topic("a"), topic("b")])),
+        ]);
+        let partitions = BTreeMap::from([(topic("a"), 2), (topic("b"), 4)]);
+        let target = assign(&subscriptions, &Assignment::new(), &partitions);
+        assert_eq!(target["m1"].len(), 2);
+        assert_eq!(target["m2"].len(), 4);
+        assert!(target["m2"].iter().all(|p| p.topic.as_str() == "b"));
+    }
+}

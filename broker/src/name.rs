@@ -1,0 +1,103 @@
+//! Names of topics and groups, checked once: whoever holds one holds a valid one.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::BrokerError;
+
+/// The longest name, in bytes: Kafka's limit, which keeps `name-partition` a valid file name.
+pub const NAME_BYTES_MAX: usize = 249;
+
+/// Whether `name` is 1 to 249 of `a-z A-Z 0-9 . _ -`, and neither `.` nor `..`.
+pub fn is_valid(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $type(Arc<str>);
+
+        impl $type {
+            /// Checks the name.
+            ///
+            /// # Errors
+            /// [`BrokerError::InvalidName`] for a name that is not 1 to 249 of
+            /// `a-z A-Z 0-9 . _ -`, or is `.` or `..`.
+            pub fn new(name: &str) -> Result<Self, BrokerError> {
+                if is_valid(name) {
+                    Ok(Self(name.into()))
+                } else {
+                    Err(BrokerError::InvalidName { what: $what, name: shortened(name) })
+                }
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &self.0)
+            }
+        }
+
+        impl Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+name!(
+    /// The name of a topic.
+    TopicName,
+    "topic"
+);
+name!(
+    /// The name of a consumer group; a pipeline's group has the pipeline's name.
+    GroupId,
+    "group"
+);
+
+/// What an error shows of a name that may be megabytes long.
+fn shortened(name: &str) -> String {
+    const SHOWN_CHARS: usize = 300;
+    if name.chars().count() <= SHOWN_CHARS {
+        return name.to_owned();
+    }
+    let mut short: String = name.chars().take(SHOWN_CHARS).collect();
+    short.push('…');
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_kafkas_rule() {
+        for good in ["a", "a.b_c-D9", &"x".repeat(249)] {
+            assert!(TopicName::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a b", "a/b", "ü", &"x".repeat(250), "a\0"] {
+            let error = TopicName::new(bad).unwrap_err();
+            assert!(error.to_string().contains("topic"), "{error}");
+        }
+    }
+}

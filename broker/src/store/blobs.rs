@@ -1,0 +1,80 @@
+//! Blobs in memory: the recent ones for tail reads, and a few that were read from the disk.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+use super::journal::Location;
+
+/// Recent blobs kept for tail reads, in bytes: half a second of a fast disk's writes.
+pub(super) const TAIL_BYTES_MAX: usize = 64 << 20;
+
+/// Runs read from the disk and kept, for a reader that takes one in several reads.
+const COLD_RUNS_MAX: usize = 8;
+
+/// Runs above this are not kept after a read from the disk, in bytes.
+const COLD_RUN_BYTES_MAX: usize = 2 << 20;
+
+/// A slice smaller than this part of its blob is copied out, so that a slow reader that holds on
+/// to it does not keep the whole blob in memory.
+const SHARE_MIN_FRACTION: usize = 8;
+
+pub(super) struct BlobCache {
+    tail: RwLock<Tail>,
+    tail_bytes_max: usize,
+    cold: Mutex<VecDeque<(Location, Bytes)>>,
+}
+
+#[derive(Default)]
+struct Tail {
+    /// By sequence number of the first value, ascending.
+    blobs: VecDeque<(u64, Bytes)>,
+    bytes: usize,
+}
+
+impl BlobCache {
+    pub(super) fn new(tail_bytes_max: usize) -> Self {
+        Self { tail: RwLock::default(), tail_bytes_max, cold: Mutex::default() }
+    }
+
+    /// Adds the blob of a commit. Their sequence numbers ascend.
+    pub(super) fn push(&self, seq: u64, blob: Bytes) {
+        let mut tail = self.tail.write();
+        tail.bytes += blob.len();
+        tail.blobs.push_back((seq, blob));
+        while tail.bytes > self.tail_bytes_max {
+            let Some((_, oldest)) = tail.blobs.pop_front() else { break };
+            tail.bytes -= oldest.len();
+        }
+    }
+
+    pub(super) fn get(&self, at: Location) -> Option<Bytes> {
+        let (pos, len) = (at.pos as usize, at.len as usize);
+        {
+            let tail = self.tail.read();
+            if let Ok(found) = tail.blobs.binary_search_by_key(&at.seq, |(seq, _)| *seq) {
+                let blob = &tail.blobs[found].1;
+                let small = len < blob.len() / SHARE_MIN_FRACTION;
+                return Some(if small {
+                    Bytes::copy_from_slice(&blob[pos..pos + len])
+                } else {
+                    blob.slice(pos..pos + len)
+                });
+            }
+        }
+        let cold = self.cold.lock();
+        cold.iter().find(|(kept, _)| *kept == at).map(|(_, bytes)| bytes.clone())
+    }
+
+    pub(super) fn keep_cold(&self, at: Location, bytes: Bytes) {
+        if bytes.len() > COLD_RUN_BYTES_MAX {
+            return;
+        }
+        let mut cold = self.cold.lock();
+        if cold.len() == COLD_RUNS_MAX {
+            cold.pop_front();
+        }
+        cold.push_back((at, bytes));
+    }
+}

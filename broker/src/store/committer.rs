@@ -1,0 +1,400 @@
+//! A write's whole way: take what is queued, assign offsets, pack one blob, commit it, publish,
+//! answer. One thread does it, so order needs no locks; while it commits, the next group gathers.
+//!
+//! Nothing is answered with Ok before the commit that holds it returned Ok, and a failed commit is
+//! the last one: whoever waits gets its error, and so does whoever comes after.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use millstream_record::{RecordBatch, patch_batch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+
+use super::catalog::CatalogChange;
+use super::error::StoreError;
+use super::journal::{BlobWriter, CHUNK_BYTES, Location, OffsetEntry};
+use super::{CATALOG, JOURNAL, Store};
+use crate::error::BrokerError;
+use crate::group::Group;
+use crate::metrics::BrokerMetrics;
+use crate::partition::{Offset, Partition, Run, TopicId};
+use crate::state::{StateChange, StateIndex};
+
+/// The committer takes queued requests until they hold this many bytes: 16 full journal values,
+/// where a commit's cost a byte stops falling.
+pub(crate) const COMMIT_BYTES_MAX: usize = 16 * CHUNK_BYTES;
+
+/// A small request's own cost in bytes, so that a flood of empty ones is bounded too.
+const REQUEST_OVERHEAD_BYTES: usize = 128;
+
+/// The leader epoch that batches get: one node is always the leader.
+const LEADER_EPOCH: i32 = 0;
+
+/// What happens wholly or not at all.
+#[derive(Debug, Default)]
+pub struct Commit {
+    /// Record batches to append.
+    pub appends: Vec<Append>,
+    /// Committed offsets to set.
+    pub offsets: Vec<OffsetChange>,
+    /// Accumulators to set.
+    pub state: Vec<StateChange>,
+    /// Stores whose state is removed, `pipeline/stage`.
+    pub drop_state: Vec<Arc<str>>,
+    /// Groups whose offsets are removed.
+    pub drop_groups: Vec<Arc<Group>>,
+    /// Catalog entries to set or remove.
+    pub catalog: Vec<CatalogChange>,
+    /// Refuses the commit where the group's generation is no longer this.
+    pub fence: Option<Fence>,
+}
+
+/// Batches for one partition, in order.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// Where to.
+    pub partition: Arc<Partition>,
+    /// What; their base offsets are assigned by the commit.
+    pub batches: Vec<RecordBatch>,
+}
+
+/// One committed offset.
+#[derive(Clone, Debug)]
+pub struct OffsetChange {
+    /// Whose.
+    pub group: Arc<Group>,
+    /// In which topic.
+    pub topic: TopicId,
+    /// In which partition.
+    pub partition: u32,
+    /// The offset of the next record to read.
+    pub offset: Offset,
+    /// `Some` refuses the commit where the group stands elsewhere; `Some(None)` where it stands
+    /// anywhere.
+    pub expected: Option<Option<Offset>>,
+}
+
+/// Proof that the sender still owns what it writes for.
+#[derive(Clone, Debug)]
+pub struct Fence {
+    /// The group.
+    pub group: Arc<Group>,
+    /// The generation in which the sender was assigned.
+    pub generation: u64,
+}
+
+/// What a commit did.
+#[derive(Clone, Debug, Default)]
+pub struct Committed {
+    /// For each [`Append`] the offset of its first record.
+    pub base_offsets: Vec<Offset>,
+}
+
+impl Commit {
+    /// About how many bytes it adds to the journal.
+    pub fn bytes(&self) -> usize {
+        let batches = self.appends.iter().flat_map(|append| &append.batches);
+        let state = self.state.iter().map(|change| {
+            change.keys.bytes.len() + change.accumulators.bytes.len() + 8 * change.keys.lengths.len()
+        });
+        let catalog = self.catalog.iter().filter_map(|change| change.value.as_ref());
+        REQUEST_OVERHEAD_BYTES * (1 + self.appends.len() + self.offsets.len())
+            + batches.map(|batch| batch.as_bytes().len()).sum::<usize>()
+            + state.sum::<usize>()
+            + catalog.map(Bytes::len).sum::<usize>()
+    }
+}
+
+/// The answer to a queued commit. Dropping it does not take the commit back.
+#[derive(Debug)]
+pub struct Receipt(oneshot::Receiver<Result<Committed, BrokerError>>);
+
+impl Future for Receipt {
+    type Output = Result<Committed, BrokerError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0)
+            .poll(context)
+            .map(|answer| answer.unwrap_or(Err(BrokerError::ShuttingDown)))
+    }
+}
+
+/// Hands commits to the committer, in order.
+#[derive(Clone)]
+pub(crate) struct CommitQueue(mpsc::UnboundedSender<Request>);
+
+impl CommitQueue {
+    /// `permit` is held until the commit is answered: it bounds what is queued.
+    pub(crate) fn push(&self, commit: Commit, permit: Option<OwnedSemaphorePermit>) -> Receipt {
+        let (answer, receipt) = oneshot::channel();
+        // A committer that is gone drops the request, and the receipt says so.
+        let _ = self.0.send(Request { commit, answer, _permit: permit });
+        Receipt(receipt)
+    }
+}
+
+struct Request {
+    commit: Commit,
+    answer: oneshot::Sender<Result<Committed, BrokerError>>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// A request whose offsets are assigned.
+struct Accepted {
+    request: Request,
+    committed: Committed,
+}
+
+pub(crate) struct Committer {
+    store: Arc<Store>,
+    state: Arc<StateIndex>,
+    metrics: BrokerMetrics,
+    queue: mpsc::UnboundedReceiver<Request>,
+    /// The sequence number of the next journal value.
+    next_seq: u64,
+    failure: watch::Sender<Option<Arc<StoreError>>>,
+}
+
+impl Committer {
+    /// Starts the committer's thread; it ends when every [`CommitQueue`] is dropped.
+    pub(crate) fn start(
+        store: Arc<Store>,
+        state: Arc<StateIndex>,
+        metrics: BrokerMetrics,
+        next_seq: u64,
+        failure: watch::Sender<Option<Arc<StoreError>>>,
+    ) -> Result<(CommitQueue, std::thread::JoinHandle<()>), StoreError> {
+        let (sender, queue) = mpsc::unbounded_channel();
+        let committer = Self { store, state, metrics, queue, next_seq, failure };
+        let thread = std::thread::Builder::new()
+            .name("committer".into())
+            .spawn(move || committer.run())
+            .map_err(|source| StoreError::Stopped(format!("no thread: {source}")))?;
+        Ok((CommitQueue(sender), thread))
+    }
+
+    fn run(mut self) {
+        let failure = self.failure.clone();
+        let _on_panic = OnPanic(&failure);
+        while let Some(requests) = self.take() {
+            let accepted = self.assign(requests);
+            if accepted.is_empty() {
+                continue;
+            }
+            let begun = Instant::now();
+            let (blob, runs) = self.pack(&accepted);
+            match self.commit(&blob, &accepted) {
+                Ok(seq) => {
+                    self.metrics.committed(begun.elapsed(), blob.len());
+                    self.publish(seq, blob, runs);
+                    self.answer(accepted);
+                }
+                Err(error) => return self.fail(Arc::new(error), accepted),
+            }
+        }
+    }
+
+    /// Waits for a request, then takes all that is queued, to the byte limit.
+    fn take(&mut self) -> Option<Vec<Request>> {
+        let first = self.queue.blocking_recv()?;
+        let mut bytes = first.commit.bytes();
+        let mut requests = vec![first];
+        while bytes < COMMIT_BYTES_MAX {
+            let Ok(request) = self.queue.try_recv() else { break };
+            bytes += request.commit.bytes();
+            requests.push(request);
+        }
+        Some(requests)
+    }
+
+    /// Refuses what must not be written, and gives the rest its offsets, in order.
+    fn assign(&self, requests: Vec<Request>) -> Vec<Accepted> {
+        let mut accepted = Vec::with_capacity(requests.len());
+        for request in requests {
+            match check(&request.commit) {
+                Err(error) => {
+                    // Who asked may have gone.
+                    let _ = request.answer.send(Err(error));
+                }
+                Ok(()) => {
+                    let committed = assign(&request.commit);
+                    accepted.push(Accepted { request, committed });
+                }
+            }
+        }
+        accepted
+    }
+
+    /// One blob of everything, with each partition's batches back to back.
+    fn pack(&self, accepted: &[Accepted]) -> (Bytes, Vec<(Arc<Partition>, Run)>) {
+        let commits = || accepted.iter().map(|accepted| &accepted.request.commit);
+        let mut writer = BlobWriter::with_capacity(commits().map(Commit::bytes).sum());
+        let mut runs = Vec::new();
+        for (partition, batches) in by_partition(accepted) {
+            let (pos, len, run) = writer.batches(partition.topic_id(), partition.name().partition, |out| {
+                let mut run = Run { base: batches[0].0, end: Offset::ZERO, max_timestamp_ms: i64::MIN, at: Location { seq: 0, pos: 0, len: 0 } };
+                for (base, batch) in &batches {
+                    let begin = out.len();
+                    out.extend_from_slice(batch.as_bytes());
+                    patch_batch(&mut out[begin..], base.get(), LEADER_EPOCH);
+                    run.end = base.plus(u64::from(batch.record_count()));
+                    run.max_timestamp_ms = run.max_timestamp_ms.max(batch.max_timestamp_ms());
+                }
+                run
+            });
+            runs.push((partition, Run { at: Location { seq: self.next_seq, pos, len }, ..run }));
+        }
+        for commit in commits() {
+            for change in &commit.offsets {
+                writer.offset(&OffsetEntry {
+                    group: change.group.id().as_str(),
+                    kind: change.group.kind() as u8,
+                    topic: change.topic,
+                    partition: change.partition,
+                    offset: change.offset.get(),
+                });
+            }
+            commit.state.iter().for_each(|change| writer.state(change));
+            commit.drop_state.iter().for_each(|store| writer.drop_state(store));
+            commit.drop_groups.iter().for_each(|group| writer.drop_group(group.id().as_str()));
+        }
+        let blob = if writer.is_empty() { Bytes::new() } else { writer.finish() };
+        (blob, runs)
+    }
+
+    /// One durable transaction. Returns the sequence number of the blob's first value.
+    fn commit(&mut self, blob: &Bytes, accepted: &[Accepted]) -> Result<u64, StoreError> {
+        let seq = self.next_seq;
+        let transaction = self.store.db.begin_write()?;
+        {
+            let mut journal = transaction.open_table(JOURNAL)?;
+            for value in blob.chunks(CHUNK_BYTES) {
+                journal.insert(self.next_seq, value)?;
+                self.next_seq += 1;
+            }
+        }
+        let mut changes = accepted.iter().flat_map(|a| &a.request.commit.catalog).peekable();
+        if changes.peek().is_some() {
+            let mut catalog = transaction.open_table(CATALOG)?;
+            for change in changes {
+                match &change.value {
+                    Some(value) => catalog.insert(change.key.as_str(), value.as_ref())?,
+                    None => catalog.remove(change.key.as_str())?,
+                };
+            }
+        }
+        transaction.commit()?;
+        Ok(seq)
+    }
+
+    /// Makes the commit's records visible, and wakes who waits for them.
+    fn publish(&self, seq: u64, blob: Bytes, runs: Vec<(Arc<Partition>, Run)>) {
+        if !blob.is_empty() {
+            self.store.blobs.push(seq, blob);
+        }
+        for (partition, run) in runs {
+            partition.publish(run);
+        }
+    }
+
+    fn answer(&self, accepted: Vec<Accepted>) {
+        for Accepted { request: Request { commit, answer, _permit }, committed } in accepted {
+            for change in &commit.state {
+                self.state.apply(change);
+            }
+            for store in &commit.drop_state {
+                self.state.drop_store(store);
+            }
+            for change in &commit.offsets {
+                change.group.set_committed(change.topic, change.partition, change.offset);
+            }
+            for group in &commit.drop_groups {
+                group.clear_offsets();
+            }
+            // Who asked may have gone; the commit stands.
+            let _ = answer.send(Ok(committed));
+        }
+    }
+
+    /// Nothing is written after a failed commit: what is on disk is no longer known.
+    fn fail(mut self, error: Arc<StoreError>, accepted: Vec<Accepted>) {
+        tracing::error!(%error, "a commit failed: no more writes are taken");
+        self.store.failed.store(true, Ordering::Release);
+        self.failure.send_replace(Some(error.clone()));
+        for Accepted { request, .. } in accepted {
+            let _ = request.answer.send(Err(BrokerError::Storage(error.clone())));
+        }
+        while let Some(request) = self.queue.blocking_recv() {
+            let _ = request.answer.send(Err(BrokerError::Storage(error.clone())));
+        }
+    }
+}
+
+/// Why this commit must not be written, if so.
+fn check(commit: &Commit) -> Result<(), BrokerError> {
+    if let Some(fence) = &commit.fence {
+        fence.group.check_generation(fence.generation)?;
+    }
+    for change in &commit.offsets {
+        change.group.check_expected(change)?;
+    }
+    for append in &commit.appends {
+        if append.partition.is_deleted() {
+            return Err(BrokerError::UnknownTopic {
+                topic: append.partition.name().topic.as_str().to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn assign(commit: &Commit) -> Committed {
+    for change in &commit.offsets {
+        change.group.set_assigned(change.topic, change.partition, change.offset);
+    }
+    let base_offsets = commit.appends.iter().map(|append| {
+        let records = append.batches.iter().map(|batch| u64::from(batch.record_count())).sum();
+        append.partition.assign(records)
+    });
+    Committed { base_offsets: base_offsets.collect() }
+}
+
+/// Each partition's batches with their base offsets, partitions in order of first appearance.
+#[allow(clippy::type_complexity)]
+fn by_partition(accepted: &[Accepted]) -> Vec<(Arc<Partition>, Vec<(Offset, &RecordBatch)>)> {
+    let mut places: HashMap<*const Partition, usize> = HashMap::new();
+    let mut grouped: Vec<(Arc<Partition>, Vec<(Offset, &RecordBatch)>)> = Vec::new();
+    for Accepted { request, committed } in accepted {
+        for (append, &first) in request.commit.appends.iter().zip(&committed.base_offsets) {
+            if append.batches.is_empty() {
+                continue;
+            }
+            let place = *places.entry(Arc::as_ptr(&append.partition)).or_insert_with(|| {
+                grouped.push((append.partition.clone(), Vec::new()));
+                grouped.len() - 1
+            });
+            let mut base = first;
+            for batch in &append.batches {
+                grouped[place].1.push((base, batch));
+                base = base.plus(u64::from(batch.record_count()));
+            }
+        }
+    }
+    grouped
+}
+
+/// A defect in the committer must stop the server as a failed disk does, not leave it hanging.
+struct OnPanic<'a>(&'a watch::Sender<Option<Arc<StoreError>>>);
+
+impl Drop for OnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.send_replace(Some(Arc::new(StoreError::Stopped("it panicked, see the log".into()))));
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The data directory: who has it, and which format it is of.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use super::error::StoreError;
+
+pub(super) const DATABASE_FILE: &str = "millstream.redb";
+const LOCK_FILE: &str = "LOCK";
+const FORMAT_FILE: &str = "FORMAT";
+
+/// What this version writes to the format file. Another number is another layout.
+const FORMAT: &str = "millstream data directory, format 1";
+
+/// Held while the directory is open. The system releases it when the process ends, however it ends.
+pub(super) struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
+        fs::create_dir_all(path).map_err(|source| StoreError::io("make", path, source))?;
+        let lock_path = path.join(LOCK_FILE);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock_path)
+            .map_err(|source| StoreError::io("open", &lock_path, source))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // Only for the message: an unreadable lock file names nobody.
+                let _ = file.read_to_string(&mut holder);
+                let holder = Some(holder.trim().to_owned()).filter(|pid| !pid.is_empty());
+                return Err(StoreError::Locked { path: path.to_owned(), holder });
+            }
+            Err(fs::TryLockError::Error(source)) => {
+                return Err(StoreError::io("lock", &lock_path, source));
+            }
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(|source| StoreError::io("write", &lock_path, source))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Refuses a directory of another format; marks a new one as ours.
+pub(super) fn check_format(path: &Path) -> Result<(), StoreError> {
+    let format_path = path.join(FORMAT_FILE);
+    match fs::read(&format_path) {
+        Ok(bytes) => {
+            let found = String::from_utf8_lossy(&bytes).trim().to_owned();
+            if found == FORMAT {
+                return Ok(());
+            }
+            Err(StoreError::Format { path: path.to_owned(), found, known: FORMAT })
+        }
+        Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => {
+            refuse_foreign_files(path)?;
+            write_format(path, &format_path)
+        }
+        Err(source) => Err(StoreError::io("read", &format_path, source)),
+    }
+}
+
+/// A directory without a format file must be new: writing into somebody's documents is not kind.
+fn refuse_foreign_files(path: &Path) -> Result<(), StoreError> {
+    let entries = fs::read_dir(path).map_err(|source| StoreError::io("read", path, source))?;
+    for entry in entries {
+        let name = entry.map_err(|source| StoreError::io("read", path, source))?.file_name();
+        let name = name.to_string_lossy();
+        if name != LOCK_FILE && name != FORMAT_FILE_NEW && name != "lost+found" {
+            return Err(StoreError::NotADataDirectory { path: path.to_owned(), found: name.into_owned() });
+        }
+    }
+    Ok(())
+}
+
+const FORMAT_FILE_NEW: &str = "FORMAT.new";
+
+/// Whole or not at all: a crash must not leave a directory that the next start refuses.
+fn write_format(path: &Path, format_path: &Path) -> Result<(), StoreError> {
+    let new = path.join(FORMAT_FILE_NEW);
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&new)?;
+        writeln!(file, "{FORMAT}")?;
+        file.sync_all()?;
+        fs::rename(&new, format_path)?;
+        File::open(path)?.sync_all()
+    };
+    write().map_err(|source| StoreError::io("write", format_path, source))
+}

@@ -1,0 +1,108 @@
+//! Why a data directory could not be opened, read or written.
+
+use std::path::{Path, PathBuf};
+
+/// A storage failure: what was done, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another server has the data directory.
+    #[error(
+        "data directory {path} is in use by another server{}: stop it, or give this one a \
+         directory of its own", holder.as_ref().map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
+    Locked {
+        /// The data directory.
+        path: PathBuf,
+        /// The holder's process id, as it wrote it.
+        holder: Option<String>,
+    },
+    /// The data directory is of a format that this version does not know.
+    #[error(
+        "data directory {path} has format {found:?}, this version knows \"{known}\": use the \
+         version of Millstream that wrote it, or another directory; nothing was changed"
+    )]
+    Format {
+        /// The data directory.
+        path: PathBuf,
+        /// What its format file says.
+        found: String,
+        /// What this version writes.
+        known: &'static str,
+    },
+    /// The directory holds something else.
+    #[error("{path} is not a data directory: it holds {found:?} and no format file")]
+    NotADataDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// A file in it.
+        found: String,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// "open", "write", …
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// redb failed.
+    #[error("the database failed: {0}")]
+    Database(#[source] Box<redb::Error>),
+    /// What was read is not what was written.
+    #[error("{what} is corrupt: {reason}")]
+    Corrupt {
+        /// Which data.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The committer ended by a defect of ours.
+    #[error("the committer stopped: {0}")]
+    Stopped(String),
+}
+
+impl StoreError {
+    pub(super) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+
+    pub(super) fn open(path: &Path, source: redb::DatabaseError) -> Self {
+        match source {
+            redb::DatabaseError::DatabaseAlreadyOpen => {
+                let path = path.parent().unwrap_or(path).to_owned();
+                Self::Locked { path, holder: None }
+            }
+            redb::DatabaseError::Storage(redb::StorageError::Io(source)) => {
+                Self::io("open", path, source)
+            }
+            other => Self::Database(Box::new(other.into())),
+        }
+    }
+
+    /// Whether the disk is full, or a quota is.
+    pub fn is_disk_full(&self) -> bool {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let io = match self {
+            Self::Io { source, .. } => source,
+            Self::Database(error) => match error.as_ref() {
+                redb::Error::Io(source) => source,
+                _ => return false,
+            },
+            _ => return false,
+        };
+        matches!(io.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    }
+}
+
+macro_rules! from_redb {
+    ($($error:ty),*) => {$(
+        impl From<$error> for StoreError {
+            fn from(error: $error) -> Self {
+                Self::Database(Box::new(error.into()))
+            }
+        }
+    )*};
+}
+from_redb!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);

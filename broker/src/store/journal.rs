@@ -1,0 +1,368 @@
+//! The journal's layout: what one commit writes, and how it is cut into values.
+//!
+//! A commit's blob is a header and entries, back to back. It is cut into values of at most
+//! [`CHUNK_BYTES`] under consecutive sequence numbers, so every value but the last fills its page
+//! exactly, and no batch is too large for a page.
+//!
+//! ```text
+//! blob   = magic u32, blob_bytes u32, entry*
+//! entry  = kind u8, 0 u8 x3, body_bytes u32, crc u32, body
+//! ```
+//! All integers are little-endian. `crc` is the CRC-32C of the body; 0 for batches, which carry
+//! their own.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use millstream_record::Column;
+
+use super::error::StoreError;
+use crate::partition::TopicId;
+use crate::state::StateChange;
+
+/// The largest journal value: 64 KiB less the 16 bytes of a redb leaf's overhead, so that a value
+/// fills its page. Smaller pages cost more commits a byte, larger ones measured slower.
+pub(crate) const CHUNK_BYTES: usize = 65_520;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"MSJ1");
+const BLOB_HEADER_BYTES: usize = 8;
+const ENTRY_HEADER_BYTES: usize = 12;
+
+const BATCHES: u8 = 1;
+const OFFSET: u8 = 2;
+const STATE: u8 = 3;
+const DROP_STATE: u8 = 4;
+const DROP_GROUP: u8 = 5;
+
+/// Where bytes stand in the journal: in the blob that begins at value `seq`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Location {
+    /// The sequence number of the blob's first value.
+    pub(crate) seq: u64,
+    /// From the blob's begin.
+    pub(crate) pos: u32,
+    pub(crate) len: u32,
+}
+
+/// Reads a location, given how to read one value.
+pub(super) fn read_location(
+    at: Location,
+    value: impl Fn(u64) -> Result<Option<Bytes>, StoreError>,
+) -> Result<Bytes, StoreError> {
+    let (begin, end) = (at.pos as usize, at.pos as usize + at.len as usize);
+    let first = begin / CHUNK_BYTES;
+    let mut out = BytesMut::with_capacity(at.len as usize);
+    for chunk in first..=(end - 1) / CHUNK_BYTES {
+        let seq = at.seq + chunk as u64;
+        let missing = |reason: String| StoreError::Corrupt { what: format!("journal value {seq}"), reason };
+        let bytes = value(seq)?.ok_or_else(|| missing("it is not there".into()))?;
+        let chunk_begin = chunk * CHUNK_BYTES;
+        let from = begin.saturating_sub(chunk_begin);
+        let to = (end - chunk_begin).min(CHUNK_BYTES);
+        if to > bytes.len() {
+            return Err(missing(format!("{} bytes where {to} are needed", bytes.len())));
+        }
+        if first == (end - 1) / CHUNK_BYTES {
+            return Ok(bytes.slice(from..to));
+        }
+        out.extend_from_slice(&bytes[from..to]);
+    }
+    Ok(out.freeze())
+}
+
+/// A committed offset, as the journal holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OffsetEntry<'a> {
+    pub(crate) group: &'a str,
+    /// 1 for consumers, 2 for a pipeline.
+    pub(crate) kind: u8,
+    pub(crate) topic: TopicId,
+    pub(crate) partition: u32,
+    pub(crate) offset: i64,
+}
+
+/// One entry, read back.
+#[derive(Debug)]
+pub(crate) enum Entry<'a> {
+    /// Batches of one partition, at this position and length in the blob.
+    Batches { topic: TopicId, partition: u32, pos: u32, batches: &'a [u8] },
+    Offset(OffsetEntry<'a>),
+    State(StateChange),
+    DropState { store: &'a str },
+    DropGroup { group: &'a str },
+}
+
+/// Writes one blob.
+pub(crate) struct BlobWriter {
+    blob: BytesMut,
+}
+
+impl BlobWriter {
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
+        let mut blob = BytesMut::with_capacity(bytes + BLOB_HEADER_BYTES);
+        blob.put_u32_le(MAGIC);
+        blob.put_u32_le(0);
+        Self { blob }
+    }
+
+    /// `write` appends the batches; what it returns is returned with where they stand.
+    pub(crate) fn batches<T>(
+        &mut self,
+        topic: TopicId,
+        partition: u32,
+        write: impl FnOnce(&mut BytesMut) -> T,
+    ) -> (u32, u32, T) {
+        let header = self.begin(BATCHES);
+        self.blob.put_u32_le(topic.0);
+        self.blob.put_u32_le(partition);
+        let begin = self.blob.len();
+        let written = write(&mut self.blob);
+        let (pos, len) = (begin as u32, (self.blob.len() - begin) as u32);
+        self.end(header, false);
+        (pos, len, written)
+    }
+
+    pub(crate) fn offset(&mut self, entry: &OffsetEntry<'_>) {
+        let header = self.begin(OFFSET);
+        self.blob.put_u8(entry.kind);
+        self.blob.put_u32_le(entry.topic.0);
+        self.blob.put_u32_le(entry.partition);
+        self.blob.put_i64_le(entry.offset);
+        self.blob.put_slice(entry.group.as_bytes());
+        self.end(header, true);
+    }
+
+    pub(crate) fn state(&mut self, change: &StateChange) {
+        let header = self.begin(STATE);
+        self.blob.put_u32_le(change.partition);
+        self.blob.put_u32_le(change.store.len() as u32);
+        self.blob.put_slice(change.store.as_bytes());
+        self.column(&change.keys);
+        self.column(&change.accumulators);
+        self.end(header, true);
+    }
+
+    pub(crate) fn drop_state(&mut self, store: &str) {
+        let header = self.begin(DROP_STATE);
+        self.blob.put_slice(store.as_bytes());
+        self.end(header, true);
+    }
+
+    pub(crate) fn drop_group(&mut self, group: &str) {
+        let header = self.begin(DROP_GROUP);
+        self.blob.put_slice(group.as_bytes());
+        self.end(header, true);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.blob.len() == BLOB_HEADER_BYTES
+    }
+
+    pub(crate) fn finish(mut self) -> Bytes {
+        let bytes = u32::try_from(self.blob.len()).expect("a commit is far below 4 GiB");
+        self.blob[4..8].copy_from_slice(&bytes.to_le_bytes());
+        self.blob.freeze()
+    }
+
+    fn begin(&mut self, kind: u8) -> usize {
+        let header = self.blob.len();
+        self.blob.put_slice(&[kind, 0, 0, 0]);
+        self.blob.put_u64_le(0);
+        header
+    }
+
+    fn end(&mut self, header: usize, with_crc: bool) {
+        let body = header + ENTRY_HEADER_BYTES;
+        let bytes = (self.blob.len() - body) as u32;
+        let crc = if with_crc { crc32c::crc32c(&self.blob[body..]) } else { 0 };
+        self.blob[header + 4..header + 8].copy_from_slice(&bytes.to_le_bytes());
+        self.blob[header + 8..header + 12].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    fn column(&mut self, column: &Column) {
+        self.blob.put_u32_le(column.lengths.len() as u32);
+        self.blob.put_u32_le(column.bytes.len() as u32);
+        for length in &column.lengths {
+            self.blob.put_i32_le(*length);
+        }
+        self.blob.put_slice(&column.bytes);
+    }
+}
+
+/// How long the blob is that begins with this value.
+pub(crate) fn blob_bytes(first_value: &[u8]) -> Result<usize, String> {
+    let mut reader = Reader(first_value);
+    if reader.u32()? != MAGIC {
+        return Err("it does not begin with a blob's mark".into());
+    }
+    Ok(reader.u32()? as usize)
+}
+
+/// Calls `visit` with each entry of a whole blob.
+pub(crate) fn read_blob<'a>(
+    blob: &'a [u8],
+    mut visit: impl FnMut(Entry<'a>) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut reader = Reader(blob);
+    reader.take(BLOB_HEADER_BYTES)?;
+    while !reader.0.is_empty() {
+        let kind = reader.take(4)?[0];
+        let (bytes, crc) = (reader.u32()? as usize, reader.u32()?);
+        let pos = blob.len() - reader.0.len();
+        let body = reader.take(bytes)?;
+        if kind != BATCHES && crc32c::crc32c(body) != crc {
+            return Err(format!("an entry at byte {pos} does not match its checksum"));
+        }
+        visit(read_entry(kind, body, pos)?)?;
+    }
+    Ok(())
+}
+
+fn read_entry(kind: u8, body: &[u8], pos: usize) -> Result<Entry<'_>, String> {
+    let mut reader = Reader(body);
+    Ok(match kind {
+        BATCHES => Entry::Batches {
+            topic: TopicId(reader.u32()?),
+            partition: reader.u32()?,
+            pos: pos as u32 + 8,
+            batches: reader.0,
+        },
+        OFFSET => Entry::Offset(OffsetEntry {
+            kind: reader.take(1)?[0],
+            topic: TopicId(reader.u32()?),
+            partition: reader.u32()?,
+            offset: reader.u64()? as i64,
+            group: reader.rest()?,
+        }),
+        STATE => {
+            let partition = reader.u32()?;
+            let name_bytes = reader.u32()? as usize;
+            let store: Arc<str> = Reader(reader.take(name_bytes)?).rest()?.into();
+            Entry::State(StateChange {
+                store,
+                partition,
+                keys: reader.column()?,
+                accumulators: reader.column()?,
+            })
+        }
+        DROP_STATE => Entry::DropState { store: reader.rest()? },
+        DROP_GROUP => Entry::DropGroup { group: reader.rest()? },
+        other => return Err(format!("an entry at byte {pos} is of unknown kind {other}")),
+    })
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, bytes: usize) -> Result<&'a [u8], String> {
+        let (taken, rest) = self
+            .0
+            .split_at_checked(bytes)
+            .ok_or_else(|| format!("{} bytes are left where {bytes} are needed", self.0.len()))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
+    fn u32(&mut self) -> Result<u32, String> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, String> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn rest(&mut self) -> Result<&'a str, String> {
+        std::str::from_utf8(std::mem::take(&mut self.0)).map_err(|e| format!("a name is not UTF-8: {e}"))
+    }
+
+    fn column(&mut self) -> Result<Column, String> {
+        let (count, bytes) = (self.u32()? as usize, self.u32()? as usize);
+        let lengths = self.take(count.checked_mul(4).ok_or("a column is too long")?)?;
+        let lengths = lengths.as_chunks::<4>().0.iter().map(|length| i32::from_le_bytes(*length));
+        let column = Column { lengths: lengths.collect(), bytes: self.take(bytes)?.to_vec() };
+        column.check().map_err(|e| e.to_string())?;
+        Ok(column)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(values: &[Option<&[u8]>]) -> Column {
+        let mut column = Column::default();
+        for value in values {
+            column.push(*value);
+        }
+        column
+    }
+
+    #[test]
+    fn entries_come_back_as_written() {
+        let mut writer = BlobWriter::with_capacity(100);
+        let (pos, len, ()) = writer.batches(TopicId(7), 3, |out| out.put_slice(b"batches"));
+        let offset = OffsetEntry { group: "g", kind: 2, topic: TopicId(7), partition: 3, offset: 99 };
+        writer.offset(&offset);
+        let change = StateChange {
+            store: "p/s".into(),
+            partition: 1,
+            keys: column(&[Some(b"a"), Some(b"")]),
+            accumulators: column(&[None, Some(b"acc")]),
+        };
+        writer.state(&change);
+        writer.drop_state("p/s");
+        writer.drop_group("g");
+        let blob = writer.finish();
+
+        assert_eq!(blob_bytes(&blob), Ok(blob.len()));
+        assert_eq!(&blob[pos as usize..(pos + len) as usize], b"batches");
+        let mut seen = 0;
+        read_blob(&blob, |entry| {
+            match (seen, entry) {
+                (0, Entry::Batches { topic, partition, pos: at, batches }) => {
+                    assert_eq!((topic, partition, at, batches), (TopicId(7), 3, pos, &b"batches"[..]));
+                }
+                (1, Entry::Offset(entry)) => assert_eq!(entry, offset),
+                (2, Entry::State(read)) => {
+                    assert_eq!((read.keys, read.accumulators), (change.keys.clone(), change.accumulators.clone()));
+                }
+                (3, Entry::DropState { store }) => assert_eq!(store, "p/s"),
+                (4, Entry::DropGroup { group }) => assert_eq!(group, "g"),
+                (n, other) => panic!("entry {n} is {other:?}"),
+            }
+            seen += 1;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(seen, 5);
+    }
+
+    #[test]
+    fn a_flipped_bit_in_an_offset_is_found() {
+        let mut writer = BlobWriter::with_capacity(100);
+        writer.offset(&OffsetEntry { group: "g", kind: 1, topic: TopicId(1), partition: 0, offset: 5 });
+        let mut blob = writer.finish().to_vec();
+        let last = blob.len() - 1;
+        blob[last] ^= 1;
+        assert!(read_blob(&blob, |_| Ok(())).unwrap_err().contains("checksum"));
+    }
+
+    #[test]
+    fn a_location_is_read_across_values() {
+        let blob: Vec<u8> = (0..CHUNK_BYTES * 2 + 10).map(|i| (i % 251) as u8).collect();
+        let values: Vec<Bytes> = blob.chunks(CHUNK_BYTES).map(Bytes::copy_from_slice).collect();
+        for (pos, len) in [(0, 10), (CHUNK_BYTES - 5, 10), (5, CHUNK_BYTES * 2), (CHUNK_BYTES, CHUNK_BYTES)] {
+            let at = Location { seq: 40, pos: pos as u32, len: len as u32 };
+            let read = read_location(at, |seq| Ok(values.get(seq as usize - 40).cloned())).unwrap();
+            assert_eq!(&read[..], &blob[pos..pos + len]);
+        }
+        let beyond = Location { seq: 40, pos: 0, len: blob.len() as u32 + 1 };
+        assert!(read_location(beyond, |seq| Ok(values.get(seq as usize - 40).cloned())).is_err());
+    }
+}

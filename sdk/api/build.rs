@@ -1,0 +1,13 @@
+//! Compiles the contract in `sdk/proto` with protox: no protoc to install.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = "../proto";
+    let files = ["error", "record", "topics", "log", "groups", "modules", "pipelines", "state"]
+        .map(|name| format!("millstream/v1/{name}.proto"));
+    println!("cargo:rerun-if-changed={root}");
+    let descriptors = protox::compile(&files, [root])?;
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("millstream.v1.bin"), prost::Message::encode_to_vec(&descriptors))?;
+    tonic_prost_build::configure().bytes(".millstream.v1").compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! Building batches: records are encoded as they come, into the bytes that are sent.
+
+use bytes::Bytes;
+
+use crate::batch::{BATCH_HEADER_BYTES, MAGIC, RecordBatch, at};
+use crate::compression::{Compression, compress};
+use crate::varint;
+
+/// Builds one batch after another.
+#[derive(Clone, Debug)]
+pub struct BatchBuilder {
+    compression: Compression,
+    /// The header's bytes, then the records, not compressed.
+    bytes: Vec<u8>,
+    capacity: usize,
+    count: u32,
+    base_timestamp_ms: i64,
+    max_timestamp_ms: i64,
+    producer: Producer,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Producer {
+    id: i64,
+    epoch: i16,
+    base_sequence: i32,
+}
+
+const NO_PRODUCER: Producer = Producer { id: -1, epoch: -1, base_sequence: -1 };
+
+/// The most that a record's fields take beside its key, value and headers, in bytes: length 5,
+/// attributes 1, timestamp 10, offset 5, key and value lengths 5 each, header count 5.
+const RECORD_OVERHEAD_BYTES_MAX: usize = 36;
+
+impl BatchBuilder {
+    /// An empty batch.
+    pub fn new(compression: Compression) -> Self {
+        Self::with_capacity(compression, 0)
+    }
+
+    /// An empty batch with room for `bytes`, header included.
+    pub fn with_capacity(compression: Compression, bytes: usize) -> Self {
+        Self {
+            compression,
+            bytes: Vec::new(),
+            capacity: bytes.max(BATCH_HEADER_BYTES),
+            count: 0,
+            base_timestamp_ms: 0,
+            max_timestamp_ms: 0,
+            producer: NO_PRODUCER,
+        }
+    }
+
+    /// Sets the producer's identity for the batch in the making (KIP-98).
+    pub fn set_producer(&mut self, id: i64, epoch: i16, base_sequence: i32) {
+        self.producer = Producer { id, epoch, base_sequence };
+    }
+
+    /// Appends a record. `headers` are names and values, in order.
+    #[inline]
+    pub fn push<'h>(
+        &mut self,
+        timestamp_ms: i64,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>), IntoIter: Clone>,
+    ) {
+        if self.count == 0 {
+            self.bytes.reserve(self.capacity);
+            self.bytes.resize(BATCH_HEADER_BYTES, 0);
+            self.base_timestamp_ms = timestamp_ms;
+            self.max_timestamp_ms = timestamp_ms;
+        }
+        self.max_timestamp_ms = self.max_timestamp_ms.max(timestamp_ms);
+        let timestamp_delta = timestamp_ms.wrapping_sub(self.base_timestamp_ms);
+        let offset_delta = i64::from(self.count);
+        let headers = headers.into_iter();
+        let (mut header_count, mut header_bytes) = (0i64, 0);
+        for (name, value) in headers.clone() {
+            header_count += 1;
+            header_bytes += nullable_size(Some(name.as_bytes())) + nullable_size(value);
+        }
+        let length = 1
+            + varint::size(timestamp_delta)
+            + varint::size(offset_delta)
+            + nullable_size(key)
+            + nullable_size(value)
+            + varint::size(header_count)
+            + header_bytes;
+        let out = &mut self.bytes;
+        varint::put(out, length as i64);
+        out.push(0);
+        varint::put(out, timestamp_delta);
+        varint::put(out, offset_delta);
+        put_nullable(out, key);
+        put_nullable(out, value);
+        varint::put(out, header_count);
+        for (name, value) in headers {
+            put_nullable(out, Some(name.as_bytes()));
+            put_nullable(out, value);
+        }
+        self.count += 1;
+    }
+
+    /// Records so far.
+    pub fn record_count(&self) -> u32 {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Bytes so far, header included, before compression.
+    pub fn encoded_bytes(&self) -> usize {
+        self.bytes.len().max(BATCH_HEADER_BYTES)
+    }
+
+    /// The most that a record without headers adds, for keys and values of these lengths.
+    pub fn record_bytes_max(key_bytes: usize, value_bytes: usize) -> usize {
+        RECORD_OVERHEAD_BYTES_MAX + key_bytes + value_bytes
+    }
+
+    /// The batch, with base offset 0; `None` where no record was pushed. The builder is empty after.
+    pub fn finish(&mut self) -> Option<RecordBatch> {
+        if self.count == 0 {
+            return None;
+        }
+        let mut bytes = std::mem::take(&mut self.bytes);
+        if self.compression != Compression::None {
+            let packed = compress(self.compression, &bytes[BATCH_HEADER_BYTES..]);
+            bytes.truncate(BATCH_HEADER_BYTES);
+            bytes.extend_from_slice(&packed);
+        }
+        let last_offset_delta = self.count as i32 - 1;
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(at::MAGIC, &[MAGIC]);
+        put(at::ATTRIBUTES, &(self.compression as u16).to_be_bytes());
+        put(at::LAST_OFFSET_DELTA, &last_offset_delta.to_be_bytes());
+        put(at::BASE_TIMESTAMP, &self.base_timestamp_ms.to_be_bytes());
+        put(at::MAX_TIMESTAMP, &self.max_timestamp_ms.to_be_bytes());
+        put(at::PRODUCER_ID, &self.producer.id.to_be_bytes());
+        put(at::PRODUCER_EPOCH, &self.producer.epoch.to_be_bytes());
+        put(at::BASE_SEQUENCE, &self.producer.base_sequence.to_be_bytes());
+        put(at::RECORD_COUNT, &(self.count as i32).to_be_bytes());
+        put(at::LEADER_EPOCH, &(-1i32).to_be_bytes());
+        let length = bytes.len() as i32 - at::LEADER_EPOCH as i32;
+        bytes[at::LENGTH..at::LENGTH + 4].copy_from_slice(&length.to_be_bytes());
+        let crc = crc32c::crc32c(&bytes[at::ATTRIBUTES..]);
+        bytes[at::CRC..at::CRC + 4].copy_from_slice(&crc.to_be_bytes());
+        self.count = 0;
+        self.producer = NO_PRODUCER;
+        Some(RecordBatch::built(Bytes::from(bytes)))
+    }
+}
+
+#[inline]
+fn nullable_size(bytes: Option<&[u8]>) -> usize {
+    bytes.map_or(1, |bytes| varint::size(bytes.len() as i64) + bytes.len())
+}
+
+#[inline]
+fn put_nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    match bytes {
+        None => varint::put(out, -1),
+        Some(bytes) => {
+            varint::put(out, bytes.len() as i64);
+            out.extend_from_slice(bytes);
+        }
+    }
+}

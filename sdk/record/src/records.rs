@@ -1,0 +1,257 @@
+//! The records in a batch's body.
+//!
+//! ```text
+//! length varint | attributes i8 | timestampDelta varlong | offsetDelta varint | key | value
+//! | headerCount varint | (name | value)*
+//! ```
+//! Keys, values and headers are a varint length (-1 is null) and bytes.
+
+use bytes::Bytes;
+
+use crate::batch::{RecordBatch, TimestampType};
+use crate::error::BatchError;
+use crate::varint::Cursor;
+
+/// The fewest bytes that a record takes: seven fields of one byte.
+pub(crate) const RECORD_BYTES_MIN: usize = 7;
+
+/// The records of one batch, inflated, as shared bytes.
+#[derive(Clone, Debug)]
+pub struct Records {
+    body: Bytes,
+    base_offset: i64,
+    base_timestamp_ms: i64,
+    /// Set where all records have the batch's time.
+    append_time_ms: Option<i64>,
+    count: u32,
+}
+
+impl Records {
+    pub(crate) fn new(batch: &RecordBatch, body: Bytes) -> Self {
+        let append_time = batch.timestamp_type() == TimestampType::LogAppendTime;
+        Self {
+            body,
+            base_offset: batch.base_offset(),
+            base_timestamp_ms: batch.base_timestamp_ms(),
+            append_time_ms: append_time.then(|| batch.max_timestamp_ms()),
+            count: batch.record_count(),
+        }
+    }
+
+    /// The records in order. Ends after the first error.
+    pub fn iter(&self) -> RecordIter<'_> {
+        RecordIter { records: self, cursor: Cursor { bytes: &self.body }, index: 0 }
+    }
+
+    /// The inflated body.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// How many records the batch's header claims.
+    pub fn claimed_count(&self) -> u32 {
+        self.count
+    }
+
+    /// A record that keeps the body alive instead of borrowing it. `view` must be one of these.
+    pub fn to_record(&self, view: &RecordView<'_>) -> Record {
+        let owned = |bytes: &[u8]| {
+            if bytes.is_empty() { Bytes::new() } else { self.body.slice_ref(bytes) }
+        };
+        let headers = view.headers().map(|(name, value)| Header { name: name.to_owned(), value: value.map(owned) });
+        Record {
+            offset: view.offset,
+            timestamp_ms: view.timestamp_ms,
+            key: view.key.map(owned),
+            value: view.value.map(owned),
+            headers: headers.collect(),
+        }
+    }
+}
+
+impl<'a> IntoIterator for &'a Records {
+    type Item = Result<RecordView<'a>, BatchError>;
+    type IntoIter = RecordIter<'a>;
+
+    fn into_iter(self) -> RecordIter<'a> {
+        self.iter()
+    }
+}
+
+/// Reads records one by one.
+#[derive(Clone, Debug)]
+pub struct RecordIter<'a> {
+    records: &'a Records,
+    cursor: Cursor<'a>,
+    index: u32,
+}
+
+impl<'a> Iterator for RecordIter<'a> {
+    type Item = Result<RecordView<'a>, BatchError>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.index == self.records.count {
+            return None;
+        }
+        let index = self.index;
+        self.index += 1;
+        match read_record(&mut self.cursor) {
+            Ok(raw) => Some(Ok(RecordView {
+                offset: self.records.base_offset + i64::from(raw.offset_delta),
+                timestamp_ms: self
+                    .records
+                    .append_time_ms
+                    .unwrap_or_else(|| self.records.base_timestamp_ms.wrapping_add(raw.timestamp_delta)),
+                key: raw.key,
+                value: raw.value,
+                header_count: raw.header_count,
+                headers: raw.headers,
+            })),
+            Err(reason) => {
+                self.index = self.records.count;
+                Some(Err(BatchError::Record { index, reason }))
+            }
+        }
+    }
+}
+
+/// A record in place.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordView<'a> {
+    /// Position in its partition.
+    pub offset: i64,
+    /// In ms since the epoch.
+    pub timestamp_ms: i64,
+    /// Null or bytes.
+    pub key: Option<&'a [u8]>,
+    /// Null (a tombstone) or bytes.
+    pub value: Option<&'a [u8]>,
+    header_count: u32,
+    headers: &'a [u8],
+}
+
+impl<'a> RecordView<'a> {
+    /// The headers, in order and with duplicates. A header that is malformed ends them.
+    #[inline]
+    pub fn headers(&self) -> HeaderIter<'a> {
+        HeaderIter { cursor: Cursor { bytes: self.headers }, left: self.header_count }
+    }
+
+    /// How many headers it has.
+    pub fn header_count(&self) -> u32 {
+        self.header_count
+    }
+}
+
+/// Reads headers one by one.
+#[derive(Clone, Debug)]
+pub struct HeaderIter<'a> {
+    cursor: Cursor<'a>,
+    left: u32,
+}
+
+impl<'a> Iterator for HeaderIter<'a> {
+    type Item = (&'a str, Option<&'a [u8]>);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        read_header(&mut self.cursor).ok()
+    }
+}
+
+/// A record that owns its bytes, as slices of its batch's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// Position in its partition.
+    pub offset: i64,
+    /// In ms since the epoch.
+    pub timestamp_ms: i64,
+    /// Null or bytes.
+    pub key: Option<Bytes>,
+    /// Null (a tombstone) or bytes.
+    pub value: Option<Bytes>,
+    /// In order, with duplicates.
+    pub headers: Vec<Header>,
+}
+
+/// One header.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// UTF-8.
+    pub name: String,
+    /// Null or bytes.
+    pub value: Option<Bytes>,
+}
+
+struct RawRecord<'a> {
+    timestamp_delta: i64,
+    offset_delta: i32,
+    key: Option<&'a [u8]>,
+    value: Option<&'a [u8]>,
+    header_count: u32,
+    headers: &'a [u8],
+}
+
+#[inline]
+fn read_record<'a>(body: &mut Cursor<'a>) -> Result<RawRecord<'a>, &'static str> {
+    let length = body.varint().and_then(|length| usize::try_from(length).ok()).ok_or("its length is no length")?;
+    let mut record = Cursor { bytes: body.take(length).ok_or("it is longer than the batch")? };
+    record.byte().ok_or("it has no attributes")?;
+    let timestamp_delta = record.varlong().ok_or("its timestamp is cut short")?;
+    let offset_delta = record.varint().ok_or("its offset is cut short")?;
+    let key = record.nullable().map_err(|()| "its key is longer than the record")?;
+    let value = record.nullable().map_err(|()| "its value is longer than the record")?;
+    let headers = record.varint().and_then(|count| u32::try_from(count).ok());
+    let header_count = headers.ok_or("its header count is no count")?;
+    // A header takes two bytes at least.
+    if header_count as usize > record.bytes.len() / 2 {
+        return Err("it claims more headers than it has bytes for");
+    }
+    Ok(RawRecord { timestamp_delta, offset_delta, key, value, header_count, headers: record.bytes })
+}
+
+#[inline]
+fn read_header<'a>(cursor: &mut Cursor<'a>) -> Result<(&'a str, Option<&'a [u8]>), &'static str> {
+    let name = cursor.nullable().ok().flatten().ok_or("a header's name is null or too long")?;
+    let name = std::str::from_utf8(name).map_err(|_| "a header's name is not UTF-8")?;
+    let value = cursor.nullable().map_err(|()| "a header's value is longer than the record")?;
+    Ok((name, value))
+}
+
+/// Checks that a body holds exactly `count` sound records with offsets 0 to `count` - 1.
+pub(crate) fn walk(body: &[u8], count: u32, record_bytes_max: usize) -> Result<(), BatchError> {
+    let claimed = i64::from(count);
+    if count as usize > body.len() / RECORD_BYTES_MIN {
+        let found = format!("its {} bytes cannot hold so many", body.len());
+        return Err(BatchError::Count { claimed, found });
+    }
+    let mut cursor = Cursor { bytes: body };
+    for index in 0..count {
+        if cursor.bytes.is_empty() {
+            return Err(BatchError::Count { claimed, found: format!("it holds {index}") });
+        }
+        let malformed = |reason| BatchError::Record { index, reason };
+        let before = cursor.bytes.len();
+        let record = read_record(&mut cursor).map_err(malformed)?;
+        let bytes = before - cursor.bytes.len();
+        if bytes > record_bytes_max {
+            return Err(BatchError::RecordTooLarge { index, bytes, bytes_max: record_bytes_max });
+        }
+        if i64::from(record.offset_delta) != i64::from(index) {
+            return Err(malformed("its offset does not follow the one before"));
+        }
+        let mut headers = Cursor { bytes: record.headers };
+        for _ in 0..record.header_count {
+            read_header(&mut headers).map_err(malformed)?;
+        }
+        if !headers.bytes.is_empty() {
+            return Err(malformed("bytes follow its last field"));
+        }
+    }
+    if cursor.bytes.is_empty() {
+        return Ok(());
+    }
+    Err(BatchError::Count { claimed, found: format!("{} bytes follow them", cursor.bytes.len()) })
+}
