@@ -118,8 +118,7 @@ impl Broker {
         let next_seq = replay(&store, &topics, &groups, &state)?;
         let metrics = BrokerMetrics::register(registry);
         let (failed, failure) = watch::channel(None);
-        let (queue, committer) =
-            Committer::start(store.clone(), state.clone(), metrics.clone(), next_seq, failed)?;
+        let (queue, committer) = Committer::start(store.clone(), state.clone(), metrics.clone(), next_seq, failed)?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
             settings,
@@ -179,9 +178,10 @@ impl Broker {
         self.0.failure.clone()
     }
 
-    /// Becomes true when the broker stops: long calls end.
-    pub fn stopping(&self) -> watch::Receiver<bool> {
-        self.0.stopping.subscribe()
+    /// Returns when the broker stops: long calls end then.
+    pub async fn stopped(&self) {
+        // The sender lives as long as the broker.
+        let _ = self.0.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
     /// Ends long polls and streams. Writes that are queued are still committed and answered.
@@ -426,11 +426,7 @@ impl Broker {
         self.commit(commit).await?.await.map(drop)
     }
 
-    fn offsets_commit(
-        &self,
-        group: &Arc<Group>,
-        offsets: &[(TopicPartition, Offset)],
-    ) -> Result<Commit, BrokerError> {
+    fn offsets_commit(&self, group: &Arc<Group>, offsets: &[(TopicPartition, Offset)]) -> Result<Commit, BrokerError> {
         let mut commit = Commit::default();
         for (name, offset) in offsets {
             let topic = self.topic(name.topic.as_str())?;

@@ -8,19 +8,30 @@ use tokio::time::Instant;
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
-use crate::partition::{Offset, Partition, Slice};
+use crate::partition::{Offset, Partition, ReadRange, Slice};
 
 /// What to read and how long to wait for it.
 #[derive(Clone, Debug)]
 pub struct Fetch {
-    /// Partitions and the offset to read each from.
-    pub from: Vec<(Arc<Partition>, Offset)>,
+    /// Partitions, and what to read of each.
+    pub from: Vec<FetchFrom>,
     /// Answer when this many bytes are there.
     pub bytes_min: usize,
     /// Of all partitions together; at least one batch is returned all the same.
     pub bytes_max: usize,
     /// Answer with what is there after this time.
     pub wait_max: Duration,
+}
+
+/// One partition of a [`Fetch`].
+#[derive(Clone, Debug)]
+pub struct FetchFrom {
+    /// Which one.
+    pub partition: Arc<Partition>,
+    /// The first record wanted.
+    pub offset: Offset,
+    /// Batches that begin here or later are not wanted.
+    pub until: Option<Offset>,
 }
 
 /// What one partition had.
@@ -38,7 +49,7 @@ impl Broker {
         let deadline = Instant::now() + fetch.wait_max;
         loop {
             // Subscribed before reading, so that what is committed in between wakes us.
-            let mut ends: Vec<_> = fetch.from.iter().map(|(partition, _)| partition.watch_end()).collect();
+            let mut ends: Vec<_> = fetch.from.iter().map(|from| from.partition.watch_end()).collect();
             let fetched = self.read_all(fetch).await;
             let bytes: usize = fetched.iter().filter_map(|f| f.slice.as_ref().ok()).map(Slice::bytes).sum();
             let failed = fetched.iter().any(|f| f.slice.is_err());
@@ -55,11 +66,11 @@ impl Broker {
     async fn read_all(&self, fetch: &Fetch) -> Vec<Fetched> {
         let mut room = fetch.bytes_max;
         let mut fetched = Vec::with_capacity(fetch.from.len());
-        for (partition, offset) in &fetch.from {
+        for FetchFrom { partition, offset, until } in &fetch.from {
             let slice = if room == 0 {
                 Ok(Slice { runs: Vec::new(), next: *offset, start: partition.start(), end: partition.end() })
             } else {
-                self.read(partition, *offset, room).await
+                self.read(partition, ReadRange { from: *offset, until: *until, bytes_max: room }).await
             };
             room = room.saturating_sub(slice.as_ref().map_or(0, Slice::bytes));
             fetched.push(Fetched { partition: partition.clone(), slice });
@@ -72,21 +83,16 @@ impl Broker {
     /// # Errors
     /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`] for one that was deleted,
     /// [`BrokerError::Storage`].
-    pub async fn read(
-        &self,
-        partition: &Arc<Partition>,
-        offset: Offset,
-        bytes_max: usize,
-    ) -> Result<Slice, BrokerError> {
+    pub async fn read(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<Slice, BrokerError> {
         if partition.is_deleted() {
             let topic = partition.name().topic.as_str().to_owned();
             return Err(BrokerError::UnknownTopic { topic });
         }
-        if let Some(slice) = partition.read_in_memory(self.store(), offset, bytes_max)? {
+        if let Some(slice) = partition.read_in_memory(self.store(), range)? {
             return Ok(slice);
         }
         let (store, partition) = (self.store().clone(), partition.clone());
-        tokio::task::spawn_blocking(move || partition.read(&store, offset, bytes_max))
+        tokio::task::spawn_blocking(move || partition.read(&store, range))
             .await
             .unwrap_or_else(|_| Err(BrokerError::ShuttingDown))
     }

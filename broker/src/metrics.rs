@@ -77,7 +77,11 @@ impl BrokerMetrics {
         add("records_out", "Records read by clients, by topic", &inner.records_out);
         add("bytes_out", "Bytes of record batches read by clients, by topic", &inner.bytes_out);
         registry.register("millstream_commits", "Durable commits", inner.commits.clone());
-        registry.register("millstream_commit_bytes", "Bytes that commits appended to the journal", inner.commit_bytes.clone());
+        registry.register(
+            "millstream_commit_bytes",
+            "Bytes that commits appended to the journal",
+            inner.commit_bytes.clone(),
+        );
         registry.register_with_unit(
             "millstream_commit",
             "How long a durable commit took",
@@ -125,10 +129,8 @@ impl Collector for BrokerCollector {
         let mut log_end = encode_gauge(&mut encoder, "millstream_log_end_offset", "The next offset to be written")?;
         for topic in broker.topics() {
             for partition in topic.partitions() {
-                let labels = PartitionLabels {
-                    topic: topic.name().as_str().to_owned(),
-                    partition: partition.name().partition,
-                };
+                let labels =
+                    PartitionLabels { topic: topic.name().as_str().to_owned(), partition: partition.name().partition };
                 let end = i64::try_from(u64::from(partition.end())).unwrap_or(i64::MAX);
                 ConstGauge::new(end).encode(log_end.encode_family(&labels)?)?;
             }

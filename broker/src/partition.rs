@@ -4,6 +4,7 @@
 //! commit's blob, so a run is read as one slice. The index is in memory and rebuilt at start.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -88,6 +89,17 @@ pub(crate) struct Run {
     pub(crate) end: Offset,
     pub(crate) max_timestamp_ms: i64,
     pub(crate) at: Location,
+}
+
+/// What to read of a partition.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadRange {
+    /// The first record wanted.
+    pub from: Offset,
+    /// Batches that begin here or later are not wanted; `None` for the log end offset.
+    pub until: Option<Offset>,
+    /// Of all batches; one is read all the same.
+    pub bytes_max: usize,
 }
 
 /// What a read found: whole batches, in order.
@@ -207,7 +219,9 @@ impl Partition {
             assert!(
                 run.base == expected && run.end > run.base,
                 "{}: a run of offsets {}..{} cannot follow log end offset {expected}",
-                self.name, run.base, run.end,
+                self.name,
+                run.base,
+                run.end,
             );
             runs.push(run);
         }
@@ -218,13 +232,13 @@ impl Partition {
         self.end.send_replace(run.end);
     }
 
-    /// Reads whole batches from the one that holds `offset`: at least one where there is one, and
-    /// no more than `bytes_max` beyond that. Blocks on the disk for what memory does not hold.
+    /// Reads whole batches from the one that holds the range's first offset: at least one where
+    /// there is one, and no more than `bytes_max` beyond that. Blocks on the disk for what memory does not hold.
     ///
     /// # Errors
     /// [`BrokerError::OffsetOutOfRange`], or [`BrokerError::Storage`] where the disk fails.
-    pub fn read(&self, store: &Store, offset: Offset, bytes_max: usize) -> Result<Slice, BrokerError> {
-        self.read_with(offset, bytes_max, |at| store.read(at).map(Some))
+    pub fn read(&self, store: &Store, range: ReadRange) -> Result<Slice, BrokerError> {
+        self.read_with(range, |at| store.read(at).map(Some))
             .map(|slice| slice.expect("a blocking read finds every run"))
     }
 
@@ -232,19 +246,13 @@ impl Partition {
     ///
     /// # Errors
     /// [`BrokerError::OffsetOutOfRange`].
-    pub fn read_in_memory(
-        &self,
-        store: &Store,
-        offset: Offset,
-        bytes_max: usize,
-    ) -> Result<Option<Slice>, BrokerError> {
-        self.read_with(offset, bytes_max, |at| Ok(store.read_in_memory(at)))
+    pub fn read_in_memory(&self, store: &Store, range: ReadRange) -> Result<Option<Slice>, BrokerError> {
+        self.read_with(range, |at| Ok(store.read_in_memory(at)))
     }
 
     fn read_with(
         &self,
-        offset: Offset,
-        bytes_max: usize,
+        ReadRange { from: offset, until, bytes_max }: ReadRange,
         fetch: impl Fn(Location) -> Result<Option<Bytes>, StoreError>,
     ) -> Result<Option<Slice>, BrokerError> {
         let (start, end) = (self.start(), self.end());
@@ -252,14 +260,15 @@ impl Partition {
             return Err(self.out_of_range(offset));
         }
         let mut slice = Slice { runs: Vec::new(), next: offset, start, end };
+        let until = until.unwrap_or(end).min(end);
         let mut room = bytes_max;
-        for run in self.runs_from(offset, end, bytes_max) {
+        for run in self.runs_from(offset, until, bytes_max) {
             let Some(bytes) = fetch(run.at)? else {
                 // What memory gave so far is an answer too.
                 return Ok((!slice.runs.is_empty()).then_some(slice));
             };
             assert_eq!(base_offset(&bytes), run.base.get(), "{}: a run is not where the index says", self.name);
-            let taken = take_batches(&bytes, slice.next, room, slice.runs.is_empty())
+            let taken = take_batches(&bytes, slice.next..until, room, slice.runs.is_empty())
                 .map_err(|source| self.corrupt(source))?;
             let Some(taken) = taken else { break };
             room = room.saturating_sub(taken.bytes.len());
@@ -294,12 +303,7 @@ impl Partition {
     ///
     /// # Errors
     /// [`BrokerError::Storage`], or [`BrokerError::Batch`] for a batch that does not parse.
-    pub fn offset_at(
-        &self,
-        store: &Store,
-        timestamp_ms: i64,
-        limits: &Limits,
-    ) -> Result<Offset, BrokerError> {
+    pub fn offset_at(&self, store: &Store, timestamp_ms: i64, limits: &Limits) -> Result<Offset, BrokerError> {
         let end = self.end();
         let candidates: Vec<Run> = {
             let runs = self.runs.read();
@@ -339,7 +343,11 @@ impl Partition {
     }
 }
 
-fn first_at(batch: &RecordBatch, timestamp_ms: i64, limits: &Limits) -> Result<Option<i64>, millstream_record::BatchError> {
+fn first_at(
+    batch: &RecordBatch,
+    timestamp_ms: i64,
+    limits: &Limits,
+) -> Result<Option<i64>, millstream_record::BatchError> {
     for record in batch.records(limits)?.iter() {
         let record = record?;
         if record.timestamp_ms >= timestamp_ms {
@@ -358,22 +366,25 @@ struct Taken {
     next: Offset,
 }
 
-/// Cuts from a run the batches that hold `from` and later, up to `room` bytes; one at least where
+/// Cuts from a run the batches that hold `wanted`, up to `room` bytes; one at least where
 /// `at_least_one`.
 fn take_batches(
     run: &Bytes,
-    from: Offset,
+    wanted: Range<Offset>,
     room: usize,
     at_least_one: bool,
 ) -> Result<Option<Taken>, millstream_record::BatchError> {
     let mut begin = None;
     let mut at = 0;
-    let mut next = from;
+    let mut next = wanted.start;
     while at + BATCH_HEADER_BYTES <= run.len() {
         let header = BatchHeader::parse(&run[at..])?;
+        if header.base_offset >= wanted.end.get() {
+            break;
+        }
         let batch_end = at + header.batch_bytes;
         let next_offset = header.base_offset + i64::from(header.last_offset_delta) + 1;
-        if next_offset > from.get() {
+        if next_offset > wanted.start.get() {
             let begin = *begin.get_or_insert(at);
             let first = at == begin && at_least_one;
             if batch_end - begin > room && !first {

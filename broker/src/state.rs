@@ -31,11 +31,7 @@ pub struct StatePartition {
 
 impl StatePartition {
     /// Calls `found` with the accumulator of each key in turn, under one lock.
-    pub fn look_up<'k>(
-        &self,
-        keys: impl Iterator<Item = &'k [u8]>,
-        mut found: impl FnMut(Option<&[u8]>),
-    ) {
+    pub fn look_up<'k>(&self, keys: impl Iterator<Item = &'k [u8]>, mut found: impl FnMut(Option<&[u8]>)) {
         let entries = self.entries.read();
         for key in keys {
             found(entries.get(key).map(AsRef::as_ref));
@@ -101,7 +97,7 @@ impl StateIndex {
             return found.clone();
         }
         let mut stores = self.stores.write();
-        stores.entry_ref(store).or_default().entry(partition).or_default().clone()
+        stores.entry(store.into()).or_default().entry(partition).or_default().clone()
     }
 
     /// The partitions that a store has, by number.

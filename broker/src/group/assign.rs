@@ -77,7 +77,6 @@ fn improvement(
     None
 }
 
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

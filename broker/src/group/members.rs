@@ -108,8 +108,7 @@ impl Members {
 
     /// Assigns anew, after members or topics changed.
     pub fn rebalance(&mut self, partitions: &BTreeMap<TopicName, u32>, generation: u64) {
-        let subscriptions =
-            self.members.iter().map(|(id, member)| (id.clone(), member.topics.clone())).collect();
+        let subscriptions = self.members.iter().map(|(id, member)| (id.clone(), member.topics.clone())).collect();
         let current = std::mem::take(&mut self.target);
         self.target = assign(&subscriptions, &current, partitions);
         // What no longer exists is nobody's, without asking.
@@ -220,8 +219,7 @@ mod tests {
 
         fn join(&mut self) {
             self.generation += 1;
-            let (id, events) =
-                self.members.join("c", BTreeSet::from([topic()]), &Self::partitions(), self.generation);
+            let (id, events) = self.members.join("c", BTreeSet::from([topic()]), &Self::partitions(), self.generation);
             self.live.push((id, events, BTreeSet::new()));
         }
 

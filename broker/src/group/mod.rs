@@ -124,7 +124,8 @@ impl Group {
     /// Every committed offset.
     pub fn all_committed(&self) -> Vec<(TopicId, u32, Offset)> {
         let committed = self.committed.read();
-        let mut all: Vec<_> = committed.iter().map(|((topic, partition), offset)| (*topic, *partition, *offset)).collect();
+        let mut all: Vec<_> =
+            committed.iter().map(|((topic, partition), offset)| (*topic, *partition, *offset)).collect();
         all.sort_unstable();
         all
     }

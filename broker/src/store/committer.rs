@@ -99,9 +99,10 @@ impl Commit {
     /// About how many bytes it adds to the journal.
     pub fn bytes(&self) -> usize {
         let batches = self.appends.iter().flat_map(|append| &append.batches);
-        let state = self.state.iter().map(|change| {
-            change.keys.bytes.len() + change.accumulators.bytes.len() + 8 * change.keys.lengths.len()
-        });
+        let state = self
+            .state
+            .iter()
+            .map(|change| change.keys.bytes.len() + change.accumulators.bytes.len() + 8 * change.keys.lengths.len());
         let catalog = self.catalog.iter().filter_map(|change| change.value.as_ref());
         REQUEST_OVERHEAD_BYTES * (1 + self.appends.len() + self.offsets.len())
             + batches.map(|batch| batch.as_bytes().len()).sum::<usize>()
@@ -118,9 +119,7 @@ impl Future for Receipt {
     type Output = Result<Committed, BrokerError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0)
-            .poll(context)
-            .map(|answer| answer.unwrap_or(Err(BrokerError::ShuttingDown)))
+        Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(BrokerError::ShuttingDown)))
     }
 }
 
@@ -237,7 +236,12 @@ impl Committer {
         let mut runs = Vec::new();
         for (partition, batches) in by_partition(accepted) {
             let (pos, len, run) = writer.batches(partition.topic_id(), partition.name().partition, |out| {
-                let mut run = Run { base: batches[0].0, end: Offset::ZERO, max_timestamp_ms: i64::MIN, at: Location { seq: 0, pos: 0, len: 0 } };
+                let mut run = Run {
+                    base: batches[0].0,
+                    end: Offset::ZERO,
+                    max_timestamp_ms: i64::MIN,
+                    at: Location { seq: 0, pos: 0, len: 0 },
+                };
                 for (base, batch) in &batches {
                     let begin = out.len();
                     out.extend_from_slice(batch.as_bytes());
@@ -345,9 +349,7 @@ fn check(commit: &Commit) -> Result<(), BrokerError> {
     }
     for append in &commit.appends {
         if append.partition.is_deleted() {
-            return Err(BrokerError::UnknownTopic {
-                topic: append.partition.name().topic.as_str().to_owned(),
-            });
+            return Err(BrokerError::UnknownTopic { topic: append.partition.name().topic.as_str().to_owned() });
         }
     }
     Ok(())

@@ -74,9 +74,7 @@ impl StoreError {
                 let path = path.parent().unwrap_or(path).to_owned();
                 Self::Locked { path, holder: None }
             }
-            redb::DatabaseError::Storage(redb::StorageError::Io(source)) => {
-                Self::io("open", path, source)
-            }
+            redb::DatabaseError::Storage(redb::StorageError::Io(source)) => Self::io("open", path, source),
             other => Self::Database(Box::new(other.into())),
         }
     }

@@ -85,11 +85,20 @@ pub(crate) struct OffsetEntry<'a> {
 #[derive(Debug)]
 pub(crate) enum Entry<'a> {
     /// Batches of one partition, at this position and length in the blob.
-    Batches { topic: TopicId, partition: u32, pos: u32, batches: &'a [u8] },
+    Batches {
+        topic: TopicId,
+        partition: u32,
+        pos: u32,
+        batches: &'a [u8],
+    },
     Offset(OffsetEntry<'a>),
     State(StateChange),
-    DropState { store: &'a str },
-    DropGroup { group: &'a str },
+    DropState {
+        store: &'a str,
+    },
+    DropGroup {
+        group: &'a str,
+    },
 }
 
 /// Writes one blob.
@@ -238,12 +247,7 @@ fn read_entry(kind: u8, body: &[u8], pos: usize) -> Result<Entry<'_>, String> {
             let partition = reader.u32()?;
             let name_bytes = reader.u32()? as usize;
             let store: Arc<str> = Reader(reader.take(name_bytes)?).rest()?.into();
-            Entry::State(StateChange {
-                store,
-                partition,
-                keys: reader.column()?,
-                accumulators: reader.column()?,
-            })
+            Entry::State(StateChange { store, partition, keys: reader.column()?, accumulators: reader.column()? })
         }
         DROP_STATE => Entry::DropState { store: reader.rest()? },
         DROP_GROUP => Entry::DropGroup { group: reader.rest()? },

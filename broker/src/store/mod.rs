@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, Database, ReadableDatabase, TableDefinition};
 
 use blobs::BlobCache;
 pub use catalog::CatalogChange;
@@ -115,9 +115,8 @@ impl Store {
         }
         let read = self.db.begin_read()?;
         let table = read.open_table(JOURNAL)?;
-        let bytes = journal::read_location(at, |seq| {
-            Ok(table.get(seq)?.map(|value| Bytes::copy_from_slice(value.value())))
-        })?;
+        let bytes =
+            journal::read_location(at, |seq| Ok(table.get(seq)?.map(|value| Bytes::copy_from_slice(value.value()))))?;
         self.blobs.keep_cold(at, bytes.clone());
         Ok(bytes)
     }

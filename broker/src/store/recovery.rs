@@ -1,6 +1,6 @@
 //! Start: reads the journal once and hands every entry to whoever rebuilds memory from it.
 
-use redb::{ReadableDatabase, ReadableTable};
+use redb::ReadableDatabase;
 
 pub(crate) use super::journal::Entry;
 use super::journal::{self, Location};

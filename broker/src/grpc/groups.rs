@@ -1,0 +1,451 @@
+//! `millstream.v1.Groups`: membership on one bidirectional stream, and offsets for people.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::FuturesOrdered;
+use futures::{Stream, StreamExt};
+use millstream_api::v1;
+use millstream_api::v1::groups_server::Groups;
+use millstream_api::v1::member_request::Message as FromMember;
+use millstream_api::v1::member_response::Message as ToMember;
+use millstream_record::Limits;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::log::{answer, resolve, to_format, to_offset, wanted_partitions};
+use super::status;
+use crate::broker::Broker;
+use crate::error::BrokerError;
+use crate::fetch::{Fetch, FetchFrom, Fetched};
+use crate::group::members::MemberEvent;
+use crate::group::{Group, GroupKind};
+use crate::name::{GroupId, TopicName};
+use crate::partition::{Offset, Partition, TopicPartition};
+use crate::store::Receipt;
+
+/// How long a member may take to give partitions back, unless it says otherwise.
+const REBALANCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+
+/// Credit that a member may have, in bytes: what it can make the server hold for it.
+const CREDIT_BYTES_MAX: usize = 32 << 20;
+
+/// The most that one message of records holds, in bytes; one batch more may come.
+const MESSAGE_RECORDS_BYTES: usize = 1 << 20;
+
+const FETCH_WAIT: Duration = Duration::from_secs(60);
+
+pub(super) struct Service {
+    broker: Broker,
+}
+
+impl Service {
+    pub(super) fn new(broker: Broker) -> Self {
+        Self { broker }
+    }
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<v1::MemberResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Groups for Service {
+    type JoinStream = Answers;
+
+    async fn join(&self, request: Request<Streaming<v1::MemberRequest>>) -> Result<Response<Answers>, Status> {
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.and_then(|request| request.message);
+        let Some(FromMember::Join(join)) = first else {
+            return Err(status::invalid("the first message of a member must be Join"));
+        };
+        let (session, answers) = Session::start(self.broker.clone(), join)?;
+        tokio::spawn(session.run(requests));
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(answers))))
+    }
+
+    async fn commit_offsets(
+        &self,
+        request: Request<v1::CommitOffsetsRequest>,
+    ) -> Result<Response<v1::CommitOffsetsResponse>, Status> {
+        let request = request.into_inner();
+        let group = self.broker.groups().get_or_create(&GroupId::new(&request.group)?, GroupKind::Consumer)?;
+        let offsets = to_offsets(&self.broker, request.offsets)?;
+        self.broker.set_offsets(&group, &offsets).await?;
+        Ok(Response::new(v1::CommitOffsetsResponse {}))
+    }
+
+    async fn list_groups(&self, _: Request<v1::ListGroupsRequest>) -> Result<Response<v1::ListGroupsResponse>, Status> {
+        let groups = self.broker.groups().all();
+        let groups = groups.iter().map(|group| to_group(&self.broker, group)).collect();
+        Ok(Response::new(v1::ListGroupsResponse { groups }))
+    }
+
+    async fn describe_group(
+        &self,
+        request: Request<v1::DescribeGroupRequest>,
+    ) -> Result<Response<v1::DescribeGroupResponse>, Status> {
+        let group = self.broker.groups().get(&request.into_inner().name)?;
+        let members: Vec<v1::Member> = group
+            .members()
+            .describe()
+            .into_iter()
+            .map(|(member_id, client_id, partitions)| v1::Member {
+                member_id,
+                client_id,
+                partitions: partitions.iter().map(to_partition).collect(),
+            })
+            .collect();
+        let reader = |offset: &crate::broker::GroupOffset| {
+            let wanted = to_partition(&offset.partition);
+            members.iter().find(|member| member.partitions.contains(&wanted)).map(|member| member.member_id.clone())
+        };
+        let offsets = self.broker.group_offsets(&group);
+        let offsets = offsets.iter().map(|offset| to_group_offset(offset, reader(offset))).collect();
+        Ok(Response::new(v1::DescribeGroupResponse { group: Some(to_group(&self.broker, &group)), members, offsets }))
+    }
+
+    async fn reset_group(
+        &self,
+        request: Request<v1::ResetGroupRequest>,
+    ) -> Result<Response<v1::ResetGroupResponse>, Status> {
+        use v1::position::At;
+        use v1::reset_group_request::To;
+        let request = request.into_inner();
+        let at = match request.to {
+            None => return Err(status::invalid("say where to: earliest, latest, an offset or a time")),
+            Some(To::Earliest(_)) => At::Earliest(true),
+            Some(To::Latest(_)) => At::Latest(true),
+            Some(To::Offset(offset)) => At::Offset(offset),
+            Some(To::TimestampMs(timestamp_ms)) => At::TimestampMs(timestamp_ms),
+        };
+        let position = v1::Position { at: Some(at) };
+        let group = self.broker.groups().get(&request.group)?;
+        let topic = self.broker.topic(&request.topic)?;
+        let mut offsets = Vec::new();
+        for partition in wanted_partitions(&topic, &request.partitions)? {
+            let offset = resolve(&self.broker, &partition, Some(&position)).await?;
+            offsets.push((partition.name().clone(), offset));
+        }
+        if request.dry_run {
+            group.check_unused()?;
+        } else {
+            self.broker.set_offsets(&group, &offsets).await?;
+        }
+        let offsets = offsets.iter().map(|(partition, offset)| to_partition_offset(partition, *offset)).collect();
+        Ok(Response::new(v1::ResetGroupResponse { offsets }))
+    }
+
+    async fn delete_group(
+        &self,
+        request: Request<v1::DeleteGroupRequest>,
+    ) -> Result<Response<v1::DeleteGroupResponse>, Status> {
+        self.broker.delete_group(&request.into_inner().name).await?;
+        Ok(Response::new(v1::DeleteGroupResponse {}))
+    }
+}
+
+/// Where a group stands, for people.
+pub fn to_group_offset(offset: &crate::broker::GroupOffset, member_id: Option<String>) -> v1::GroupOffset {
+    v1::GroupOffset {
+        topic: offset.partition.topic.as_str().to_owned(),
+        partition: offset.partition.partition,
+        committed_offset: offset.committed.map(u64::from),
+        log_end_offset: offset.end.into(),
+        lag: offset.lag,
+        member_id: member_id.unwrap_or_default(),
+    }
+}
+
+fn to_group(broker: &Broker, group: &Group) -> v1::Group {
+    let (kind, state, members) = match group.kind() {
+        GroupKind::Consumer => {
+            let members = group.members();
+            let state = match (members.is_empty(), members.is_rebalancing()) {
+                (true, _) => "empty",
+                (false, true) => "rebalancing",
+                (false, false) => "stable",
+            };
+            (v1::GroupKind::Consumer, state.to_owned(), members.len())
+        }
+        GroupKind::Pipeline => {
+            let state = group.pipeline_state().map_or_else(|| "stopped".to_owned(), |state| state.to_string());
+            (v1::GroupKind::Pipeline, state, 0)
+        }
+    };
+    v1::Group {
+        name: group.id().as_str().to_owned(),
+        kind: kind as i32,
+        state,
+        members: u32::try_from(members).unwrap_or(u32::MAX),
+        generation: group.generation(),
+        lag: broker.group_offsets(group).iter().map(|offset| offset.lag).sum(),
+    }
+}
+
+fn to_partition(partition: &TopicPartition) -> v1::TopicPartition {
+    v1::TopicPartition { topic: partition.topic.as_str().to_owned(), partition: partition.partition }
+}
+
+fn to_partition_offset(partition: &TopicPartition, offset: Offset) -> v1::TopicPartitionOffset {
+    v1::TopicPartitionOffset {
+        topic: partition.topic.as_str().to_owned(),
+        partition: partition.partition,
+        offset: offset.into(),
+    }
+}
+
+fn to_offsets(
+    broker: &Broker,
+    offsets: Vec<v1::TopicPartitionOffset>,
+) -> Result<Vec<(TopicPartition, Offset)>, BrokerError> {
+    let to_offset = |offset: v1::TopicPartitionOffset| {
+        let topic = broker.topic(&offset.topic)?;
+        let partition = topic.partition(offset.partition)?;
+        Ok((partition.name().clone(), to_offset(partition, offset.offset)?))
+    };
+    offsets.into_iter().map(to_offset).collect()
+}
+
+/// One member's stream: what it reads, what it may still be sent, what it has yet to give back.
+struct Session {
+    broker: Broker,
+    group: Arc<Group>,
+    member: String,
+    events: mpsc::UnboundedReceiver<MemberEvent>,
+    /// Unbounded, but records in it are bounded by the member's credit.
+    answers: mpsc::UnboundedSender<Result<v1::MemberResponse, Status>>,
+    from_earliest: bool,
+    format: v1::Format,
+    rebalance_timeout: Duration,
+    credit_bytes: usize,
+    reading: BTreeMap<TopicPartition, (Arc<Partition>, Offset)>,
+    commits: FuturesOrdered<Pin<Box<dyn Future<Output = v1::Committed> + Send + Sync>>>,
+    revoke_deadline: Option<Instant>,
+    limits: Limits,
+}
+
+/// Why a session ends; `None` where the member ended it.
+type End = Option<Status>;
+
+type SessionAnswers = mpsc::UnboundedReceiver<Result<v1::MemberResponse, Status>>;
+
+impl Session {
+    fn start(broker: Broker, join: v1::Join) -> Result<(Self, SessionAnswers), Status> {
+        let group = GroupId::new(&join.group)?;
+        if join.topics.is_empty() {
+            return Err(status::invalid("Join names no topic"));
+        }
+        if !join.client_id.is_empty() {
+            // It becomes part of the member's name.
+            GroupId::new(&join.client_id).map_err(|_| {
+                status::invalid(format!(
+                    "client id {:?} is not allowed: use 1 to 249 of the characters a-z A-Z 0-9 . _ -",
+                    join.client_id
+                ))
+            })?;
+        }
+        let format = to_format(join.format)?;
+        let topics: BTreeSet<TopicName> =
+            join.topics.iter().map(|name| TopicName::new(name)).collect::<Result<_, _>>()?;
+        let (group, member, events) = broker.join_group(&group, &join.client_id, topics)?;
+        let (answers, receiver) = mpsc::unbounded_channel();
+        let rebalance_timeout = match join.rebalance_timeout_ms {
+            0 => REBALANCE_TIMEOUT_DEFAULT,
+            ms => Duration::from_millis(ms.into()),
+        };
+        let session = Self {
+            limits: broker.settings().limits,
+            broker,
+            group,
+            member,
+            events,
+            answers,
+            from_earliest: join.from_earliest,
+            format,
+            rebalance_timeout,
+            credit_bytes: 0,
+            reading: BTreeMap::new(),
+            commits: FuturesOrdered::new(),
+            revoke_deadline: None,
+        };
+        session.send(ToMember::Joined(v1::Joined { member_id: session.member.clone() }));
+        Ok((session, receiver))
+    }
+
+    /// Runs until the member leaves, its stream is lost, or it holds partitions too long.
+    async fn run(mut self, mut requests: Streaming<v1::MemberRequest>) {
+        let broker = self.broker.clone();
+        let end: End = loop {
+            let fetch = self.next_fetch();
+            let fetching = async {
+                match &fetch {
+                    Some(fetch) => self.broker.fetch(fetch).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let revoke_deadline = self.revoke_deadline;
+            let too_late = async {
+                match revoke_deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = broker.stopped() => break Some(BrokerError::ShuttingDown.into()),
+                request = requests.message() => match request {
+                    Ok(Some(request)) => if let Err(end) = self.hear(request).await { break Some(end) },
+                    // Left, or lost: the same to the others.
+                    Ok(None) | Err(_) => break None,
+                },
+                Some(event) = self.events.recv() => self.pass_on(event),
+                Some(committed) = self.commits.next() => self.send(ToMember::Committed(committed)),
+                () = too_late => break Some(status::status(
+                    v1::ErrorCode::StaleGeneration,
+                    Code::DeadlineExceeded,
+                    format!("member {} did not give partitions back within {:?} and was removed", self.member, self.rebalance_timeout),
+                )),
+                fetched = fetching => self.hand_out(fetched),
+                () = self.answers.closed() => break None,
+            }
+        };
+        // What was committed before the end counts for whoever reads next.
+        while let Some(committed) = self.commits.next().await {
+            self.send(ToMember::Committed(committed));
+        }
+        if let Some(status) = end {
+            let _ = self.answers.send(Err(status));
+        }
+        // Dropping the session leaves the group.
+    }
+
+    /// What to read next: nothing without credit.
+    fn next_fetch(&self) -> Option<Fetch> {
+        if self.credit_bytes == 0 || self.reading.is_empty() {
+            return None;
+        }
+        let from = self.reading.values().map(|(partition, offset)| FetchFrom {
+            partition: partition.clone(),
+            offset: *offset,
+            until: None,
+        });
+        let mut from: Vec<FetchFrom> = from.collect();
+        // The one that was served last comes last.
+        from.sort_by_key(|from| std::cmp::Reverse(from.partition.end().since(from.offset)));
+        let bytes_max = self.credit_bytes.min(MESSAGE_RECORDS_BYTES);
+        Some(Fetch { from, bytes_min: 1, bytes_max, wait_max: FETCH_WAIT })
+    }
+
+    fn hand_out(&mut self, fetched: Vec<Fetched>) {
+        for fetched in fetched {
+            let name = fetched.partition.name().clone();
+            let Some((_, offset)) = self.reading.get_mut(&name) else { continue };
+            match &fetched.slice {
+                Ok(slice) if slice.runs.is_empty() => continue,
+                Ok(slice) => self.credit_bytes = self.credit_bytes.saturating_sub(slice.bytes()),
+                Err(_) => {}
+            }
+            let from = (*offset).into();
+            let failed = fetched.slice.is_err();
+            let records = answer(&self.broker, fetched, from, self.format, &self.limits);
+            if let Some(next) = i64::try_from(records.next_offset).ok().and_then(Offset::new) {
+                *offset = next;
+            }
+            if failed {
+                // Told once; the others are read on.
+                self.reading.remove(&name);
+            }
+            self.send(ToMember::Records(records));
+        }
+    }
+
+    async fn hear(&mut self, request: v1::MemberRequest) -> Result<(), Status> {
+        match request.message {
+            None => Err(status::invalid("a member's message is empty")),
+            Some(FromMember::Join(_)) => Err(status::invalid("a member joins once a stream")),
+            Some(FromMember::Credit(credit)) => {
+                self.credit_bytes = (self.credit_bytes + credit.bytes as usize).min(CREDIT_BYTES_MAX);
+                Ok(())
+            }
+            Some(FromMember::Commit(commit)) => {
+                let id = commit.id;
+                match self.commit(commit).await {
+                    Ok(receipt) => self.commits.push_back(Box::pin(async move {
+                        let error = receipt.await.err().map(|error| status::to_error(&error));
+                        v1::Committed { id, error }
+                    })),
+                    Err(error) => {
+                        let error = Some(status::to_error(&error));
+                        self.commits.push_back(Box::pin(async move { v1::Committed { id, error } }));
+                    }
+                }
+                Ok(())
+            }
+            Some(FromMember::Revoked(revoked)) => {
+                // The next owner begins at what this member committed: that must be on disk.
+                while let Some(committed) = self.commits.next().await {
+                    self.send(ToMember::Committed(committed));
+                }
+                let mut partitions = Vec::with_capacity(revoked.partitions.len());
+                for partition in revoked.partitions {
+                    partitions.push(TopicPartition {
+                        topic: TopicName::new(&partition.topic)?,
+                        partition: partition.partition,
+                    });
+                }
+                self.revoke_deadline = None;
+                self.broker.revoked(&self.group, &self.member, &partitions);
+                Ok(())
+            }
+        }
+    }
+
+    async fn commit(&self, commit: v1::Commit) -> Result<Receipt, BrokerError> {
+        let offsets = to_offsets(&self.broker, commit.offsets)?;
+        self.broker.commit_as_member(&self.group, &self.member, &offsets).await
+    }
+
+    fn pass_on(&mut self, event: MemberEvent) {
+        match event {
+            MemberEvent::Assigned { generation, added, all } => {
+                let mut offsets = Vec::with_capacity(added.len());
+                for name in added {
+                    let topic = self.broker.topic(name.topic.as_str());
+                    // A topic deleted since is taken away by the next event.
+                    let Ok(partition) = topic.and_then(|topic| topic.partition(name.partition).cloned()) else {
+                        continue;
+                    };
+                    let begin = if self.from_earliest { partition.start() } else { partition.end() };
+                    let committed = self.group.committed(partition.topic_id(), name.partition);
+                    let offset = committed.unwrap_or(begin);
+                    offsets.push(to_partition_offset(&name, offset));
+                    self.reading.insert(name, (partition, offset));
+                }
+                let partitions = all.iter().map(to_partition).collect();
+                self.send(ToMember::Assigned(v1::Assigned { generation, added: offsets, partitions }));
+            }
+            MemberEvent::Revoke { generation, partitions } => {
+                for partition in &partitions {
+                    self.reading.remove(partition);
+                }
+                self.revoke_deadline.get_or_insert_with(|| Instant::now() + self.rebalance_timeout);
+                let partitions = partitions.iter().map(to_partition).collect();
+                self.send(ToMember::Revoke(v1::Revoke { generation, partitions }));
+            }
+        }
+    }
+
+    fn send(&self, message: ToMember) {
+        // A stream that is gone ends the session elsewhere.
+        let _ = self.answers.send(Ok(v1::MemberResponse { message: Some(message) }));
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.broker.leave_group(&self.group, &self.member);
+    }
+}

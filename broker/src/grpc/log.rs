@@ -1,0 +1,348 @@
+//! `millstream.v1.Log`: produce, fetch, consume.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use millstream_api::v1;
+use millstream_api::v1::log_server::Log;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::records::{build_batches, check_batches, to_partition_records};
+use super::status;
+use crate::broker::Broker;
+use crate::error::BrokerError;
+use crate::fetch::{Fetch, FetchFrom};
+use crate::partition::{Offset, Partition};
+use crate::store::{Append, Commit, Receipt};
+use crate::topic::Topic;
+
+/// Requests of one produce stream that may wait for their commit. Their bytes are bounded by the
+/// commit queue.
+const PRODUCE_IN_FLIGHT_MAX: usize = 256;
+
+/// Answers of one consume stream that may wait for the reader.
+const CONSUME_AHEAD_MAX: usize = 2;
+
+/// The longest long poll.
+const FETCH_WAIT_MAX: Duration = Duration::from_secs(60);
+
+const FETCH_BYTES_DEFAULT: usize = 1 << 20;
+
+/// The most that one answer holds: half of a message's limit, as one batch more than asked may come.
+const FETCH_BYTES_MAX: usize = millstream_api::MESSAGE_BYTES_MAX / 2;
+
+pub(super) struct Service {
+    broker: Broker,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Service {
+    pub(super) fn new(broker: Broker) -> Self {
+        Self { broker }
+    }
+}
+
+/// A produce request that is queued.
+struct Queued {
+    receipt: Receipt,
+    /// Partition and record count of each append.
+    appends: Vec<(u32, u32)>,
+}
+
+impl Queued {
+    async fn answer(self) -> Result<v1::ProduceResponse, BrokerError> {
+        let committed = self.receipt.await?;
+        let appended = committed.base_offsets.iter().zip(self.appends).map(|(base, (partition, record_count))| {
+            v1::Appended { partition, base_offset: (*base).into(), record_count }
+        });
+        Ok(v1::ProduceResponse { appended: appended.collect(), error: None })
+    }
+}
+
+async fn queue(broker: &Broker, request: v1::ProduceRequest) -> Result<Queued, BrokerError> {
+    let topic = broker.topic(&request.topic)?;
+    let limits = broker.settings().limits;
+    if request.batches.is_empty() {
+        return queue_plain(broker, &topic, &request).await;
+    }
+    if !request.records.is_empty() {
+        return Err(BrokerError::Protocol("a produce request holds batches or records, not both".into()));
+    }
+    let Some(number) = request.partition else {
+        return Err(BrokerError::Protocol("a produce request with batches must name its partition".into()));
+    };
+    let partition = topic.partition(number)?;
+    let batches = check_batches(&topic, partition, request.batches, &limits)?;
+    let records = batches.iter().map(|batch| batch.record_count()).sum();
+    let receipt = broker.produce(&topic, partition, batches).await?;
+    Ok(Queued { receipt, appends: vec![(number, records)] })
+}
+
+async fn queue_plain(broker: &Broker, topic: &Topic, request: &v1::ProduceRequest) -> Result<Queued, BrokerError> {
+    if request.records.is_empty() {
+        return Err(BrokerError::Protocol("a produce request holds no records".into()));
+    }
+    if let Some(partition) = request.partition {
+        topic.partition(partition)?;
+    }
+    let now_ms = broker.clock().now_ms();
+    let keyless = now_ms.unsigned_abs() as u32;
+    let built = build_batches(topic, request.partition, &request.records, now_ms, keyless)?;
+    let mut commit = Commit::default();
+    let mut appends = Vec::with_capacity(built.len());
+    for (number, batches) in built {
+        let records = batches.iter().map(|batch| batch.record_count()).sum();
+        let bytes: usize = batches.iter().map(|batch| batch.as_bytes().len()).sum();
+        broker.metrics().appended(topic.name(), u64::from(records), bytes as u64);
+        appends.push((number, records));
+        commit.appends.push(Append { partition: topic.partition(number)?.clone(), batches });
+    }
+    Ok(Queued { receipt: broker.commit(commit).await?, appends })
+}
+
+#[tonic::async_trait]
+impl Log for Service {
+    async fn produce(&self, request: Request<v1::ProduceRequest>) -> Result<Response<v1::ProduceResponse>, Status> {
+        let queued = queue(&self.broker, request.into_inner()).await?;
+        Ok(Response::new(queued.answer().await?))
+    }
+
+    type ProduceStreamStream = Answers<v1::ProduceResponse>;
+
+    async fn produce_stream(
+        &self,
+        request: Request<Streaming<v1::ProduceRequest>>,
+    ) -> Result<Response<Self::ProduceStreamStream>, Status> {
+        let mut requests = request.into_inner();
+        let (sender, queued) = mpsc::channel(PRODUCE_IN_FLIGHT_MAX);
+        let broker = self.broker.clone();
+        tokio::spawn(async move {
+            loop {
+                // Requests are queued in order, and answered in that order.
+                let request = tokio::select! {
+                    request = requests.message() => request,
+                    () = broker.stopped() => break,
+                };
+                let Ok(Some(request)) = request else { break };
+                let queued = queue(&broker, request).await;
+                if sender.send(queued).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let answers = ReceiverStream::new(queued).then(|queued| async {
+            let answer = match queued {
+                Ok(queued) => queued.answer().await,
+                Err(error) => Err(error),
+            };
+            Ok(answer.unwrap_or_else(|error| v1::ProduceResponse {
+                appended: Vec::new(),
+                error: Some(status::to_error(&error)),
+            }))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
+        let request = request.into_inner();
+        let format = to_format(request.format)?;
+        let mut from = Vec::with_capacity(request.partitions.len());
+        let mut offsets = Vec::with_capacity(request.partitions.len());
+        let mut refused = Vec::new();
+        for wanted in request.partitions {
+            match fetch_from(&self.broker, &wanted) {
+                Ok(found) => {
+                    offsets.push(wanted.offset);
+                    from.push(found);
+                }
+                Err(error) => refused.push(v1::PartitionRecords {
+                    error: Some(status::to_error(&error)),
+                    topic: wanted.topic,
+                    partition: wanted.partition,
+                    next_offset: wanted.offset,
+                    ..Default::default()
+                }),
+            }
+        }
+        let wait_max = Duration::from_millis(request.max_wait_ms.into()).min(FETCH_WAIT_MAX);
+        let fetch = Fetch {
+            from,
+            bytes_min: request.min_bytes.max(1) as usize,
+            bytes_max: bytes_max(request.max_bytes),
+            // What is refused is said at once.
+            wait_max: if refused.is_empty() { wait_max } else { Duration::ZERO },
+        };
+        let fetched = tokio::select! {
+            fetched = self.broker.fetch(&fetch) => fetched,
+            () = self.broker.stopped() => return Err(BrokerError::ShuttingDown.into()),
+        };
+        let limits = self.broker.settings().limits;
+        let mut partitions = refused;
+        for (fetched, offset) in fetched.into_iter().zip(offsets) {
+            partitions.push(answer(&self.broker, fetched, offset, format, &limits));
+        }
+        Ok(Response::new(v1::FetchResponse { partitions }))
+    }
+
+    type ConsumeStream = Answers<v1::ConsumeResponse>;
+
+    async fn consume(&self, request: Request<v1::ConsumeRequest>) -> Result<Response<Self::ConsumeStream>, Status> {
+        let request = request.into_inner();
+        let format = to_format(request.format)?;
+        let topic = self.broker.topic(&request.topic)?;
+        let mut from = Vec::new();
+        for partition in wanted_partitions(&topic, &request.partitions)? {
+            let offset = resolve(&self.broker, &partition, request.from.as_ref()).await?;
+            let until = request.until_end.then(|| partition.end());
+            from.push(FetchFrom { partition, offset, until });
+        }
+        let (sender, answers) = mpsc::channel(CONSUME_AHEAD_MAX);
+        let consumer = Consumer { broker: self.broker.clone(), from, bytes_max: bytes_max(request.max_bytes), format };
+        tokio::spawn(consumer.run(sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn list_offsets(
+        &self,
+        request: Request<v1::ListOffsetsRequest>,
+    ) -> Result<Response<v1::ListOffsetsResponse>, Status> {
+        let request = request.into_inner();
+        let topic = self.broker.topic(&request.topic)?;
+        let mut offsets = Vec::new();
+        for partition in wanted_partitions(&topic, &request.partitions)? {
+            let offset = resolve(&self.broker, &partition, request.at.as_ref()).await?;
+            offsets.push(v1::PartitionOffset { partition: partition.name().partition, offset: offset.into() });
+        }
+        Ok(Response::new(v1::ListOffsetsResponse { offsets }))
+    }
+}
+
+/// One consume stream.
+struct Consumer {
+    broker: Broker,
+    from: Vec<FetchFrom>,
+    bytes_max: usize,
+    format: v1::Format,
+}
+
+impl Consumer {
+    async fn run(mut self, sender: mpsc::Sender<Result<v1::ConsumeResponse, Status>>) {
+        let limits = self.broker.settings().limits;
+        loop {
+            self.from.retain(|from| from.until.is_none_or(|until| from.offset < until));
+            if self.from.is_empty() {
+                return;
+            }
+            // A full first partition must not starve the others.
+            self.from.rotate_left(1);
+            let fetch =
+                Fetch { from: self.from.clone(), bytes_min: 1, bytes_max: self.bytes_max, wait_max: FETCH_WAIT_MAX };
+            let fetched = tokio::select! {
+                fetched = self.broker.fetch(&fetch) => fetched,
+                () = self.broker.stopped() => {
+                    // The reader learns why its stream ends.
+                    let _ = sender.send(Err(BrokerError::ShuttingDown.into())).await;
+                    return;
+                }
+                () = sender.closed() => return,
+            };
+            let mut partitions = Vec::new();
+            let mut failed = false;
+            for (fetched, from) in fetched.into_iter().zip(&mut self.from) {
+                failed |= fetched.slice.is_err();
+                if fetched.slice.as_ref().is_ok_and(|slice| slice.runs.is_empty()) {
+                    continue;
+                }
+                let records = answer(&self.broker, fetched, from.offset.into(), self.format, &limits);
+                from.offset = i64::try_from(records.next_offset).ok().and_then(Offset::new).unwrap_or(from.offset);
+                partitions.push(records);
+            }
+            if !partitions.is_empty() && sender.send(Ok(v1::ConsumeResponse { partitions })).await.is_err() {
+                return;
+            }
+            if failed {
+                return;
+            }
+        }
+    }
+}
+
+/// One partition's answer, counted.
+pub(super) fn answer(
+    broker: &Broker,
+    fetched: crate::fetch::Fetched,
+    from: u64,
+    format: v1::Format,
+    limits: &millstream_record::Limits,
+) -> v1::PartitionRecords {
+    let topic = fetched.partition.name().topic.clone();
+    let bytes = fetched.slice.as_ref().map_or(0, crate::partition::Slice::bytes);
+    let records = to_partition_records(fetched, from, format, limits);
+    if bytes > 0 {
+        broker.metrics().fetched(&topic, records.next_offset.saturating_sub(from), bytes as u64);
+    }
+    records
+}
+
+pub(super) fn to_format(format: i32) -> Result<v1::Format, Status> {
+    v1::Format::try_from(format)
+        .map_err(|_| status::invalid(format!("format {format} is unknown: use BATCHES or RECORDS")))
+}
+
+fn bytes_max(asked: u32) -> usize {
+    if asked == 0 { FETCH_BYTES_DEFAULT } else { (asked as usize).min(FETCH_BYTES_MAX) }
+}
+
+fn fetch_from(broker: &Broker, wanted: &v1::FetchPartition) -> Result<FetchFrom, BrokerError> {
+    let topic = broker.topic(&wanted.topic)?;
+    let partition = topic.partition(wanted.partition)?.clone();
+    let offset = to_offset(&partition, wanted.offset)?;
+    Ok(FetchFrom { partition, offset, until: None })
+}
+
+/// An offset from outside, in the partition's range.
+pub(super) fn to_offset(partition: &Partition, offset: u64) -> Result<Offset, BrokerError> {
+    let in_range = i64::try_from(offset).ok().and_then(Offset::new);
+    let in_range = in_range.filter(|offset| (partition.start()..=partition.end()).contains(offset));
+    in_range.ok_or_else(|| BrokerError::OffsetOutOfRange {
+        topic: partition.name().topic.clone(),
+        partition: partition.name().partition,
+        offset: i128::from(offset),
+        start: partition.start(),
+        end: partition.end(),
+    })
+}
+
+pub(super) fn wanted_partitions(topic: &Topic, wanted: &[u32]) -> Result<Vec<Arc<Partition>>, BrokerError> {
+    if wanted.is_empty() {
+        return Ok(topic.partitions().to_vec());
+    }
+    let mut wanted = wanted.to_vec();
+    wanted.sort_unstable();
+    wanted.dedup();
+    wanted.into_iter().map(|number| topic.partition(number).cloned()).collect()
+}
+
+/// The offset at a position; the log end offset where none is given.
+pub(super) async fn resolve(
+    broker: &Broker,
+    partition: &Arc<Partition>,
+    position: Option<&v1::Position>,
+) -> Result<Offset, BrokerError> {
+    use v1::position::At;
+    match position.and_then(|position| position.at.as_ref()) {
+        None | Some(At::Latest(_)) => Ok(partition.end()),
+        Some(At::Earliest(_)) => Ok(partition.start()),
+        Some(At::Offset(offset)) => to_offset(partition, *offset),
+        Some(At::TimestampMs(timestamp_ms)) => {
+            let (broker, partition, timestamp_ms) = (broker.clone(), partition.clone(), *timestamp_ms);
+            let find = move || partition.offset_at(broker.store(), timestamp_ms, &broker.settings().limits);
+            tokio::task::spawn_blocking(find).await.unwrap_or(Err(BrokerError::ShuttingDown))
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The one place that turns errors into gRPC's codes and the contract's.
+
+use millstream_api::{ERROR_TRAILER, v1};
+use millstream_record::BatchError;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+
+use crate::error::BrokerError;
+
+/// An error as the contract has it.
+pub fn to_error(error: &BrokerError) -> v1::Error {
+    v1::Error { code: codes(error).0 as i32, message: error.to_string() }
+}
+
+/// An error as a call's status, with the contract's code in a trailer.
+pub fn to_status(error: &BrokerError) -> Status {
+    let (code, grpc) = codes(error);
+    status(code, grpc, error.to_string())
+}
+
+/// A status with the contract's code in a trailer.
+pub fn status(code: v1::ErrorCode, grpc: Code, message: impl Into<String>) -> Status {
+    let mut status = Status::new(grpc, message);
+    status.metadata_mut().insert(ERROR_TRAILER, MetadataValue::from_static(code.as_str_name()));
+    status
+}
+
+/// The status for a request that says nothing sensible.
+pub fn invalid(message: impl Into<String>) -> Status {
+    status(v1::ErrorCode::InvalidRequest, Code::InvalidArgument, message)
+}
+
+impl From<BrokerError> for Status {
+    fn from(error: BrokerError) -> Self {
+        to_status(&error)
+    }
+}
+
+fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
+    use v1::ErrorCode as E;
+    match error {
+        BrokerError::InvalidName { .. } => (E::InvalidName, Code::InvalidArgument),
+        BrokerError::InvalidArgument { .. } | BrokerError::Protocol(_) => (E::InvalidRequest, Code::InvalidArgument),
+        BrokerError::UnknownTopic { .. } => (E::UnknownTopic, Code::NotFound),
+        BrokerError::UnknownPartition { .. } => (E::UnknownPartition, Code::NotFound),
+        BrokerError::TopicExists { .. } => (E::AlreadyExists, Code::AlreadyExists),
+        BrokerError::TopicInUse { .. } | BrokerError::GroupInUse { .. } => (E::InUse, Code::FailedPrecondition),
+        BrokerError::Batch { source, .. } => match source {
+            BatchError::TooLarge { .. } => (E::BatchTooLarge, Code::InvalidArgument),
+            BatchError::RecordTooLarge { .. } => (E::RecordTooLarge, Code::InvalidArgument),
+            _ => (E::InvalidBatch, Code::InvalidArgument),
+        },
+        BrokerError::BatchTooLarge { .. } => (E::BatchTooLarge, Code::InvalidArgument),
+        BrokerError::OffsetOutOfRange { .. } => (E::OffsetOutOfRange, Code::OutOfRange),
+        BrokerError::UnknownGroup { .. } => (E::UnknownGroup, Code::NotFound),
+        BrokerError::GroupOfOtherKind { .. } => (E::InUse, Code::FailedPrecondition),
+        BrokerError::StaleGeneration { .. } | BrokerError::StaleOffset { .. } | BrokerError::NotAssigned { .. } => {
+            (E::StaleGeneration, Code::Aborted)
+        }
+        BrokerError::ShuttingDown => (E::ShuttingDown, Code::Unavailable),
+        BrokerError::Storage(_) => (E::StorageFailed, Code::Internal),
+    }
+}
