@@ -1,0 +1,16 @@
+//! Spins forever on a record whose value has `needle` in it.
+
+use millstream::prelude::*;
+
+#[derive(Deserialize)]
+pub struct Settings {
+    needle: String,
+}
+
+#[millstream::filter]
+pub fn spin_on(record: &Record, settings: &Settings) -> Result<bool> {
+    while record.value_str()?.contains(&settings.needle) {
+        std::hint::black_box(record);
+    }
+    Ok(true)
+}
