@@ -93,8 +93,12 @@ impl BatchHeader {
             let found = format!("its last offset delta is {last_offset_delta}");
             return Err(BatchError::Count { claimed: i64::from(i32_at(bytes, at::RECORD_COUNT)), found });
         }
+        let base_offset = i64_at(bytes, 0);
+        if base_offset.checked_add(i64::from(last_offset_delta) + 1).is_none() {
+            return Err(BatchError::BaseOffset(base_offset));
+        }
         Ok(Self {
-            base_offset: i64_at(bytes, 0),
+            base_offset,
             batch_bytes,
             last_offset_delta,
             max_timestamp_ms: i64_at(bytes, at::MAX_TIMESTAMP),

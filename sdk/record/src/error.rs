@@ -3,6 +3,9 @@
 /// Why bytes are no sound record batch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
+    /// Offsets beyond what 63 bits hold.
+    #[error("its base offset {0} leaves no room for its records")]
+    BaseOffset(i64),
     /// Fewer bytes than a batch's header or its length field says.
     #[error("a record batch is cut short: {have} bytes are there, {need} are needed")]
     Truncated {

@@ -98,7 +98,8 @@ impl<'a> Iterator for RecordIter<'a> {
         self.index += 1;
         match read_record(&mut self.cursor) {
             Ok(raw) => Some(Ok(RecordView {
-                offset: self.records.base_offset + i64::from(raw.offset_delta),
+                // Checked for batches from outside; a corrupt log must not panic either.
+                offset: self.records.base_offset.wrapping_add(i64::from(raw.offset_delta)),
                 timestamp_ms: self
                     .records
                     .append_time_ms

@@ -2,7 +2,7 @@
 //! `check` lets pass is read to its last record.
 //!
 //! ```text
-//! cd sdk/record
+//! cd sdk/record && mkdir -p fuzz/corpus/batch
 //! cargo +nightly fuzz run batch fuzz/corpus/batch tests/vectors fuzz/regressions -- -max_total_time=120
 //! ```
 
