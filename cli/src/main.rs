@@ -1,2 +1,44 @@
-//! The `millstream` binary.
-fn main() {}
+//! The `millstream` binary: what was said on the command line becomes calls of the client, or the
+//! server in this process. Start at `args.rs`; `commands/` has a file a command. No rule of the
+//! platform is decided here.
+
+mod args;
+mod commands;
+mod exit;
+mod input;
+mod interrupt;
+mod output;
+mod position;
+mod progress;
+mod text;
+mod timestamp;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::runtime::{Builder, Runtime};
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = match runtime(&args.command) {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(&error),
+    };
+    let code = runtime.block_on(commands::run(args)).unwrap_or_else(|error| exit::report(&error));
+    // A thread that waits for stdin's next line is left behind.
+    runtime.shutdown_background();
+    code
+}
+
+fn runtime(command: &Command) -> anyhow::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    if let Command::Serve(serve) = command
+        && let Some(threads) = serve.worker_threads
+    {
+        builder.worker_threads(threads.get());
+    }
+    builder.enable_all().build().context("cannot start threads")
+}

@@ -1,6 +1,6 @@
 //! gRPC (`sdk/proto`): one file a service; protobuf to domain and back, errors to Status.
 
-mod groups;
+pub mod groups;
 mod log;
 mod records;
 pub mod status;

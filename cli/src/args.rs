@@ -1,0 +1,84 @@
+//! What can be said on the command line. Each command's own arguments are in its file.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{apply, consume, group, module, pipeline, produce, serve, state, test, topic};
+
+const HELP: &str = "\
+Examples:
+  millstream serve --data ./data
+  millstream topic create flights --partitions 4
+  millstream produce flights --file flights.ndjson --key-field origin --timestamp-field date
+  millstream consume flights --from earliest --max 10
+  millstream apply -f pipeline.yaml
+
+Exit codes:
+  0  done; also where the reader of the output went away (| head) or Ctrl-C ended `consume`
+  1  refused by the server, mistakes found, or a file that cannot be read
+  2  the command line is wrong
+  3  no server answers
+  4  interrupted: what was acknowledged until then is stored
+  5  the connection was lost before the answer: it may or may not have been done";
+
+/// A streaming platform in one binary: partitioned topics, WebAssembly pipelines, gRPC
+#[derive(Debug, Parser)]
+#[command(name = "millstream", version, after_help = HELP, max_term_width = 110)]
+pub(crate) struct Args {
+    /// The server, for the commands that talk to one
+    #[arg(long, global = true, env = "MILLSTREAM_SERVER", value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
+    pub(crate) server: String,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Serve(serve::Args),
+    /// Create, list, describe and delete topics
+    #[command(subcommand)]
+    Topic(topic::Command),
+    Produce(produce::Args),
+    Consume(consume::Args),
+    /// Upload, list, describe and remove WebAssembly modules
+    #[command(subcommand)]
+    Module(module::Command),
+    Apply(apply::Args),
+    /// List, describe, pause, resume and delete pipelines
+    #[command(subcommand)]
+    Pipeline(pipeline::Command),
+    /// List, describe, reset and delete consumer groups; pipelines are groups too
+    #[command(subcommand)]
+    Group(group::Command),
+    /// Read the keyed state of aggregate stages
+    #[command(subcommand)]
+    State(state::Command),
+    Test(test::Args),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_a_help_with_an_example() {
+        fn check(command: &clap::Command) {
+            let help = command.clone().render_long_help().to_string();
+            assert!(command.get_about().is_some(), "{} says nothing", command.get_name());
+            if command.get_subcommands().next().is_none() {
+                assert!(help.contains("Example"), "{} has no example:\n{help}", command.get_name());
+            }
+            for subcommand in command.get_subcommands() {
+                check(subcommand);
+            }
+        }
+        check(&Args::command());
+    }
+}

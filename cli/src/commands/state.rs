@@ -1,0 +1,133 @@
+//! `millstream state`: the keyed state of aggregate stages, as of the last commit.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use bytes::Bytes;
+use clap::Subcommand;
+use futures::{StreamExt, pin_mut};
+use millstream_api::v1;
+use millstream_client::Client;
+use serde_json::{Value, json};
+
+use crate::output::{Column, Out, OutputArgs, Table};
+use crate::record::bytes_to_json;
+use crate::text;
+
+/// What can be read of state.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Print what a stage holds for one key
+    #[command(after_help = "\
+Examples:
+  millstream state get delayed-flights LAX
+  millstream state get delayed-flights LAX --stage mean-delay --output json")]
+    Get {
+        /// The pipeline
+        pipeline: String,
+        /// The key
+        key: String,
+        /// The aggregate stage; may be left out where there is one
+        #[arg(long)]
+        stage: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// List keys with what a stage holds for them
+    #[command(after_help = "\
+Examples:
+  millstream state list delayed-flights
+  millstream state list delayed-flights --prefix L --max 20")]
+    List(List),
+}
+
+/// `state list`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct List {
+    /// The pipeline
+    pipeline: String,
+    /// The aggregate stage; may be left out where there is one
+    #[arg(long)]
+    stage: Option<String>,
+    /// Only keys that begin so
+    #[arg(long, default_value = "", hide_default_value = true)]
+    prefix: String,
+    /// At most so many keys
+    #[arg(long, value_name = "N", default_value = "1000")]
+    max: u32,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Does it.
+pub(crate) async fn run(command: Command, client: &Client) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Get { pipeline, key, stage, output } => {
+            let request =
+                v1::GetStateRequest { pipeline, stage: stage.unwrap_or_default(), key: Bytes::from(key.into_bytes()) };
+            get(request, &output, client).await
+        }
+        Command::List(args) => list(args, client).await,
+    }
+}
+
+async fn get(request: v1::GetStateRequest, output: &OutputArgs, client: &Client) -> anyhow::Result<ExitCode> {
+    let (pipeline, key) = (request.pipeline.clone(), request.key.clone());
+    let Some(entry) = client.admin().get_state(request).await? else {
+        bail!(
+            "pipeline {pipeline} holds nothing for key {}: `millstream state list {pipeline}` shows keys that it has",
+            text::escaped(&key)
+        );
+    };
+    let mut out = Out::new();
+    if output.json() {
+        out.json(&to_json(&entry))?;
+    } else {
+        out.line(shown(&entry))?;
+    }
+    out.finish()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(args: List, client: &Client) -> anyhow::Result<ExitCode> {
+    let request = v1::ListStateRequest {
+        pipeline: args.pipeline,
+        stage: args.stage.unwrap_or_default(),
+        key_prefix: Bytes::from(args.prefix.into_bytes()),
+        max_keys: Some(args.max).filter(|max| *max > 0).unwrap_or(1),
+    };
+    let answers = client.admin().list_state(request).await?;
+    pin_mut!(answers);
+    let mut entries = Vec::new();
+    while let Some(entry) = answers.next().await {
+        entries.push(entry?);
+    }
+    // They come in no order; people look for one.
+    entries.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut out = Out::new();
+    if args.output.json() {
+        out.json(&entries.iter().map(to_json).collect::<Vec<_>>())?;
+    } else {
+        let mut table = Table::new(&[Column::Text("key"), Column::Number("partition"), Column::Text("value")]);
+        for entry in &entries {
+            table.row([text::escaped(&entry.key), entry.partition.to_string(), shown(entry)]);
+        }
+        out.table(&table)?;
+    }
+    out.finish()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the module makes of the accumulator, or else the accumulator itself.
+fn shown(entry: &v1::StateEntry) -> String {
+    text::escaped(entry.value.as_ref().unwrap_or(&entry.accumulator))
+}
+
+fn to_json(entry: &v1::StateEntry) -> Value {
+    json!({
+        "key": bytes_to_json(&entry.key),
+        "partition": entry.partition,
+        "value": entry.value.as_deref().map(bytes_to_json),
+        "accumulator": bytes_to_json(&entry.accumulator),
+    })
+}

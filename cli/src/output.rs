@@ -1,0 +1,212 @@
+//! What goes to stdout: text, JSON and tables through one locked buffer. A pipe that its reader
+//! closed (`| head`) is an [`OutputError::Closed`], which `main` takes for a quiet end.
+
+use std::fmt::Display;
+use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use clap::{Args, ValueEnum};
+use comfy_table::{CellAlignment, ContentArrangement, presets};
+use serde::Serialize;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Large enough that records leave in few writes.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// For people or for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// The `--output` of commands that list or describe.
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// Text for people, or JSON for programs
+    #[arg(long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub(crate) output: Format,
+}
+
+impl OutputArgs {
+    /// Whether JSON was asked for.
+    pub(crate) fn json(&self) -> bool {
+        self.output == Format::Json
+    }
+}
+
+/// Stdout took no more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutputError {
+    /// Its reader is gone: no error.
+    #[error("the reader of this command's output is gone")]
+    Closed,
+    /// A full disk, say.
+    #[error("cannot write to stdout: {0}")]
+    Io(io::Error),
+}
+
+impl From<io::Error> for OutputError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe { Self::Closed } else { Self::Io(error) }
+    }
+}
+
+impl From<serde_json::Error> for OutputError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::from(io::Error::from(error))
+    }
+}
+
+/// Stdout, locked and buffered. End with [`Out::finish`].
+#[derive(Debug)]
+pub(crate) struct Out {
+    to: BufWriter<StdoutLock<'static>>,
+}
+
+impl Out {
+    /// Locks stdout.
+    pub(crate) fn new() -> Self {
+        Self { to: BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock()) }
+    }
+
+    /// One line of text.
+    pub(crate) fn line(&mut self, line: impl Display) -> Result<(), OutputError> {
+        Ok(writeln!(self.to, "{line}")?)
+    }
+
+    /// One JSON document, indented: what lists and describes.
+    pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), OutputError> {
+        serde_json::to_writer_pretty(&mut self.to, value)?;
+        Ok(self.to.write_all(b"\n")?)
+    }
+
+    /// One JSON document on one line: what streams.
+    pub(crate) fn json_line(&mut self, value: &impl Serialize) -> Result<(), OutputError> {
+        serde_json::to_writer(&mut self.to, value)?;
+        Ok(self.to.write_all(b"\n")?)
+    }
+
+    /// A table.
+    pub(crate) fn table(&mut self, table: &Table) -> Result<(), OutputError> {
+        self.line(table.table.trim_fmt())
+    }
+
+    /// For bytes as they are.
+    pub(crate) fn writer(&mut self) -> &mut impl Write {
+        &mut self.to
+    }
+
+    /// Hands the reader what was written so far.
+    pub(crate) fn flush(&mut self) -> Result<(), OutputError> {
+        Ok(self.to.flush()?)
+    }
+
+    /// Hands the reader the rest.
+    pub(crate) fn finish(mut self) -> Result<(), OutputError> {
+        self.flush()
+    }
+}
+
+/// A column of a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Column {
+    /// To the left.
+    Text(&'static str),
+    /// To the right.
+    Number(&'static str),
+}
+
+/// Rows without borders, which copy well and suit `grep` and `awk`.
+#[derive(Debug)]
+pub(crate) struct Table {
+    table: comfy_table::Table,
+}
+
+impl Table {
+    /// A table with a header.
+    pub(crate) fn new(columns: &[Column]) -> Self {
+        let mut table = Self::plain();
+        let titles = columns.iter().map(|column| match column {
+            Column::Text(title) | Column::Number(title) => title.to_uppercase(),
+        });
+        table.table.set_header(titles.collect::<Vec<_>>());
+        for (index, column) in columns.iter().enumerate() {
+            if let (Column::Number(_), Some(of)) = (column, table.table.column_mut(index)) {
+                of.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table.pad();
+        table
+    }
+
+    /// Names and values, a line each: what describes.
+    pub(crate) fn fields<'f>(fields: impl IntoIterator<Item = (&'f str, String)>) -> Self {
+        let mut table = Self::plain();
+        for (name, value) in fields {
+            table.row([name.to_owned(), value]);
+        }
+        table.pad();
+        table
+    }
+
+    /// One more row, of as many cells as there are columns.
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.table.add_row(cells);
+    }
+
+    fn plain() -> Self {
+        let mut table = comfy_table::Table::new();
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
+        Self { table }
+    }
+
+    fn pad(&mut self) {
+        for column in self.table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+    }
+}
+
+/// Whether people look at stdout.
+pub(crate) fn to_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Whether stdout is a file: then a terminal is free for showing progress.
+pub(crate) fn to_file() -> bool {
+    let stdout = io::stdout().as_fd().try_clone_to_owned().map(std::fs::File::from);
+    stdout.and_then(|stdout| stdout.metadata()).is_ok_and(|metadata| metadata.is_file())
+}
+
+/// Ends when the reader of a pipe on stdout goes away, so that a command that waits for records
+/// need not wait for one more to notice. Never ends where stdout is no pipe.
+pub(crate) async fn closed() {
+    let watched: io::Result<AsyncFd<OwnedFd>> = io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(|stdout| AsyncFd::with_interest(stdout, Interest::ERROR));
+    if let Ok(stdout) = watched
+        && stdout.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_aligned_and_lines_have_no_tail() {
+        let mut table = Table::new(&[Column::Text("topic"), Column::Number("records"), Column::Text("note")]);
+        table.row(["flights".into(), "5".into(), String::new()]);
+        table.row(["a".into(), "20,000".into(), "x".into()]);
+        let shown = table.table.trim_fmt();
+        assert_eq!(shown, "TOPIC    RECORDS  NOTE\nflights        5\na         20,000  x");
+    }
+}

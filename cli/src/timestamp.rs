@@ -1,0 +1,152 @@
+//! Times as people and files write them, to and from milliseconds since the epoch.
+
+use time::{Date, Month, OffsetDateTime, Time, UtcOffset};
+
+/// What [`parse`] takes, for error messages.
+pub(crate) const FORMS: &str = "RFC 3339 (2024-05-01T12:00:00Z), YYYY-MM-DD HH:MM[:SS[.fff]] or YYYY/MM/DD HH:MM \
+                                (UTC where no zone is given), or seconds or milliseconds since 1970";
+
+/// Numbers from here on are milliseconds, below they are seconds: as seconds this is the year 5138,
+/// as milliseconds it is March 1973.
+const MILLISECONDS_FROM: f64 = 1e11;
+
+/// Reads a time in any of the [`FORMS`], as milliseconds since the epoch.
+pub(crate) fn parse(text: &str) -> Option<i64> {
+    let text = text.trim();
+    parse_date(text).or_else(|| parse_number(text))
+}
+
+/// Reads seconds or milliseconds since the epoch.
+fn parse_number(text: &str) -> Option<i64> {
+    if !text.starts_with(|first: char| first.is_ascii_digit()) {
+        return None;
+    }
+    let number: f64 = text.parse().ok()?;
+    let ms = if number < MILLISECONDS_FROM { number * 1000.0 } else { number };
+    (ms < i64::MAX as f64).then_some(ms.round() as i64)
+}
+
+/// Reads `YYYY-MM-DD` or `YYYY/MM/DD`, with `T` or a space and `HH:MM[:SS[.fff]]` after it, with
+/// `Z` or `±HH:MM` after that. Times before 1970 are not taken: in a record, -1 means no time.
+pub(crate) fn parse_date(text: &str) -> Option<i64> {
+    let mut rest = text;
+    let year = digits(&mut rest, 4)?;
+    let separator = if rest.starts_with('/') { '/' } else { '-' };
+    take(&mut rest, separator)?;
+    let month = digits(&mut rest, 2)? as u8;
+    take(&mut rest, separator)?;
+    let day = digits(&mut rest, 2)? as u8;
+    let date = Date::from_calendar_date(year as i32, Month::try_from(month).ok()?, day).ok()?;
+    let time = if rest.is_empty() { Time::MIDNIGHT } else { clock(&mut rest)? };
+    let offset = if rest.is_empty() { UtcOffset::UTC } else { zone(&mut rest)? };
+    if !rest.is_empty() {
+        return None;
+    }
+    let nanoseconds = date.with_time(time).assume_offset(offset).unix_timestamp_nanos();
+    i64::try_from(nanoseconds.div_euclid(1_000_000)).ok().filter(|ms| *ms >= 0)
+}
+
+fn clock(rest: &mut &str) -> Option<Time> {
+    take(rest, 'T').or_else(|| take(rest, 't')).or_else(|| take(rest, ' '))?;
+    let hour = digits(rest, 2)? as u8;
+    take(rest, ':')?;
+    let minute = digits(rest, 2)? as u8;
+    let (mut second, mut nanosecond) = (0, 0);
+    if take(rest, ':').is_some() {
+        second = digits(rest, 2)? as u8;
+        if take(rest, '.').is_some() {
+            let count = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let fraction = rest.get(..count).filter(|fraction| !fraction.is_empty())?;
+            nanosecond = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
+            *rest = &rest[count..];
+        }
+    }
+    Time::from_hms_nano(hour, minute, second, nanosecond).ok()
+}
+
+fn zone(rest: &mut &str) -> Option<UtcOffset> {
+    if take(rest, 'Z').or_else(|| take(rest, 'z')).is_some() {
+        return Some(UtcOffset::UTC);
+    }
+    let sign = if take(rest, '-').is_some() { -1 } else { take(rest, '+').map(|()| 1)? };
+    let hours = digits(rest, 2)? as i8;
+    take(rest, ':')?;
+    let minutes = digits(rest, 2)? as i8;
+    UtcOffset::from_hms(sign * hours, sign * minutes, 0).ok()
+}
+
+fn digits(rest: &mut &str, count: usize) -> Option<u32> {
+    let (number, after) = rest.split_at_checked(count)?;
+    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    *rest = after;
+    number.parse().ok()
+}
+
+fn take(rest: &mut &str, expected: char) -> Option<()> {
+    *rest = rest.strip_prefix(expected)?;
+    Some(())
+}
+
+/// `2024-05-01T12:00:00.000Z`; what no calendar holds stays a number.
+pub(crate) fn format(timestamp_ms: i64) -> String {
+    let Ok(at) = OffsetDateTime::from_unix_timestamp_nanos(i128::from(timestamp_ms) * 1_000_000) else {
+        return timestamp_ms.to_string();
+    };
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        at.year(),
+        u8::from(at.month()),
+        at.day(),
+        at.hour(),
+        at.minute(),
+        at.second(),
+        at.millisecond()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_that_the_help_names_is_read() {
+        let noon = Some(1_714_564_800_000);
+        for text in [
+            "2024-05-01T12:00:00Z",
+            "2024-05-01t12:00:00.000z",
+            "2024-05-01T14:00:00+02:00",
+            "2024-05-01T03:30:00-08:30",
+            "2024-05-01 12:00",
+            "2024-05-01T12:00:00",
+            "2024/05/01 12:00",
+            "1714564800",
+            "1714564800.0",
+            "1714564800000",
+        ] {
+            assert_eq!(parse(text), noon, "{text}");
+        }
+        assert_eq!(parse("2024-05-01T12:00:00.1239"), Some(1_714_564_800_123));
+        assert_eq!(parse("2024-05-01"), Some(1_714_521_600_000));
+        assert_eq!(parse("1714564800.25"), Some(1_714_564_800_250));
+    }
+
+    #[test]
+    fn what_is_no_time_is_refused() {
+        for text in ["", "soon", "2024-13-01", "2024-02-30", "2024-05/01", "2024-05-01 25:00", "2024-05-01T12:00:00X"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+        for text in ["-5", "1969-12-31", "nan", "inf", "1e400", "2024-05-01T12:00:00.Z", "2024-05-01 12:00 "] {
+            assert_eq!(parse(text), None.or((text == "2024-05-01 12:00 ").then_some(1_714_564_800_000)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_formatted_time_is_read_back() {
+        for ms in [0, 1, 978_310_020_000, 1_714_564_800_123] {
+            assert_eq!(parse(&format(ms)), Some(ms));
+        }
+        assert_eq!(format(978_310_020_000), "2001-01-01T00:47:00.000Z");
+    }
+}

@@ -1,0 +1,122 @@
+//! The broker in this process as the log that tasks run on.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use millstream_broker::group::Group;
+use millstream_broker::partition::{Partition, ReadRange};
+use millstream_broker::state::StatePartition;
+use millstream_broker::store::{Append, Commit, Fence, OffsetChange, Receipt};
+use millstream_broker::{Broker, BrokerError, Offset, TopicPartition};
+
+use crate::log::{Log, LogError, ReadBatches, Step};
+
+/// The broker, for one generation of one pipeline's group.
+#[derive(Clone, Debug)]
+pub struct EmbeddedLog {
+    broker: DebugBroker,
+    fence: Fence,
+}
+
+#[derive(Clone)]
+struct DebugBroker(Broker);
+
+impl std::fmt::Debug for DebugBroker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Broker")
+    }
+}
+
+impl EmbeddedLog {
+    /// The broker as `group`'s log, in the group's current generation.
+    pub fn new(broker: Broker, group: Arc<Group>) -> Self {
+        let generation = group.generation();
+        Self { broker: DebugBroker(broker), fence: Fence { group, generation } }
+    }
+
+    fn partition(&self, name: &TopicPartition) -> Result<Arc<Partition>, LogError> {
+        let topic = self.broker.0.topic(name.topic.as_str())?;
+        Ok(topic.partition(name.partition)?.clone())
+    }
+}
+
+impl From<BrokerError> for LogError {
+    fn from(error: BrokerError) -> Self {
+        match error {
+            BrokerError::ShuttingDown => Self::ShuttingDown,
+            BrokerError::StaleGeneration { .. } | BrokerError::StaleOffset { .. } => Self::Fenced(error.to_string()),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+/// See [`Log::Receipt`].
+#[derive(Debug)]
+pub struct EmbeddedReceipt(Receipt);
+
+impl Future for EmbeddedReceipt {
+    type Output = Result<(), LogError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|answer| answer.map(drop).map_err(LogError::from))
+    }
+}
+
+impl Log for EmbeddedLog {
+    type Receipt = EmbeddedReceipt;
+
+    async fn read(&self, source: &TopicPartition, from: Offset, bytes_max: usize) -> Result<ReadBatches, LogError> {
+        let partition = self.partition(source)?;
+        let mut end = partition.watch_end();
+        loop {
+            let there = *end.borrow_and_update();
+            if there > from || partition.is_deleted() {
+                let slice = self.broker.0.read(&partition, ReadRange { from, until: None, bytes_max }).await?;
+                return Ok(ReadBatches { runs: slice.runs, next: slice.next });
+            }
+            if there < from {
+                return Err(partition.out_of_range(from).into());
+            }
+            if end.changed().await.is_err() {
+                return Err(LogError::ShuttingDown);
+            }
+        }
+    }
+
+    async fn commit(&self, step: Step) -> Result<EmbeddedReceipt, LogError> {
+        let source = self.partition(&step.source)?;
+        let mut appends = Vec::with_capacity(step.outputs.len());
+        for (name, batches) in step.outputs {
+            let partition = self.partition(&name)?;
+            let records = batches.iter().map(|batch| u64::from(batch.record_count())).sum();
+            let bytes = batches.iter().map(|batch| batch.as_bytes().len() as u64).sum();
+            self.broker.0.metrics().appended(&name.topic, records, bytes);
+            appends.push(Append { partition, batches });
+        }
+        let offset = OffsetChange {
+            group: self.fence.group.clone(),
+            topic: source.topic_id(),
+            partition: step.source.partition,
+            offset: step.next,
+            expected: Some(step.from),
+        };
+        let commit = Commit {
+            appends,
+            offsets: vec![offset],
+            state: step.state,
+            fence: Some(self.fence.clone()),
+            ..Commit::default()
+        };
+        Ok(EmbeddedReceipt(self.broker.0.commit(commit).await?))
+    }
+
+    fn committed(&self, source: &TopicPartition) -> Result<Option<Offset>, LogError> {
+        let partition = self.partition(source)?;
+        Ok(self.fence.group.committed(partition.topic_id(), source.partition))
+    }
+
+    fn accumulators(&self, store: &str, partition: u32) -> Arc<StatePartition> {
+        self.broker.0.state().partition(store, partition)
+    }
+}

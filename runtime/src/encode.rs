@@ -1,0 +1,93 @@
+//! From columns to record batches of the partitions that they go to.
+
+use millstream_broker::{TopicName, TopicPartition};
+use millstream_record::{BatchBuilder, Columns, ColumnsReader, Compression, RecordBatch, partition_for_key};
+
+/// Where a batch of output is cut, in bytes: large enough that its header does not count, small
+/// enough that a consumer gets it in one piece.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// A topic that a pipeline writes to.
+#[derive(Clone, Debug)]
+pub struct OutputTopic {
+    /// Its name.
+    pub name: TopicName,
+    /// How many partitions it has.
+    pub partitions: u32,
+    /// The largest record batch that it takes.
+    pub batch_bytes_max: usize,
+}
+
+/// A record that its output topic does not take.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(
+    "an output record of {bytes} bytes is over the limit of topic {topic}, {batch_bytes_max} (batch_bytes_max): put out \
+     smaller records, or make the topic with a larger limit"
+)]
+pub struct OutputTooLarge {
+    /// The topic.
+    pub topic: TopicName,
+    /// The record's size.
+    pub bytes: usize,
+    /// The topic's limit.
+    pub batch_bytes_max: usize,
+    /// The offset of the source record.
+    pub offset: i64,
+}
+
+/// Batches for `topic`: by Kafka's murmur2 of the key, and without a key by the source's partition,
+/// so that order is kept and the same input gives the same output.
+///
+/// # Errors
+/// [`OutputTooLarge`].
+pub fn encode(
+    columns: &Columns,
+    topic: &OutputTopic,
+    source_partition: u32,
+) -> Result<Vec<(TopicPartition, Vec<RecordBatch>)>, OutputTooLarge> {
+    let mut partitions: Vec<Option<Partition>> = (0..topic.partitions).map(|_| None).collect();
+    let cut = topic.batch_bytes_max.min(BATCH_BYTES);
+    let expected = columns.bytes() + columns.len() * 12;
+    let room = (expected / topic.partitions as usize).clamp(256, cut) + 1024;
+    let reader = ColumnsReader::new(columns);
+    for index in 0..columns.len() {
+        let row = reader.row(index);
+        let number = match row.key {
+            _ if topic.partitions == 1 => 0,
+            Some(key) => partition_for_key(key, topic.partitions),
+            None => source_partition % topic.partitions,
+        };
+        let partition = partitions[number as usize].get_or_insert_with(|| Partition {
+            builder: BatchBuilder::with_capacity(Compression::None, room),
+            batches: Vec::new(),
+        });
+        let headers: usize = reader.headers(index).map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len) + 10).sum();
+        let bytes =
+            BatchBuilder::record_bytes_max(row.key.map_or(0, <[u8]>::len), row.value.map_or(0, <[u8]>::len)) + headers;
+        if partition.builder.encoded_bytes() + bytes > cut {
+            partition.batches.extend(partition.builder.finish());
+            // The batch's header counts too.
+            if partition.builder.encoded_bytes() + bytes > topic.batch_bytes_max {
+                return Err(OutputTooLarge {
+                    topic: topic.name.clone(),
+                    bytes,
+                    batch_bytes_max: topic.batch_bytes_max,
+                    offset: row.offset,
+                });
+            }
+        }
+        reader.push_to(&mut partition.builder, index);
+    }
+    let batches = partitions.into_iter().enumerate().filter_map(|(number, partition)| {
+        let mut partition = partition?;
+        partition.batches.extend(partition.builder.finish());
+        let name = TopicPartition { topic: topic.name.clone(), partition: number as u32 };
+        Some((name, partition.batches))
+    });
+    Ok(batches.collect())
+}
+
+struct Partition {
+    builder: BatchBuilder,
+    batches: Vec<RecordBatch>,
+}

@@ -1,0 +1,76 @@
+//! Compiled code in the data directory, by the module's hash and the engine's configuration. Only
+//! this process writes there: what is read is trusted as code.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+use super::ModuleHash;
+
+/// Where compiled code is kept.
+#[derive(Debug)]
+pub(super) struct CodeCache {
+    folder: PathBuf,
+    configuration: u64,
+}
+
+impl CodeCache {
+    pub(super) fn open(folder: &Path, engine: &Engine) -> std::io::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let mut hasher = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hasher);
+        Ok(Self { folder: folder.to_owned(), configuration: hasher.finish() })
+    }
+
+    fn file(&self, hash: &ModuleHash) -> PathBuf {
+        self.folder.join(format!("{hash}-{:016x}.cwasm", self.configuration))
+    }
+
+    /// The compiled component; `None` where there is none, or it can't be read: it is compiled anew.
+    #[allow(unsafe_code)]
+    pub(super) fn get(&self, engine: &Engine, hash: &ModuleHash) -> Option<Component> {
+        let file = self.file(hash);
+        let bytes = std::fs::read(&file).ok()?;
+        let (checksum, code) = bytes.split_first_chunk::<32>()?;
+        if *checksum != ModuleHash::of(code).0 {
+            tracing::warn!(file = %file.display(), "a compiled module is damaged: compiling it again");
+            return None;
+        }
+        // SAFETY: the file is in the data directory, which this process alone writes and has
+        // locked, and its checksum says that it is what `put` wrote.
+        match unsafe { Component::deserialize(engine, code) } {
+            Ok(component) => Some(component),
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "a compiled module does not load: compiling it again");
+                None
+            }
+        }
+    }
+
+    /// Keeps a compiled component. That it can't be kept costs a compilation at the next start.
+    pub(super) fn put(&self, hash: &ModuleHash, component: &Component) {
+        let file = self.file(hash);
+        if let Err(error) = self.write(&file, component) {
+            tracing::warn!(file = %file.display(), %error, "a compiled module is not kept");
+        }
+    }
+
+    fn write(&self, file: &Path, component: &Component) -> Result<(), Box<dyn std::error::Error>> {
+        let code = component.serialize()?;
+        let partial = file.with_extension(format!("{}.partial", std::process::id()));
+        let mut out = std::fs::File::create(&partial)?;
+        out.write_all(&ModuleHash::of(&code).0)?;
+        out.write_all(&code)?;
+        std::fs::rename(&partial, file)?;
+        Ok(())
+    }
+
+    /// Removes what was kept for a module.
+    pub(super) fn remove(&self, hash: &ModuleHash) {
+        // It may never have been there.
+        let _ = std::fs::remove_file(self.file(hash));
+    }
+}

@@ -1,0 +1,219 @@
+//! The engine: wasmtime as Millstream uses it, and modules compiled with it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
+use wasmtime::{Config, OptLevel};
+
+use super::cache::CodeCache;
+use super::component::{self, ModuleError, first_lines, interface};
+use super::guest::{self, HostState};
+use super::limits::Ticker;
+use super::{ModuleHash, StageKind};
+
+/// The largest module that is taken unless the settings say otherwise: a Rust guest has 100 KiB, one
+/// that carries an interpreter some megabytes.
+const MODULE_BYTES_MAX_DEFAULT: usize = 16 << 20;
+
+/// Stack of a guest: wasmtime's default, made explicit because worker threads must hold it.
+const STACK_BYTES: usize = 512 << 10;
+
+/// Address space reserved beside a memory, so that bounds need no checks.
+const RESERVATION_BYTES: u64 = 4 << 30;
+
+/// The engine's settings.
+#[derive(Clone, Debug)]
+pub struct EngineSettings {
+    /// Where compiled code is kept; nowhere where left out.
+    pub cache_dir: Option<PathBuf>,
+    /// The largest module that is taken, in bytes as uploaded.
+    pub module_bytes_max: usize,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self { cache_dir: None, module_bytes_max: MODULE_BYTES_MAX_DEFAULT }
+    }
+}
+
+/// Compiles modules and runs guests. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    wasmtime: wasmtime::Engine,
+    linker: Linker<HostState>,
+    ticker: Ticker,
+    cache: Option<CodeCache>,
+    module_bytes_max: usize,
+    /// What is in use: one compilation a content.
+    modules: Mutex<HashMap<ModuleHash, Weak<Module>>>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Engine")
+    }
+}
+
+/// A compiled module.
+pub struct Module {
+    hash: ModuleHash,
+    kind: StageKind,
+    bytes: usize,
+    pub(super) pre: InstancePre<HostState>,
+    pub(super) exports: Exports,
+}
+
+/// Where a component's functions are.
+#[derive(Debug)]
+pub(super) struct Exports {
+    pub(super) configure: Option<ComponentExportIndex>,
+    pub(super) run: Option<ComponentExportIndex>,
+    pub(super) add: Option<ComponentExportIndex>,
+    pub(super) finish: Option<ComponentExportIndex>,
+}
+
+impl fmt::Debug for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Module({} {})", self.kind, self.hash.short())
+    }
+}
+
+impl Module {
+    /// The content's hash.
+    pub fn hash(&self) -> ModuleHash {
+        self.hash
+    }
+
+    /// Filter, map or aggregate.
+    pub fn kind(&self) -> StageKind {
+        self.kind
+    }
+
+    /// Bytes as uploaded.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Engine {
+    /// An engine, its cache opened.
+    ///
+    /// # Errors
+    /// [`ModuleError::Engine`].
+    pub fn new(settings: EngineSettings) -> Result<Self, ModuleError> {
+        let engine_error = |error: String| ModuleError::Engine(first_lines(&error));
+        let wasmtime = wasmtime::Engine::new(&config()).map_err(|error| engine_error(format!("{error:#}")))?;
+        let ticker = Ticker::start(wasmtime.clone()).map_err(|error| engine_error(error.to_string()))?;
+        let cache = match settings.cache_dir {
+            None => None,
+            Some(folder) => {
+                let opened = CodeCache::open(&folder, &wasmtime);
+                Some(opened.map_err(|error| engine_error(format!("{}: {error}", folder.display())))?)
+            }
+        };
+        let linker = guest::linker(&wasmtime).map_err(|error| engine_error(format!("{error:#}")))?;
+        Ok(Self(Arc::new(Inner {
+            wasmtime,
+            linker,
+            ticker,
+            cache,
+            module_bytes_max: settings.module_bytes_max,
+            modules: Mutex::default(),
+        })))
+    }
+
+    pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
+        &self.0.wasmtime
+    }
+
+    pub(super) fn ticker(&self) -> &Ticker {
+        &self.0.ticker
+    }
+
+    /// Checks and compiles a module, once a content. Blocks, for seconds with a large module.
+    ///
+    /// # Errors
+    /// [`ModuleError`].
+    pub fn compile(&self, wasm: &[u8]) -> Result<Arc<Module>, ModuleError> {
+        let hash = ModuleHash::of(wasm);
+        if let Some(module) = self.0.modules.lock().get(&hash).and_then(Weak::upgrade) {
+            return Ok(module);
+        }
+        let component = match self.0.cache.as_ref().and_then(|cache| cache.get(&self.0.wasmtime, &hash)) {
+            Some(component) => component,
+            None => self.compile_anew(&hash, wasm)?,
+        };
+        let module = Arc::new(self.link(hash, wasm.len(), &component)?);
+        let mut modules = self.0.modules.lock();
+        modules.retain(|_, module| module.strong_count() > 0);
+        modules.insert(hash, Arc::downgrade(&module));
+        Ok(module)
+    }
+
+    fn compile_anew(&self, hash: &ModuleHash, wasm: &[u8]) -> Result<Component, ModuleError> {
+        let bytes = component::encode(wasm, self.0.module_bytes_max)?;
+        let component = Component::from_binary(&self.0.wasmtime, &bytes)
+            .map_err(|error| ModuleError::Invalid(first_lines(&format!("{error:#}"))))?;
+        component::kind(&self.0.wasmtime, &component)?;
+        if let Some(cache) = &self.0.cache {
+            cache.put(hash, &component);
+        }
+        Ok(component)
+    }
+
+    fn link(&self, hash: ModuleHash, bytes: usize, component: &Component) -> Result<Module, ModuleError> {
+        let kind = component::kind(&self.0.wasmtime, component)?;
+        let signature = |reason: String| ModuleError::Signature { kind, reason: first_lines(&reason) };
+        let pre = self.0.linker.instantiate_pre(component).map_err(|error| signature(format!("{error:#}")))?;
+        let function = |of: &str, name: &str| {
+            let interface = component.get_export_index(None, &interface(of))?;
+            component.get_export_index(Some(&interface), name)
+        };
+        let wanted = |of: &str, name: &str| {
+            function(of, name).map(Some).ok_or_else(|| signature(format!("there is no function {name}")))
+        };
+        let mut exports =
+            Exports { configure: function("configuration", "configure"), run: None, add: None, finish: None };
+        match kind {
+            StageKind::Filter | StageKind::Map => exports.run = wanted(kind.name(), "run")?,
+            StageKind::Aggregate => {
+                exports.add = wanted(kind.name(), "add")?;
+                exports.finish = wanted(kind.name(), "finish")?;
+            }
+        }
+        Ok(Module { hash, kind, bytes, pre, exports })
+    }
+
+    /// Removes a module's compiled code from the cache.
+    pub fn forget(&self, hash: &ModuleHash) {
+        if let Some(cache) = &self.0.cache {
+            cache.remove(hash);
+        }
+    }
+}
+
+/// wasmtime with what stages need and nothing else: one thread, 32-bit memories, no collector.
+fn config() -> Config {
+    let mut config = Config::new();
+    config
+        .cranelift_opt_level(OptLevel::Speed)
+        .epoch_interruption(true)
+        .concurrency_support(false)
+        .wasm_component_model(true)
+        .wasm_gc(false)
+        .wasm_function_references(false)
+        .wasm_threads(false)
+        .wasm_memory64(false)
+        .wasm_exceptions(false)
+        .relaxed_simd_deterministic(true)
+        .max_wasm_stack(STACK_BYTES)
+        .memory_reservation(RESERVATION_BYTES)
+        .memory_init_cow(true);
+    config
+}

@@ -1,0 +1,285 @@
+//! Aggregate: records folded by key. The host groups them and keeps the accumulators; a batch puts
+//! out one update a key.
+
+use std::hash::BuildHasher;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use millstream_record::{Column, ColumnReader, Columns};
+
+use super::halving::halve;
+use super::{Outcome, StageError, failed_records};
+use crate::failure::Failure;
+use crate::host::{CallError, Guest};
+
+const NO_KEY: &str = "an aggregate needs a key, and the record has none: give it one with a map before, or produce it with a key";
+
+/// The groups of a batch: an index a key, in order of first appearance.
+#[derive(Debug, Default)]
+pub struct Groups {
+    /// The distinct keys.
+    pub keys: Column,
+    starts: Vec<u32>,
+    table: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+    hashes: Vec<u64>,
+}
+
+impl Groups {
+    /// Groups with the hasher of their task: hashes of one task are comparable.
+    pub fn new(hasher: DefaultHashBuilder) -> Self {
+        Self { hasher, ..Self::default() }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.hashes.is_empty()
+    }
+
+    /// The hash of group `index`'s key.
+    pub fn hash(&self, index: usize) -> u64 {
+        self.hashes[index]
+    }
+
+    /// The key of group `index`.
+    pub fn key(&self, index: usize) -> &[u8] {
+        let start = self.starts[index] as usize;
+        &self.keys.bytes[start..start + self.keys.lengths[index] as usize]
+    }
+
+    /// The group of `key`, whose hash is known.
+    pub fn find(&self, hash: u64, key: &[u8]) -> Option<usize> {
+        self.table.find(hash, |&group| self.key(group as usize) == key).map(|&group| group as usize)
+    }
+
+    /// The group of `key`, made where it is new.
+    fn group_of(&mut self, key: &[u8]) -> u32 {
+        let hash = self.hasher.hash_one(key);
+        if let Some(group) = self.find(hash, key) {
+            return group as u32;
+        }
+        let group = self.hashes.len() as u32;
+        self.starts.push(self.keys.bytes.len() as u32);
+        self.keys.push(Some(key));
+        self.hashes.push(hash);
+        let hashes = &self.hashes;
+        self.table.insert_unique(hash, group, |&group| hashes[group as usize]);
+        group
+    }
+}
+
+/// Where a task's accumulators are.
+pub trait Accumulators {
+    /// Appends to `found` the accumulator of each group's key; null where it has none.
+    fn look_up(&self, groups: &Groups, found: &mut Column);
+}
+
+/// What an aggregate made of a batch: updates, failures, and the accumulators to keep.
+#[derive(Debug)]
+pub struct Aggregated {
+    /// One update a key that had a record, in order of first appearance: offset and timestamp are
+    /// the last and the largest of its records in the batch.
+    pub outcome: Outcome,
+    /// The keys.
+    pub groups: Groups,
+    /// The accumulators after the batch, one a key; null removes it.
+    pub accumulators: Column,
+}
+
+/// Runs an aggregate over a batch.
+///
+/// # Errors
+/// [`StageError`] where the stage can't go on.
+pub fn run(
+    guest: &mut Guest,
+    input: &Columns,
+    state: &dyn Accumulators,
+    hasher: &DefaultHashBuilder,
+) -> Result<Aggregated, StageError> {
+    let mut groups = Groups::new(hasher.clone());
+    let mut failures = Vec::new();
+    let mut of_record = Vec::with_capacity(input.len());
+    for (index, key) in input.keys.iter().enumerate() {
+        match key {
+            Some(key) => of_record.push(groups.group_of(key)),
+            None => failures.push(Failure { index: index as u32, reason: NO_KEY.to_owned() }),
+        }
+    }
+    if failures.is_empty() {
+        return fold(guest, input, groups, &of_record, state);
+    }
+    // The keyless are left out; indices are put right afterwards.
+    let mut mask = vec![1; input.len()];
+    failures.iter().for_each(|failure| mask[failure.index as usize] = 0);
+    let kept: Vec<u32> = (0..input.len() as u32).filter(|index| mask[*index as usize] == 1).collect();
+    let mut folded = fold(guest, &input.select(&mask), groups, &of_record, state)?;
+    let outcome = &mut folded.outcome;
+    outcome.failures.iter_mut().for_each(|failure| failure.index = kept[failure.index as usize]);
+    outcome.failures.append(&mut failures);
+    outcome.failures.sort_by_key(|failure| failure.index);
+    outcome.failed = failed_records(input, &outcome.failures);
+    Ok(folded)
+}
+
+fn fold(
+    guest: &mut Guest,
+    input: &Columns,
+    groups: Groups,
+    of_record: &[u32],
+    state: &dyn Accumulators,
+) -> Result<Aggregated, StageError> {
+    let mut before = Column::default();
+    state.look_up(&groups, &mut before);
+    let mut whole = None;
+    let mut parts: Option<Parts> = None;
+    let failures = halve(input.len(), |part| {
+        if part.len() == input.len() {
+            let evaluated = evaluate(guest, input, of_record, &groups.keys, &before)?;
+            whole = Some((evaluated.accumulators, evaluated.values));
+            return Ok(evaluated.failures);
+        }
+        let parts = parts.get_or_insert_with(|| Parts::new(&before));
+        parts.add(guest, input, part, of_record, &groups)
+    })?;
+    let failed = failed_records(input, &failures);
+    let (accumulators, values, updated) = match (whole, parts) {
+        (Some((accumulators, values)), _) => (accumulators, values, None),
+        (None, Some(parts)) => parts.finish(),
+        (None, None) => (Column::default(), Column::default(), None),
+    };
+    let output = updates(input, of_record, &groups, values, &failures, updated.as_deref());
+    Ok(Aggregated { outcome: Outcome { output, failures, failed }, groups, accumulators })
+}
+
+struct Evaluated {
+    accumulators: Column,
+    values: Column,
+    failures: Vec<(u32, String)>,
+    /// Which groups have a record that did not fail; all of them where it is `None`.
+    live: Option<Vec<bool>>,
+}
+
+/// One evaluation: add, then finish.
+fn evaluate(
+    guest: &mut Guest,
+    input: &Columns,
+    of_record: &[u32],
+    keys: &Column,
+    before: &Column,
+) -> Result<Evaluated, CallError> {
+    let added = guest.add(input, of_record, before)?;
+    let finished = guest.finish(keys, &added.accumulators)?;
+    let mut evaluated =
+        Evaluated { accumulators: added.accumulators, values: finished.values, failures: added.failures, live: None };
+    if evaluated.failures.is_empty() && finished.failures.is_empty() {
+        return Ok(evaluated);
+    }
+    let live = live_groups(of_record, keys.len(), &evaluated.failures);
+    // A group of failures alone has nothing to finish, and finish may say so.
+    if let Some((_, reason)) = finished.failures.into_iter().find(|(group, _)| live[*group as usize]) {
+        return Err(CallError::Finish { reason });
+    }
+    if live.contains(&false) {
+        let (before, after) = (ColumnReader::new(before), ColumnReader::new(&evaluated.accumulators));
+        let entry = |group: usize| if live[group] { after.get(group) } else { before.get(group) };
+        evaluated.accumulators = (0..keys.len()).map(entry).collect();
+        evaluated.live = Some(live);
+    }
+    Ok(evaluated)
+}
+
+/// Which of `groups` have a record that did not fail.
+fn live_groups(of_record: &[u32], groups: usize, failures: &[(u32, String)]) -> Vec<bool> {
+    let mut live = vec![false; groups];
+    let mut failed = failures.iter().map(|(index, _)| *index as usize).peekable();
+    for (index, &group) in of_record.iter().enumerate() {
+        live[group as usize] |= failed.next_if_eq(&index).is_none();
+    }
+    live
+}
+
+/// The accumulators while a batch is evaluated in parts, each seeing what the one before left.
+struct Parts {
+    accumulators: Vec<Option<Vec<u8>>>,
+    values: Vec<Option<Vec<u8>>>,
+    updated: Vec<bool>,
+}
+
+impl Parts {
+    fn new(before: &Column) -> Self {
+        let accumulators: Vec<_> = before.iter().map(|entry| entry.map(<[u8]>::to_vec)).collect();
+        Self { values: vec![None; accumulators.len()], updated: vec![false; accumulators.len()], accumulators }
+    }
+
+    fn add(
+        &mut self,
+        guest: &mut Guest,
+        input: &Columns,
+        part: std::ops::Range<usize>,
+        of_record: &[u32],
+        groups: &Groups,
+    ) -> Result<Vec<(u32, String)>, CallError> {
+        // The part's groups, numbered anew in order of appearance.
+        let mut here: Vec<u32> = Vec::new();
+        let mut number = vec![u32::MAX; self.accumulators.len()];
+        let mut renumbered = Vec::with_capacity(part.len());
+        for &group in &of_record[part.clone()] {
+            let slot = &mut number[group as usize];
+            if *slot == u32::MAX {
+                *slot = here.len() as u32;
+                here.push(group);
+            }
+            renumbered.push(*slot);
+        }
+        let keys = groups.keys.gather(&here);
+        let before: Column = here.iter().map(|&group| self.accumulators[group as usize].as_deref()).collect();
+        let evaluated = evaluate(guest, &input.slice(part), &renumbered, &keys, &before)?;
+        let (accumulators, values) = (ColumnReader::new(&evaluated.accumulators), ColumnReader::new(&evaluated.values));
+        for (at, &group) in here.iter().enumerate() {
+            if evaluated.live.as_ref().is_some_and(|live| !live[at]) {
+                continue;
+            }
+            let group = group as usize;
+            self.accumulators[group] = accumulators.get(at).map(<[u8]>::to_vec);
+            self.values[group] = values.get(at).map(<[u8]>::to_vec);
+            self.updated[group] = true;
+        }
+        Ok(evaluated.failures)
+    }
+
+    fn finish(self) -> (Column, Column, Option<Vec<bool>>) {
+        let column = |entries: &[Option<Vec<u8>>]| entries.iter().map(Option::as_deref).collect();
+        (column(&self.accumulators), column(&self.values), Some(self.updated))
+    }
+}
+
+/// One output a key that had a record which did not fail.
+fn updates(
+    input: &Columns,
+    of_record: &[u32],
+    groups: &Groups,
+    values: Column,
+    failures: &[Failure],
+    updated: Option<&[bool]>,
+) -> Columns {
+    let mut offsets = vec![-1; groups.len()];
+    let mut timestamps_ms = vec![i64::MIN; groups.len()];
+    let mut failed = failures.iter().map(|failure| failure.index as usize).peekable();
+    for (index, &group) in of_record.iter().enumerate() {
+        if failed.next_if_eq(&index).is_some() {
+            continue;
+        }
+        let group = group as usize;
+        offsets[group] = input.offsets[index];
+        timestamps_ms[group] = timestamps_ms[group].max(input.timestamps_ms[index]);
+    }
+    let kept: Vec<u8> = (0..groups.len())
+        .map(|group| u8::from(offsets[group] >= 0 && updated.is_none_or(|updated| updated[group])))
+        .collect();
+    let all = Columns { offsets, timestamps_ms, keys: groups.keys.clone(), values, ..Columns::default() };
+    if kept.contains(&0) { all.select(&kept) } else { all }
+}

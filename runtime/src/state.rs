@@ -1,0 +1,117 @@
+//! A task's view of its accumulators: what is committed, and over it what its steps that are on
+//! their way to the disk have changed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hashbrown::DefaultHashBuilder;
+use millstream_broker::state::{StateChange, StatePartition};
+use millstream_record::{Column, ColumnReader};
+
+use crate::stage::aggregate::{Accumulators, Groups};
+
+/// One stage's accumulators in one partition, as the next step of their task sees them.
+#[derive(Debug)]
+pub struct TaskState {
+    store: Arc<str>,
+    partition: u32,
+    committed: Arc<StatePartition>,
+    /// Changes of steps that are queued and not yet known to be on disk, the oldest first. Each has
+    /// the number of its step.
+    in_flight: VecDeque<(u64, Delta)>,
+    hasher: DefaultHashBuilder,
+}
+
+#[derive(Debug)]
+struct Delta {
+    groups: Groups,
+    accumulators: Column,
+    starts: Vec<u32>,
+}
+
+impl Delta {
+    fn new(groups: Groups, accumulators: Column) -> Self {
+        let mut at = 0;
+        let starts = accumulators.lengths.iter().map(|length| {
+            let start = at;
+            at += (*length).max(0) as u32;
+            start
+        });
+        Self { starts: starts.collect(), groups, accumulators }
+    }
+
+    fn get(&self, group: usize) -> Option<&[u8]> {
+        let len = usize::try_from(self.accumulators.lengths[group]).ok()?;
+        let start = self.starts[group] as usize;
+        Some(&self.accumulators.bytes[start..start + len])
+    }
+}
+
+impl TaskState {
+    /// The state of `store` in `partition`, where nothing is in flight.
+    pub fn new(store: Arc<str>, partition: u32, committed: Arc<StatePartition>) -> Self {
+        Self { store, partition, committed, in_flight: VecDeque::new(), hasher: DefaultHashBuilder::default() }
+    }
+
+    /// The hasher for this task's groups.
+    pub fn hasher(&self) -> &DefaultHashBuilder {
+        &self.hasher
+    }
+
+    /// What a step changed: seen by the next step at once, and by the commit.
+    pub fn change(&mut self, step: u64, groups: Groups, accumulators: Column) -> StateChange {
+        let change = StateChange {
+            store: self.store.clone(),
+            partition: self.partition,
+            keys: groups.keys.clone(),
+            accumulators: accumulators.clone(),
+        };
+        self.in_flight.push_back((step, Delta::new(groups, accumulators)));
+        change
+    }
+
+    /// Steps up to `step` are committed: the committed state has their changes.
+    pub fn committed_up_to(&mut self, step: u64) {
+        while self.in_flight.front().is_some_and(|(of, _)| *of <= step) {
+            self.in_flight.pop_front();
+        }
+    }
+
+    /// Takes back what a step that is not going to be committed changed.
+    pub fn take_back(&mut self, step: u64) {
+        while self.in_flight.back().is_some_and(|(of, _)| *of >= step) {
+            self.in_flight.pop_back();
+        }
+    }
+}
+
+impl Accumulators for TaskState {
+    fn look_up(&self, groups: &Groups, found: &mut Column) {
+        let all = 0..groups.len();
+        if self.in_flight.is_empty() {
+            self.committed.look_up(all.map(|group| groups.key(group)), |entry| found.push(entry));
+            return;
+        }
+        // The newest change of a key wins; keys without one are looked up together.
+        let newest = |group: usize| {
+            let (hash, key) = (groups.hash(group), groups.key(group));
+            let mut deltas = self.in_flight.iter().rev();
+            deltas.find_map(|(_, delta)| delta.groups.find(hash, key).map(|at| delta.get(at)))
+        };
+        let changed: Vec<Option<Option<&[u8]>>> = all.map(newest).collect();
+        let missing = changed.iter().enumerate().filter(|(_, changed)| changed.is_none());
+        let mut committed = Column::default();
+        self.committed.look_up(missing.map(|(group, _)| groups.key(group)), |entry| committed.push(entry));
+        let committed = ColumnReader::new(&committed);
+        let mut next = 0;
+        for changed in changed {
+            match changed {
+                Some(entry) => found.push(entry),
+                None => {
+                    found.push(committed.get(next));
+                    next += 1;
+                }
+            }
+        }
+    }
+}

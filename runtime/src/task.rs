@@ -1,0 +1,374 @@
+//! A task: one pipeline on one source partition. Read, run the stages, commit; the next batch is
+//! read and run while the commit of the one before is on its way to the disk.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use millstream_broker::{Offset, TopicPartition};
+use millstream_record::{Columns, Limits, RecordBatch, split_batches};
+use tokio::sync::watch;
+
+use crate::deploy::{Segment, Stage};
+use crate::encode::{OutputTopic, encode};
+use crate::failure::{DeadLetterOrigin, FailurePolicy, dead_letters};
+use crate::host::StageKind;
+use crate::log::{Log, LogError, ReadBatches, Step};
+use crate::pool::{Guests, WorkerPool};
+use crate::stage::{Outcome, StageError, aggregate, filter, map};
+use crate::state::TaskState;
+
+/// Bytes of record batches in one step: where the cost of a call and of a commit a record stops
+/// falling, 10,000 records of 100 bytes.
+const STEP_BYTES: usize = 1 << 20;
+
+/// Steps that may be on their way to the disk: one is being written, and one waits for it.
+const IN_FLIGHT_MAX: usize = 3;
+
+/// What a task runs.
+#[derive(Debug)]
+pub struct Task<L> {
+    /// Where from and where to.
+    pub log: L,
+    /// Its stages.
+    pub segment: Arc<Segment>,
+    /// Its source.
+    pub source: TopicPartition,
+    /// Where the stages run.
+    pub pool: Arc<WorkerPool>,
+    /// Bounds for what is decoded.
+    pub limits: Limits,
+    /// Turns true when the task must end, at a commit.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Why a task ended by itself. It goes on at `offset` when it is started again.
+#[derive(Clone, Debug)]
+pub struct Stopped {
+    /// The source.
+    pub source: TopicPartition,
+    /// The offset of the record that it stopped before.
+    pub offset: Offset,
+    /// The stage that failed, if one did.
+    pub stage: Option<Arc<str>>,
+    /// Why.
+    pub reason: String,
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { source, offset, stage, reason } = self;
+        if let Some(stage) = stage {
+            write!(f, "stage {stage}, ")?;
+        }
+        write!(f, "topic {}, partition {}, offset {offset}: {reason}", source.topic, source.partition)
+    }
+}
+
+impl<L: Log> Task<L> {
+    /// Runs until told to stop, or until it can't go on.
+    ///
+    /// # Errors
+    /// [`Stopped`] where the pipeline must stop and say why. Every step before it is committed.
+    pub async fn run(self) -> Result<(), Stopped> {
+        let mut at = self.log.committed(&self.source).map_err(|error| self.stopped(None, Offset::ZERO, error))?;
+        let mut states = self.states();
+        let mut stop = self.stop.clone();
+        let mut in_flight = InFlight::default();
+        for number in 0u64.. {
+            let from = at.unwrap_or(Offset::ZERO);
+            let read = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                read = self.read(from, &mut in_flight, &mut states) => read,
+            };
+            let Some(batches) = self.going_on(from, read)? else { break };
+
+            let running = self.run_stages(number, from, batches, std::mem::take(&mut states));
+            let Some((back, ran)) = running.await else { break };
+            states = back;
+            let ran = ran.map_err(|error| self.stopped(None, from, error))?;
+
+            if ran.next > from {
+                let step = Step {
+                    source: self.source.clone(),
+                    from: at,
+                    next: ran.next,
+                    outputs: ran.outputs,
+                    state: ran.state,
+                };
+                in_flight.wait_for_room(&mut states).await.map_or_else(|error| self.ended(from, error), Ok)?;
+                let queued = self.log.commit(step).await;
+                let Some(receipt) = self.going_on(from, queued)? else { break };
+                in_flight.push(number, receipt);
+                at = Some(ran.next);
+            }
+            if let Some(stopped) = ran.stopped {
+                in_flight.wait_for_all(&mut states).await.map_or_else(|error| self.ended(from, error), Ok)?;
+                return Err(stopped);
+            }
+        }
+        let from = at.unwrap_or(Offset::ZERO);
+        in_flight.wait_for_all(&mut states).await.map_or_else(|error| self.ended(from, error), Ok)
+    }
+
+    /// Reads the next batches; commits that end meanwhile are noted.
+    async fn read(
+        &self,
+        from: Offset,
+        in_flight: &mut InFlight<L::Receipt>,
+        states: &mut States,
+    ) -> Result<ReadBatches, LogError> {
+        loop {
+            let Some(oldest) = in_flight.oldest() else { break };
+            tokio::select! {
+                biased;
+                done = oldest => in_flight.done(done, states)?,
+                read = self.log.read(&self.source, from, STEP_BYTES) => return read,
+            }
+        }
+        self.log.read(&self.source, from, STEP_BYTES).await
+    }
+
+    /// Runs the stages on a worker. `None` where the pool stops.
+    async fn run_stages(
+        &self,
+        number: u64,
+        from: Offset,
+        batches: ReadBatches,
+        mut states: States,
+    ) -> Option<(States, Result<Ran, String>)> {
+        let (segment, source, limits) = (self.segment.clone(), self.source.clone(), self.limits);
+        let job = move |guests: &mut Guests| {
+            let ran = Run { segment: &segment, source: &source, number, guests, states: &mut states }
+                .batches(from, batches, &limits);
+            (states, ran)
+        };
+        self.pool.run(job).await
+    }
+
+    fn states(&self) -> States {
+        let stages = self.segment.stages.iter();
+        let state = |stage: &Arc<Stage>| {
+            (stage.kind() == StageKind::Aggregate).then(|| {
+                let committed = self.log.accumulators(stage.store(), self.source.partition);
+                TaskState::new(stage.store().clone(), self.source.partition, committed)
+            })
+        };
+        stages.map(state).collect()
+    }
+
+    /// `None` where the task ends without a fault of its own.
+    fn going_on<T>(&self, at: Offset, result: Result<T, LogError>) -> Result<Option<T>, Stopped> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => self.ended(at, error).map(|()| None),
+        }
+    }
+
+    fn ended(&self, at: Offset, error: LogError) -> Result<(), Stopped> {
+        match error {
+            LogError::Fenced(why) => {
+                tracing::debug!(pipeline = &*self.segment.pipeline, source = %self.source, why, "a task was replaced");
+                Ok(())
+            }
+            LogError::ShuttingDown => Ok(()),
+            LogError::Failed(reason) => Err(self.stopped(None, at, reason)),
+        }
+    }
+
+    fn stopped(&self, stage: Option<Arc<str>>, offset: Offset, reason: impl fmt::Display) -> Stopped {
+        Stopped { source: self.source.clone(), offset, stage, reason: reason.to_string() }
+    }
+}
+
+/// Each stage's state; `None` for stages without.
+type States = Vec<Option<TaskState>>;
+
+/// Steps that are queued and not yet answered, the oldest first.
+struct InFlight<R>(VecDeque<(u64, R)>);
+
+impl<R> Default for InFlight<R> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<R: Future<Output = Result<(), LogError>> + Unpin> InFlight<R> {
+    fn push(&mut self, number: u64, receipt: R) {
+        self.0.push_back((number, receipt));
+    }
+
+    /// The oldest step's answer. A receipt that was answered is not polled again: `done` removes it.
+    fn oldest(&mut self) -> Option<&mut R> {
+        self.0.front_mut().map(|(_, receipt)| receipt)
+    }
+
+    fn done(&mut self, answer: Result<(), LogError>, states: &mut States) -> Result<(), LogError> {
+        if let Some((number, _)) = self.0.pop_front() {
+            answer?;
+            states.iter_mut().flatten().for_each(|state| state.committed_up_to(number));
+        }
+        Ok(())
+    }
+
+    async fn wait_for_room(&mut self, states: &mut States) -> Result<(), LogError> {
+        while self.0.len() >= IN_FLIGHT_MAX {
+            let Some(oldest) = self.oldest() else { break };
+            let answer = oldest.await;
+            self.done(answer, states)?;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_all(&mut self, states: &mut States) -> Result<(), LogError> {
+        while let Some(oldest) = self.oldest() {
+            let answer = oldest.await;
+            self.done(answer, states)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the stages made of a batch.
+#[derive(Debug)]
+struct Ran {
+    next: Offset,
+    outputs: Vec<(TopicPartition, Vec<RecordBatch>)>,
+    state: Vec<millstream_broker::state::StateChange>,
+    /// The stages can't go on after `next`.
+    stopped: Option<Stopped>,
+}
+
+/// One step on a worker thread.
+struct Run<'a> {
+    segment: &'a Arc<Segment>,
+    source: &'a TopicPartition,
+    number: u64,
+    guests: &'a mut Guests,
+    states: &'a mut States,
+}
+
+impl Run<'_> {
+    /// Decodes, runs the stages, encodes. A record at which the pipeline must stop ends the step
+    /// before it: what comes before is done and committed.
+    fn batches(mut self, from: Offset, batches: ReadBatches, limits: &Limits) -> Result<Ran, String> {
+        let mut input = Columns::default();
+        for run in batches.runs {
+            for batch in split_batches(run) {
+                let batch = batch.map_err(|error| format!("the log is damaged: {error}"))?;
+                input.append_batch(&batch, from.get(), limits).map_err(|error| format!("the log is damaged: {error}"))?;
+            }
+        }
+        let mut next = batches.next;
+        let mut stopped = None;
+        loop {
+            let mut ran = Ran { next, outputs: Vec::new(), state: Vec::new(), stopped: stopped.take() };
+            match self.stages(input.clone(), &mut ran) {
+                Ok(()) => return Ok(ran),
+                Err(stop) => {
+                    self.states.iter_mut().flatten().for_each(|state| state.take_back(self.number));
+                    let before = input.offsets.partition_point(|offset| *offset < stop.offset.get());
+                    if before == 0 {
+                        return Ok(Ran { next: from, outputs: Vec::new(), state: Vec::new(), stopped: Some(stop) });
+                    }
+                    input = input.slice(0..before);
+                    next = stop.offset;
+                    stopped = Some(stop);
+                }
+            }
+        }
+    }
+
+    fn stages(&mut self, input: Columns, ran: &mut Ran) -> Result<(), Stopped> {
+        let first = input.offsets.first().copied();
+        let mut columns = input;
+        let segment = self.segment.clone();
+        for (index, stage) in segment.stages.iter().enumerate() {
+            let outcome = self.stage(index, stage, columns, ran).map_err(|error| {
+                self.stopped(Some(stage), first.unwrap_or_default(), error.to_string())
+            })?;
+            self.failures(stage, &outcome, ran)?;
+            columns = outcome.output;
+            if let Some(topic) = &stage.settings().to {
+                self.write(&columns, topic, ran)?;
+            }
+        }
+        segment.sinks.iter().try_for_each(|topic| self.write(&columns, topic, ran))
+    }
+
+    fn stage(
+        &mut self,
+        index: usize,
+        stage: &Arc<Stage>,
+        input: Columns,
+        ran: &mut Ran,
+    ) -> Result<Outcome, StageError> {
+        if input.is_empty() {
+            return Ok(Outcome::default());
+        }
+        let (metrics, records_in, begun) = (stage.metrics(), input.len() as u64, Instant::now());
+        let guest = self.guests.of(stage);
+        guest.set_partition(&self.source.to_string());
+        let outcome = match (stage.kind(), &mut self.states[index]) {
+            (StageKind::Filter, _) => filter::run(guest, input)?,
+            (StageKind::Map, _) => map::run(guest, &input)?,
+            (StageKind::Aggregate, Some(state)) => {
+                let hasher = state.hasher().clone();
+                let made = aggregate::run(guest, &input, state, &hasher)?;
+                ran.state.push(state.change(self.number, made.groups, made.accumulators));
+                made.outcome
+            }
+            (StageKind::Aggregate, None) => unreachable!("every aggregate has a state"),
+        };
+        metrics.calls.inc();
+        metrics.records_in.inc_by(records_in);
+        metrics.records_out.inc_by(outcome.output.len() as u64);
+        metrics.failures.inc_by(outcome.failures.len() as u64);
+        metrics.seconds.observe(begun.elapsed().as_secs_f64());
+        metrics.guest_memory.set(i64::try_from(guest.memory_bytes()).unwrap_or(i64::MAX));
+        Ok(outcome)
+    }
+
+    /// Does with failed records what the pipeline file says.
+    fn failures(&mut self, stage: &Stage, outcome: &Outcome, ran: &mut Ran) -> Result<(), Stopped> {
+        let Some(failure) = outcome.failures.first() else { return Ok(()) };
+        match stage.settings().on_failure {
+            FailurePolicy::Skip => Ok(()),
+            FailurePolicy::Stop => {
+                let offset = outcome.failed.offsets.first().copied().unwrap_or_default();
+                Err(self.stopped(Some(stage), offset, failure.reason.clone()))
+            }
+            FailurePolicy::DeadLetter => {
+                let Some(topic) = &self.segment.dead_letters else {
+                    unreachable!("a pipeline with dead letters has a topic for them")
+                };
+                let origin = DeadLetterOrigin {
+                    pipeline: &self.segment.pipeline,
+                    stage: stage.name(),
+                    module: &stage.settings().module.hash(),
+                    topic: self.source.topic.as_str(),
+                    partition: self.source.partition,
+                };
+                let letters = dead_letters(&outcome.failed, &outcome.failures, &origin);
+                self.write(&letters, topic, ran)
+            }
+        }
+    }
+
+    fn write(&self, columns: &Columns, topic: &OutputTopic, ran: &mut Ran) -> Result<(), Stopped> {
+        let encoded = encode(columns, topic, self.source.partition);
+        ran.outputs.extend(encoded.map_err(|error| self.stopped(None, error.offset, error.to_string()))?);
+        Ok(())
+    }
+
+    fn stopped(&self, stage: Option<&Stage>, offset: i64, reason: String) -> Stopped {
+        Stopped {
+            source: self.source.clone(),
+            offset: Offset::new(offset).unwrap_or_default(),
+            stage: stage.map(|stage| stage.name().clone()),
+            reason,
+        }
+    }
+}

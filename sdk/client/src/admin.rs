@@ -1,0 +1,337 @@
+//! One method a call of the contract.
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use millstream_api::v1::groups_client::GroupsClient;
+use millstream_api::v1::log_client::LogClient;
+use millstream_api::v1::modules_client::ModulesClient;
+use millstream_api::v1::pipelines_client::PipelinesClient;
+use millstream_api::v1::state_client::StateClient;
+use millstream_api::v1::topics_client::TopicsClient;
+use millstream_api::{MESSAGE_BYTES_MAX, v1};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use crate::client::{Client, Position};
+use crate::error::ClientError;
+
+/// A module is uploaded in pieces of this size, in bytes.
+const UPLOAD_CHUNK_BYTES: usize = 1 << 20;
+
+/// Topics, groups, modules, pipelines, state, and single reads and writes. Cheap to clone.
+///
+/// Every method fails with [`ClientError::Refused`] where the server refuses, and with
+/// [`ClientError::Unavailable`] where there is none; each says only what it adds to that.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    client: Client,
+}
+
+impl Admin {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    // Topics
+
+    /// Makes a topic. `partitions`: 1 to 10,000; 1 where left out.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn create_topic(
+        &self,
+        name: &str,
+        partitions: Option<u32>,
+        settings: v1::TopicSettings,
+    ) -> Result<v1::Topic, ClientError> {
+        let request = v1::CreateTopicRequest { name: name.to_owned(), partitions, settings: Some(settings) };
+        let answer = self.answer(self.topics().create_topic(request).await)?;
+        self.field(answer.topic, "topic")
+    }
+
+    /// All topics, repartition topics of pipelines included.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn list_topics(&self) -> Result<Vec<v1::Topic>, ClientError> {
+        Ok(self.answer(self.topics().list_topics(v1::ListTopicsRequest {}).await)?.topics)
+    }
+
+    /// A topic and its partitions.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn describe_topic(&self, name: &str) -> Result<v1::DescribeTopicResponse, ClientError> {
+        let request = v1::DescribeTopicRequest { name: name.to_owned() };
+        self.answer(self.topics().describe_topic(request).await)
+    }
+
+    /// Deletes a topic with its records and every group's offsets in it.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), ClientError> {
+        let request = v1::DeleteTopicRequest { name: name.to_owned() };
+        self.answer(self.topics().delete_topic(request).await).map(drop)
+    }
+
+    // Log
+
+    /// The offsets at a position. `partitions`: all of them where empty.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn list_offsets(
+        &self,
+        topic: &str,
+        partitions: &[u32],
+        at: Position,
+    ) -> Result<Vec<v1::PartitionOffset>, ClientError> {
+        let request = v1::ListOffsetsRequest {
+            topic: topic.to_owned(),
+            partitions: partitions.to_vec(),
+            at: Some(v1::Position::from(at)),
+        };
+        Ok(self.answer(self.log().list_offsets(request).await)?.offsets)
+    }
+
+    /// One read.
+    ///
+    /// # Errors
+    /// As all. What is wrong with one partition stands in its part of the answer.
+    pub async fn fetch(&self, request: v1::FetchRequest) -> Result<v1::FetchResponse, ClientError> {
+        self.answer(self.log().fetch(request).await)
+    }
+
+    /// One write; answered when the records are on disk. A [`crate::Producer`] is for many.
+    ///
+    /// # Errors
+    /// As all. Where the connection is lost, the records may be stored all the same.
+    pub async fn produce(&self, request: v1::ProduceRequest) -> Result<v1::ProduceResponse, ClientError> {
+        self.answer(self.log().produce(request).await)
+    }
+
+    // Groups
+
+    /// All groups, those of pipelines included.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn list_groups(&self) -> Result<Vec<v1::Group>, ClientError> {
+        Ok(self.answer(self.groups().list_groups(v1::ListGroupsRequest {}).await)?.groups)
+    }
+
+    /// A group, its members, and where it stands in each partition.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn describe_group(&self, name: &str) -> Result<v1::DescribeGroupResponse, ClientError> {
+        let request = v1::DescribeGroupRequest { name: name.to_owned() };
+        self.answer(self.groups().describe_group(request).await)
+    }
+
+    /// Commits offsets for a group without members; the group is made where there is none.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn commit_offsets(
+        &self,
+        group: &str,
+        offsets: Vec<v1::TopicPartitionOffset>,
+    ) -> Result<(), ClientError> {
+        let request = v1::CommitOffsetsRequest { group: group.to_owned(), offsets };
+        self.answer(self.groups().commit_offsets(request).await).map(drop)
+    }
+
+    /// Sets a group's committed offsets, and says where to: also with `dry_run`, which changes
+    /// nothing. [`Position`] converts into the request's `to`.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn reset_group(
+        &self,
+        request: v1::ResetGroupRequest,
+    ) -> Result<Vec<v1::TopicPartitionOffset>, ClientError> {
+        Ok(self.answer(self.groups().reset_group(request).await)?.offsets)
+    }
+
+    /// Deletes a group with its offsets.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn delete_group(&self, name: &str) -> Result<(), ClientError> {
+        let request = v1::DeleteGroupRequest { name: name.to_owned() };
+        self.answer(self.groups().delete_group(request).await).map(drop)
+    }
+
+    // Modules
+
+    /// Uploads a module as `name` or `name:tag`. It is compiled before the answer.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn push_module(&self, reference: &str, bytes: Bytes) -> Result<v1::PushModuleResponse, ClientError> {
+        use v1::push_module_request::Part;
+        let starts = (0..bytes.len()).step_by(UPLOAD_CHUNK_BYTES);
+        let chunks: Vec<Part> = starts
+            .map(|start| Part::Bytes(bytes.slice(start..bytes.len().min(start + UPLOAD_CHUNK_BYTES))))
+            .collect();
+        let parts = std::iter::once(Part::Reference(reference.to_owned())).chain(chunks);
+        let requests = stream::iter(parts.map(|part| v1::PushModuleRequest { part: Some(part) }));
+        self.answer(self.modules().push_module(requests).await)
+    }
+
+    /// All modules.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn list_modules(&self) -> Result<Vec<v1::Module>, ClientError> {
+        Ok(self.answer(self.modules().list_modules(v1::ListModulesRequest {}).await)?.modules)
+    }
+
+    /// A module and the stages that use it.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn describe_module(&self, reference: &str) -> Result<v1::DescribeModuleResponse, ClientError> {
+        let request = v1::DescribeModuleRequest { reference: reference.to_owned() };
+        self.answer(self.modules().describe_module(request).await)
+    }
+
+    /// Removes a module. Refused while a pipeline uses it.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn remove_module(&self, reference: &str) -> Result<(), ClientError> {
+        let request = v1::RemoveModuleRequest { reference: reference.to_owned() };
+        self.answer(self.modules().remove_module(request).await).map(drop)
+    }
+
+    // Pipelines
+
+    /// Makes a pipeline run as its file says.
+    ///
+    /// # Errors
+    /// As all. A file with mistakes is answered with them, and changes nothing.
+    pub async fn apply_pipeline(
+        &self,
+        request: v1::ApplyPipelineRequest,
+    ) -> Result<v1::ApplyPipelineResponse, ClientError> {
+        self.answer(self.pipelines().apply_pipeline(request).await)
+    }
+
+    /// All pipelines.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn list_pipelines(&self) -> Result<Vec<v1::Pipeline>, ClientError> {
+        Ok(self.answer(self.pipelines().list_pipelines(v1::ListPipelinesRequest {}).await)?.pipelines)
+    }
+
+    /// A pipeline, its file, its stages, and where it stands in each partition.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn describe_pipeline(&self, name: &str) -> Result<v1::DescribePipelineResponse, ClientError> {
+        let request = v1::DescribePipelineRequest { name: name.to_owned() };
+        self.answer(self.pipelines().describe_pipeline(request).await)
+    }
+
+    /// Ends a pipeline's work at a commit; [`Admin::resume_pipeline`] goes on from there.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn pause_pipeline(&self, name: &str) -> Result<v1::Pipeline, ClientError> {
+        let request = v1::PausePipelineRequest { name: name.to_owned() };
+        let answer = self.answer(self.pipelines().pause_pipeline(request).await)?;
+        self.field(answer.pipeline, "pipeline")
+    }
+
+    /// Goes on with a pipeline that was paused, or that a failure stopped.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn resume_pipeline(&self, name: &str) -> Result<v1::Pipeline, ClientError> {
+        let request = v1::ResumePipelineRequest { name: name.to_owned() };
+        let answer = self.answer(self.pipelines().resume_pipeline(request).await)?;
+        self.field(answer.pipeline, "pipeline")
+    }
+
+    /// Deletes a pipeline with its group, its state and its repartition topics.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn delete_pipeline(&self, name: &str) -> Result<(), ClientError> {
+        let request = v1::DeletePipelineRequest { name: name.to_owned() };
+        self.answer(self.pipelines().delete_pipeline(request).await).map(drop)
+    }
+
+    // State
+
+    /// The state of one key; `None` where it has none. `stage` may be empty where the pipeline has
+    /// one aggregate stage.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn get_state(
+        &self,
+        pipeline: &str,
+        stage: &str,
+        key: Bytes,
+    ) -> Result<Option<v1::StateEntry>, ClientError> {
+        let request = v1::GetStateRequest { pipeline: pipeline.to_owned(), stage: stage.to_owned(), key };
+        Ok(self.answer(self.state().get_state(request).await)?.entry)
+    }
+
+    /// The state of many keys, in no particular order.
+    ///
+    /// # Errors
+    /// As all; the stream may end with an error too.
+    pub async fn list_state(
+        &self,
+        request: v1::ListStateRequest,
+    ) -> Result<impl Stream<Item = Result<v1::StateEntry, ClientError>> + Send + Unpin + use<>, ClientError> {
+        let answers = self.answer(self.state().list_state(request).await)?;
+        let server = self.client.server().to_owned();
+        let entries = answers
+            .map_ok(|answer| stream::iter(answer.entries.into_iter().map(Ok)))
+            .try_flatten()
+            .map(move |entry| entry.map_err(|status| ClientError::from_status(&server, &status)));
+        Ok(entries.boxed())
+    }
+
+    fn topics(&self) -> TopicsClient<Channel> {
+        TopicsClient::new(self.client.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn log(&self) -> LogClient<Channel> {
+        LogClient::new(self.client.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn groups(&self) -> GroupsClient<Channel> {
+        GroupsClient::new(self.client.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn modules(&self) -> ModulesClient<Channel> {
+        ModulesClient::new(self.client.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn pipelines(&self) -> PipelinesClient<Channel> {
+        PipelinesClient::new(self.client.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn state(&self) -> StateClient<Channel> {
+        StateClient::new(self.client.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn answer<T>(&self, answer: Result<Response<T>, Status>) -> Result<T, ClientError> {
+        match answer {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(ClientError::from_status(self.client.server(), &status)),
+        }
+    }
+
+    fn field<T>(&self, field: Option<T>, what: &str) -> Result<T, ClientError> {
+        field.ok_or_else(|| ClientError::lacks(self.client.server(), what))
+    }
+}

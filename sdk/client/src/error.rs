@@ -1,0 +1,180 @@
+//! What can go wrong, in words for the person who has to act on it.
+
+use std::error::Error;
+
+use millstream_api::{ERROR_TRAILER, v1};
+use millstream_record::BatchError;
+use tonic::{Code, Status};
+
+/// Why the client could not do what was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The server understood and refused. Nothing was changed.
+    #[error("{message}")]
+    Refused {
+        /// Why, for programs.
+        code: v1::ErrorCode,
+        /// Why, for people: what was wrong, with which value, and what to do.
+        message: String,
+    },
+    /// No connection, or it was lost before anything could be changed.
+    #[error("no server answers at {server} ({reason}): is `millstream serve` running?")]
+    Unavailable {
+        /// Where it was looked for.
+        server: String,
+        /// What the transport says.
+        reason: String,
+    },
+    /// The connection was lost, or the time was over, before the answer came: records may or may
+    /// not be stored.
+    #[error(
+        "topic {topic}, partition {partition}: {records} records were sent but their answer is lost ({reason}); \
+         they may or may not be stored"
+    )]
+    UnknownOutcome {
+        /// Where they were sent.
+        topic: String,
+        /// Where they were sent.
+        partition: u32,
+        /// How many share this fate.
+        records: u32,
+        /// How the answer was lost.
+        reason: String,
+    },
+    /// The time set for it is over; nothing was stored.
+    #[error("{what}: not done within {after_ms} ms{}", last_reason(.last))]
+    Timeout {
+        /// What was to be done.
+        what: String,
+        /// The time that was allowed.
+        after_ms: u64,
+        /// The last failed attempt, if there was one.
+        last: Option<String>,
+    },
+    /// The producer or consumer was closed.
+    #[error("the {what} is closed")]
+    Closed {
+        /// "producer" or "consumer".
+        what: &'static str,
+    },
+    /// No room now; only `try_send` says so, `send` waits.
+    #[error("the producer's buffer is full ({buffer_bytes_max} bytes, buffer_bytes_max): use send, which waits for room")]
+    BufferFull {
+        /// The setting.
+        buffer_bytes_max: usize,
+    },
+    /// A record that can't be sent: larger than a batch of its topic may be.
+    #[error(
+        "topic {topic}: a record of {bytes} bytes is over the limit of {bytes_max}: send it in parts, or raise the \
+         topic's batch_bytes_max"
+    )]
+    RecordTooLarge {
+        /// Where it was to go.
+        topic: String,
+        /// Its size in a batch.
+        bytes: usize,
+        /// What the topic takes.
+        bytes_max: usize,
+    },
+    /// The topic has fewer partitions.
+    #[error("topic {topic} has no partition {partition}: it has {partitions}, numbered from 0")]
+    UnknownPartition {
+        /// The topic.
+        topic: String,
+        /// The partition as asked.
+        partition: u32,
+        /// How many there are.
+        partitions: u32,
+    },
+    /// A record batch that was received is not sound.
+    #[error("topic {topic}, partition {partition}: {source}")]
+    Batch {
+        /// Where it came from.
+        topic: String,
+        /// Where it came from.
+        partition: u32,
+        /// What is wrong with it.
+        source: BatchError,
+    },
+    /// A setting or argument that makes no sense.
+    #[error("{what}: {reason}")]
+    InvalidArgument {
+        /// Its name.
+        what: &'static str,
+        /// What is wrong, and what is allowed.
+        reason: String,
+    },
+    /// The server says what this client does not understand: another version, or no Millstream.
+    #[error("the answer of {server} is not understood: {message}")]
+    Protocol {
+        /// Who answered.
+        server: String,
+        /// What came, and what was expected.
+        message: String,
+    },
+}
+
+fn last_reason(last: &Option<String>) -> String {
+    last.as_ref().map_or_else(String::new, |last| format!("; the last attempt: {last}"))
+}
+
+impl ClientError {
+    /// Whether the same request may be sent again, unchanged: nothing of it was done, and what
+    /// stood in the way may pass.
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => matches!(code, v1::ErrorCode::ShuttingDown | v1::ErrorCode::TimedOut),
+            Self::Unavailable { .. } | Self::BufferFull { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// The server's code, where it is the server that refused.
+    pub fn code(&self) -> Option<v1::ErrorCode> {
+        match self {
+            Self::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// An error that came inside an answer.
+    pub(crate) fn refused(error: v1::Error) -> Self {
+        Self::Refused { code: error.code(), message: error.message }
+    }
+
+    /// What a failed call says.
+    pub(crate) fn from_status(server: &str, status: &Status) -> Self {
+        let code = status.metadata().get(ERROR_TRAILER).and_then(|name| name.to_str().ok());
+        if let Some(code) = code {
+            let code = v1::ErrorCode::from_str_name(code).unwrap_or_default();
+            return Self::Refused { code, message: status.message().to_owned() };
+        }
+        let server = server.to_owned();
+        if let Some(source) = status.source() {
+            return Self::Unavailable { server, reason: root_cause(source) };
+        }
+        match status.code() {
+            Code::Unavailable | Code::Cancelled => Self::Unavailable { server, reason: status.message().to_owned() },
+            Code::Unimplemented => {
+                let message = "it does not offer this call; client and server may be of different versions";
+                Self::Protocol { server, message: message.to_owned() }
+            }
+            code => Self::Protocol { server, message: format!("{} ({code:?})", status.message()) },
+        }
+    }
+
+    /// An answer that lacks what the contract promises.
+    pub(crate) fn lacks(server: &str, what: &str) -> Self {
+        Self::Protocol { server: server.to_owned(), message: format!("it has no {what}") }
+    }
+}
+
+/// The innermost error's words: "connection refused" rather than "transport error".
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
