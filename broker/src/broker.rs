@@ -74,6 +74,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     store: Arc<Store>,
     topics: RwLock<BTreeMap<TopicName, Arc<Topic>>>,
+    /// Topics that must not be deleted, and the pipelines that use them.
+    in_use: RwLock<BTreeMap<String, BTreeSet<TopicName>>>,
     /// Held while topics are made or deleted: the catalog and `topics` change together.
     changing_topics: tokio::sync::Mutex<()>,
     groups: Groups,
@@ -125,6 +127,7 @@ impl Broker {
             clock,
             store,
             topics: RwLock::new(topics),
+            in_use: RwLock::default(),
             changing_topics: tokio::sync::Mutex::default(),
             groups,
             state,
@@ -241,10 +244,13 @@ impl Broker {
     /// Deletes a topic, its records, and every group's offsets in it.
     ///
     /// # Errors
-    /// [`BrokerError::UnknownTopic`], [`BrokerError::Storage`].
+    /// [`BrokerError::UnknownTopic`], [`BrokerError::TopicInUse`], [`BrokerError::Storage`].
     pub async fn delete_topic(&self, name: &TopicName) -> Result<(), BrokerError> {
         let _changing = self.0.changing_topics.lock().await;
         let topic = self.topic(name.as_str())?;
+        if let Some((pipeline, _)) = self.0.in_use.read().iter().find(|(_, topics)| topics.contains(name)) {
+            return Err(BrokerError::TopicInUse { topic: name.clone(), pipeline: pipeline.clone() });
+        }
         // From here on the committer refuses writes to it.
         topic.partitions().iter().for_each(|partition| partition.mark_deleted());
         let catalog = vec![CatalogChange::remove(topic_key(name))];
@@ -256,6 +262,15 @@ impl Broker {
         self.0.metrics.forget(name);
         self.topics_changed(name);
         Ok(())
+    }
+
+    /// Says which topics a pipeline uses: they can't be deleted. None of them ends that.
+    pub fn set_topics_in_use(&self, pipeline: &str, topics: BTreeSet<TopicName>) {
+        let mut in_use = self.0.in_use.write();
+        match topics.is_empty() {
+            true => in_use.remove(pipeline),
+            false => in_use.insert(pipeline.to_owned(), topics),
+        };
     }
 
     /// A topic by name.

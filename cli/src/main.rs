@@ -10,6 +10,7 @@ mod interrupt;
 mod output;
 mod position;
 mod progress;
+mod record;
 mod text;
 mod timestamp;
 

@@ -56,23 +56,31 @@ pub(crate) fn elapsed(took: Duration) -> String {
 pub(crate) fn escaped(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            match character {
-                '\n' => shown.push_str("\\n"),
-                '\r' => shown.push_str("\\r"),
-                '\t' => shown.push_str("\\t"),
-                control if control.is_control() => {
-                    // Control characters end at U+009F: they fit \xNN as code points.
-                    let _ = write!(shown, "\\x{:02x}", u32::from(control));
-                }
-                other => shown.push(other),
-            }
-        }
+        chunk.valid().chars().for_each(|character| push_escaped(&mut shown, character));
         for byte in chunk.invalid() {
             let _ = write!(shown, "\\x{byte:02x}");
         }
     }
     shown
+}
+
+/// A line as it is, tabs included, with other control characters escaped.
+pub(crate) fn escaped_but_tabs(line: &str) -> String {
+    let parts: Vec<_> = line.split('\t').map(|part| escaped(part.as_bytes())).collect();
+    parts.join("\t")
+}
+
+fn push_escaped(shown: &mut String, character: char) {
+    match character {
+        '\n' => shown.push_str("\\n"),
+        '\r' => shown.push_str("\\r"),
+        '\t' => shown.push_str("\\t"),
+        control if control.is_control() => {
+            // Control characters end at U+009F: as code points they fit \xNN.
+            let _ = write!(shown, "\\x{:02x}", u32::from(control));
+        }
+        other => shown.push(other),
+    }
 }
 
 #[cfg(test)]

@@ -244,6 +244,11 @@ impl Groups {
         all
     }
 
+    /// Forgets a group whose offsets a commit dropped.
+    pub fn forget(&self, id: &GroupId) {
+        self.remove(id);
+    }
+
     pub(crate) fn remove(&self, id: &GroupId) {
         self.groups.write().remove(id);
     }

@@ -4,13 +4,11 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use millstream_api::v1;
-use millstream_api::v1::reset_group_request::To;
-use millstream_client::Client;
+use millstream_client::{Client, Position};
 use serde_json::{Value, json};
 
 use crate::output::{Column, Out, OutputArgs, Table};
-use crate::position::Position;
-use crate::text;
+use crate::{position, text};
 
 /// What can be done with groups.
 #[derive(Debug, Subcommand)]
@@ -57,7 +55,7 @@ pub(crate) struct Reset {
     #[arg(long)]
     topic: String,
     /// earliest, latest, an offset, or a time: the first record at or after it
-    #[arg(long, value_name = "POSITION")]
+    #[arg(long, value_name = "POSITION", value_parser = position::parse)]
     to: Position,
     /// Only this partition; may be given more than once
     #[arg(long = "partition", value_name = "P")]
@@ -181,12 +179,7 @@ async fn reset(args: Reset, client: &Client) -> anyhow::Result<ExitCode> {
         group: args.name.clone(),
         topic: args.topic.clone(),
         partitions: args.partitions.clone(),
-        to: Some(match args.to {
-            Position::Earliest => To::Earliest(true),
-            Position::Latest => To::Latest(true),
-            Position::Offset(offset) => To::Offset(offset),
-            Position::Time(timestamp_ms) => To::TimestampMs(timestamp_ms),
-        }),
+        to: Some(args.to.into()),
         dry_run: args.dry_run,
     };
     let offsets = client.admin().reset_group(request).await?;
@@ -201,7 +194,7 @@ async fn reset(args: Reset, client: &Client) -> anyhow::Result<ExitCode> {
             table.row([to.topic.clone(), to.partition.to_string(), text::count(to.offset)]);
         }
         let what = if args.dry_run { "would be reset" } else { "was reset" };
-        out.line(format_args!("group {} {what} to {}:", args.name, args.to))?;
+        out.line(format_args!("group {} {what} to {}:", args.name, position::shown(args.to)))?;
         out.table(&table)?;
     }
     out.finish()?;

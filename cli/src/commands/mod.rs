@@ -10,3 +10,26 @@ pub(crate) mod serve;
 pub(crate) mod state;
 pub(crate) mod test;
 pub(crate) mod topic;
+
+use std::process::ExitCode;
+
+use millstream_client::Client;
+
+use crate::args::{Args, Command};
+
+/// Does what was said.
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let client = || Client::new(&args.server);
+    match args.command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Topic(command) => topic::run(command, &client()?).await,
+        Command::Produce(args) => produce::run(args, &client()?).await,
+        Command::Consume(args) => consume::run(args, &client()?).await,
+        Command::Module(command) => module::run(command, &client()?).await,
+        Command::Apply(args) => apply::run(args, &client()?).await,
+        Command::Pipeline(command) => pipeline::run(command, &client()?).await,
+        Command::Group(command) => group::run(command, &client()?).await,
+        Command::State(command) => state::run(command, &client()?).await,
+        Command::Test(args) => test::run(args).await,
+    }
+}

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use anyhow::bail;
 use bytes::Bytes;
 use clap::Subcommand;
-use futures::{StreamExt, pin_mut};
+use futures::StreamExt;
 use millstream_api::v1;
 use millstream_client::Client;
 use serde_json::{Value, json};
 
 use crate::output::{Column, Out, OutputArgs, Table};
-use crate::record::bytes_to_json;
+use crate::record::JsonBytes;
 use crate::text;
 
 /// What can be read of state.
@@ -63,17 +63,21 @@ pub(crate) struct List {
 pub(crate) async fn run(command: Command, client: &Client) -> anyhow::Result<ExitCode> {
     match command {
         Command::Get { pipeline, key, stage, output } => {
-            let request =
-                v1::GetStateRequest { pipeline, stage: stage.unwrap_or_default(), key: Bytes::from(key.into_bytes()) };
-            get(request, &output, client).await
+            get(&pipeline, &stage.unwrap_or_default(), key, &output, client).await
         }
         Command::List(args) => list(args, client).await,
     }
 }
 
-async fn get(request: v1::GetStateRequest, output: &OutputArgs, client: &Client) -> anyhow::Result<ExitCode> {
-    let (pipeline, key) = (request.pipeline.clone(), request.key.clone());
-    let Some(entry) = client.admin().get_state(request).await? else {
+async fn get(
+    pipeline: &str,
+    stage: &str,
+    key: String,
+    output: &OutputArgs,
+    client: &Client,
+) -> anyhow::Result<ExitCode> {
+    let key = Bytes::from(key.into_bytes());
+    let Some(entry) = client.admin().get_state(pipeline, stage, key.clone()).await? else {
         bail!(
             "pipeline {pipeline} holds nothing for key {}: `millstream state list {pipeline}` shows keys that it has",
             text::escaped(&key)
@@ -96,8 +100,7 @@ async fn list(args: List, client: &Client) -> anyhow::Result<ExitCode> {
         key_prefix: Bytes::from(args.prefix.into_bytes()),
         max_keys: Some(args.max).filter(|max| *max > 0).unwrap_or(1),
     };
-    let answers = client.admin().list_state(request).await?;
-    pin_mut!(answers);
+    let mut answers = client.admin().list_state(request).await?;
     let mut entries = Vec::new();
     while let Some(entry) = answers.next().await {
         entries.push(entry?);
@@ -125,9 +128,9 @@ fn shown(entry: &v1::StateEntry) -> String {
 
 fn to_json(entry: &v1::StateEntry) -> Value {
     json!({
-        "key": bytes_to_json(&entry.key),
+        "key": JsonBytes(&entry.key),
         "partition": entry.partition,
-        "value": entry.value.as_deref().map(bytes_to_json),
-        "accumulator": bytes_to_json(&entry.accumulator),
+        "value": entry.value.as_deref().map(JsonBytes),
+        "accumulator": JsonBytes(&entry.accumulator),
     })
 }

@@ -84,7 +84,7 @@ pub fn check(spec: &PipelineSpec, world: &dyn World) -> Result<CheckedPipeline, 
     Ok(CheckedPipeline { spec: spec.clone(), modules, plan, outputs, dead_letters })
 }
 
-/// [`parse`](super::parse()) and [`check`] in one, for who has both the text and the world.
+/// [`parse()`](super::parse()) and [`check`] in one, for who has both the text and the world.
 ///
 /// # Errors
 /// What is wrong with the file by itself and, as far as it could be read, what does not fit `world`.
@@ -124,8 +124,13 @@ impl Checker<'_> {
             if self.world.topic_partitions(topic).is_some() || own.contains(topic.as_str()) {
                 continue;
             }
-            let known = known.get_or_insert_with(|| self.world.topic_names());
-            let guess = did_you_mean(topic, known.iter().map(String::as_str));
+            // Guessing looks at every topic there is, so it ends where nobody will read the guess.
+            let guess = if self.mistakes.len() < Mistakes::SHOWN_MAX {
+                let known = known.get_or_insert_with(|| self.world.topic_names());
+                did_you_mean(topic, known.iter().map(String::as_str))
+            } else {
+                String::new()
+            };
             self.mistakes.push(Mistake::new(*place, format!("there is no topic `{topic}`{guess}")));
         }
     }

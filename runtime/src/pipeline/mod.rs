@@ -1,7 +1,7 @@
 //! The pipeline file: what a user deploys, as written ([`PipelineSpec`]), then as it will run
 //! ([`CheckedPipeline`]).
 //!
-//! Two steps. [`parse`] knows only the text; [`check`] sets what it says against the topics, modules
+//! Two steps. [`parse()`] knows only the text; [`check`] sets what it says against the topics, modules
 //! and pipelines of a [`World`], and plans the segments that tasks run. Either reports every mistake
 //! it can see at once, each with its line and column; [`read`] does both and reports what both found.
 //! Nothing here reads a file, a topic or a module, or knows how a stage is run.
@@ -23,7 +23,8 @@ use crate::host::{CallLimits, StageKind};
 
 pub use check::{CheckedPipeline, OtherPipeline, World, check, read};
 pub use parse::{
-    CALL_DEADLINE_MS_MAX, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, OUTPUT_BYTES_MAX, PIPELINE_FILE_BYTES_MAX, parse,
+    CALL_DEADLINE_MS_MAX, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, OUTPUT_BYTES_MAX, PIPELINE_FILE_BYTES_MAX, STAGES_MAX,
+    parse,
 };
 pub use plan::{Plan, Repartition, Segment, Sink, Source};
 
@@ -293,7 +294,7 @@ impl Mistakes {
     }
 
     /// `Ok` where there are none.
-    fn none_in(mistakes: Vec<Mistake>) -> Result<(), Self> {
+    pub(crate) fn none_in(mistakes: Vec<Mistake>) -> Result<(), Self> {
         if mistakes.is_empty() { Ok(()) } else { Err(Self::new(mistakes)) }
     }
 

@@ -21,7 +21,8 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
             continue;
         }
         let distance = distance(&word, &letters);
-        if distance <= allowed && best.is_none_or(|(least, _)| distance < least) {
+        let nothing_alike = distance == letters.len().max(word.len());
+        if distance <= allowed && !nothing_alike && best.is_none_or(|(least, _)| distance < least) {
             best = Some((distance, candidate));
         }
     }
@@ -69,6 +70,7 @@ mod tests {
         assert_eq!(nearest("pipline", keys), Some("pipeline"));
         assert_eq!(nearest("window", keys), None);
         assert_eq!(nearest("", keys), None);
+        assert_eq!(nearest("x", ["y"]), None);
         assert_eq!(nearest(&"x".repeat(1_000_000), keys), None);
     }
 

@@ -17,6 +17,9 @@ use crate::host::{CallLimits, StageKind};
 /// a broker nothing to speak of.
 pub const PIPELINE_FILE_BYTES_MAX: usize = 256 * 1024;
 
+/// The most stages of a pipeline: every worker thread may hold an instance of each stage's module.
+pub const STAGES_MAX: usize = 64;
+
 /// The longest deadline of a call that a stage may ask for: a call holds one of a few worker threads.
 pub const CALL_DEADLINE_MS_MAX: u64 = 60_000;
 
@@ -150,7 +153,12 @@ impl Reader {
                 self.mistake(entry.node.place, "`stages` is empty; a pipeline has at least one stage");
                 Vec::new()
             }
-            Value::List(items) => items.iter().filter_map(|item| self.stage(item)).collect(),
+            Value::List(items) => {
+                if let Some(item) = items.get(STAGES_MAX) {
+                    self.mistake(item.place, format!("more than {STAGES_MAX} stages; split the pipeline"));
+                }
+                items.iter().take(STAGES_MAX).filter_map(|item| self.stage(item)).collect()
+            }
             Value::Refused => Vec::new(),
             _ if entry.node.is_null() => {
                 self.mistake(entry.key_place, "`stages` has no value; a pipeline has at least one stage");

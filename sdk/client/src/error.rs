@@ -18,7 +18,9 @@ pub enum ClientError {
         /// Why, for people: what was wrong, with which value, and what to do.
         message: String,
     },
-    /// No connection, or it was lost before anything could be changed.
+    /// No connection, or it was lost. A call that changes something may have done so all the same
+    /// where its connection was lost; records of a [`crate::Producer`] are never in that doubt: see
+    /// [`ClientError::UnknownOutcome`].
     #[error("no server answers at {server} ({reason}): is `millstream serve` running?")]
     Unavailable {
         /// Where it was looked for.
@@ -120,8 +122,7 @@ fn last_reason(last: &Option<String>) -> String {
 }
 
 impl ClientError {
-    /// Whether the same request may be sent again, unchanged: nothing of it was done, and what
-    /// stood in the way may pass.
+    /// Whether what stood in the way may pass by itself, so that the same request makes sense again.
     pub fn is_retriable(&self) -> bool {
         match self {
             Self::Refused { code, .. } => matches!(code, v1::ErrorCode::ShuttingDown | v1::ErrorCode::TimedOut),

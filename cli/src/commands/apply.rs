@@ -1,0 +1,321 @@
+//! `millstream apply`: pipeline files to running pipelines. Mistakes that the text alone shows are
+//! found before anything is sent; the server finds the rest.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bytes::Bytes;
+use millstream_api::v1;
+use millstream_client::{Client, ClientError};
+use millstream_runtime::pipeline::{self, PipelineSpec};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::module;
+use crate::exit;
+use crate::output::{Out, OutputArgs};
+use crate::text;
+
+const EXAMPLES: &str = "\
+Examples:
+  millstream apply -f pipeline.yaml
+  millstream apply -f pipeline.yaml --dry-run
+  millstream apply -f flights.yaml -f alerts.yaml";
+
+/// Make pipelines run as their files say
+///
+/// Modules that a file names by path, relative to the file, are uploaded first, as
+/// FILE-STEM:HASH. Prints what changed, or every mistake as FILE:LINE:COLUMN and changes nothing.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// A pipeline file; may be given more than once
+    #[arg(short, long = "file", value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// Check, say what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Does it.
+pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode> {
+    let mut files = Vec::with_capacity(args.files.len());
+    for path in &args.files {
+        files.push(File::read(path)?);
+    }
+    // One mistake in one file, and nothing of any is applied.
+    if files.iter().any(|file| !file.mistakes.is_empty()) {
+        return report(&files, &args);
+    }
+    for index in 0..files.len() {
+        let file = &mut files[index];
+        file.apply(args.dry_run, client).await.with_context(|| format!("cannot apply {}", file.shown))?;
+        if !file.mistakes.is_empty() {
+            break;
+        }
+    }
+    report(&files, &args)
+}
+
+/// A pipeline file, and what became of it.
+struct File {
+    /// As it was named.
+    shown: String,
+    text: String,
+    /// What the file names by path, with the module's bytes.
+    modules: Vec<PathModule>,
+    mistakes: Vec<v1::Mistake>,
+    mistakes_left_out: usize,
+    changes: Vec<String>,
+    /// As it runs now; none where it was not applied.
+    pipeline: Option<v1::Pipeline>,
+}
+
+struct PathModule {
+    /// As the file has it.
+    path: String,
+    /// NAME:TAG, the tag from the hash.
+    reference: String,
+    hash: String,
+    bytes: Bytes,
+    line: u32,
+    column: u32,
+}
+
+impl File {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display().to_string();
+        let text = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
+        let text = String::from_utf8(text).with_context(|| format!("{shown} is not UTF-8 text"))?;
+        let mut file = Self {
+            shown,
+            text,
+            modules: Vec::new(),
+            mistakes: Vec::new(),
+            mistakes_left_out: 0,
+            changes: Vec::new(),
+            pipeline: None,
+        };
+        match pipeline::parse(&file.text) {
+            Ok(spec) => file.read_modules(&spec, path.parent().unwrap_or(Path::new(""))),
+            Err(mistakes) => {
+                file.mistakes_left_out = mistakes.left_out();
+                file.mistakes = mistakes
+                    .into_iter()
+                    .map(|mistake| v1::Mistake {
+                        line: mistake.line,
+                        column: mistake.column,
+                        message: mistake.message,
+                    })
+                    .collect();
+            }
+        }
+        Ok(file)
+    }
+
+    fn read_modules(&mut self, spec: &PipelineSpec, folder: &Path) {
+        for stage in &spec.stages {
+            let module = &stage.module.value;
+            let Some(path) = module.path().filter(|path| !self.modules.iter().any(|known| known.path == **path)) else {
+                continue;
+            };
+            let place = stage.module.place;
+            match std::fs::read(folder.join(path)) {
+                Ok(bytes) => {
+                    let hash = hex(&Sha256::digest(&bytes));
+                    self.modules.push(PathModule {
+                        path: path.to_owned(),
+                        reference: format!("{}:{}", module.name(), module::short(&hash)),
+                        hash,
+                        bytes: Bytes::from(bytes),
+                        line: place.line,
+                        column: place.column,
+                    });
+                }
+                Err(error) => self.mistakes.push(v1::Mistake {
+                    line: place.line,
+                    column: place.column,
+                    message: format!("cannot read module {}: {error}", folder.join(path).display()),
+                }),
+            }
+        }
+    }
+
+    async fn apply(&mut self, dry_run: bool, client: &Client) -> Result<(), anyhow::Error> {
+        let mut uploaded = Vec::new();
+        let result = self.upload_and_apply(dry_run, &mut uploaded, client).await;
+        // The server checks a file against modules that it has, so a dry run uploads too, and takes
+        // away again what was not there before.
+        if dry_run {
+            for reference in &uploaded {
+                match client.admin().remove_module(reference).await {
+                    Err(error) if result.is_ok() => {
+                        return Err(error).with_context(|| format!("cannot remove module {reference} after the dry run"));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        result
+    }
+
+    async fn upload_and_apply(
+        &mut self,
+        dry_run: bool,
+        uploaded: &mut Vec<String>,
+        client: &Client,
+    ) -> Result<(), anyhow::Error> {
+        for module in &self.modules {
+            if is_there(module, client).await? {
+                continue;
+            }
+            match module::upload(&module.reference, module.bytes.clone(), client).await {
+                Ok(pushed) => {
+                    if pushed.changed {
+                        uploaded.push(module.reference.clone());
+                        self.changes.push(format!("pushed module {}", module.reference));
+                    }
+                }
+                Err(error) => match error.downcast_ref() {
+                    Some(ClientError::Refused { message, .. }) => self.mistakes.push(v1::Mistake {
+                        line: module.line,
+                        column: module.column,
+                        message: message.clone(),
+                    }),
+                    _ => return Err(error),
+                },
+            }
+        }
+        if !self.mistakes.is_empty() {
+            return Ok(());
+        }
+        let modules = self.modules.iter().map(|module| (module.path.clone(), module.reference.clone()));
+        let request = v1::ApplyPipelineRequest { yaml: self.text.clone(), modules: modules.collect(), dry_run };
+        let applied = client.admin().apply_pipeline(request).await?;
+        self.mistakes = applied.mistakes;
+        self.changes.extend(applied.changes);
+        self.pipeline = applied.pipeline;
+        Ok(())
+    }
+
+    fn print(&self, out: &mut Out, args: &Args) -> anyhow::Result<()> {
+        let name = self.pipeline.as_ref().map_or("", |pipeline| &pipeline.name);
+        if args.files.len() > 1 {
+            out.line(format_args!("{}:", self.shown))?;
+        }
+        for change in &self.changes {
+            out.line(change)?;
+        }
+        match &self.pipeline {
+            _ if args.dry_run => out.line("a dry run: nothing was changed")?,
+            Some(pipeline) if self.changes.is_empty() => {
+                out.line(format_args!("pipeline {name} is unchanged, and {}", pipeline.state))?;
+            }
+            Some(pipeline) => {
+                out.line(format_args!("pipeline {name} is {}, version {}", pipeline.state, pipeline.version))?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn print_mistakes(&self) {
+        for mistake in &self.mistakes {
+            exit::say(format_args!("{}:{}:{}: {}", self.shown, mistake.line, mistake.column, mistake.message));
+            if let Some(place) = shown_place(&self.text, mistake) {
+                exit::say(place);
+            }
+        }
+        if self.mistakes_left_out > 0 {
+            exit::say(format_args!("and {} more", text::count(self.mistakes_left_out as u64)));
+        }
+        let mistakes = text::plural((self.mistakes.len() + self.mistakes_left_out) as u64, "mistake");
+        exit::say(format_args!("error: {mistakes} in {}: nothing of it was applied", self.shown));
+    }
+
+    fn to_json(&self) -> Value {
+        let mistakes = self.mistakes.iter();
+        let mistakes = mistakes
+            .map(|mistake| json!({ "line": mistake.line, "column": mistake.column, "message": mistake.message }));
+        let modules: BTreeMap<_, _> =
+            self.modules.iter().map(|module| (&module.path, json!({ "reference": module.reference, "hash": module.hash }))).collect();
+        json!({
+            "file": self.shown,
+            "changes": self.changes,
+            "mistakes": mistakes.collect::<Value>(),
+            "modules": modules,
+            "pipeline": self.pipeline.as_ref().map(super::pipeline::to_json),
+        })
+    }
+}
+
+async fn is_there(module: &PathModule, client: &Client) -> anyhow::Result<bool> {
+    match client.admin().describe_module(&module.reference).await {
+        Ok(described) => Ok(described.module.is_some_and(|there| there.hash == module.hash)),
+        Err(ClientError::Refused { code: v1::ErrorCode::UnknownModule, .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn report(files: &[File], args: &Args) -> anyhow::Result<ExitCode> {
+    let mut out = Out::new();
+    if args.output.json() {
+        out.json(&files.iter().map(File::to_json).collect::<Vec<_>>())?;
+    } else {
+        for file in files.iter().filter(|file| file.pipeline.is_some()) {
+            file.print(&mut out, args)?;
+        }
+    }
+    out.finish()?;
+    let mut code = ExitCode::SUCCESS;
+    for file in files.iter().filter(|file| !file.mistakes.is_empty()) {
+        code = ExitCode::from(exit::REFUSED);
+        if !args.output.json() {
+            file.print_mistakes();
+        }
+    }
+    Ok(code)
+}
+
+/// The line of a mistake with a caret under its column, as compilers show it.
+fn shown_place(text: &str, mistake: &v1::Mistake) -> Option<String> {
+    let line = text.lines().nth((mistake.line as usize).checked_sub(1)?)?;
+    let mut shown = format!("    {}\n    ", text::escaped_but_tabs(line));
+    for character in line.chars().take((mistake.column as usize).saturating_sub(1)) {
+        shown.push(if character == '\t' { '\t' } else { ' ' });
+    }
+    shown.push('^');
+    Some(shown)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caret_stands_under_the_mistake() {
+        let text = "pipeline: a\n\tstages:  x\n";
+        let at = |line, column| shown_place(text, &v1::Mistake { line, column, message: String::new() });
+        assert_eq!(at(1, 11).unwrap(), "    pipeline: a\n              ^");
+        assert_eq!(at(2, 2).unwrap(), "    \tstages:  x\n    \t^");
+        assert_eq!(at(3, 1), None);
+        assert_eq!(at(0, 0), None);
+    }
+
+    #[test]
+    fn hashes_are_written_in_hex() {
+        assert_eq!(hex(&[0, 0x0f, 0xff]), "000fff");
+    }
+}

@@ -1,0 +1,263 @@
+//! `millstream produce`: lines of a file or of stdin to records of a topic.
+
+use std::collections::VecDeque;
+use std::io::IsTerminal;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use millstream_client::{Client, ClientError, Delivery, ProducerSettings, RecordRef, TopicProducer};
+use millstream_record::Compression;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::exit::{self, Interrupted};
+use crate::input::{Block, FieldArgs, Input, InputError, Line};
+use crate::interrupt::Interrupt;
+use crate::progress::Progress;
+use crate::text;
+
+const EXAMPLES: &str = "\
+Examples:
+  millstream produce flights --file flights.ndjson --key-field origin --timestamp-field date
+  millstream produce flights --file flights.ndjson.gz --compression zstd
+  tail -f access.log | millstream produce log-lines --header host=web1
+  echo hello | millstream produce greetings --key me --partition 0";
+
+/// Blocks of lines that are read ahead: while one is sent, the next is read.
+const BLOCKS_AHEAD: usize = 2;
+
+/// So many skipped lines are shown one by one; all are counted.
+const SKIPPED_SHOWN_MAX: u64 = 10;
+
+/// A pause below this is not worth a timer.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+
+/// Write lines to a topic, a record a line
+///
+/// Every record was acknowledged, and so is on disk, when this ends with 0. The line's end (LF or
+/// CR LF) is not part of the record.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The topic
+    topic: String,
+    /// The lines; a name that ends in .gz is unpacked [default: stdin]
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    fields: FieldArgs,
+    /// The key of every record
+    #[arg(long, conflicts_with = "key_field")]
+    key: Option<String>,
+    /// A header of every record; may be given more than once
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = parse_header)]
+    headers: Vec<(String, String)>,
+    /// The partition of every record [default: by the key, or all in turn]
+    #[arg(long, value_name = "P")]
+    partition: Option<u32>,
+    /// How record batches are compressed: none, gzip, snappy, lz4 or zstd
+    #[arg(long, value_name = "CODEC", default_value = "none")]
+    compression: Compression,
+    /// At most so many records a second [default: as fast as the server takes them]
+    #[arg(long, value_name = "N")]
+    rate: Option<NonZeroU32>,
+    /// Count and report lines that lack a field or are no JSON, instead of stopping at the first
+    #[arg(long)]
+    skip_invalid: bool,
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    let header = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    header.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "use NAME=VALUE".into())
+}
+
+/// Does it.
+pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode> {
+    let input = Input::open(args.file.as_deref(), args.fields.clone())?;
+    let producer =
+        client.producer(ProducerSettings { compression: args.compression, ..ProducerSettings::default() });
+    let topic = producer.topic(&args.topic).await?;
+    let mut interrupt = Interrupt::new()?;
+    let mut sending = Sending::new(&args, &input, topic);
+    let blocks = read_ahead(input)?;
+    let sent = tokio::select! {
+        sent = sending.send(blocks) => sent,
+        () = interrupt.wait() => Err(Interrupted("not all lines were sent".into()).into()),
+    };
+    // What was taken is waited for, however the sending ended. A second Ctrl-C ends that too.
+    tokio::select! {
+        // Failures are told by the deliveries, with the lines that they belong to.
+        _ = producer.close() => {}
+        () = interrupt.wait() => {}
+    }
+    let sent = sending.finish(sent);
+    sending.summary();
+    sent.map(|()| ExitCode::SUCCESS)
+}
+
+type Read = Result<Block, InputError>;
+
+/// Reads in a thread of its own: a read of stdin can take for ever.
+fn read_ahead(mut input: Input) -> anyhow::Result<mpsc::Receiver<Read>> {
+    let (blocks, receiver) = mpsc::channel(BLOCKS_AHEAD);
+    let read = move || {
+        while let Some(block) = input.next_block().transpose() {
+            let last = block.is_err();
+            if blocks.blocking_send(block).is_err() || last {
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name("input".into()).spawn(read).context("cannot start a thread")?;
+    Ok(receiver)
+}
+
+struct Sending<'a> {
+    args: &'a Args,
+    name: Arc<str>,
+    topic: TopicProducer,
+    headers: Vec<(&'a str, Option<&'a [u8]>)>,
+    progress: Progress,
+    read_bytes: Arc<std::sync::atomic::AtomicU64>,
+    began: Instant,
+    taken: u64,
+    /// Taken and not answered, with line numbers.
+    waiting: VecDeque<(u64, usize, Delivery)>,
+    stored: u64,
+    stored_bytes: u64,
+    skipped: u64,
+    failed: u64,
+    first_failure: Option<(u64, ClientError)>,
+}
+
+impl<'a> Sending<'a> {
+    fn new(args: &'a Args, input: &Input, topic: TopicProducer) -> Self {
+        let progress = match input.size_bytes() {
+            Some(size) => Progress::of_bytes(size),
+            // Who types sees what was typed.
+            None if std::io::stdin().is_terminal() => Progress::hidden(),
+            None => Progress::endless(),
+        };
+        Self {
+            args,
+            name: input.name(),
+            topic,
+            headers: args.headers.iter().map(|(name, value)| (name.as_str(), Some(value.as_bytes()))).collect(),
+            progress,
+            read_bytes: input.read_bytes(),
+            began: Instant::now(),
+            taken: 0,
+            waiting: VecDeque::new(),
+            stored: 0,
+            stored_bytes: 0,
+            skipped: 0,
+            failed: 0,
+            first_failure: None,
+        }
+    }
+
+    /// Sends until the end, or the first thing that goes wrong.
+    async fn send(&mut self, mut blocks: mpsc::Receiver<Read>) -> anyhow::Result<()> {
+        while let Some(block) = blocks.recv().await {
+            for line in block? {
+                match line {
+                    Ok(line) => self.send_line(&line).await?,
+                    Err(error) if self.args.skip_invalid => self.skip(&error),
+                    Err(error) => return Err(anyhow!("{error}\n  --skip-invalid goes on without such lines")),
+                }
+            }
+            self.settle();
+            if self.first_failure.is_some() {
+                break;
+            }
+            let records = text::plural(self.stored, "record");
+            self.progress.set(self.read_bytes.load(Ordering::Relaxed), records);
+        }
+        Ok(())
+    }
+
+    async fn send_line(&mut self, line: &Line) -> anyhow::Result<()> {
+        self.pause().await;
+        let record = RecordRef {
+            partition: self.args.partition,
+            key: self.args.key.as_ref().map(String::as_bytes).or(line.key.as_deref()),
+            value: Some(&line.value),
+            headers: &self.headers,
+            timestamp_ms: line.timestamp_ms,
+        };
+        let delivery = self.topic.send(record).await;
+        let delivery = delivery.with_context(|| format!("{}:{}", self.name, line.number))?;
+        self.taken += 1;
+        self.waiting.push_back((line.number, line.value.len(), delivery));
+        Ok(())
+    }
+
+    /// Keeps to `--rate`.
+    async fn pause(&self) {
+        let Some(rate) = self.args.rate else { return };
+        let due = self.began + Duration::from_secs_f64(self.taken as f64 / f64::from(rate.get()));
+        if due > Instant::now() + PAUSE_MIN {
+            sleep_until(due).await;
+        }
+    }
+
+    fn skip(&mut self, error: &crate::input::LineError) {
+        self.skipped += 1;
+        if self.skipped <= SKIPPED_SHOWN_MAX {
+            exit::say(format_args!("skipped {error}"));
+        }
+    }
+
+    /// Counts what was answered, in order, up to the first that was not.
+    fn settle(&mut self) {
+        while let Some((number, bytes, delivery)) = self.waiting.front() {
+            match delivery.outcome() {
+                None => return,
+                Some(Ok(_)) => {
+                    self.stored += 1;
+                    self.stored_bytes += *bytes as u64;
+                }
+                Some(Err(error)) => {
+                    self.failed += 1;
+                    self.first_failure.get_or_insert((*number, error));
+                }
+            }
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Settles the rest, and says what became of the whole.
+    fn finish(&mut self, sent: anyhow::Result<()>) -> anyhow::Result<()> {
+        self.settle();
+        if let Some((number, error)) = self.first_failure.take() {
+            let others = match self.failed - 1 {
+                0 => String::new(),
+                others => format!(", as {} after it", text::count(others)),
+            };
+            return Err(error).with_context(|| format!("{}:{number} was not stored{others}", self.name));
+        }
+        if !self.waiting.is_empty() {
+            let waiting = text::plural(self.waiting.len() as u64, "record");
+            return Err(Interrupted(format!("{waiting} sent without an answer, they may or may not be stored")).into());
+        }
+        sent
+    }
+
+    fn summary(&self) {
+        let took = self.began.elapsed();
+        let (records, bytes) = (text::plural(self.stored, "record"), text::size(self.stored_bytes));
+        let per_second = text::count((self.stored as f64 / took.as_secs_f64().max(1e-9)) as u64);
+        let skipped = match self.skipped {
+            0 => String::new(),
+            lines => format!(", {} skipped", text::plural(lines, "line")),
+        };
+        let took = text::elapsed(took);
+        exit::say(format_args!("stored {records}, {bytes} in {took} ({per_second} records/s){skipped}"));
+    }
+}

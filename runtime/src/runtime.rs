@@ -1,0 +1,878 @@
+//! What users ask of the runtime: push modules, apply pipelines, pause, resume, delete, look at state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use millstream_broker::group::{Group, GroupKind, PipelineState};
+use millstream_broker::store::{CatalogChange, Commit, OffsetChange};
+use millstream_broker::topic::{Topic, TopicSettings};
+use millstream_broker::{Broker, BrokerError, GroupId, TopicName};
+use millstream_record::Column;
+use parking_lot::{Mutex, RwLock};
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::deploy::{Segment, Stage, StageSettings, store_name};
+use crate::embedded::EmbeddedLog;
+use crate::encode::OutputTopic;
+use crate::error::RuntimeError;
+use crate::host::{Engine, EngineSettings, Module, ModuleHash, StageKind};
+use crate::metrics::RuntimeMetrics;
+use crate::modules::{ModuleEntry, Modules, full_reference};
+use crate::pipeline::{
+    self, CheckedPipeline, Mistake, Mistakes, ModuleRef, OtherPipeline, PipelineSpec, Source, Start, World,
+};
+use crate::pool::WorkerPool;
+use crate::task::{Stopped, Task};
+
+const PIPELINE_PREFIX: &str = "pipeline/";
+
+/// The runtime's settings.
+#[derive(Clone, Debug, Default)]
+pub struct RuntimeSettings {
+    /// Threads that run stages; one a core where left out.
+    pub worker_threads: Option<usize>,
+    /// The engine's settings.
+    pub engine: EngineSettings,
+}
+
+/// Runs the pipelines of a broker. Cheap to clone.
+#[derive(Clone)]
+pub struct Runtime(Arc<Inner>);
+
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Runtime")
+    }
+}
+
+struct Inner {
+    broker: Broker,
+    engine: Engine,
+    pool: Arc<WorkerPool>,
+    modules: Modules,
+    metrics: RuntimeMetrics,
+    pipelines: RwLock<BTreeMap<String, Arc<Pipeline>>>,
+    /// Held while pipelines or modules change.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// What a user wants a pipeline to do, or what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// Its tasks run.
+    Running,
+    /// A user paused it.
+    Paused,
+    /// It could not go on, for this reason.
+    Stopped(String),
+}
+
+impl RunState {
+    fn of_group(&self) -> PipelineState {
+        match self {
+            Self::Running => PipelineState::Running,
+            Self::Paused => PipelineState::Paused,
+            Self::Stopped(_) => PipelineState::Stopped,
+        }
+    }
+}
+
+/// A pipeline as the catalog keeps it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Stored {
+    yaml: String,
+    spec: PipelineSpec,
+    /// What each reference of the file pointed to when it was applied.
+    modules: BTreeMap<String, ModuleHash>,
+    version: u64,
+    state: RunState,
+}
+
+/// One version of a pipeline.
+pub struct Pipeline {
+    stored: Mutex<Stored>,
+    group: Arc<Group>,
+    /// `None` where it could not be loaded.
+    ready: Option<Ready>,
+    running: Mutex<Option<Running>>,
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pipeline({})", self.group.id())
+    }
+}
+
+/// What tasks are made of.
+struct Ready {
+    stages: Vec<Arc<Stage>>,
+    segments: Vec<(Arc<Segment>, Vec<Arc<Topic>>)>,
+}
+
+/// The tasks of a pipeline.
+struct Running {
+    stop: watch::Sender<bool>,
+    supervisor: JoinHandle<()>,
+}
+
+/// What `apply` did, or would do.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// A line each; empty where nothing changed.
+    pub changes: Vec<String>,
+    /// The pipeline afterwards; `None` for a dry run of a new one.
+    pub pipeline: Option<Arc<Pipeline>>,
+}
+
+impl Pipeline {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.group.id().as_str()
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
+
+    /// The file that was applied.
+    pub fn yaml(&self) -> String {
+        self.stored.lock().yaml.clone()
+    }
+
+    /// The file as it was understood.
+    pub fn spec(&self) -> PipelineSpec {
+        self.stored.lock().spec.clone()
+    }
+
+    /// Grows with each applied change.
+    pub fn version(&self) -> u64 {
+        self.stored.lock().version
+    }
+
+    /// What it does.
+    pub fn state(&self) -> RunState {
+        self.stored.lock().state.clone()
+    }
+
+    /// Its stages, where it could be loaded.
+    pub fn stages(&self) -> &[Arc<Stage>] {
+        self.ready.as_ref().map_or(&[], |ready| &ready.stages)
+    }
+
+    /// How many tasks it has when it runs.
+    pub fn tasks(&self) -> usize {
+        let sources = self.ready.iter().flat_map(|ready| &ready.segments).flat_map(|(_, sources)| sources);
+        sources.map(|topic| topic.partition_count() as usize).sum()
+    }
+
+    fn modules(&self) -> Vec<ModuleHash> {
+        self.stored.lock().modules.values().copied().collect()
+    }
+
+    fn sources(&self) -> impl Iterator<Item = &Arc<Topic>> {
+        self.ready.iter().flat_map(|ready| &ready.segments).flat_map(|(_, sources)| sources)
+    }
+}
+
+impl Runtime {
+    /// Loads modules and pipelines from the broker, and starts those that ran. Must be called in a
+    /// tokio runtime; blocks while modules are loaded.
+    ///
+    /// # Errors
+    /// [`RuntimeError`] where the catalog can't be read. A pipeline that can't be loaded is there, stopped, with the
+    /// reason.
+    pub fn open(broker: Broker, settings: RuntimeSettings, registry: &mut Registry) -> Result<Self, RuntimeError> {
+        let engine = Engine::new(settings.engine).map_err(|error| RuntimeError::Stored(error.to_string()))?;
+        let threads = settings
+            .worker_threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+        let pool = WorkerPool::start(&engine, threads).map_err(|error| RuntimeError::Stored(error.to_string()))?;
+        let modules = Modules::open(broker.clone(), engine.clone())?;
+        let runtime = Self(Arc::new(Inner {
+            pool: Arc::new(pool),
+            modules,
+            metrics: RuntimeMetrics::register(registry),
+            pipelines: RwLock::default(),
+            changing: tokio::sync::Mutex::default(),
+            broker,
+            engine,
+        }));
+        runtime.load_pipelines()?;
+        Ok(runtime)
+    }
+
+    /// The modules.
+    pub fn modules(&self) -> &Modules {
+        &self.0.modules
+    }
+
+    /// The broker.
+    pub fn broker(&self) -> &Broker {
+        &self.0.broker
+    }
+
+    /// A pipeline by name.
+    ///
+    /// # Errors
+    /// [`RuntimeError::UnknownPipeline`].
+    pub fn pipeline(&self, name: &str) -> Result<Arc<Pipeline>, RuntimeError> {
+        let pipelines = self.0.pipelines.read();
+        pipelines.get(name).cloned().ok_or_else(|| RuntimeError::UnknownPipeline { pipeline: name.to_owned() })
+    }
+
+    /// Every pipeline, by name.
+    pub fn pipelines(&self) -> Vec<Arc<Pipeline>> {
+        self.0.pipelines.read().values().cloned().collect()
+    }
+
+    /// Pushes a module, as [`Modules::push`].
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub async fn push_module(&self, reference: &str, wasm: bytes::Bytes) -> Result<(ModuleEntry, bool), RuntimeError> {
+        let _changing = self.0.changing.lock().await;
+        self.0.modules.push(reference, wasm).await
+    }
+
+    /// Removes a module that no pipeline names.
+    ///
+    /// # Errors
+    /// [`RuntimeError::ModuleInUse`], [`RuntimeError::UnknownModule`], [`RuntimeError::Broker`].
+    pub async fn remove_module(&self, reference: &str) -> Result<(), RuntimeError> {
+        let _changing = self.0.changing.lock().await;
+        let entry = self.0.modules.get(reference)?;
+        if let Some((pipeline, _)) = self.module_uses(&entry).into_iter().next() {
+            return Err(RuntimeError::ModuleInUse { reference: entry.reference, pipeline });
+        }
+        let in_use: Vec<ModuleHash> = self.pipelines().iter().flat_map(|pipeline| pipeline.modules()).collect();
+        self.0.modules.remove(reference, &in_use).await
+    }
+
+    /// Pipelines and stages that run what a reference points to.
+    pub fn module_uses(&self, entry: &ModuleEntry) -> Vec<(String, String)> {
+        let mut uses = Vec::new();
+        for pipeline in self.pipelines() {
+            let stored = pipeline.stored.lock();
+            for stage in &stored.spec.stages {
+                if stored.modules.get(stage.module.value.as_str()) == Some(&entry.hash) {
+                    uses.push((stored.spec.name.value.clone(), stage.name.value.clone()));
+                }
+            }
+        }
+        uses
+    }
+
+    /// Makes a pipeline run as `yaml` says: new, changed at a batch boundary, or unchanged. `paths`
+    /// says as which reference or hash each module named by path was pushed.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Mistakes`] with every mistake; nothing was changed then.
+    pub async fn apply(
+        &self,
+        yaml: &str,
+        paths: &BTreeMap<String, String>,
+        dry_run: bool,
+    ) -> Result<Applied, RuntimeError> {
+        let _changing = self.0.changing.lock().await;
+        let world = Deployed { inner: &self.0, paths };
+        let checked = pipeline::read(yaml, &world).map_err(RuntimeError::Mistakes)?;
+        let name = checked.spec.name.value.clone();
+        let before = self.0.pipelines.read().get(&name).cloned();
+        let modules = self.load_modules(&checked).await?;
+        self.try_modules(&checked, &modules).await?;
+        let group = self.group_for(&checked.spec)?;
+
+        let references = checked.spec.stages.iter().zip(&checked.modules);
+        let stored = Stored {
+            yaml: yaml.to_owned(),
+            modules: references.map(|(stage, hash)| (stage.module.value.as_str().to_owned(), *hash)).collect(),
+            version: before.as_ref().map_or(1, |before| before.version() + 1),
+            state: before.as_ref().map_or(RunState::Running, |before| match before.state() {
+                // Whoever applies a change to a stopped pipeline wants it to go on.
+                RunState::Stopped(_) => RunState::Running,
+                state => state,
+            }),
+            spec: checked.spec.clone(),
+        };
+        let mut changes = self.topic_changes(&checked);
+        changes.extend(stage_changes(before.as_deref(), &stored));
+        if changes.is_empty() {
+            return Ok(Applied { changes, pipeline: before });
+        }
+        if dry_run {
+            return Ok(Applied { changes, pipeline: before });
+        }
+        self.make_topics(&checked).await?;
+        if let Some(before) = &before {
+            before.halt().await;
+        }
+        let pipeline = Arc::new(Pipeline {
+            ready: Some(self.ready(&checked, &modules)?),
+            group,
+            stored: Mutex::new(stored),
+            running: Mutex::default(),
+        });
+        self.replace(before.as_deref(), &pipeline, &checked).await?;
+        self.0.pipelines.write().insert(name, pipeline.clone());
+        drop(before);
+        self.0.pool.retire_guests();
+        self.begin(&pipeline);
+        Ok(Applied { changes, pipeline: Some(pipeline) })
+    }
+
+    /// Ends a pipeline's tasks at a commit.
+    ///
+    /// # Errors
+    /// [`RuntimeError::UnknownPipeline`], [`RuntimeError::Broker`].
+    pub async fn pause(&self, name: &str) -> Result<Arc<Pipeline>, RuntimeError> {
+        let _changing = self.0.changing.lock().await;
+        let pipeline = self.pipeline(name)?;
+        pipeline.halt().await;
+        self.set_state(&pipeline, RunState::Paused).await?;
+        Ok(pipeline)
+    }
+
+    /// Starts a pipeline that was paused or stopped, where it left off.
+    ///
+    /// # Errors
+    /// [`RuntimeError::UnknownPipeline`], [`RuntimeError::Stored`] for one that can't be loaded,
+    /// [`RuntimeError::Broker`].
+    pub async fn resume(&self, name: &str) -> Result<Arc<Pipeline>, RuntimeError> {
+        let _changing = self.0.changing.lock().await;
+        let pipeline = self.pipeline(name)?;
+        if pipeline.state() == RunState::Running {
+            return Ok(pipeline);
+        }
+        if pipeline.ready.is_none()
+            && let RunState::Stopped(reason) = pipeline.state()
+        {
+            return Err(RuntimeError::Stored(format!("pipeline {name} can't be started: {reason}; apply it again")));
+        }
+        pipeline.halt().await;
+        self.set_state(&pipeline, RunState::Running).await?;
+        self.begin(&pipeline);
+        Ok(pipeline)
+    }
+
+    /// Deletes a pipeline with its group, its state and its repartition topics. Output topics stay.
+    ///
+    /// # Errors
+    /// [`RuntimeError::UnknownPipeline`], [`RuntimeError::Broker`].
+    pub async fn delete(&self, name: &str) -> Result<(), RuntimeError> {
+        let _changing = self.0.changing.lock().await;
+        let pipeline = self.pipeline(name)?;
+        pipeline.halt().await;
+        pipeline.group.next_generation();
+        let spec = pipeline.spec();
+        let commit = Commit {
+            catalog: vec![CatalogChange::remove(format!("{PIPELINE_PREFIX}{name}"))],
+            drop_groups: vec![pipeline.group.clone()],
+            drop_state: spec.stages.iter().map(|stage| store_name(name, &stage.name.value)).collect(),
+            ..Commit::default()
+        };
+        self.0.broker.commit(commit).await?.await?;
+        self.0.broker.groups().forget(pipeline.group.id());
+        self.0.pipelines.write().remove(name);
+        self.0.broker.set_topics_in_use(name, BTreeSet::new());
+        for stage in pipeline.stages() {
+            self.0.metrics.forget(name, stage.name());
+        }
+        let internal: Vec<TopicName> =
+            pipeline.sources().filter(|topic| topic.meta().internal).map(|topic| topic.name().clone()).collect();
+        drop(pipeline);
+        self.0.pool.retire_guests();
+        for topic in internal {
+            self.0.broker.delete_topic(&topic).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends every task at a commit, to stop the server. What runs now runs again at the next start.
+    pub async fn stop(&self) {
+        let _changing = self.0.changing.lock().await;
+        for pipeline in self.pipelines() {
+            pipeline.halt().await;
+        }
+    }
+
+    /// Whether every source of every running pipeline is read to its end and committed.
+    pub fn is_caught_up(&self) -> bool {
+        let lagging = |pipeline: &Arc<Pipeline>| {
+            pipeline.state() == RunState::Running
+                && self.0.broker.group_offsets(&pipeline.group).iter().any(|offset| offset.lag > 0)
+        };
+        !self.pipelines().iter().any(lagging)
+    }
+
+    /// An aggregate stage of a pipeline: `stage`, or the only one there is.
+    ///
+    /// # Errors
+    /// [`RuntimeError::UnknownPipeline`], [`RuntimeError::Stage`].
+    pub fn aggregate_stage(&self, pipeline: &str, stage: Option<&str>) -> Result<Arc<Stage>, RuntimeError> {
+        let pipeline = self.pipeline(pipeline)?;
+        let aggregates = || pipeline.stages().iter().filter(|stage| stage.kind() == StageKind::Aggregate);
+        let what = match stage {
+            Some(name) => match aggregates().find(|stage| &**stage.name() == name) {
+                Some(stage) => return Ok(stage.clone()),
+                None => format!("no aggregate stage {name:?}"),
+            },
+            None => match aggregates().collect::<Vec<_>>()[..] {
+                [stage] => return Ok(stage.clone()),
+                [] => "no aggregate stage: only aggregates keep state".to_owned(),
+                ref several => {
+                    let names: Vec<&str> = several.iter().map(|stage| &**stage.name()).collect();
+                    format!("several aggregate stages ({}): say which", names.join(", "))
+                }
+            },
+        };
+        Err(RuntimeError::Stage { pipeline: pipeline.name().to_owned(), what })
+    }
+
+    /// What a stage's module makes of accumulators: one value a key, null where it says none.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Stage`] where the module fails.
+    pub async fn finish(&self, stage: &Arc<Stage>, keys: Column, accumulators: Column) -> Result<Column, RuntimeError> {
+        let of_worker = stage.clone();
+        let finished = self.0.pool.run(move |guests| guests.of(&of_worker).finish(&keys, &accumulators)).await;
+        let finished = finished.ok_or(BrokerError::ShuttingDown)?;
+        finished.map(|finished| finished.values).map_err(|error| {
+            let (pipeline, what) = (stage.store().to_string(), format!("a module that can't show its state: {error}"));
+            RuntimeError::Stage { pipeline, what }
+        })
+    }
+
+    // ---- from a file to what runs
+
+    fn load_pipelines(&self) -> Result<(), RuntimeError> {
+        for (key, value) in self.0.broker.store().catalog_scan(PIPELINE_PREFIX)? {
+            let corrupt = |reason: String| RuntimeError::Stored(format!("catalog entry {key:?}: {reason}"));
+            let mut stored: Stored = serde_json::from_slice(&value).map_err(|error| corrupt(error.to_string()))?;
+            let name = stored.spec.name.value.clone();
+            let id = GroupId::new(&name)?;
+            let group = self.0.broker.groups().get_or_create(&id, GroupKind::Pipeline)?;
+            let ready = match self.load_ready(&stored) {
+                Ok(ready) => Some(ready),
+                Err(reason) => {
+                    tracing::error!(pipeline = name, reason, "a pipeline can't be loaded");
+                    stored.state = RunState::Stopped(reason);
+                    None
+                }
+            };
+            let pipeline =
+                Arc::new(Pipeline { group, ready, stored: Mutex::new(stored), running: Mutex::default() });
+            self.0.pipelines.write().insert(name, pipeline.clone());
+            self.reserve_topics(&pipeline);
+            match pipeline.state() {
+                RunState::Running => self.start_tasks(&pipeline),
+                state => pipeline.group.set_pipeline_state(state.of_group()),
+            }
+        }
+        Ok(())
+    }
+
+    fn load_ready(&self, stored: &Stored) -> Result<Ready, String> {
+        let world = AsStored { inner: &self.0, modules: &stored.modules };
+        let checked = pipeline::check(&stored.spec, &world).map_err(|mistakes| mistakes.to_string())?;
+        let load = |hash: &ModuleHash| self.0.modules.load(hash).map_err(|error| error.to_string());
+        let modules = checked.modules.iter().map(load).collect::<Result<Vec<_>, _>>()?;
+        self.ready(&checked, &modules).map_err(|error| error.to_string())
+    }
+
+    async fn load_modules(&self, checked: &CheckedPipeline) -> Result<Vec<Arc<Module>>, RuntimeError> {
+        let (runtime, hashes) = (self.clone(), checked.modules.clone());
+        let load = move || hashes.iter().map(|hash| runtime.0.modules.load(hash)).collect::<Result<Vec<_>, _>>();
+        tokio::task::spawn_blocking(load).await.unwrap_or(Err(BrokerError::ShuttingDown.into()))
+    }
+
+    /// Starts each module with its parameters once, so that wrong ones refuse the file.
+    async fn try_modules(&self, checked: &CheckedPipeline, modules: &[Arc<Module>]) -> Result<(), RuntimeError> {
+        let mut mistakes = Vec::new();
+        for (spec, module) in checked.spec.stages.iter().zip(modules) {
+            let parameters = spec.with.clone().into_iter().collect();
+            let mut guest = crate::host::Guest::new(&self.0.engine, module, parameters, spec.limits, Default::default());
+            let started = self.0.pool.run(move |_| guest.start()).await.ok_or(BrokerError::ShuttingDown)?;
+            if let Err(error) = started {
+                let place = spec.module.place;
+                let message = format!("stage `{}`: {error}", spec.name.value);
+                mistakes.push(Mistake { line: place.line, column: place.column, message });
+            }
+        }
+        Mistakes::none_in(mistakes).map_err(RuntimeError::Mistakes)
+    }
+
+    fn group_for(&self, spec: &PipelineSpec) -> Result<Arc<Group>, RuntimeError> {
+        let id = GroupId::new(&spec.name.value)?;
+        self.0.broker.groups().get_or_create(&id, GroupKind::Pipeline).map_err(|error| {
+            let place = spec.name.place;
+            let mistake = Mistake { line: place.line, column: place.column, message: error.to_string() };
+            match Mistakes::none_in(vec![mistake]) {
+                Err(mistakes) => RuntimeError::Mistakes(mistakes),
+                Ok(()) => RuntimeError::Broker(error),
+            }
+        })
+    }
+
+    fn ready(&self, checked: &CheckedPipeline, modules: &[Arc<Module>]) -> Result<Ready, BrokerError> {
+        let name: Arc<str> = checked.spec.name.value.as_str().into();
+        let output = |topic: &TopicName| self.output_topic(topic);
+        let mut stages = Vec::new();
+        for (spec, module) in checked.spec.stages.iter().zip(modules) {
+            let to = spec.to.as_ref().map(|topic| TopicName::new(&topic.value)).transpose()?;
+            let settings = StageSettings {
+                name: spec.name.value.as_str().into(),
+                module: module.clone(),
+                reference: spec.module.value.as_str().to_owned(),
+                parameters: spec.with.clone().into_iter().collect(),
+                limits: spec.limits,
+                on_failure: spec.on_failure,
+                to: to.as_ref().map(output).transpose()?,
+            };
+            let metrics = self.0.metrics.stage(&name, &settings.name);
+            stages.push(Arc::new(Stage::new(&name, settings, metrics)));
+        }
+        let dead_letters = checked.dead_letters().map(output).transpose()?;
+        let mut segments = Vec::new();
+        for planned in &checked.plan.segments {
+            let segment = Segment {
+                pipeline: name.clone(),
+                stages: stages[planned.stages.clone()].to_vec(),
+                sinks: planned.sink.iter().map(|sink| output(sink.topic())).collect::<Result<_, _>>()?,
+                dead_letters: dead_letters.clone(),
+            };
+            let source = |source: &Source| self.0.broker.topic(source.topic().as_str());
+            segments.push((Arc::new(segment), planned.sources.iter().map(source).collect::<Result<_, _>>()?));
+        }
+        Ok(Ready { stages, segments })
+    }
+
+    fn output_topic(&self, name: &TopicName) -> Result<OutputTopic, BrokerError> {
+        let topic = self.0.broker.topic(name.as_str())?;
+        Ok(OutputTopic {
+            name: name.clone(),
+            partitions: topic.partition_count(),
+            batch_bytes_max: topic.meta().settings.batch_bytes_max(),
+        })
+    }
+
+    // ---- topics
+
+    /// The topics that a pipeline needs and that are not there: name, partitions, internal.
+    fn missing_topics(&self, checked: &CheckedPipeline) -> Vec<(TopicName, u32, bool)> {
+        let of_sources = checked.spec.from.iter().filter_map(|topic| self.0.broker.topic(&topic.value).ok());
+        let partitions = of_sources.map(|topic| topic.partition_count()).max().unwrap_or(1);
+        let outputs = checked.outputs().iter().map(|topic| (topic.clone(), partitions, false));
+        let dead_letters = checked.dead_letters().map(|topic| (topic.clone(), 1, false));
+        let internal = checked.plan.repartitions().map(|between| (between.topic.clone(), between.partitions, true));
+        let missing = |(topic, ..): &(TopicName, u32, bool)| self.0.broker.topic(topic.as_str()).is_err();
+        outputs.chain(dead_letters).chain(internal).filter(missing).collect()
+    }
+
+    fn topic_changes(&self, checked: &CheckedPipeline) -> Vec<String> {
+        let line = |(topic, partitions, internal): (TopicName, u32, bool)| {
+            let what = if internal { "repartition topic" } else { "topic" };
+            format!("{what} {topic}: created with {partitions} partition{}", if partitions == 1 { "" } else { "s" })
+        };
+        self.missing_topics(checked).into_iter().map(line).collect()
+    }
+
+    async fn make_topics(&self, checked: &CheckedPipeline) -> Result<(), RuntimeError> {
+        for (topic, partitions, internal) in self.missing_topics(checked) {
+            // What a stage puts out may be larger than what producers send.
+            self.0.broker.create_topic(&topic, partitions, TopicSettings::default(), internal).await?;
+        }
+        Ok(())
+    }
+
+    fn reserve_topics(&self, pipeline: &Pipeline) {
+        let mut topics: BTreeSet<TopicName> = pipeline.sources().map(|topic| topic.name().clone()).collect();
+        for (segment, _) in pipeline.ready.iter().flat_map(|ready| &ready.segments) {
+            let of_stages = segment.stages.iter().filter_map(|stage| stage.settings().to.as_ref());
+            let all = segment.sinks.iter().chain(&segment.dead_letters).chain(of_stages);
+            topics.extend(all.map(|topic| topic.name.clone()));
+        }
+        self.0.broker.set_topics_in_use(pipeline.name(), topics);
+    }
+
+    // ---- versions and tasks
+
+    /// One commit makes the new version the one that holds: the file, where it begins, and what state of the old
+    /// one goes. A task of the old version can commit nothing after it.
+    async fn replace(
+        &self,
+        before: Option<&Pipeline>,
+        pipeline: &Arc<Pipeline>,
+        checked: &CheckedPipeline,
+    ) -> Result<(), RuntimeError> {
+        let group = &pipeline.group;
+        group.next_generation();
+        let mut commit = Commit { catalog: vec![pipeline.catalog_entry()], ..Commit::default() };
+        let keeps_state = |name: &str| {
+            let stages = &checked.spec.stages;
+            stages.iter().any(|stage| stage.kind.value == StageKind::Aggregate && stage.name.value == name)
+        };
+        let old_stages = before.map(|before| before.spec().stages).unwrap_or_default();
+        let dropped = old_stages.iter().filter(|old| {
+            old.kind.value == StageKind::Aggregate && !keeps_state(&old.name.value)
+        });
+        commit.drop_state = dropped.map(|old| store_name(pipeline.name(), &old.name.value)).collect();
+        for topic in pipeline.sources() {
+            for partition in topic.partitions() {
+                let number = partition.name().partition;
+                if group.committed(topic.id(), number).is_some() {
+                    continue;
+                }
+                let latest = checked.spec.start == Start::Latest && !topic.meta().internal;
+                let offset = if latest { partition.end() } else { partition.start() };
+                let (group, topic) = (group.clone(), topic.id());
+                commit.offsets.push(OffsetChange { group, topic, partition: number, offset, expected: Some(None) });
+            }
+        }
+        self.0.broker.commit(commit).await?.await?;
+        self.reserve_topics(pipeline);
+        let now: BTreeSet<&TopicName> = pipeline.sources().map(|topic| topic.name()).collect();
+        for topic in before.into_iter().flat_map(Pipeline::sources) {
+            if topic.meta().internal && !now.contains(topic.name()) {
+                self.0.broker.delete_topic(topic.name()).await?;
+            }
+        }
+        for old in old_stages.iter().filter(|old| !checked.spec.stages.iter().any(|new| new.name.value == old.name.value)) {
+            self.0.metrics.forget(pipeline.name(), &old.name.value);
+        }
+        Ok(())
+    }
+
+    async fn set_state(&self, pipeline: &Arc<Pipeline>, state: RunState) -> Result<(), RuntimeError> {
+        pipeline.stored.lock().state = state.clone();
+        let commit = Commit { catalog: vec![pipeline.catalog_entry()], ..Commit::default() };
+        self.0.broker.commit(commit).await?.await?;
+        pipeline.group.set_pipeline_state(state.of_group());
+        Ok(())
+    }
+
+    fn begin(&self, pipeline: &Arc<Pipeline>) {
+        let state = pipeline.state();
+        pipeline.group.set_pipeline_state(state.of_group());
+        if state == RunState::Running {
+            self.start_tasks(pipeline);
+        }
+    }
+
+    /// Starts a task a source partition, and who looks after them.
+    fn start_tasks(&self, pipeline: &Arc<Pipeline>) {
+        let Some(ready) = &pipeline.ready else { return };
+        pipeline.group.next_generation();
+        pipeline.group.set_pipeline_state(PipelineState::Running);
+        let (stop, stopping) = watch::channel(false);
+        let log = EmbeddedLog::new(self.0.broker.clone(), pipeline.group.clone());
+        let mut tasks = JoinSet::new();
+        for (segment, sources) in &ready.segments {
+            for partition in sources.iter().flat_map(|topic| topic.partitions()) {
+                let task = Task {
+                    log: log.clone(),
+                    segment: segment.clone(),
+                    source: partition.name().clone(),
+                    pool: self.0.pool.clone(),
+                    limits: self.0.broker.settings().limits,
+                    stop: stopping.clone(),
+                };
+                tasks.spawn(task.run());
+            }
+        }
+        let supervisor = tokio::spawn(self.clone().supervise(pipeline.clone(), tasks, stop.clone()));
+        *pipeline.running.lock() = Some(Running { stop, supervisor });
+    }
+
+    /// Waits for the tasks. Where one can't go on, the others end at their commit, and the pipeline
+    /// is stopped with the reason.
+    async fn supervise(
+        self,
+        pipeline: Arc<Pipeline>,
+        mut tasks: JoinSet<Result<(), Stopped>>,
+        stop: watch::Sender<bool>,
+    ) {
+        let mut stopped: Option<String> = None;
+        while let Some(ended) = tasks.join_next().await {
+            let reason = match ended {
+                Ok(Ok(())) => continue,
+                Ok(Err(reason)) => reason.to_string(),
+                Err(error) => format!("a task ended by a defect: {error}"),
+            };
+            stop.send_replace(true);
+            stopped.get_or_insert(reason);
+        }
+        let Some(reason) = stopped else { return };
+        tracing::error!(pipeline = pipeline.name(), reason, "the pipeline is stopped");
+        let state = RunState::Stopped(reason);
+        pipeline.stored.lock().state = state.clone();
+        pipeline.group.set_pipeline_state(state.of_group());
+        // Not under `changing`: whoever holds it may be waiting for this to end. A version that was
+        // replaced meanwhile halted this one first, so this entry can't overwrite a newer one.
+        let commit = Commit { catalog: vec![pipeline.catalog_entry()], ..Commit::default() };
+        let kept = match self.0.broker.commit(commit).await {
+            Ok(receipt) => receipt.await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            tracing::warn!(pipeline = pipeline.name(), %error, "that the pipeline is stopped could not be kept");
+        }
+    }
+}
+
+impl Pipeline {
+    /// Ends the tasks at their commit, and waits for that.
+    async fn halt(&self) {
+        let running = self.running.lock().take();
+        let Some(running) = running else { return };
+        running.stop.send_replace(true);
+        if running.supervisor.await.is_err() {
+            tracing::error!(pipeline = self.name(), "the supervisor panicked");
+        }
+    }
+
+    fn catalog_entry(&self) -> CatalogChange {
+        let stored = self.stored.lock();
+        let json = serde_json::to_vec(&*stored).expect("plain structs serialise");
+        CatalogChange::put(format!("{PIPELINE_PREFIX}{}", stored.spec.name.value), json)
+    }
+}
+
+/// What changes between two versions, a line each.
+fn stage_changes(before: Option<&Pipeline>, after: &Stored) -> Vec<String> {
+    let name = &after.spec.name.value;
+    let Some(before) = before else { return vec![format!("pipeline {name}: created")] };
+    let before = before.stored.lock();
+    let mut changes = Vec::new();
+    let topics = |spec: &PipelineSpec| spec.from.iter().map(|topic| topic.value.clone()).collect::<Vec<_>>().join(", ");
+    let to = |spec: &PipelineSpec| spec.to.as_ref().map_or_else(|| "nothing".to_owned(), |topic| topic.value.clone());
+    let mut said = |what: &str, old: String, new: String| {
+        if old != new {
+            changes.push(format!("pipeline {name}: {what} {old} -> {new}"));
+        }
+    };
+    said("from", topics(&before.spec), topics(&after.spec));
+    said("to", to(&before.spec), to(&after.spec));
+    let letters = |spec: &PipelineSpec| spec.dead_letter_topic().unwrap_or_else(|| "nothing".to_owned());
+    said("dead-letters", letters(&before.spec), letters(&after.spec));
+    let order = |spec: &PipelineSpec| {
+        spec.stages.iter().map(|stage| stage.name.value.clone()).collect::<Vec<_>>().join(", ")
+    };
+    said("stages", order(&before.spec), order(&after.spec));
+    for stage in &after.spec.stages {
+        let Some(old) = before.spec.stages.iter().find(|old| old.name.value == stage.name.value) else { continue };
+        let short = |stored: &Stored, stage: &crate::pipeline::StageSpec| {
+            stored.modules.get(stage.module.value.as_str()).map(ModuleHash::short).unwrap_or_default()
+        };
+        let (was, is) = (short(&before, old), short(after, stage));
+        let line = |what: String| format!("stage {}: {what}", stage.name.value);
+        if old.kind.value != stage.kind.value {
+            changes.push(line(format!("{} -> {}, its state is dropped", old.kind.value, stage.kind.value)));
+        }
+        if was != is {
+            changes.push(line(format!("module {was} -> {is}")));
+        }
+        if old.with != stage.with {
+            changes.push(line("parameters changed".to_owned()));
+        }
+        if old.on_failure != stage.on_failure {
+            changes.push(line(format!("on-failure {} -> {}", old.on_failure.name(), stage.on_failure.name())));
+        }
+        if old.limits != stage.limits {
+            changes.push(line("limits changed".to_owned()));
+        }
+        let to = |stage: &crate::pipeline::StageSpec| stage.to.as_ref().map(|topic| topic.value.clone());
+        if to(old) != to(stage) || old.keeps_key != stage.keeps_key {
+            changes.push(line("output changed".to_owned()));
+        }
+    }
+    if changes.is_empty() && before.state != RunState::Running && matches!(before.state, RunState::Stopped(_)) {
+        changes.push(format!("pipeline {name}: started again"));
+    }
+    changes
+}
+
+/// The world as a new file sees it.
+struct Deployed<'a> {
+    inner: &'a Inner,
+    paths: &'a BTreeMap<String, String>,
+}
+
+impl World for Deployed<'_> {
+    fn topic_partitions(&self, topic: &str) -> Option<u32> {
+        self.inner.broker.topic(topic).ok().map(|topic| topic.partition_count())
+    }
+
+    fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {
+        let unknown = || "is not uploaded: push it with `millstream module push`".to_owned();
+        let asked = match reference.path() {
+            None => reference.as_str(),
+            Some(path) => match self.paths.get(path) {
+                Some(pushed) => pushed,
+                None => return Err("is a path, and no module was uploaded for it: use `millstream apply`".to_owned()),
+            },
+        };
+        if let Ok(hash) = asked.parse::<ModuleHash>() {
+            let found = self.inner.modules.all().into_iter().find(|entry| entry.hash == hash);
+            return found.map(|entry| (entry.hash, entry.kind)).ok_or_else(unknown);
+        }
+        let full = full_reference(asked).map_err(|error| error.to_string())?;
+        self.inner.modules.find(&full).map(|entry| (entry.hash, entry.kind)).ok_or_else(unknown)
+    }
+
+    fn other_pipelines(&self) -> Vec<OtherPipeline> {
+        let pipelines = self.inner.pipelines.read();
+        let other = |pipeline: &Arc<Pipeline>| {
+            let spec = pipeline.spec();
+            OtherPipeline {
+                from: spec.from.iter().map(|topic| topic.value.clone()).collect(),
+                to: spec.outputs().into_iter().map(str::to_owned).collect(),
+                name: spec.name.value,
+            }
+        };
+        pipelines.values().map(other).collect()
+    }
+
+    fn topic_names(&self) -> Vec<String> {
+        self.inner.broker.topics().iter().map(|topic| topic.name().to_string()).collect()
+    }
+
+    fn module_names(&self) -> Vec<String> {
+        self.inner.modules.all().into_iter().map(|entry| entry.reference).collect()
+    }
+}
+
+/// The world as it was when a stored pipeline was applied: each reference means what it meant then.
+struct AsStored<'a> {
+    inner: &'a Inner,
+    modules: &'a BTreeMap<String, ModuleHash>,
+}
+
+impl World for AsStored<'_> {
+    fn topic_partitions(&self, topic: &str) -> Option<u32> {
+        self.inner.broker.topic(topic).ok().map(|topic| topic.partition_count())
+    }
+
+    fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {
+        let hash = self.modules.get(reference.as_str()).ok_or("is not among the pipeline's modules")?;
+        let module = self.inner.modules.load(hash).map_err(|error| error.to_string())?;
+        Ok((*hash, module.kind()))
+    }
+
+    fn other_pipelines(&self) -> Vec<OtherPipeline> {
+        // It was checked against them when it was applied.
+        Vec::new()
+    }
+
+    fn topic_names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn module_names(&self) -> Vec<String> {
+        Vec::new()
+    }
+}

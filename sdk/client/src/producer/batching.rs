@@ -1,0 +1,337 @@
+//! Records into batches: which partition, and when a batch is full.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+
+use millstream_api::v1;
+use millstream_record::{BATCH_HEADER_BYTES, BatchBuilder, Compression, Limits, partition_for_key};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use super::delivery::{Batch, Delivery};
+use super::{CLOSED, ProducerSettings, ROOM_BYTES, Shared, lone_batch_bytes, now_ms, record_bytes, room_units};
+use crate::error::ClientError;
+
+/// What a topic takes unless its settings say otherwise: the server's default, 1 MiB and a little.
+const BATCH_BYTES_MAX_DEFAULT: usize = 1_048_588;
+
+/// Room that a new batch takes, in pieces of [`ROOM_BYTES`]; it doubles as the batch grows, so that
+/// few records in many partitions don't fill the buffer, and full batches rarely ask.
+const FIRST_ROOM: u32 = 2;
+
+/// A record in either form.
+pub(super) trait Encode {
+    fn partition(&self) -> Option<u32>;
+    fn key(&self) -> Option<&[u8]>;
+    fn value(&self) -> Option<&[u8]>;
+    fn headers(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> + Clone;
+    fn timestamp_ms(&self) -> Option<i64>;
+}
+
+/// What came of an attempt to append.
+pub(super) enum Appended {
+    Done(Delivery),
+    /// The batch was full and is on its way: try again.
+    Sealed,
+    /// So much room is needed first, in pieces of [`ROOM_BYTES`].
+    NoRoom(u32),
+}
+
+/// A topic as it was described.
+#[derive(Debug)]
+pub(super) struct Topic {
+    name: Arc<str>,
+    partitions: Vec<Arc<Partition>>,
+    sticky: Arc<Sticky>,
+    /// The largest batch that it takes.
+    batch_bytes_max: usize,
+    stale: AtomicBool,
+}
+
+/// Where records without a key go: a partition for a batch.
+#[derive(Debug)]
+struct Sticky {
+    current: AtomicU32,
+    partitions: u32,
+}
+
+impl Sticky {
+    fn new(partitions: u32) -> Self {
+        // Producers that start together must not all begin with the same partition.
+        let start = RandomState::new().hash_one(0u8) as u32;
+        Self { current: AtomicU32::new(start % partitions), partitions }
+    }
+
+    /// A batch of `partition` is finished: on to the next.
+    fn finished(&self, partition: u32) {
+        let next = (partition + 1) % self.partitions;
+        let _ = self.current.compare_exchange(partition, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+impl Topic {
+    /// `before` is the same topic as it was known: its batches in the making go on.
+    pub(super) fn new(name: &Arc<str>, described: &v1::Topic, before: Option<&Self>, settings: &ProducerSettings) -> Self {
+        let count = described.partitions.max(1);
+        let from_settings = described.settings.as_ref().and_then(|settings| settings.batch_bytes_max);
+        let batch_bytes_max = from_settings.map_or(BATCH_BYTES_MAX_DEFAULT, |bytes| bytes as usize);
+        let sticky = Arc::new(Sticky::new(count));
+        let partitions = (0..count).map(|number| {
+            let known = before.and_then(|topic| topic.partitions.get(number as usize));
+            known.cloned().unwrap_or_else(|| Arc::new(Partition::new(name.clone(), number, settings.compression)))
+        });
+        Self { name: name.clone(), partitions: partitions.collect(), sticky, batch_bytes_max, stale: AtomicBool::new(false) }
+    }
+
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    pub(super) fn partition_count(&self) -> u32 {
+        self.sticky.partitions
+    }
+
+    /// Whether the server says that it is otherwise by now.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_stale(&self) {
+        self.stale.store(true, Ordering::Relaxed);
+    }
+
+    /// Encodes a record into the open batch of its partition. `granted` is room that was taken for
+    /// it; it is the batch's from here on.
+    #[inline]
+    pub(super) fn append(
+        &self,
+        shared: &Shared,
+        record: &impl Encode,
+        granted: u32,
+    ) -> Result<Appended, ClientError> {
+        let record_bytes = record_bytes(record.key(), record.value(), record.headers());
+        let partition = self.choose(record).and_then(|number| self.check_size(record_bytes, shared).map(|()| number));
+        let number = partition.inspect_err(|_| shared.give_room(granted))?;
+        self.partitions[number as usize].append(shared, &self.sticky, self.batch_bytes(shared), record, record_bytes, granted)
+    }
+
+    /// The producer ends: what is still appended is told so at once.
+    pub(super) fn close(&self, shared: &Shared) {
+        for partition in &self.partitions {
+            let mut open = partition.open.lock();
+            open.closed = true;
+            partition.seal(&mut open, shared);
+        }
+    }
+
+    fn choose(&self, record: &impl Encode) -> Result<u32, ClientError> {
+        match (record.partition(), record.key()) {
+            (Some(partition), _) if partition < self.partition_count() => Ok(partition),
+            (Some(partition), _) => Err(ClientError::UnknownPartition {
+                topic: self.name.to_string(),
+                partition,
+                partitions: self.partition_count(),
+            }),
+            (None, Some(key)) => Ok(partition_for_key(key, self.partition_count())),
+            (None, None) => Ok(self.sticky.current.load(Ordering::Relaxed)),
+        }
+    }
+
+    fn check_size(&self, record_bytes: usize, shared: &Shared) -> Result<(), ClientError> {
+        // What compression will make of it is not known yet.
+        let bytes_max = match shared.settings.compression {
+            Compression::None => self.batch_bytes_max,
+            _ => Limits::default().record_bytes_max,
+        };
+        let bytes = lone_batch_bytes(record_bytes);
+        if bytes <= bytes_max {
+            return Ok(());
+        }
+        Err(ClientError::RecordTooLarge { topic: self.name.to_string(), bytes, bytes_max })
+    }
+
+    fn batch_bytes(&self, shared: &Shared) -> usize {
+        shared.settings.batch_bytes.min(self.batch_bytes_max)
+    }
+}
+
+/// A partition's batch in the making.
+#[derive(Debug)]
+pub(super) struct Partition {
+    topic: Arc<str>,
+    number: u32,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    builder: BatchBuilder,
+    /// There while the builder holds records.
+    batch: Option<Arc<Batch>>,
+    /// Taken for it, in pieces of [`ROOM_BYTES`].
+    room: u32,
+    /// As large as the last batch became: what the next one reserves.
+    expected_bytes: usize,
+    /// No sender is there any more.
+    closed: bool,
+}
+
+impl Partition {
+    fn new(topic: Arc<str>, number: u32, compression: Compression) -> Self {
+        let open = Open { builder: BatchBuilder::new(compression), batch: None, room: 0, expected_bytes: 0, closed: false };
+        Self { topic, number, open: Mutex::new(open) }
+    }
+
+    #[inline]
+    fn append(
+        self: &Arc<Self>,
+        shared: &Shared,
+        sticky: &Sticky,
+        batch_bytes: usize,
+        record: &impl Encode,
+        record_bytes: usize,
+        granted: u32,
+    ) -> Result<Appended, ClientError> {
+        let mut open = self.open.lock();
+        if open.closed {
+            return Err(CLOSED);
+        }
+        open.room += granted;
+        let bytes = open.builder.encoded_bytes() + record_bytes;
+        if bytes > batch_bytes && open.batch.is_some() {
+            self.seal(&mut open, shared);
+            sticky.finished(self.number);
+            return Ok(Appended::Sealed);
+        }
+        if bytes > open.room as usize * ROOM_BYTES
+            && let Some(more) = open.more_room(bytes, shared)
+        {
+            match shared.try_take_room(more) {
+                Some(units) => open.room += units,
+                None => return Ok(Appended::NoRoom(more)),
+            }
+        }
+        let timestamp_ms = record.timestamp_ms().unwrap_or_else(now_ms);
+        let index = open.builder.record_count();
+        open.builder.push(timestamp_ms, record.key(), record.value(), record.headers());
+        let batch = match &open.batch {
+            Some(batch) => batch.clone(),
+            None => {
+                let batch = Batch::open(self.topic.clone(), self.number);
+                open.batch = Some(batch.clone());
+                // Under the lock: a batch's events must come in the order of the batches.
+                shared.outbox.push(Event::Opened(self.clone(), batch.clone()));
+                batch
+            }
+        };
+        Ok(Appended::Done(Delivery::new(batch, index, timestamp_ms)))
+    }
+
+    /// Seals the open batch if it is still `batch`.
+    pub(super) fn seal_if(&self, batch: &Arc<Batch>, shared: &Shared) {
+        let mut open = self.open.lock();
+        if open.batch.as_ref().is_some_and(|open| Arc::ptr_eq(open, batch)) {
+            self.seal(&mut open, shared);
+            if let Some(topic) = shared.topics.read().get(&*self.topic) {
+                topic.sticky.finished(self.number);
+            }
+        }
+    }
+
+    fn seal(&self, open: &mut Open, shared: &Shared) {
+        let Some(batch) = open.batch.take() else { return };
+        batch.set_sealed();
+        open.expected_bytes = open.builder.encoded_bytes();
+        let next = BatchBuilder::with_capacity(shared.settings.compression, open.expected_bytes);
+        let builder = std::mem::replace(&mut open.builder, next);
+        let room = std::mem::take(&mut open.room);
+        shared.outbox.push(Event::Sealed(Sealed { batch, builder, room }));
+    }
+}
+
+impl Open {
+    /// Room to take for a batch of `bytes`: as much as it has, or what is missing. None where the
+    /// whole buffer is this batch's already.
+    fn more_room(&self, bytes: usize, shared: &Shared) -> Option<u32> {
+        let all = room_units(shared.settings.buffer_bytes_max) as u32;
+        let missing = u32::try_from(bytes.div_ceil(ROOM_BYTES)).unwrap_or(u32::MAX).saturating_sub(self.room);
+        let wanted = missing.max(self.room).max(FIRST_ROOM).min(all.saturating_sub(self.room));
+        (wanted > 0).then_some(wanted)
+    }
+}
+
+/// A batch that takes no more records.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    pub(super) batch: Arc<Batch>,
+    pub(super) builder: BatchBuilder,
+    pub(super) room: u32,
+}
+
+/// What the sender must know.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A batch has its first record: it may linger.
+    Opened(Arc<Partition>, Arc<Batch>),
+    Sealed(Sealed),
+    /// Seal all that is open, then:
+    Flush(oneshot::Sender<Result<(), ClientError>>),
+    /// Answer when all that was sealed before has its outcome.
+    Flushing(oneshot::Sender<Result<(), ClientError>>),
+}
+
+/// Events on their way to the sender, in order. Bounded by the buffer's room.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    events: Mutex<VecDeque<Event>>,
+    pub(super) wake: Notify,
+    closed: AtomicBool,
+    /// How many wait for room: nothing lingers while someone does.
+    hurried: AtomicUsize,
+}
+
+impl Outbox {
+    pub(super) fn push(&self, event: Event) {
+        self.events.lock().push_back(event);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn take(&self, into: &mut VecDeque<Event>) {
+        std::mem::swap(into, &mut *self.events.lock());
+    }
+
+    /// No more events come, except for what is open.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn hurry(&self) -> Hurry<'_> {
+        self.hurried.fetch_add(1, Ordering::SeqCst);
+        self.wake.notify_one();
+        Hurry(self)
+    }
+
+    pub(super) fn is_hurried(&self) -> bool {
+        self.hurried.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// Someone waits for room while this lives.
+pub(super) struct Hurry<'a>(&'a Outbox);
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.hurried.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Bytes of a batch without records.
+const _: () = assert!(BATCH_HEADER_BYTES < ROOM_BYTES * FIRST_ROOM as usize);

@@ -1,0 +1,467 @@
+//! The producer's task: sends sealed batches in order, many at a time, and tells how each went.
+//!
+//! A batch is open (`batching.rs`), then here in `queue`, `in_flight`, perhaps `refused` and in
+//! `queue` again, until its records are stored, refused for good, or out of time.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use millstream_api::v1;
+use millstream_api::v1::log_client::LogClient;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::batching::{Event, Partition, Sealed};
+use super::delivery::Batch;
+use super::{CLOSED, Shared};
+use crate::error::ClientError;
+
+/// The longest wait before another attempt.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+pub(super) struct Sender {
+    shared: Arc<Shared>,
+    channel: Channel,
+    connection: Option<Connection>,
+    events: VecDeque<Event>,
+    /// Batches that are open, the oldest first. Some may be sealed by now.
+    lingering: VecDeque<(Arc<Partition>, Arc<Batch>)>,
+    /// To be sent, in order.
+    queue: VecDeque<Pending>,
+    /// Sent on the connection, in order, and not answered.
+    in_flight: VecDeque<Pending>,
+    /// Refused for the moment. Nothing is sent until all in flight are answered; then these go
+    /// first, so that order is kept.
+    refused: Vec<Pending>,
+    next_seq: u64,
+    /// Every batch that was sealed and has no outcome.
+    outstanding: BTreeSet<u64>,
+    /// Waiting until all before this number have an outcome.
+    flushes: Vec<(u64, oneshot::Sender<Result<(), ClientError>>)>,
+    first_failure: Option<ClientError>,
+    retry_at: Option<Instant>,
+    backoff: Duration,
+    last_trouble: Option<String>,
+}
+
+/// One produce stream.
+struct Connection {
+    requests: mpsc::UnboundedSender<v1::ProduceRequest>,
+    answers: Streaming<v1::ProduceResponse>,
+    /// Requests that the transport took: these may have reached the server.
+    taken: Arc<AtomicU64>,
+    answered: u64,
+}
+
+/// A finished batch without an outcome.
+struct Pending {
+    seq: u64,
+    batch: Arc<Batch>,
+    bytes: Bytes,
+    records: u32,
+    room: u32,
+}
+
+impl Sender {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            channel: shared.client.own_channel(),
+            connection: None,
+            events: VecDeque::new(),
+            lingering: VecDeque::new(),
+            queue: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            refused: Vec::new(),
+            next_seq: 0,
+            outstanding: BTreeSet::new(),
+            flushes: Vec::new(),
+            first_failure: None,
+            retry_at: None,
+            backoff: Duration::from_millis(shared.settings.retry_backoff_ms),
+            last_trouble: None,
+            shared,
+        }
+    }
+
+    /// Runs until the producer is closed and every batch has an outcome.
+    pub(super) async fn run(mut self) {
+        loop {
+            // Asked before the events are taken: what comes after is not lost.
+            let closed = self.shared.outbox.is_closed();
+            self.hear();
+            self.expire();
+            self.seal_lingering(closed);
+            self.hear();
+            if closed && self.lingering.is_empty() && self.outstanding.is_empty() {
+                return;
+            }
+            self.send().await;
+            self.settle_flushes();
+            let deadline = self.next_deadline();
+            tokio::select! {
+                biased;
+                answer = next_answer(&mut self.connection) => self.answered(answer),
+                () = self.shared.outbox.wake.notified() => {}
+                () = until(deadline) => {}
+            }
+        }
+    }
+
+    fn hear(&mut self) {
+        self.shared.outbox.take(&mut self.events);
+        while let Some(event) = self.events.pop_front() {
+            match event {
+                Event::Opened(partition, batch) => self.lingering.push_back((partition, batch)),
+                Event::Sealed(sealed) => self.enqueue(sealed),
+                Event::Flush(done) => {
+                    for (partition, batch) in self.lingering.drain(..) {
+                        partition.seal_if(&batch, &self.shared);
+                    }
+                    // What was just sealed is heard before this.
+                    self.shared.outbox.push(Event::Flushing(done));
+                }
+                Event::Flushing(done) => self.flushes.push((self.next_seq, done)),
+            }
+        }
+    }
+
+    fn enqueue(&mut self, mut sealed: Sealed) {
+        while self.lingering.front().is_some_and(|(_, batch)| batch.is_sealed()) {
+            self.lingering.pop_front();
+        }
+        let Some(batch) = sealed.builder.finish() else {
+            return self.shared.give_room(sealed.room);
+        };
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.outstanding.insert(seq);
+        self.queue.push_back(Pending {
+            seq,
+            batch: sealed.batch,
+            records: batch.record_count(),
+            bytes: batch.into_bytes(),
+            room: sealed.room,
+        });
+    }
+
+    /// Whether a batch could go out at once.
+    fn has_room(&self) -> bool {
+        self.queue.is_empty()
+            && self.refused.is_empty()
+            && self.retry_at.is_none()
+            && self.in_flight.len() < self.shared.settings.in_flight_max.max(1)
+    }
+
+    /// Seals what lingered long enough. A batch that could not be sent yet stays open and grows.
+    fn seal_lingering(&mut self, closed: bool) {
+        let now_or_never = closed || self.shared.outbox.is_hurried();
+        let mut room = self.shared.settings.in_flight_max.max(1).saturating_sub(self.in_flight.len());
+        while let Some((_, batch)) = self.lingering.front() {
+            let due = batch.opened_at + self.linger() <= Instant::now();
+            if !(now_or_never || due && room > 0 && self.has_room()) {
+                break;
+            }
+            room = room.saturating_sub(1);
+            if let Some((partition, batch)) = self.lingering.pop_front() {
+                partition.seal_if(&batch, &self.shared);
+            }
+        }
+    }
+
+    fn linger(&self) -> Duration {
+        Duration::from_millis(self.shared.settings.linger_ms)
+    }
+
+    /// When something is due without anybody's word.
+    fn next_deadline(&self) -> Option<Instant> {
+        let linger = self.lingering.front().filter(|_| self.has_room()).map(|(_, batch)| batch.opened_at + self.linger());
+        let waiting = self.queue.front().map(|pending| self.deadline(pending));
+        let in_flight = self.in_flight.front().map(|pending| self.deadline(pending));
+        let retry = self.retry_at.filter(|_| !self.queue.is_empty());
+        [linger, waiting, in_flight, retry].into_iter().flatten().min()
+    }
+
+    fn deadline(&self, pending: &Pending) -> Instant {
+        pending.batch.opened_at + self.shared.delivery_timeout()
+    }
+
+    /// Gives up on what is out of time.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+        }
+        if self.in_flight.front().is_some_and(|pending| self.deadline(pending) <= now) {
+            let timeout_ms = self.shared.settings.delivery_timeout_ms;
+            self.lost(format!("no answer within {timeout_ms} ms"), true);
+        }
+        while let Some(pending) = self.queue.pop_front_if(|pending| pending.batch.opened_at + self.shared.delivery_timeout() <= now) {
+            let error = ClientError::Timeout {
+                what: format!(
+                    "topic {}, partition {}: sending {} records",
+                    pending.batch.topic, pending.batch.partition, pending.records
+                ),
+                after_ms: self.shared.settings.delivery_timeout_ms,
+                last: self.last_trouble.clone(),
+            };
+            self.done(pending, Err(error));
+        }
+    }
+
+    async fn send(&mut self) {
+        if self.queue.is_empty() || !self.refused.is_empty() || self.retry_at.is_some() {
+            return;
+        }
+        if self.connection.is_none() {
+            match self.connect().await {
+                Ok(connection) => self.connection = Some(connection),
+                Err(error) => return self.trouble(error.to_string()),
+            }
+        }
+        let Some(connection) = &self.connection else { return };
+        while self.in_flight.len() < self.shared.settings.in_flight_max.max(1) {
+            let Some(pending) = self.queue.pop_front() else { break };
+            // Where the stream has ended, its answers say so.
+            let _ = connection.requests.send(v1::ProduceRequest {
+                topic: pending.batch.topic.to_string(),
+                partition: Some(pending.batch.partition),
+                batches: pending.bytes.clone(),
+                records: Vec::new(),
+            });
+            self.in_flight.push_back(pending);
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Connection, ClientError> {
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let taken = Arc::new(AtomicU64::new(0));
+        let counter = taken.clone();
+        let stream = UnboundedReceiverStream::new(receiver).inspect(move |_| {
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+        let mut client = LogClient::new(self.channel.clone());
+        let server = self.shared.client.server();
+        let deadline = self.queue.front().map(|pending| self.deadline(pending));
+        tokio::select! {
+            answers = client.produce_stream(stream) => match answers {
+                Ok(answers) => Ok(Connection { requests, answers: answers.into_inner(), taken, answered: 0 }),
+                Err(status) => Err(ClientError::from_status(server, &status)),
+            },
+            () = until(deadline) => Err(ClientError::Unavailable {
+                server: server.to_owned(),
+                reason: "it does not answer".to_owned(),
+            }),
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        let answer = match answer {
+            Answer::Is(answer) => answer,
+            // The server answers all that it took before it ends a stream in good order.
+            Answer::Ended => return self.lost("the server ended the stream".to_owned(), false),
+            Answer::Lost(status) => {
+                let error = ClientError::from_status(self.shared.client.server(), &status);
+                let reason = match error {
+                    ClientError::Unavailable { reason, .. } => reason,
+                    error => error.to_string(),
+                };
+                return self.lost(reason, true);
+            }
+        };
+        if let Some(connection) = &mut self.connection {
+            connection.answered += 1;
+        }
+        let Some(pending) = self.in_flight.pop_front() else {
+            return self.lost("the server answered what was not asked".to_owned(), true);
+        };
+        match answer.error {
+            None => self.stored(pending, &answer.appended),
+            Some(error) => self.refuse(pending, ClientError::refused(error)),
+        }
+        self.retry_refused();
+    }
+
+    fn stored(&mut self, pending: Pending, appended: &[v1::Appended]) {
+        self.backoff = Duration::from_millis(self.shared.settings.retry_backoff_ms);
+        self.last_trouble = None;
+        self.fail_overtaken(&pending);
+        let outcome = match appended {
+            [one] if one.record_count == pending.records && one.partition == pending.batch.partition => {
+                Ok(one.base_offset)
+            }
+            other => Err(ClientError::Protocol {
+                server: self.shared.client.server().to_owned(),
+                message: format!(
+                    "{} records were sent to partition {}, it says {other:?}",
+                    pending.records, pending.batch.partition
+                ),
+            }),
+        };
+        self.done(pending, outcome);
+    }
+
+    fn refuse(&mut self, pending: Pending, error: ClientError) {
+        if error.is_retriable() {
+            self.last_trouble = Some(error.to_string());
+            self.refused.push(pending);
+            return;
+        }
+        if let Some(v1::ErrorCode::UnknownTopic | v1::ErrorCode::UnknownPartition) = error.code()
+            && let Some(topic) = self.shared.topics.read().get(&pending.batch.topic)
+        {
+            topic.set_stale();
+        }
+        self.done(pending, Err(error));
+    }
+
+    /// A later batch of a partition is stored, or may be: those before it that were refused can't
+    /// be stored in order any more.
+    fn fail_overtaken(&mut self, by: &Pending) {
+        if self.refused.is_empty() {
+            return;
+        }
+        let overtaken = |pending: &mut Pending| {
+            pending.batch.partition == by.batch.partition && pending.batch.topic == by.batch.topic
+        };
+        let overtaken: Vec<Pending> = self.refused.extract_if(.., overtaken).collect();
+        for pending in overtaken {
+            let last = self.last_trouble.clone().unwrap_or_default();
+            let message = format!("{last} (not sent again: records that follow these are stored already)");
+            self.done(pending, Err(ClientError::Refused { code: v1::ErrorCode::ShuttingDown, message }));
+        }
+    }
+
+    /// Once nothing is in flight, what was refused goes first.
+    fn retry_refused(&mut self) {
+        if self.refused.is_empty() || !self.in_flight.is_empty() {
+            return;
+        }
+        self.requeue(Vec::new());
+        let reason = self.last_trouble.clone().unwrap_or_default();
+        self.trouble(reason);
+    }
+
+    /// The connection is gone. What it took may be stored, unless `unknown` is false.
+    fn lost(&mut self, reason: String, unknown: bool) {
+        let Some(connection) = self.connection.take() else { return };
+        let taken = connection.taken.load(Ordering::SeqCst).saturating_sub(connection.answered);
+        drop(connection);
+        let unknown = if unknown { usize::try_from(taken).unwrap_or(usize::MAX) } else { 0 };
+        let mut again = Vec::with_capacity(self.in_flight.len());
+        for (index, pending) in std::mem::take(&mut self.in_flight).into_iter().enumerate() {
+            if index >= unknown || self.shared.settings.retry_unknown {
+                again.push(pending);
+                continue;
+            }
+            self.fail_overtaken(&pending);
+            let error = ClientError::UnknownOutcome {
+                topic: pending.batch.topic.to_string(),
+                partition: pending.batch.partition,
+                records: pending.records,
+                reason: reason.clone(),
+            };
+            self.done(pending, Err(error));
+        }
+        self.requeue(again);
+        self.trouble(reason);
+    }
+
+    fn requeue(&mut self, again: Vec<Pending>) {
+        for pending in std::mem::take(&mut self.refused).into_iter().chain(again).rev() {
+            self.queue.push_front(pending);
+        }
+    }
+
+    /// Waits before the next attempt.
+    fn trouble(&mut self, reason: String) {
+        tracing::debug!(server = self.shared.client.server(), reason, "producing again in {:?}", self.backoff);
+        self.last_trouble = Some(reason);
+        self.retry_at = Some(Instant::now() + self.backoff);
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+    }
+
+    fn done(&mut self, pending: Pending, outcome: Result<u64, ClientError>) {
+        if let Err(error) = &outcome
+            && self.first_failure.is_none()
+        {
+            self.first_failure = Some(error.clone());
+        }
+        self.outstanding.remove(&pending.seq);
+        self.shared.give_room(pending.room);
+        pending.batch.complete(outcome);
+    }
+
+    fn settle_flushes(&mut self) {
+        let first = self.outstanding.first().copied().unwrap_or(u64::MAX);
+        if self.flushes.iter().all(|(seq, _)| *seq > first) {
+            return;
+        }
+        let outcome = self.first_failure.take().map_or(Ok(()), Err);
+        for (_, done) in self.flushes.extract_if(.., |(seq, _)| *seq <= first) {
+            let _ = done.send(outcome.clone());
+        }
+    }
+}
+
+impl Drop for Sender {
+    /// Nobody is left waiting, not even where the runtime ends first.
+    fn drop(&mut self) {
+        for topic in self.shared.topics.read().values() {
+            topic.close(&self.shared);
+        }
+        self.connection = None;
+        for pending in std::mem::take(&mut self.in_flight) {
+            let error = ClientError::UnknownOutcome {
+                topic: pending.batch.topic.to_string(),
+                partition: pending.batch.partition,
+                records: pending.records,
+                reason: "the producer's runtime ended".to_owned(),
+            };
+            self.done(pending, Err(error));
+        }
+        for pending in self.queue.drain(..).chain(self.refused.drain(..)) {
+            pending.batch.complete(Err(CLOSED));
+        }
+        self.shared.outbox.take(&mut self.events);
+        for event in self.events.drain(..) {
+            if let Event::Sealed(sealed) = event {
+                sealed.batch.complete(Err(CLOSED));
+            }
+        }
+        self.shared.room.close();
+    }
+}
+
+enum Answer {
+    Is(v1::ProduceResponse),
+    /// In good order, with the server's trailers.
+    Ended,
+    Lost(tonic::Status),
+}
+
+async fn next_answer(connection: &mut Option<Connection>) -> Answer {
+    let Some(connection) = connection else { return std::future::pending().await };
+    match connection.answers.message().await {
+        Ok(Some(answer)) => Answer::Is(answer),
+        Ok(None) => match connection.answers.trailers().await {
+            Ok(Some(_)) => Answer::Ended,
+            Ok(None) => Answer::Lost(tonic::Status::unavailable("the stream ended without trailers")),
+            Err(status) => Answer::Lost(status),
+        },
+        Err(status) => Answer::Lost(status),
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
