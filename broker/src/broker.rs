@@ -187,6 +187,11 @@ impl Broker {
         let _ = self.0.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
+    /// Whether a stop is under way.
+    pub fn is_stopping(&self) -> bool {
+        *self.0.stopping.borrow()
+    }
+
     /// Ends long polls and streams. Writes that are queued are still committed and answered.
     pub fn begin_stop(&self) {
         self.0.stopping.send_replace(true);

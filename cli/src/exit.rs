@@ -9,6 +9,7 @@ use crate::output::OutputError;
 
 /// Refused, or mistakes found.
 pub(crate) const REFUSED: u8 = 1;
+const USAGE: u8 = 2;
 const NO_SERVER: u8 = 3;
 const INTERRUPTED: u8 = 4;
 const OUTCOME_UNKNOWN: u8 = 5;
@@ -17,6 +18,11 @@ const OUTCOME_UNKNOWN: u8 = 5;
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted: {0}")]
 pub(crate) struct Interrupted(pub(crate) String);
+
+/// Arguments that clap takes, but that contradict each other.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
 
 /// Says what went wrong on stderr, and answers with the code for it.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
@@ -67,8 +73,11 @@ fn code(error: &anyhow::Error) -> u8 {
         if cause.is::<Interrupted>() {
             return INTERRUPTED;
         }
+        if cause.is::<Usage>() {
+            return USAGE;
+        }
         match cause.downcast_ref() {
-            Some(ClientError::Unavailable { .. }) => return NO_SERVER,
+            Some(ClientError::Unavailable { .. } | ClientError::Timeout { .. }) => return NO_SERVER,
             Some(ClientError::UnknownOutcome { .. }) => return OUTCOME_UNKNOWN,
             _ => {}
         }

@@ -314,14 +314,12 @@ fn pick<'l>(line: &'l [u8], wanted: [Option<&str>; 2]) -> Result<[Option<&'l Raw
     let picked = Pick { wanted, found: &mut found }.deserialize(&mut parser).and_then(|()| parser.end());
     match picked {
         Ok(()) => Ok(found),
-        Err(error) if error.is_data() => {
-            let reason = error.to_string().replace(" at line 1 column ", " at column ");
-            Err(format!("{reason}, found: {}", shortened(&String::from_utf8_lossy(line))))
-        }
+        // The line, or what stands where a path leads on, is no object.
+        Err(error) if error.is_data() => Err(lacks(line, wanted.into_iter().flatten().next().unwrap_or_default())),
+        Err(_) if line.is_empty() => Err("not JSON: the line is empty".into()),
         Err(error) => {
             let reason = error.to_string().replace(" at line 1 column ", " at column ");
-            let found = if line.is_empty() { "an empty line".into() } else { shortened(&String::from_utf8_lossy(line)) };
-            Err(format!("not JSON: {reason}; found: {found}"))
+            Err(format!("not JSON: {reason}; found: {}", shortened(&String::from_utf8_lossy(line))))
         }
     }
 }
@@ -345,8 +343,7 @@ impl<'l> Visitor<'l> for Pick<'_, 'l> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.wanted.iter().flatten().next().unwrap_or(&"");
-        write!(f, "an object with field {name:?}")
+        f.write_str("an object")
     }
 
     fn visit_map<M: MapAccess<'l>>(self, mut map: M) -> Result<(), M::Error> {
@@ -464,8 +461,14 @@ mod tests {
         assert_eq!(both.value, &line[..]);
         assert_eq!(one(Some("id"), None).key.as_deref(), Some(&b"1.0"[..]));
         assert_eq!(one(Some("ok"), None).key.as_deref(), Some(&b"true"[..]));
-        assert_eq!(read(br#"{"a.b":7,"t":1714564800}"#, Some("a.b"), Some("t"))[0].as_ref().unwrap().timestamp_ms, Some(1_714_564_800_000));
-        assert_eq!(read(br#"{"k":"a","k":"b"}"#, Some("k"), Some("k"))[0].as_ref().unwrap_err(), "f.ndjson:1: field \"k\" holds \"b\", which is no time: use RFC 3339 (2024-05-01T12:00:00Z), YYYY-MM-DD HH:MM[:SS[.fff]] or YYYY/MM/DD HH:MM (UTC where no zone is given), or seconds or milliseconds since 1970");
+        assert_eq!(
+            read(br#"{"a.b":7,"t":1714564800}"#, Some("a.b"), Some("t"))[0].as_ref().unwrap().timestamp_ms,
+            Some(1_714_564_800_000)
+        );
+        assert_eq!(
+            read(br#"{"k":"a","k":"b"}"#, Some("k"), Some("k"))[0].as_ref().unwrap_err(),
+            "f.ndjson:1: field \"k\" holds \"b\", which is no time: use RFC 3339 (2024-05-01T12:00:00Z), YYYY-MM-DD HH:MM[:SS[.fff]] or YYYY/MM/DD HH:MM (UTC where no zone is given), or seconds or milliseconds since 1970"
+        );
     }
 
     #[test]
@@ -477,10 +480,10 @@ mod tests {
             [
                 "",
                 "f.ndjson:2: not JSON: expected value at column 1; found: hello",
-                "f.ndjson:3: not JSON: EOF while parsing a value at line 1 column 0; found: an empty line",
+                "f.ndjson:3: not JSON: the line is empty",
                 "f.ndjson:4: field \"k\" holds null, which is no key: use a string, a number or a bool",
                 "f.ndjson:5: there is no field \"k\" in {\"j\":1}",
-                "f.ndjson:6: invalid type: sequence, expected an object with field \"k\" at column 0, found: [1]",
+                "f.ndjson:6: there is no field \"k\" in [1]",
                 "f.ndjson:7: not JSON: trailing characters at column 9; found: {\"k\":1} x",
             ]
         );

@@ -3,13 +3,13 @@
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, ContentArrangement, presets};
 use serde::Serialize;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::Sender;
 
 /// Large enough that records leave in few writes.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -183,16 +183,16 @@ pub(crate) fn to_file() -> bool {
 }
 
 /// Ends when the reader of a pipe on stdout goes away, so that a command that waits for records
-/// need not wait for one more to notice. Never ends where stdout is no pipe.
+/// need not wait for one more to notice. Never ends where stdout is a file.
 pub(crate) async fn closed() {
-    let watched: io::Result<AsyncFd<OwnedFd>> = io::stdout()
-        .as_fd()
-        .try_clone_to_owned()
-        .and_then(|stdout| AsyncFd::with_interest(stdout, Interest::ERROR));
-    if let Ok(stdout) = watched
-        && stdout.ready(Interest::ERROR).await.is_ok()
-    {
-        return;
+    // Unchecked leaves the pipe's writes blocking, which they are for everyone who shares it.
+    let stdout = io::stdout().as_fd().try_clone_to_owned().and_then(Sender::from_owned_fd_unchecked);
+    if let Ok(stdout) = stdout {
+        while let Ok(ready) = stdout.ready(Interest::ERROR).await {
+            if ready.is_error() || ready.is_write_closed() {
+                return;
+            }
+        }
     }
     std::future::pending().await
 }

@@ -102,7 +102,8 @@ fn one_line(bytes: Option<&[u8]>) -> String {
 }
 
 fn headers(record: &RecordView<'_>) -> String {
-    let headers = record.headers().map(|(name, value)| format!("{}={}", text::escaped(name.as_bytes()), one_line(value)));
+    let headers =
+        record.headers().map(|(name, value)| format!("{}={}", text::escaped(name.as_bytes()), one_line(value)));
     headers.collect::<Vec<_>>().join(",")
 }
 

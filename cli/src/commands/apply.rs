@@ -1,7 +1,7 @@
 //! `millstream apply`: pipeline files to running pipelines. Mistakes that the text alone shows are
 //! found before anything is sent; the server finds the rest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -52,8 +52,7 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode>
     if files.iter().any(|file| !file.mistakes.is_empty()) {
         return report(&files, &args);
     }
-    for index in 0..files.len() {
-        let file = &mut files[index];
+    for file in &mut files {
         file.apply(args.dry_run, client).await.with_context(|| format!("cannot apply {}", file.shown))?;
         if !file.mistakes.is_empty() {
             break;
@@ -107,11 +106,7 @@ impl File {
                 file.mistakes_left_out = mistakes.left_out();
                 file.mistakes = mistakes
                     .into_iter()
-                    .map(|mistake| v1::Mistake {
-                        line: mistake.line,
-                        column: mistake.column,
-                        message: mistake.message,
-                    })
+                    .map(|mistake| v1::Mistake { line: mistake.line, column: mistake.column, message: mistake.message })
                     .collect();
             }
         }
@@ -155,7 +150,8 @@ impl File {
             for reference in &uploaded {
                 match client.admin().remove_module(reference).await {
                     Err(error) if result.is_ok() => {
-                        return Err(error).with_context(|| format!("cannot remove module {reference} after the dry run"));
+                        return Err(error)
+                            .with_context(|| format!("cannot remove module {reference} after the dry run"));
                     }
                     _ => {}
                 }
@@ -242,8 +238,11 @@ impl File {
         let mistakes = self.mistakes.iter();
         let mistakes = mistakes
             .map(|mistake| json!({ "line": mistake.line, "column": mistake.column, "message": mistake.message }));
-        let modules: BTreeMap<_, _> =
-            self.modules.iter().map(|module| (&module.path, json!({ "reference": module.reference, "hash": module.hash }))).collect();
+        let modules: BTreeMap<_, _> = self
+            .modules
+            .iter()
+            .map(|module| (&module.path, json!({ "reference": module.reference, "hash": module.hash })))
+            .collect();
         json!({
             "file": self.shown,
             "changes": self.changes,

@@ -80,8 +80,7 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
 /// Does it.
 pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode> {
     let input = Input::open(args.file.as_deref(), args.fields.clone())?;
-    let producer =
-        client.producer(ProducerSettings { compression: args.compression, ..ProducerSettings::default() });
+    let producer = client.producer(ProducerSettings { compression: args.compression, ..ProducerSettings::default() });
     let topic = producer.topic(&args.topic).await?;
     let mut interrupt = Interrupt::new()?;
     let mut sending = Sending::new(&args, &input, topic);

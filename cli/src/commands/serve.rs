@@ -1,11 +1,27 @@
 //! `millstream serve`: the server in this process.
 
+mod http;
+
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use clap::ValueEnum;
+use millstream_broker::clock::SystemClock;
+use millstream_broker::store::{StoreError, StoreOptions};
+use millstream_broker::{Broker, BrokerSettings};
+use millstream_runtime::host::EngineSettings;
+use millstream_runtime::{Runtime, RuntimeSettings};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::service::RoutesBuilder;
+use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,7 +63,119 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// A stop waits this long for open calls to end; what is committed is committed by then.
+const STOP_SECONDS_MAX: u64 = 20;
+
 /// Serves until it is told to stop.
+///
+/// # Errors
+/// What keeps it from starting, or the storage failure that ended it.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("this build cannot serve {}: it was made without the server", args.data.display())
+    start_logging(&args)?;
+    let begun = Instant::now();
+    let mut registry = Registry::default();
+    let (broker, runtime) = open(&args, &mut registry).await?;
+    let module_bytes_max = EngineSettings::default().module_bytes_max;
+
+    let mut routes = RoutesBuilder::default();
+    millstream_broker::grpc::add_services(&mut routes, &broker);
+    millstream_runtime::grpc::add_services(&mut routes, &runtime, module_bytes_max);
+    let grpc = listen(args.grpc, "--grpc").await?;
+    let http = listen(args.http, "--http").await?;
+    let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
+    let state = Arc::new(http::State { broker: broker.clone(), registry });
+
+    let until_stopped = || {
+        let broker = broker.clone();
+        async move { broker.stopped().await }
+    };
+    let grpc = tokio::spawn(millstream_broker::grpc::serve(routes, grpc, until_stopped()));
+    let http = tokio::spawn(http::serve(http, state, until_stopped()));
+
+    // For people and for scripts that asked for port 0.
+    let data = args.data.display();
+    println!("millstream {} serves {data}: gRPC {grpc_address}, HTTP {http_address}", env!("CARGO_PKG_VERSION"));
+    tracing::info!(%grpc_address, %http_address, %data, started_ms = begun.elapsed().as_millis() as u64, "ready");
+
+    let failure = tokio::select! {
+        signal = stop_signal() => {
+            tracing::info!(signal = signal?, "stopping");
+            None
+        }
+        failure = storage_failure(&broker) => Some(failure),
+    };
+    // Tasks end at a commit while the committer still runs; then calls are answered; then it ends too.
+    if failure.is_none() {
+        runtime.stop().await;
+    }
+    broker.begin_stop();
+    let ended = async { (grpc.await, http.await) };
+    match tokio::time::timeout(Duration::from_secs(STOP_SECONDS_MAX), ended).await {
+        Ok((grpc, http)) => {
+            grpc.context("the gRPC server panicked")?.map_err(|error| anyhow::anyhow!("gRPC: {error}"))?;
+            http.context("the HTTP server panicked")?.context("HTTP")?;
+        }
+        Err(_) => tracing::warn!("calls are still open after {STOP_SECONDS_MAX} s: ending without them"),
+    }
+    tokio::task::spawn_blocking(move || broker.stop()).await.context("the committer panicked")?;
+    match failure {
+        Some(failure) => anyhow::bail!("the storage failed, so the server ends: {failure}"),
+        None => {
+            tracing::info!("stopped");
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Opens the data directory and starts its pipelines.
+async fn open(args: &Args, registry: &mut Registry) -> anyhow::Result<(Broker, Runtime)> {
+    let data = args.data.clone();
+    let threads = args.worker_threads.map(NonZeroUsize::get);
+    let mut own = std::mem::take(registry);
+    let opened = tokio::task::spawn_blocking(move || {
+        let clock = Arc::new(SystemClock);
+        let broker = Broker::open(&data, BrokerSettings::default(), StoreOptions::default(), clock, &mut own)?;
+        let engine = EngineSettings { cache_dir: Some(data.join("compiled")), ..EngineSettings::default() };
+        let settings = RuntimeSettings { worker_threads: threads, engine };
+        let runtime = Runtime::open(broker.clone(), settings, &mut own)?;
+        anyhow::Ok((broker, runtime, own))
+    });
+    let (broker, runtime, own) = opened.await.context("opening the data directory panicked")??;
+    *registry = own;
+    Ok((broker, runtime))
+}
+
+async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}: choose another address with {flag}, or stop who has it"))
+}
+
+fn start_logging(args: &Args) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log)
+        .with_context(|| format!("--log {:?} is no level (error, warn, info, debug, trace) and no filter", args.log))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
+    }
+    Ok(())
+}
+
+async fn stop_signal() -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}
+
+async fn storage_failure(broker: &Broker) -> Arc<StoreError> {
+    let mut failure = broker.failure();
+    match failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) {
+        Ok(Some(failure)) => failure,
+        // The committer ended without a failure: a stop is under way.
+        _ => std::future::pending().await,
+    }
 }

@@ -206,6 +206,7 @@ fn config() -> Config {
         .epoch_interruption(true)
         .concurrency_support(false)
         .wasm_component_model(true)
+        .gc_support(false)
         .wasm_gc(false)
         .wasm_function_references(false)
         .wasm_threads(false)

@@ -134,11 +134,7 @@ impl Admin {
     ///
     /// # Errors
     /// As all.
-    pub async fn commit_offsets(
-        &self,
-        group: &str,
-        offsets: Vec<v1::TopicPartitionOffset>,
-    ) -> Result<(), ClientError> {
+    pub async fn commit_offsets(&self, group: &str, offsets: Vec<v1::TopicPartitionOffset>) -> Result<(), ClientError> {
         let request = v1::CommitOffsetsRequest { group: group.to_owned(), offsets };
         self.answer(self.groups().commit_offsets(request).await).map(drop)
     }
@@ -173,9 +169,8 @@ impl Admin {
     pub async fn push_module(&self, reference: &str, bytes: Bytes) -> Result<v1::PushModuleResponse, ClientError> {
         use v1::push_module_request::Part;
         let starts = (0..bytes.len()).step_by(UPLOAD_CHUNK_BYTES);
-        let chunks: Vec<Part> = starts
-            .map(|start| Part::Bytes(bytes.slice(start..bytes.len().min(start + UPLOAD_CHUNK_BYTES))))
-            .collect();
+        let chunks: Vec<Part> =
+            starts.map(|start| Part::Bytes(bytes.slice(start..bytes.len().min(start + UPLOAD_CHUNK_BYTES)))).collect();
         let parts = std::iter::once(Part::Reference(reference.to_owned())).chain(chunks);
         let requests = stream::iter(parts.map(|part| v1::PushModuleRequest { part: Some(part) }));
         self.answer(self.modules().push_module(requests).await)

@@ -61,7 +61,9 @@ pub enum ClientError {
         what: &'static str,
     },
     /// No room now; only `try_send` says so, `send` waits.
-    #[error("the producer's buffer is full ({buffer_bytes_max} bytes, buffer_bytes_max): use send, which waits for room")]
+    #[error(
+        "the producer's buffer is full ({buffer_bytes_max} bytes, buffer_bytes_max): use send, which waits for room"
+    )]
     BufferFull {
         /// The setting.
         buffer_bytes_max: usize,

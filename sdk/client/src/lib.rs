@@ -1,1 +1,52 @@
-//! Under construction.
+//! The Rust client of Millstream: [`Producer`], [`Consumer`] and [`Admin`], over gRPC.
+//!
+//! Start at [`Client`]. Everything runs on tokio.
+//!
+//! # Producing
+//! ```no_run
+//! use millstream_client::{Client, ProducerRecord, ProducerSettings};
+//!
+//! # async fn run() -> Result<(), millstream_client::ClientError> {
+//! let client = Client::new("127.0.0.1:7070")?;
+//! let producer = client.producer(ProducerSettings::default());
+//! // Waits only for room in the buffer; records are sent in batches.
+//! let delivery = producer.send(ProducerRecord::keyed("flights", "LIS", "late")).await?;
+//! // Waits until the record is on disk.
+//! let stored = delivery.await?;
+//! println!("partition {}, offset {}", stored.partition, stored.offset);
+//! producer.close().await
+//! # }
+//! ```
+//!
+//! # Consuming
+//! ```no_run
+//! use millstream_client::{Client, ConsumerSettings, Position};
+//!
+//! # async fn run() -> Result<(), millstream_client::ClientError> {
+//! let client = Client::new("127.0.0.1:7070")?;
+//! let settings = ConsumerSettings::topic("flights").group("arrivals").from(Position::Earliest);
+//! let mut consumer = client.consumer(settings)?;
+//! while let Some(record) = consumer.next().await {
+//!     let record = record?;
+//!     println!("{}: {:?}", record.offset, record.value);
+//! }
+//! consumer.close().await
+//! # }
+//! ```
+//!
+//! [`Consumer::next_batch`] hands out many records at once, in place: the way for those who count
+//! records by the million.
+
+mod admin;
+mod client;
+mod consumer;
+mod error;
+mod producer;
+
+pub use admin::Admin;
+pub use client::{Client, Position};
+pub use consumer::{Assignment, CommitMode, ConsumedRecord, Consumer, ConsumerSettings, RecordSet, RecordSetIter};
+pub use error::ClientError;
+pub use millstream_api::v1;
+pub use millstream_record::{BatchError, Compression, Header, RecordView};
+pub use producer::{Delivery, Producer, ProducerRecord, ProducerSettings, RecordMetadata, RecordRef, TopicProducer};

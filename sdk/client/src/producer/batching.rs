@@ -74,7 +74,12 @@ impl Sticky {
 
 impl Topic {
     /// `before` is the same topic as it was known: its batches in the making go on.
-    pub(super) fn new(name: &Arc<str>, described: &v1::Topic, before: Option<&Self>, settings: &ProducerSettings) -> Self {
+    pub(super) fn new(
+        name: &Arc<str>,
+        described: &v1::Topic,
+        before: Option<&Self>,
+        settings: &ProducerSettings,
+    ) -> Self {
         let count = described.partitions.max(1);
         let from_settings = described.settings.as_ref().and_then(|settings| settings.batch_bytes_max);
         let batch_bytes_max = from_settings.map_or(BATCH_BYTES_MAX_DEFAULT, |bytes| bytes as usize);
@@ -83,7 +88,13 @@ impl Topic {
             let known = before.and_then(|topic| topic.partitions.get(number as usize));
             known.cloned().unwrap_or_else(|| Arc::new(Partition::new(name.clone(), number, settings.compression)))
         });
-        Self { name: name.clone(), partitions: partitions.collect(), sticky, batch_bytes_max, stale: AtomicBool::new(false) }
+        Self {
+            name: name.clone(),
+            partitions: partitions.collect(),
+            sticky,
+            batch_bytes_max,
+            stale: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn name(&self) -> &Arc<str> {
@@ -106,16 +117,18 @@ impl Topic {
     /// Encodes a record into the open batch of its partition. `granted` is room that was taken for
     /// it; it is the batch's from here on.
     #[inline]
-    pub(super) fn append(
-        &self,
-        shared: &Shared,
-        record: &impl Encode,
-        granted: u32,
-    ) -> Result<Appended, ClientError> {
+    pub(super) fn append(&self, shared: &Shared, record: &impl Encode, granted: u32) -> Result<Appended, ClientError> {
         let record_bytes = record_bytes(record.key(), record.value(), record.headers());
         let partition = self.choose(record).and_then(|number| self.check_size(record_bytes, shared).map(|()| number));
         let number = partition.inspect_err(|_| shared.give_room(granted))?;
-        self.partitions[number as usize].append(shared, &self.sticky, self.batch_bytes(shared), record, record_bytes, granted)
+        self.partitions[number as usize].append(
+            shared,
+            &self.sticky,
+            self.batch_bytes(shared),
+            record,
+            record_bytes,
+            granted,
+        )
     }
 
     /// The producer ends: what is still appended is told so at once.
@@ -181,7 +194,8 @@ struct Open {
 
 impl Partition {
     fn new(topic: Arc<str>, number: u32, compression: Compression) -> Self {
-        let open = Open { builder: BatchBuilder::new(compression), batch: None, room: 0, expected_bytes: 0, closed: false };
+        let open =
+            Open { builder: BatchBuilder::new(compression), batch: None, room: 0, expected_bytes: 0, closed: false };
         Self { topic, number, open: Mutex::new(open) }
     }
 

@@ -134,7 +134,10 @@ mod tests {
         batch.complete(Ok(100));
         for (index, delivery) in waiting.into_iter().enumerate() {
             let stored = delivery.await.unwrap().unwrap();
-            assert_eq!((stored.partition, stored.offset, stored.timestamp_ms), (3, 100 + index as u64, 7 + index as i64));
+            assert_eq!(
+                (stored.partition, stored.offset, stored.timestamp_ms),
+                (3, 100 + index as u64, 7 + index as i64)
+            );
         }
         assert_eq!(Delivery::new(batch, 5, 0).await.unwrap().offset, 105);
     }

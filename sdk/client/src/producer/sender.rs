@@ -181,7 +181,8 @@ impl Sender {
 
     /// When something is due without anybody's word.
     fn next_deadline(&self) -> Option<Instant> {
-        let linger = self.lingering.front().filter(|_| self.has_room()).map(|(_, batch)| batch.opened_at + self.linger());
+        let linger =
+            self.lingering.front().filter(|_| self.has_room()).map(|(_, batch)| batch.opened_at + self.linger());
         let waiting = self.queue.front().map(|pending| self.deadline(pending));
         let in_flight = self.in_flight.front().map(|pending| self.deadline(pending));
         let retry = self.retry_at.filter(|_| !self.queue.is_empty());
@@ -202,7 +203,9 @@ impl Sender {
             let timeout_ms = self.shared.settings.delivery_timeout_ms;
             self.lost(format!("no answer within {timeout_ms} ms"), true);
         }
-        while let Some(pending) = self.queue.pop_front_if(|pending| pending.batch.opened_at + self.shared.delivery_timeout() <= now) {
+        while let Some(pending) =
+            self.queue.pop_front_if(|pending| pending.batch.opened_at + self.shared.delivery_timeout() <= now)
+        {
             let error = ClientError::Timeout {
                 what: format!(
                     "topic {}, partition {}: sending {} records",

@@ -1,0 +1,314 @@
+//! A member of a group: one Join stream at a time, joined again when it is lost.
+//!
+//! ```text
+//! join -> assigned -> reading <-> revoking -> … -> leaving
+//!   ^________________________lost_______________|
+//! ```
+//! This task always reads its stream, so that a Revoke is seen at once; what may arrive is bounded
+//! by the credit that the application's taking gives (`shared.rs`). Partitions are given back when
+//! the application is through with what it has of them, and that is committed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_api::v1::groups_client::GroupsClient;
+use millstream_api::v1::member_request::Message as ToServer;
+use millstream_api::v1::member_response::Message as FromServer;
+use millstream_api::{MESSAGE_BYTES_MAX, v1};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::shared::{Assigned, Fetched, Shared, UpTo, dirty, to_offsets};
+use crate::client::Position;
+use crate::error::ClientError;
+
+/// The longest wait before another attempt.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// How long leaving in good order may take.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a stream ended.
+enum End {
+    Closed,
+    Lost(ClientError),
+    Failed(ClientError),
+}
+
+pub(super) async fn run(shared: Arc<Shared>) {
+    let backoff_min = Duration::from_millis(shared.settings.retry_backoff_ms);
+    let mut backoff = backoff_min;
+    let mut ever_joined = false;
+    let mut lost_at = None;
+    let channel = shared.client.own_channel();
+    loop {
+        let mut session = Session::new(&shared);
+        let end = session.run(channel.clone()).await;
+        if session.joined {
+            (backoff, lost_at, ever_joined) = (backoff_min, None, true);
+        }
+        shared.left();
+        let error = match end {
+            End::Closed => break,
+            End::Failed(error) => {
+                shared.push_error(error);
+                break;
+            }
+            End::Lost(error) => error,
+        };
+        let since = *lost_at.get_or_insert_with(Instant::now);
+        let reconnect_timeout = Duration::from_millis(shared.settings.reconnect_timeout_ms);
+        if !ever_joined || since.elapsed() > reconnect_timeout {
+            shared.push_error(error);
+            break;
+        }
+        tracing::warn!("joining again in {backoff:?}: {error}");
+        tokio::select! {
+            () = shared.closing() => break,
+            () = tokio::time::sleep(backoff) => {}
+        }
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+    shared.end();
+}
+
+/// One stream's life.
+struct Session<'a> {
+    shared: &'a Shared,
+    joined: bool,
+    /// Where each partition is read next.
+    reading: BTreeMap<(String, u32), u64>,
+    /// Asked for by the server, and not given back yet.
+    revoking: Vec<Arc<Assigned>>,
+    revoke_deadline: Option<Instant>,
+    /// With `until_end`: where to end.
+    ends: Option<BTreeMap<(String, u32), u64>>,
+}
+
+impl<'a> Session<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let (reading, revoking) = (BTreeMap::new(), Vec::new());
+        Self { shared, joined: false, reading, revoking, revoke_deadline: None, ends: None }
+    }
+
+    async fn run(&mut self, channel: Channel) -> End {
+        let joining = self.join(channel);
+        let mut answers = match joining.await {
+            Ok(Some(answers)) => answers,
+            Ok(None) => return End::Closed,
+            Err(error) => return end(error),
+        };
+        let mut ticks = self.shared.settings.auto_commit_interval().map(|interval| {
+            let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        });
+        let shared = self.shared;
+        let mut closing = std::pin::pin!(shared.closing());
+        loop {
+            self.give_back();
+            let revoke_deadline = self.revoke_deadline;
+            tokio::select! {
+                () = &mut closing => return self.leave(answers).await,
+                answer = answers.message() => match answer {
+                    Ok(Some(answer)) => if let Err(error) = self.hear(answer) { return End::Failed(error) },
+                    Ok(None) => return End::Lost(self.unavailable("the server ended the stream")),
+                    Err(status) => return end(ClientError::from_status(self.shared.client.server(), &status)),
+                },
+                () = self.shared.moved.notified() => {}
+                () = tick(&mut ticks) => self.commit(self.shared.to_commit(UpTo::Processed)),
+                () = until(revoke_deadline) => self.revoke_deadline = None,
+            }
+        }
+    }
+
+    /// `None` where the consumer closes first.
+    async fn join(&mut self, channel: Channel) -> Result<Option<Streaming<v1::MemberResponse>>, ClientError> {
+        let settings = &self.shared.settings;
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let join = v1::Join {
+            group: settings.group.clone().unwrap_or_default(),
+            topics: settings.topics.clone(),
+            client_id: settings.client_id.clone(),
+            from_earliest: settings.from == Position::Earliest,
+            rebalance_timeout_ms: settings.rebalance_timeout_ms,
+            format: v1::Format::Batches as i32,
+        };
+        let _ = requests.send(v1::MemberRequest { message: Some(ToServer::Join(join)) });
+        let mut client = GroupsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let shared = self.shared;
+        let joining = async {
+            if settings.until_end {
+                let mut ends = BTreeMap::new();
+                for topic in &settings.topics {
+                    for end in shared.client.admin().list_offsets(topic, &[], Position::Latest).await? {
+                        ends.insert((topic.clone(), end.partition), end.offset);
+                    }
+                }
+                self.ends = Some(ends);
+            }
+            let answers = client.join(UnboundedReceiverStream::new(receiver)).await;
+            answers.map_err(|status| ClientError::from_status(shared.client.server(), &status))
+        };
+        let answers = tokio::select! {
+            answers = joining => answers?.into_inner(),
+            () = shared.closing() => return Ok(None),
+        };
+        self.joined = true;
+        shared.joined(requests);
+        Ok(Some(answers))
+    }
+
+    fn hear(&mut self, answer: v1::MemberResponse) -> Result<(), ClientError> {
+        match answer.message {
+            Some(FromServer::Joined(joined)) => tracing::debug!(member_id = joined.member_id, "joined"),
+            Some(FromServer::Assigned(assigned)) => self.assigned(assigned),
+            Some(FromServer::Revoke(revoke)) => self.revoke(&revoke),
+            Some(FromServer::Records(records)) => self.records(records),
+            Some(FromServer::Committed(committed)) => self.shared.committed(committed),
+            None => {
+                let server = self.shared.client.server().to_owned();
+                let message = "a message to a group's member is of an unknown kind".to_owned();
+                return Err(ClientError::Protocol { server, message });
+            }
+        }
+        Ok(())
+    }
+
+    fn assigned(&mut self, assigned: v1::Assigned) {
+        let mut added = Vec::with_capacity(assigned.added.len());
+        for partition in assigned.added {
+            added.push(Assigned::new(partition.topic.as_str().into(), partition.partition, partition.offset));
+            self.reading.insert((partition.topic, partition.partition), partition.offset);
+        }
+        self.shared.assign(assigned.generation, added);
+        self.check_end();
+    }
+
+    fn revoke(&mut self, revoke: &v1::Revoke) {
+        for partition in &revoke.partitions {
+            self.reading.remove(&(partition.topic.clone(), partition.partition));
+        }
+        self.revoking.extend(self.shared.revoke(revoke.generation, &revoke.partitions));
+        // Half of the time for the application; the rest is for the way back.
+        let patience = Duration::from_millis(u64::from(self.shared.settings.rebalance_timeout_ms) / 2);
+        self.revoke_deadline.get_or_insert_with(|| Instant::now() + patience);
+    }
+
+    /// Gives back what was revoked, once the application is through with it or had time enough.
+    fn give_back(&mut self) {
+        if self.revoking.is_empty() {
+            self.revoke_deadline = None;
+            return;
+        }
+        if self.revoke_deadline.is_some() && self.shared.in_hand(&self.revoking) {
+            return;
+        }
+        let partitions = std::mem::take(&mut self.revoking);
+        self.revoke_deadline = None;
+        if self.shared.settings.auto_commit_interval().is_some() {
+            self.commit(dirty(&partitions, UpTo::Processed));
+        }
+        let names = partitions
+            .iter()
+            .map(|partition| v1::TopicPartition { topic: partition.topic.to_string(), partition: partition.number });
+        self.shared.send(ToServer::Revoked(v1::Revoked { partitions: names.collect() }));
+        self.shared.given_back(&partitions);
+    }
+
+    fn records(&mut self, records: v1::PartitionRecords) {
+        let bytes = records.batches.iter().map(|run| run.len()).sum();
+        self.shared.received(bytes);
+        let key = (records.topic, records.partition);
+        let Some(offset) = self.reading.get_mut(&key) else {
+            // On its way when the partition was given back.
+            return self.shared.regrant();
+        };
+        if let Some(error) = records.error {
+            // The server goes on with the others.
+            self.reading.remove(&key);
+            return self.shared.push_error(ClientError::refused(error));
+        }
+        let from = std::mem::replace(offset, records.next_offset);
+        if let Some(partition) = self.shared.partition(&key.0, key.1) {
+            self.shared.push(Fetched {
+                partition,
+                runs: records.batches,
+                bytes,
+                from,
+                next_offset: records.next_offset,
+                log_end_offset: records.log_end_offset,
+            });
+        }
+        self.check_end();
+    }
+
+    /// With `until_end`: whether all that is assigned was read. A member without partitions waits
+    /// for some.
+    fn check_end(&self) {
+        let Some(ends) = &self.ends else { return };
+        let done = |(partition, offset): (&(String, u32), &u64)| ends.get(partition).is_none_or(|end| offset >= end);
+        if !self.reading.is_empty() && self.reading.iter().all(done) {
+            self.shared.end();
+        }
+    }
+
+    fn commit(&self, offsets: Vec<(Arc<Assigned>, u64)>) {
+        if !offsets.is_empty() {
+            // Without a stream there is nothing to commit on: the records come again.
+            let _ = self.shared.commit_as_member(to_offsets(&offsets), offsets, None);
+        }
+    }
+
+    /// Waits for the answers to commits, and leaves.
+    async fn leave(&mut self, mut answers: Streaming<v1::MemberResponse>) -> End {
+        let leaving = async {
+            while self.shared.commits_pending() {
+                match answers.message().await {
+                    Ok(Some(v1::MemberResponse { message: Some(FromServer::Committed(committed)) })) => {
+                        self.shared.committed(committed);
+                    }
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => return,
+                }
+            }
+            self.shared.leave();
+            while let Ok(Some(_)) = answers.message().await {}
+        };
+        let _ = tokio::time::timeout(LEAVE_TIMEOUT, leaving).await;
+        End::Closed
+    }
+
+    fn unavailable(&self, reason: &str) -> ClientError {
+        ClientError::Unavailable { server: self.shared.client.server().to_owned(), reason: reason.to_owned() }
+    }
+}
+
+/// Whether joining again makes sense: a member that was too slow is a new one then.
+fn end(error: ClientError) -> End {
+    if error.is_retriable() || error.code() == Some(v1::ErrorCode::StaleGeneration) {
+        End::Lost(error)
+    } else {
+        End::Failed(error)
+    }
+}
+
+async fn tick(ticks: &mut Option<Interval>) {
+    match ticks {
+        Some(ticks) => {
+            ticks.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

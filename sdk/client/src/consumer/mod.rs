@@ -1,0 +1,407 @@
+//! Reading records: as a member of a group, or partitions of one's own choice.
+//!
+//! A task a consumer reads (`member.rs` with a group that assigns, `partitions.rs` without) and
+//! leaves what it read in `shared.rs`, where the handle takes it.
+
+mod member;
+mod partitions;
+mod records;
+mod shared;
+
+use std::sync::Arc;
+use std::time::Duration;
+use std::vec;
+
+use futures::{Stream, stream};
+use millstream_api::v1;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+pub use self::records::{ConsumedRecord, RecordSet, RecordSetIter};
+pub use self::shared::Assignment;
+use self::shared::{Assigned, Shared, UpTo, to_offsets};
+use crate::client::{Client, Position};
+use crate::error::ClientError;
+
+/// When offsets are committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitMode {
+    /// Every so often, when partitions are given back, and on [`Consumer::close`]: the offsets of
+    /// records that the application is through with, as it has asked for the next ones.
+    Auto {
+        /// How often.
+        interval_ms: u64,
+    },
+    /// Only on [`Consumer::commit`] and [`Consumer::commit_offsets`].
+    Manual,
+}
+
+/// What a consumer reads, and how.
+#[derive(Clone, Debug)]
+pub struct ConsumerSettings {
+    /// The topics; one at least.
+    pub topics: Vec<String>,
+    /// The partitions of the one topic. Empty (the default): all of them, or with a group those
+    /// that the broker assigns. Given together with a group, the consumer is no member, but begins
+    /// at the group's offsets and commits for it.
+    pub partitions: Vec<u32>,
+    /// The consumer group. Left out: every record of the partitions is read.
+    pub group: Option<String>,
+    /// Where to begin; with a group, only where it has no committed offset. Members of a group can
+    /// begin at the earliest or the latest record alone. Default: latest.
+    pub from: Position,
+    /// End at the log end offsets that hold when the reading begins (again, after a connection was
+    /// lost). Default false.
+    pub until_end: bool,
+    /// When offsets are committed. Without a group, none are. Default: every 5,000 ms.
+    pub commit: CommitMode,
+    /// The most that one set of records holds, in bytes (one record batch may be larger); a member
+    /// gets what the broker finds right. Default 1 MiB.
+    pub fetch_bytes_max: usize,
+    /// Bytes that may be here and not taken yet. Default 8 MiB.
+    pub buffer_bytes_max: usize,
+    /// Whether the checksum of every batch is checked. Default true.
+    pub check_crcs: bool,
+    /// For people: shown by `group describe`. Of the characters a-z A-Z 0-9 . _ -; may be empty.
+    pub client_id: String,
+    /// How long a member may work on records of partitions that it must give back. Default 60,000.
+    pub rebalance_timeout_ms: u32,
+    /// The first wait before another attempt to connect; it doubles up to a second. Default 100.
+    pub retry_backoff_ms: u64,
+    /// How long to look for a server that was there before. One that was never there is an error at
+    /// once. Default 120,000.
+    pub reconnect_timeout_ms: u64,
+}
+
+impl Default for ConsumerSettings {
+    fn default() -> Self {
+        Self {
+            topics: Vec::new(),
+            partitions: Vec::new(),
+            group: None,
+            from: Position::Latest,
+            until_end: false,
+            commit: CommitMode::Auto { interval_ms: 5_000 },
+            fetch_bytes_max: 1 << 20,
+            buffer_bytes_max: 8 << 20,
+            check_crcs: true,
+            client_id: String::new(),
+            rebalance_timeout_ms: 60_000,
+            retry_backoff_ms: 100,
+            reconnect_timeout_ms: 120_000,
+        }
+    }
+}
+
+impl ConsumerSettings {
+    /// Reads one topic, with the defaults.
+    pub fn topic(topic: impl Into<String>) -> Self {
+        Self::topics([topic])
+    }
+
+    /// Reads several topics, with the defaults.
+    pub fn topics(topics: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { topics: topics.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+
+    /// Sets [`ConsumerSettings::group`].
+    #[must_use]
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Sets [`ConsumerSettings::partitions`].
+    #[must_use]
+    pub fn partitions(mut self, partitions: impl IntoIterator<Item = u32>) -> Self {
+        self.partitions = partitions.into_iter().collect();
+        self
+    }
+
+    /// Sets [`ConsumerSettings::from`].
+    #[must_use]
+    pub fn from(mut self, from: Position) -> Self {
+        self.from = from;
+        self
+    }
+
+    /// Sets [`ConsumerSettings::until_end`].
+    #[must_use]
+    pub fn until_end(mut self) -> Self {
+        self.until_end = true;
+        self
+    }
+
+    /// Sets [`ConsumerSettings::commit`].
+    #[must_use]
+    pub fn commit(mut self, commit: CommitMode) -> Self {
+        self.commit = commit;
+        self
+    }
+
+    /// Whether the broker assigns.
+    fn is_member(&self) -> bool {
+        self.group.is_some() && self.partitions.is_empty()
+    }
+
+    fn check(&self) -> Result<(), ClientError> {
+        let invalid = |what, reason: &str| Err(ClientError::InvalidArgument { what, reason: reason.to_owned() });
+        if self.topics.is_empty() {
+            return invalid("topics", "name one at least");
+        }
+        if !self.partitions.is_empty() && self.topics.len() > 1 {
+            return invalid("partitions", "can be chosen of one topic only");
+        }
+        if self.is_member() && matches!(self.from, Position::Offset(_) | Position::TimestampMs(_)) {
+            return invalid(
+                "from",
+                "members of a group begin at the earliest or latest record; set the group's offsets with reset_group",
+            );
+        }
+        if self.buffer_bytes_max == 0 || self.fetch_bytes_max == 0 {
+            return invalid("buffer_bytes_max", "must be more than 0, and so must fetch_bytes_max");
+        }
+        Ok(())
+    }
+
+    fn auto_commit_interval(&self) -> Option<Duration> {
+        match (self.commit, &self.group) {
+            (CommitMode::Auto { interval_ms }, Some(_)) => Some(Duration::from_millis(interval_ms.max(1))),
+            _ => None,
+        }
+    }
+}
+
+/// Reads records, set by set or one by one.
+///
+/// With a group, every record is handed out **at least once**: after a crash, a lost connection, or
+/// a partition that moved while the application worked on it, records that were not committed come
+/// again.
+///
+/// A partition that can't be read (its offset is out of range: the error names the offset and those
+/// that are there) is reported once; a group's member goes on with its others, a consumer without
+/// membership ends.
+///
+/// Dropping it leaves the group without a last commit; [`Consumer::close`] does both.
+#[derive(Debug)]
+pub struct Consumer {
+    shared: Arc<Shared>,
+    task: Option<JoinHandle<()>>,
+    /// What `next` reads from.
+    current: Option<Current>,
+}
+
+/// A set that is handed out record by record.
+#[derive(Debug)]
+struct Current {
+    set: RecordSet,
+    partition: Arc<Assigned>,
+    records: vec::IntoIter<Result<ConsumedRecord, ClientError>>,
+    next_batch: usize,
+    next_offset: u64,
+}
+
+impl Consumer {
+    pub(crate) fn start(client: Client, settings: ConsumerSettings) -> Result<Self, ClientError> {
+        settings.check()?;
+        let is_member = settings.is_member();
+        let shared = Arc::new(Shared::new(client, settings));
+        let task = if is_member {
+            tokio::spawn(member::run(shared.clone()))
+        } else {
+            tokio::spawn(partitions::run(shared.clone()))
+        };
+        Ok(Self { shared, task: Some(task), current: None })
+    }
+
+    /// The next records of one partition; `None` at the end. Asking says that the application is
+    /// through with what it got before.
+    ///
+    /// Cancel-safe: where this future is dropped, nothing is lost.
+    ///
+    /// # Errors
+    /// Where reading fails for good; `None` follows, except where a group's member goes on.
+    pub async fn next_batch(&mut self) -> Option<Result<RecordSet, ClientError>> {
+        if let Some(mut rest) = self.current.take()
+            && !rest.partition.is_revoked()
+            && rest.next_offset < rest.set.next_offset()
+        {
+            rest.set.skip_to(rest.next_offset);
+            rest.partition.processed(rest.next_offset);
+            rest.partition.hand_out(rest.set.next_offset());
+            return Some(Ok(rest.set));
+        }
+        match self.take().await? {
+            Ok((set, partition)) => {
+                partition.hand_out(set.next_offset());
+                Some(Ok(set))
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// The next record; `None` at the end. Asking says that the application is through with the
+    /// records before.
+    ///
+    /// Cancel-safe: where this future is dropped, nothing is lost.
+    ///
+    /// # Errors
+    /// As [`Consumer::next_batch`].
+    pub async fn next(&mut self) -> Option<Result<ConsumedRecord, ClientError>> {
+        loop {
+            if let Some(current) = &mut self.current {
+                if let Some(record) = current.next() {
+                    return Some(record);
+                }
+                self.current = None;
+            }
+            match self.take().await? {
+                Ok((set, partition)) => {
+                    let next_offset = set.first_offset();
+                    let records = Vec::new().into_iter();
+                    self.current = Some(Current { set, partition, records, next_batch: 0, next_offset });
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// The records as a stream, which ends where [`Consumer::next`] does. Dropping it drops the
+    /// consumer.
+    pub fn into_stream(self) -> impl Stream<Item = Result<ConsumedRecord, ClientError>> + Send + 'static {
+        stream::unfold(self, |mut consumer| async move { Some((consumer.next().await?, consumer)) })
+    }
+
+    async fn take(&self) -> Option<Result<(RecordSet, Arc<Assigned>), ClientError>> {
+        match self.shared.take().await? {
+            Ok(fetched) => match RecordSet::new(&fetched, self.shared.settings.check_crcs) {
+                Ok(set) => Some(Ok((set, fetched.partition))),
+                Err(error) => {
+                    // Going on would commit past it.
+                    self.shared.close();
+                    Some(Err(error))
+                }
+            },
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Commits the offsets after all records that were handed out, and waits until they are on
+    /// disk.
+    ///
+    /// # Errors
+    /// Without a group; where the commit is refused, or the connection is lost: the records may
+    /// come again.
+    pub async fn commit(&self) -> Result<(), ClientError> {
+        self.group()?;
+        let offsets = self.shared.to_commit(UpTo::Handed);
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        self.commit_known(to_offsets(&offsets), offsets).await
+    }
+
+    /// Commits these offsets: each is that of the next record to read.
+    ///
+    /// # Errors
+    /// As [`Consumer::commit`].
+    pub async fn commit_offsets(
+        &self,
+        offsets: impl IntoIterator<Item = v1::TopicPartitionOffset>,
+    ) -> Result<(), ClientError> {
+        self.group()?;
+        let offsets: Vec<_> = offsets.into_iter().collect();
+        let known = self.shared.find(&offsets);
+        self.commit_known(offsets, known).await
+    }
+
+    async fn commit_known(
+        &self,
+        offsets: Vec<v1::TopicPartitionOffset>,
+        known: Vec<(Arc<Assigned>, u64)>,
+    ) -> Result<(), ClientError> {
+        if !self.shared.settings.is_member() {
+            return partitions::commit(&self.shared, offsets, &known).await;
+        }
+        let (sender, answer) = oneshot::channel();
+        self.shared.commit_as_member(offsets, known, Some(sender))?;
+        answer.await.unwrap_or_else(|_| Err(self.shared.rejoining()))
+    }
+
+    fn group(&self) -> Result<(), ClientError> {
+        if self.shared.settings.group.is_some() {
+            return Ok(());
+        }
+        let reason = "a consumer without a group has no offsets to commit".to_owned();
+        Err(ClientError::InvalidArgument { what: "group", reason })
+    }
+
+    /// What this consumer reads now. Empty until it has connected.
+    pub fn assignment(&self) -> Assignment {
+        self.shared.assignment.borrow().clone()
+    }
+
+    /// Follows the assignment through every rebalance.
+    pub fn assignments(&self) -> watch::Receiver<Assignment> {
+        self.shared.assignment.subscribe()
+    }
+
+    /// Commits if that is automatic (all that was handed out counts as processed), and leaves the
+    /// group.
+    ///
+    /// # Errors
+    /// Where the last commit fails: records may come again to others.
+    pub async fn close(mut self) -> Result<(), ClientError> {
+        let mut committed = Ok(());
+        self.shared.settle();
+        if self.shared.settings.auto_commit_interval().is_some() {
+            committed = self.commit().await;
+        }
+        self.shared.close();
+        if let Some(task) = self.task.take()
+            && let Err(error) = task.await
+            && error.is_panic()
+        {
+            tracing::error!("the consumer's task panicked");
+        }
+        committed
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl Current {
+    fn next(&mut self) -> Option<Result<ConsumedRecord, ClientError>> {
+        // Up to here the application is through.
+        self.partition.processed(self.next_offset);
+        if self.partition.is_revoked() {
+            return None;
+        }
+        loop {
+            match self.records.next() {
+                Some(Ok(record)) => {
+                    self.next_offset = record.offset + 1;
+                    self.partition.hand_out(self.next_offset);
+                    return Some(Ok(record));
+                }
+                Some(Err(error)) => return Some(Err(error)),
+                None => {}
+            }
+            match self.set.owned(self.next_batch) {
+                Some(records) => {
+                    self.next_batch += 1;
+                    self.records = records.into_iter();
+                }
+                None => {
+                    self.partition.hand_out(self.set.next_offset());
+                    self.partition.processed(self.set.next_offset());
+                    return None;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Reading partitions of one's own choice: Consume streams, which HTTP/2's flow control holds to
+//! the application's pace, and begun again where they were when they are lost.
+
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::SelectAll;
+use futures::{Stream, StreamExt, stream};
+use millstream_api::v1::log_client::LogClient;
+use millstream_api::{MESSAGE_BYTES_MAX, v1};
+use tokio::time::{Instant, MissedTickBehavior};
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::shared::{Assigned, Fetched, Shared, UpTo, to_offsets};
+use crate::client::Position;
+use crate::error::ClientError;
+
+/// The longest wait before another attempt.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// Streams on one connection: half of what the server allows. Partitions that begin at the same
+/// offset share a stream.
+const STREAMS_A_CONNECTION: usize = 500;
+
+/// Where one partition is read next, and whether more is to come.
+struct Reading {
+    partition: Arc<Assigned>,
+    offset: u64,
+}
+
+type Partitions = BTreeMap<(Arc<str>, u32), Reading>;
+
+type Answers = Pin<Box<dyn Stream<Item = Piece> + Send>>;
+
+/// What a stream says; the number is the stream's.
+enum Piece {
+    Records(Box<v1::ConsumeResponse>),
+    Ended(usize),
+    Lost(Status),
+}
+
+/// Why reading stops for now.
+enum Stop {
+    Closing,
+    /// All is read, with `until_end`.
+    Done,
+    Lost(ClientError),
+    Failed(ClientError),
+}
+
+pub(super) async fn run(shared: Arc<Shared>) {
+    let committer = commit_now_and_then(&shared);
+    let reader = read(&shared);
+    tokio::select! {
+        failure = reader => if let Some(error) = failure { shared.push_error(error) },
+        () = committer => {}
+    }
+    shared.end();
+}
+
+/// Commits offsets that the application chose, or is through with.
+pub(super) async fn commit(
+    shared: &Shared,
+    offsets: Vec<v1::TopicPartitionOffset>,
+    known: &[(Arc<Assigned>, u64)],
+) -> Result<(), ClientError> {
+    let group = shared.settings.group.as_deref().unwrap_or_default();
+    shared.client.admin().commit_offsets(group, offsets).await?;
+    known.iter().for_each(|(partition, offset)| partition.set_committed(*offset));
+    Ok(())
+}
+
+async fn commit_now_and_then(shared: &Shared) {
+    let Some(interval) = shared.settings.auto_commit_interval() else { return std::future::pending().await };
+    let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let offsets = shared.to_commit(UpTo::Processed);
+        if !offsets.is_empty()
+            && let Err(error) = commit(shared, to_offsets(&offsets), &offsets).await
+        {
+            tracing::warn!("an automatic commit failed: {error}");
+        }
+    }
+}
+
+/// Reads until the end, or until it can't go on.
+async fn read(shared: &Shared) -> Option<ClientError> {
+    let mut partitions = match unless_closing(shared, begin(shared)).await? {
+        Ok(partitions) => partitions,
+        Err(error) => return Some(error),
+    };
+    shared.assign(0, partitions.values().map(|reading| reading.partition.clone()));
+    let backoff_min = Duration::from_millis(shared.settings.retry_backoff_ms);
+    let mut backoff = backoff_min;
+    let mut lost_at = None;
+    let mut channels = Vec::new();
+    loop {
+        let before: u64 = partitions.values().map(|reading| reading.offset).sum();
+        let error = match stream_all(shared, &mut partitions, &mut channels).await {
+            Stop::Closing | Stop::Done => return None,
+            Stop::Failed(error) => return Some(error),
+            Stop::Lost(error) => error,
+        };
+        if partitions.values().map(|reading| reading.offset).sum::<u64>() > before {
+            (backoff, lost_at) = (backoff_min, None);
+        }
+        let since = *lost_at.get_or_insert_with(Instant::now);
+        if since.elapsed() > Duration::from_millis(shared.settings.reconnect_timeout_ms) {
+            return Some(error);
+        }
+        tracing::debug!("reading again in {backoff:?}: {error}");
+        unless_closing(shared, tokio::time::sleep(backoff)).await?;
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// `None` where the consumer closes first.
+async fn unless_closing<T>(shared: &Shared, what: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        done = what => Some(done),
+        () = shared.closing() => None,
+    }
+}
+
+/// Where each partition begins.
+async fn begin(shared: &Shared) -> Result<Partitions, ClientError> {
+    let admin = shared.client.admin();
+    let settings = &shared.settings;
+    let mut committed = HashMap::new();
+    if let Some(group) = &settings.group {
+        match admin.describe_group(group).await {
+            Ok(described) => committed.extend(described.offsets.into_iter().filter_map(|offset| {
+                let at = offset.committed_offset?;
+                Some(((offset.topic, offset.partition), at))
+            })),
+            Err(error) if error.code() == Some(v1::ErrorCode::UnknownGroup) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut partitions = Partitions::new();
+    for topic in &settings.topics {
+        let name: Arc<str> = topic.as_str().into();
+        for offset in admin.list_offsets(topic, &settings.partitions, settings.from).await? {
+            let number = offset.partition;
+            let offset = committed.get(&(topic.clone(), number)).copied().unwrap_or(offset.offset);
+            let partition = Assigned::new(name.clone(), number, offset);
+            partitions.insert((name.clone(), number), Reading { partition, offset });
+        }
+    }
+    Ok(partitions)
+}
+
+async fn stream_all(shared: &Shared, partitions: &mut Partitions, channels: &mut Vec<Channel>) -> Stop {
+    let mut groups: BTreeMap<(Arc<str>, u64), Vec<u32>> = BTreeMap::new();
+    for ((topic, number), reading) in partitions.iter() {
+        groups.entry((topic.clone(), reading.offset)).or_default().push(*number);
+    }
+    let mut keys: Vec<(Arc<str>, Vec<u32>)> = Vec::with_capacity(groups.len());
+    let mut streams: SelectAll<Answers> = SelectAll::new();
+    for (index, ((topic, offset), numbers)) in groups.into_iter().enumerate() {
+        if index / STREAMS_A_CONNECTION >= channels.len() {
+            channels.push(shared.client.own_channel());
+        }
+        let channel = channels[index / STREAMS_A_CONNECTION].clone();
+        let request = v1::ConsumeRequest {
+            topic: topic.to_string(),
+            partitions: numbers.clone(),
+            from: Some(Position::Offset(offset).into()),
+            until_end: shared.settings.until_end,
+            format: v1::Format::Batches as i32,
+            max_bytes: u32::try_from(shared.settings.fetch_bytes_max).unwrap_or(u32::MAX),
+        };
+        keys.push((topic, numbers));
+        streams.push(Box::pin(open(channel, request, index)));
+    }
+    loop {
+        let next = async {
+            while shared.is_full() {
+                shared.moved.notified().await;
+            }
+            streams.next().await
+        };
+        let Some(next) = unless_closing(shared, next).await else { return Stop::Closing };
+        match next {
+            None => return Stop::Done,
+            Some(Piece::Records(answer)) => {
+                for records in answer.partitions {
+                    if let Err(error) = take(shared, partitions, records) {
+                        return Stop::Failed(error);
+                    }
+                }
+            }
+            Some(Piece::Ended(index)) if shared.settings.until_end => {
+                let (topic, numbers) = &keys[index];
+                for number in numbers {
+                    partitions.remove(&(topic.clone(), *number));
+                }
+                if partitions.is_empty() {
+                    return Stop::Done;
+                }
+            }
+            Some(Piece::Ended(_)) => {
+                let server = shared.client.server().to_owned();
+                let reason = "the server ended the stream".to_owned();
+                return Stop::Lost(ClientError::Unavailable { server, reason });
+            }
+            Some(Piece::Lost(status)) => {
+                let error = ClientError::from_status(shared.client.server(), &status);
+                return if error.is_retriable() { Stop::Lost(error) } else { Stop::Failed(error) };
+            }
+        }
+    }
+}
+
+/// One Consume stream, from its call to its end.
+fn open(channel: Channel, request: v1::ConsumeRequest, index: usize) -> impl Stream<Item = Piece> + Send {
+    let mut client = LogClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let opened = async move { client.consume(request).await };
+    stream::once(opened).flat_map(move |opened| match opened {
+        Err(status) => stream::iter([Piece::Lost(status)]).left_stream(),
+        Ok(answers) => answers
+            .into_inner()
+            .map(|answer| match answer {
+                Ok(answer) => Piece::Records(Box::new(answer)),
+                Err(status) => Piece::Lost(status),
+            })
+            .chain(stream::iter([Piece::Ended(index)]))
+            .right_stream(),
+    })
+}
+
+fn take(shared: &Shared, partitions: &mut Partitions, records: v1::PartitionRecords) -> Result<(), ClientError> {
+    if let Some(error) = records.error {
+        return Err(ClientError::refused(error));
+    }
+    let key = (Arc::from(records.topic.as_str()), records.partition);
+    let Some(reading) = partitions.get_mut(&key) else {
+        let what =
+            format!("records of topic {}, partition {}, which was not asked for", records.topic, records.partition);
+        return Err(ClientError::Protocol { server: shared.client.server().to_owned(), message: what });
+    };
+    let from = std::mem::replace(&mut reading.offset, records.next_offset);
+    shared.push(Fetched {
+        partition: reading.partition.clone(),
+        bytes: records.batches.iter().map(|run| run.len()).sum(),
+        runs: records.batches,
+        from,
+        next_offset: records.next_offset,
+        log_end_offset: records.log_end_offset,
+    });
+    Ok(())
+}

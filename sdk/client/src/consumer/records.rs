@@ -1,0 +1,188 @@
+//! What a consumer hands out: sets of records in place, or single records.
+
+use std::slice;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream_record::{BatchError, Header, Limits, RecordIter, RecordView, Records, split_batches};
+
+use super::shared::Fetched;
+use crate::error::ClientError;
+
+/// Records of one partition, in order, as they were received.
+#[derive(Clone, Debug)]
+pub struct RecordSet {
+    topic: Arc<str>,
+    partition: u32,
+    batches: Vec<Records>,
+    bytes: usize,
+    first_offset: u64,
+    next_offset: u64,
+    log_end_offset: u64,
+}
+
+impl RecordSet {
+    /// Checks and inflates what was fetched.
+    pub(super) fn new(fetched: &Fetched, check_crcs: bool) -> Result<Self, ClientError> {
+        let (topic, partition) = (fetched.partition.topic.clone(), fetched.partition.number);
+        let batches = inflate(&fetched.runs, check_crcs).map_err(|source| ClientError::Batch {
+            topic: topic.to_string(),
+            partition,
+            source,
+        })?;
+        Ok(Self {
+            topic,
+            partition,
+            batches,
+            bytes: fetched.bytes,
+            first_offset: fetched.from,
+            next_offset: fetched.next_offset,
+            log_end_offset: fetched.log_end_offset,
+        })
+    }
+
+    /// The topic.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The partition.
+    pub fn partition(&self) -> u32 {
+        self.partition
+    }
+
+    /// Bytes as received.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// No record in it is before this offset.
+    pub fn first_offset(&self) -> u64 {
+        self.first_offset
+    }
+
+    /// The offset to read from after this set: what to commit for it.
+    pub fn next_offset(&self) -> u64 {
+        self.next_offset
+    }
+
+    /// The partition's log end offset when this set was read.
+    pub fn log_end_offset(&self) -> u64 {
+        self.log_end_offset
+    }
+
+    /// How far behind the log end the reader is after this set, in records.
+    pub fn lag(&self) -> u64 {
+        self.log_end_offset.saturating_sub(self.next_offset)
+    }
+
+    /// The records, borrowed, in order.
+    pub fn iter(&self) -> RecordSetIter<'_> {
+        RecordSetIter { set: self, batches: self.batches.iter(), records: None }
+    }
+
+    /// What is left from `offset` on.
+    pub(super) fn skip_to(&mut self, offset: u64) {
+        self.first_offset = self.first_offset.max(offset);
+    }
+
+    /// The records of batch `index` from the first offset on, owned; `None` after the last batch.
+    pub(super) fn owned(&self, index: usize) -> Option<Vec<Result<ConsumedRecord, ClientError>>> {
+        let records = self.batches.get(index)?;
+        // The count is a claim: no more is reserved than a batch of usual size holds.
+        let mut owned = Vec::with_capacity(records.claimed_count().min(4_096) as usize);
+        for view in records {
+            match view {
+                Ok(view) if view.offset.unsigned_abs() < self.first_offset => {}
+                Ok(view) => owned.push(Ok(self.own(records, &view))),
+                Err(source) => owned.push(Err(self.unsound(source))),
+            }
+        }
+        Some(owned)
+    }
+
+    fn own(&self, records: &Records, view: &RecordView<'_>) -> ConsumedRecord {
+        let record = records.to_record(view);
+        ConsumedRecord {
+            topic: self.topic.clone(),
+            partition: self.partition,
+            offset: record.offset.unsigned_abs(),
+            timestamp_ms: record.timestamp_ms,
+            key: record.key,
+            value: record.value,
+            headers: record.headers,
+        }
+    }
+
+    fn unsound(&self, source: BatchError) -> ClientError {
+        ClientError::Batch { topic: self.topic.to_string(), partition: self.partition, source }
+    }
+}
+
+impl<'a> IntoIterator for &'a RecordSet {
+    type Item = Result<RecordView<'a>, ClientError>;
+    type IntoIter = RecordSetIter<'a>;
+
+    fn into_iter(self) -> RecordSetIter<'a> {
+        self.iter()
+    }
+}
+
+/// The records of a [`RecordSet`], in place. An error means that the batch is not sound.
+#[derive(Clone, Debug)]
+pub struct RecordSetIter<'a> {
+    set: &'a RecordSet,
+    batches: slice::Iter<'a, Records>,
+    records: Option<RecordIter<'a>>,
+}
+
+impl<'a> Iterator for RecordSetIter<'a> {
+    type Item = Result<RecordView<'a>, ClientError>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(records) = &mut self.records {
+                match records.next() {
+                    // The first batch may begin before what was asked for.
+                    Some(Ok(view)) if view.offset.unsigned_abs() < self.set.first_offset => continue,
+                    Some(Ok(view)) => return Some(Ok(view)),
+                    Some(Err(source)) => return Some(Err(self.set.unsound(source))),
+                    None => {}
+                }
+            }
+            self.records = Some(self.batches.next()?.iter());
+        }
+    }
+}
+
+fn inflate(runs: &[Bytes], check_crcs: bool) -> Result<Vec<Records>, BatchError> {
+    let mut inflated = Vec::new();
+    for batch in runs.iter().cloned().flat_map(split_batches) {
+        let batch = batch?;
+        if check_crcs {
+            batch.verify_crc()?;
+        }
+        inflated.push(batch.records(&Limits::default())?);
+    }
+    Ok(inflated)
+}
+
+/// A record that was read, owning its bytes (as slices of what was received).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumedRecord {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition.
+    pub partition: u32,
+    /// Position in the partition.
+    pub offset: u64,
+    /// In ms since the epoch.
+    pub timestamp_ms: i64,
+    /// Null or bytes.
+    pub key: Option<Bytes>,
+    /// Null (a tombstone) or bytes.
+    pub value: Option<Bytes>,
+    /// In order, with duplicates.
+    pub headers: Vec<Header>,
+}

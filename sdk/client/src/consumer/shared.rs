@@ -1,0 +1,444 @@
+//! What a consumer's handle and its task share: records that wait to be taken, and how far the
+//! application is in each partition.
+//!
+//! Three offsets a partition matter: up to `handed` the application has the records; up to
+//! `processed` it is through with them, as it has asked for more since; up to `committed` that is
+//! on disk.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use millstream_api::v1;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::ConsumerSettings;
+use crate::client::Client;
+use crate::error::ClientError;
+
+/// Nothing is known to be committed.
+const NOT_COMMITTED: u64 = u64::MAX;
+
+/// The most credit that a server keeps for a member, in bytes: what is given beyond is lost.
+const CREDIT_BYTES_MAX: usize = 32 << 20;
+
+/// One partition of the assignment.
+#[derive(Debug)]
+pub(super) struct Assigned {
+    pub(super) topic: Arc<str>,
+    pub(super) number: u32,
+    handed: AtomicU64,
+    processed: AtomicU64,
+    committed: AtomicU64,
+    revoked: AtomicBool,
+}
+
+impl Assigned {
+    pub(super) fn new(topic: Arc<str>, number: u32, offset: u64) -> Arc<Self> {
+        Arc::new(Self {
+            topic,
+            number,
+            handed: AtomicU64::new(offset),
+            processed: AtomicU64::new(offset),
+            committed: AtomicU64::new(NOT_COMMITTED),
+            revoked: AtomicBool::new(false),
+        })
+    }
+
+    /// The application gets the records before `offset`.
+    #[inline]
+    pub(super) fn hand_out(&self, offset: u64) {
+        self.handed.store(offset, Ordering::Release);
+    }
+
+    /// The application is through with the records before `offset`.
+    #[inline]
+    pub(super) fn processed(&self, offset: u64) {
+        self.processed.store(offset, Ordering::Release);
+    }
+
+    pub(super) fn set_committed(&self, offset: u64) {
+        self.committed.store(offset, Ordering::Release);
+    }
+
+    /// Whether it belongs to somebody else by now, or soon.
+    #[inline]
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    fn settle(&self) {
+        self.processed(self.handed.load(Ordering::Acquire));
+    }
+
+    fn to_commit(&self, upto: UpTo) -> Option<u64> {
+        let offset = match upto {
+            UpTo::Handed => &self.handed,
+            UpTo::Processed => &self.processed,
+        };
+        let offset = offset.load(Ordering::Acquire);
+        (offset != self.committed.load(Ordering::Acquire)).then_some(offset)
+    }
+
+    fn name(&self) -> v1::TopicPartition {
+        v1::TopicPartition { topic: self.topic.to_string(), partition: self.number }
+    }
+}
+
+/// Which offset to commit.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum UpTo {
+    /// All that the application got.
+    Handed,
+    /// All that it is through with.
+    Processed,
+}
+
+/// Records as they came.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pub(super) partition: Arc<Assigned>,
+    pub(super) runs: Vec<Bytes>,
+    pub(super) bytes: usize,
+    pub(super) from: u64,
+    pub(super) next_offset: u64,
+    pub(super) log_end_offset: u64,
+}
+
+/// What a consumer reads now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Assignment {
+    /// The group's generation; 0 without a group.
+    pub generation: u64,
+    /// The partitions, by topic and number.
+    pub partitions: Vec<v1::TopicPartition>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) client: Client,
+    pub(super) settings: ConsumerSettings,
+    state: Mutex<State>,
+    /// For the handle: something to take, or the end.
+    arrived: Notify,
+    /// For the task: there is room, or the application is back.
+    pub(super) moved: Notify,
+    closing: watch::Sender<bool>,
+    pub(super) assignment: watch::Sender<Assignment>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ready: VecDeque<Result<Fetched, ClientError>>,
+    /// Bytes in `ready`.
+    held_bytes: usize,
+    ended: bool,
+    assigned: BTreeMap<(Arc<str>, u32), Arc<Assigned>>,
+    generation: u64,
+    /// What the application works on.
+    in_hand: Option<Arc<Assigned>>,
+    /// There while the consumer is a member.
+    member: Option<Membership>,
+}
+
+/// The handle's side of a member's stream.
+#[derive(Debug)]
+struct Membership {
+    requests: mpsc::UnboundedSender<v1::MemberRequest>,
+    /// What the server may still send, as it counts.
+    credit_bytes: usize,
+    next_commit: u64,
+    commits: HashMap<u64, Committing>,
+}
+
+#[derive(Debug)]
+struct Committing {
+    offsets: Vec<(Arc<Assigned>, u64)>,
+    answer: Option<oneshot::Sender<Result<(), ClientError>>>,
+}
+
+impl Shared {
+    pub(super) fn new(client: Client, settings: ConsumerSettings) -> Self {
+        Self {
+            client,
+            settings,
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            moved: Notify::new(),
+            closing: watch::Sender::new(false),
+            assignment: watch::Sender::new(Assignment::default()),
+        }
+    }
+
+    // The handle's side
+
+    /// The next records, once the application is through with those before.
+    pub(super) async fn take(&self) -> Option<Result<Fetched, ClientError>> {
+        loop {
+            {
+                let mut state = self.state.lock();
+                state.settle();
+                if let Some(next) = state.ready.pop_front() {
+                    if let Ok(fetched) = &next {
+                        state.held_bytes -= fetched.bytes;
+                        state.in_hand = Some(fetched.partition.clone());
+                        self.grant(&mut state);
+                    }
+                    drop(state);
+                    self.moved.notify_one();
+                    return Some(next);
+                }
+                if state.ended {
+                    return None;
+                }
+            }
+            // The application waits: whoever waits for it may go on.
+            self.moved.notify_one();
+            self.arrived.notified().await;
+        }
+    }
+
+    /// Offsets to commit, of all partitions.
+    pub(super) fn to_commit(&self, upto: UpTo) -> Vec<(Arc<Assigned>, u64)> {
+        let state = self.state.lock();
+        state.assigned.values().filter_map(|part| Some((part.clone(), part.to_commit(upto)?))).collect()
+    }
+
+    /// The partitions, if these are among the assignment.
+    pub(super) fn find(&self, offsets: &[v1::TopicPartitionOffset]) -> Vec<(Arc<Assigned>, u64)> {
+        let state = self.state.lock();
+        let find = |offset: &v1::TopicPartitionOffset| {
+            let key = (Arc::from(offset.topic.as_str()), offset.partition);
+            Some((state.assigned.get(&key)?.clone(), offset.offset))
+        };
+        offsets.iter().filter_map(find).collect()
+    }
+
+    /// Sends a commit on the member's stream. The answer comes by the receiver; it is dropped where
+    /// the stream is lost.
+    pub(super) fn commit_as_member(
+        &self,
+        offsets: Vec<v1::TopicPartitionOffset>,
+        known: Vec<(Arc<Assigned>, u64)>,
+        answer: Option<oneshot::Sender<Result<(), ClientError>>>,
+    ) -> Result<(), ClientError> {
+        let mut state = self.state.lock();
+        let Some(member) = &mut state.member else { return Err(self.rejoining()) };
+        let id = member.next_commit;
+        member.next_commit += 1;
+        member.commits.insert(id, Committing { offsets: known, answer });
+        member.send(v1::member_request::Message::Commit(v1::Commit { id, offsets }));
+        Ok(())
+    }
+
+    pub(super) fn rejoining(&self) -> ClientError {
+        ClientError::Unavailable {
+            server: self.client.server().to_owned(),
+            reason: format!("the consumer is joining group {}", self.settings.group.as_deref().unwrap_or_default()),
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    // The task's side
+
+    /// Returns when the consumer closes.
+    pub(super) async fn closing(&self) {
+        // The sender lives as long as this.
+        let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.state.lock().held_bytes >= self.settings.buffer_bytes_max
+    }
+
+    /// What the application holds while it closes counts as processed.
+    pub(super) fn settle(&self) {
+        self.state.lock().settle();
+    }
+
+    pub(super) fn push(&self, fetched: Fetched) {
+        let mut state = self.state.lock();
+        state.held_bytes += fetched.bytes;
+        state.ready.push_back(Ok(fetched));
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    pub(super) fn push_error(&self, error: ClientError) {
+        self.state.lock().ready.push_back(Err(error));
+        self.arrived.notify_one();
+    }
+
+    /// Nothing comes after what is ready.
+    pub(super) fn end(&self) {
+        self.state.lock().ended = true;
+        self.arrived.notify_one();
+    }
+
+    pub(super) fn assign(&self, generation: u64, added: impl IntoIterator<Item = Arc<Assigned>>) {
+        let mut state = self.state.lock();
+        state.generation = generation;
+        for part in added {
+            state.assigned.insert((part.topic.clone(), part.number), part);
+        }
+        self.publish(&state);
+    }
+
+    /// Takes back what waits of these partitions. They stay the consumer's, for commits, until they
+    /// are given back. Returns those that were there.
+    pub(super) fn revoke(&self, generation: u64, partitions: &[v1::TopicPartition]) -> Vec<Arc<Assigned>> {
+        let mut state = self.state.lock();
+        state.generation = generation;
+        let mut revoked = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            let key = (Arc::from(partition.topic.as_str()), partition.partition);
+            if let Some(part) = state.assigned.get(&key) {
+                part.revoked.store(true, Ordering::Release);
+                revoked.push(part.clone());
+            }
+        }
+        state.purge();
+        self.grant(&mut state);
+        self.publish(&state);
+        revoked
+    }
+
+    /// These are the consumer's no more.
+    pub(super) fn given_back(&self, partitions: &[Arc<Assigned>]) {
+        let mut state = self.state.lock();
+        state.assigned.retain(|_, part| !partitions.iter().any(|gone| Arc::ptr_eq(gone, part)));
+    }
+
+    /// Whether the application works on records of one of these.
+    pub(super) fn in_hand(&self, partitions: &[Arc<Assigned>]) -> bool {
+        let state = self.state.lock();
+        let Some(in_hand) = &state.in_hand else { return false };
+        partitions.iter().any(|part| Arc::ptr_eq(part, in_hand))
+    }
+
+    pub(super) fn partition(&self, topic: &str, number: u32) -> Option<Arc<Assigned>> {
+        let state = self.state.lock();
+        state.assigned.get(&(Arc::from(topic), number)).filter(|part| !part.is_revoked()).cloned()
+    }
+
+    /// A member's stream begins.
+    pub(super) fn joined(&self, requests: mpsc::UnboundedSender<v1::MemberRequest>) {
+        let mut state = self.state.lock();
+        state.member = Some(Membership { requests, credit_bytes: 0, next_commit: 1, commits: HashMap::new() });
+        self.grant(&mut state);
+    }
+
+    /// A member's stream is over: its partitions are somebody else's.
+    pub(super) fn left(&self) {
+        let mut state = self.state.lock();
+        state.member = None;
+        for part in std::mem::take(&mut state.assigned).into_values() {
+            part.revoked.store(true, Ordering::Release);
+        }
+        state.purge();
+        self.publish(&state);
+    }
+
+    /// The server sent so many bytes of its credit.
+    pub(super) fn received(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        if let Some(member) = &mut state.member {
+            member.credit_bytes = member.credit_bytes.saturating_sub(bytes);
+        }
+    }
+
+    /// Gives the server credit again for what is not held, where that is worth a message.
+    pub(super) fn regrant(&self) {
+        self.grant(&mut self.state.lock());
+    }
+
+    pub(super) fn send(&self, message: v1::member_request::Message) {
+        if let Some(member) = &self.state.lock().member {
+            member.send(message);
+        }
+    }
+
+    /// The answer to a commit.
+    pub(super) fn committed(&self, committed: v1::Committed) {
+        let mut state = self.state.lock();
+        let Some(commit) = state.member.as_mut().and_then(|member| member.commits.remove(&committed.id)) else {
+            return;
+        };
+        let outcome = committed.error.map_or(Ok(()), |error| Err(ClientError::refused(error)));
+        match &outcome {
+            Ok(()) => commit.offsets.iter().for_each(|(part, offset)| part.set_committed(*offset)),
+            Err(error) => tracing::warn!("a commit was refused: {error}"),
+        }
+        if let Some(answer) = commit.answer {
+            let _ = answer.send(outcome);
+        }
+    }
+
+    pub(super) fn commits_pending(&self) -> bool {
+        self.state.lock().member.as_ref().is_some_and(|member| !member.commits.is_empty())
+    }
+
+    /// Ends the requests of the member's stream: it leaves.
+    pub(super) fn leave(&self) {
+        self.state.lock().member = None;
+    }
+
+    fn grant(&self, state: &mut State) {
+        let bytes_max = self.settings.buffer_bytes_max.min(CREDIT_BYTES_MAX);
+        let held_bytes = state.held_bytes;
+        let Some(member) = &mut state.member else { return };
+        let grant = bytes_max.saturating_sub(held_bytes + member.credit_bytes);
+        // A quarter at a time: few messages, and the server never runs dry.
+        if grant >= (bytes_max / 4).max(1) {
+            member.credit_bytes += grant;
+            let bytes = u32::try_from(grant).unwrap_or(u32::MAX);
+            member.send(v1::member_request::Message::Credit(v1::Credit { bytes }));
+        }
+    }
+
+    fn publish(&self, state: &State) {
+        let partitions = state.assigned.values().filter(|part| !part.is_revoked()).map(|part| part.name()).collect();
+        self.assignment.send_replace(Assignment { generation: state.generation, partitions });
+    }
+}
+
+impl State {
+    fn settle(&mut self) {
+        if let Some(part) = self.in_hand.take() {
+            part.settle();
+        }
+    }
+
+    fn purge(&mut self) {
+        self.ready.retain(|next| next.as_ref().map_or(true, |fetched| !fetched.partition.is_revoked()));
+        self.held_bytes = self.ready.iter().flatten().map(|fetched| fetched.bytes).sum();
+    }
+}
+
+impl Membership {
+    fn send(&self, message: v1::member_request::Message) {
+        // A stream that is gone is noticed where its answers are read.
+        let _ = self.requests.send(v1::MemberRequest { message: Some(message) });
+    }
+}
+
+/// Offsets as the contract has them.
+pub(super) fn to_offsets(offsets: &[(Arc<Assigned>, u64)]) -> Vec<v1::TopicPartitionOffset> {
+    let to_offset = |(part, offset): &(Arc<Assigned>, u64)| v1::TopicPartitionOffset {
+        topic: part.topic.to_string(),
+        partition: part.number,
+        offset: *offset,
+    };
+    offsets.iter().map(to_offset).collect()
+}
+
+/// Those of `parts` with something to commit.
+pub(super) fn dirty(parts: &[Arc<Assigned>], upto: UpTo) -> Vec<(Arc<Assigned>, u64)> {
+    parts.iter().filter_map(|part| Some((part.clone(), part.to_commit(upto)?))).collect()
+}
