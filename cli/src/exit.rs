@@ -79,6 +79,7 @@ fn code(error: &anyhow::Error) -> u8 {
         match cause.downcast_ref() {
             Some(ClientError::Unavailable { .. } | ClientError::Timeout { .. }) => return NO_SERVER,
             Some(ClientError::UnknownOutcome { .. }) => return OUTCOME_UNKNOWN,
+            Some(ClientError::InvalidArgument { .. }) => return USAGE,
             _ => {}
         }
     }

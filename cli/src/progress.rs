@@ -46,6 +46,16 @@ impl Progress {
         self.bar.set_message(message);
     }
 
+    /// Runs what writes to the terminal, with the progress out of its way.
+    pub(crate) fn aside(&self, write: impl FnOnce()) {
+        self.bar.suspend(write);
+    }
+
+    /// Shows no more.
+    pub(crate) fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+
     /// What to say beside it.
     pub(crate) fn say(&self, message: impl Into<String>) {
         self.bar.set_message(message.into());
@@ -54,6 +64,6 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.end();
     }
 }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::ValueEnum;
+use millstream_client::ConsumedRecord;
 use millstream_record::RecordView;
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
@@ -31,6 +32,50 @@ pub(crate) enum Part {
     Value,
 }
 
+/// A record to print, wherever it comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown<'r, H> {
+    topic: &'r str,
+    partition: u32,
+    offset: u64,
+    timestamp_ms: i64,
+    key: Option<&'r [u8]>,
+    value: Option<&'r [u8]>,
+    headers: H,
+}
+
+type Header<'r> = (&'r str, Option<&'r [u8]>);
+
+/// A record in its batch.
+pub(crate) fn in_place<'r>(
+    topic: &'r str,
+    partition: u32,
+    record: &RecordView<'r>,
+) -> Shown<'r, impl Iterator<Item = Header<'r>> + Clone> {
+    Shown {
+        topic,
+        partition,
+        offset: record.offset.unsigned_abs(),
+        timestamp_ms: record.timestamp_ms,
+        key: record.key,
+        value: record.value,
+        headers: record.headers(),
+    }
+}
+
+/// A record by itself.
+pub(crate) fn owned(record: &ConsumedRecord) -> Shown<'_, impl Iterator<Item = Header<'_>> + Clone> {
+    Shown {
+        topic: &record.topic,
+        partition: record.partition,
+        offset: record.offset,
+        timestamp_ms: record.timestamp_ms,
+        key: record.key.as_deref(),
+        value: record.value.as_deref(),
+        headers: record.headers.iter().map(|header| (header.name.as_str(), header.value.as_deref())),
+    }
+}
+
 /// Prints records, all in one way.
 #[derive(Debug)]
 pub(crate) struct Printer {
@@ -47,31 +92,33 @@ impl Printer {
     }
 
     /// One record, on a line.
-    pub(crate) fn print(
+    pub(crate) fn print<'r>(
         &self,
         out: &mut Out,
-        topic: &str,
-        partition: u32,
-        record: &RecordView<'_>,
+        record: &Shown<'r, impl Iterator<Item = Header<'r>> + Clone>,
     ) -> Result<(), OutputError> {
         match self.format {
-            Format::Json => out.json_line(&Json { topic, partition, record }),
-            Format::Text => Ok(self.print_text(out.writer(), topic, partition, record)?),
+            Format::Json => out.json_line(record),
+            Format::Text => Ok(self.print_text(out.writer(), record)?),
         }
     }
 
-    fn print_text(&self, to: &mut impl Write, topic: &str, partition: u32, record: &RecordView<'_>) -> io::Result<()> {
+    fn print_text<'r>(
+        &self,
+        to: &mut impl Write,
+        record: &Shown<'r, impl Iterator<Item = Header<'r>> + Clone>,
+    ) -> io::Result<()> {
         for (index, part) in self.parts.iter().enumerate() {
             if index > 0 {
                 to.write_all(b"\t")?;
             }
             match part {
-                Part::Topic => to.write_all(topic.as_bytes())?,
-                Part::Partition => write!(to, "{partition}")?,
+                Part::Topic => to.write_all(record.topic.as_bytes())?,
+                Part::Partition => write!(to, "{}", record.partition)?,
                 Part::Offset => write!(to, "{}", record.offset)?,
                 Part::Timestamp => to.write_all(timestamp::format(record.timestamp_ms).as_bytes())?,
                 Part::Key => to.write_all(one_line(record.key).as_bytes())?,
-                Part::Headers => to.write_all(headers(record).as_bytes())?,
+                Part::Headers => to.write_all(headers(record.headers.clone()).as_bytes())?,
                 Part::Value => self.value(to, record.value)?,
             }
         }
@@ -79,16 +126,14 @@ impl Printer {
     }
 
     fn value(&self, to: &mut impl Write, value: Option<&[u8]>) -> io::Result<()> {
-        match value {
-            None => to.write_all(b"null"),
-            Some(value) => match std::str::from_utf8(value) {
-                Err(_) => to.write_all(text::escaped(value).as_bytes()),
-                Ok(shown) if self.escape && shown.chars().any(moves_cursor) => {
-                    let lines: Vec<_> = shown.split('\n').map(|line| text::escaped(line.as_bytes())).collect();
-                    to.write_all(lines.join("\n").as_bytes())
-                }
-                Ok(shown) => to.write_all(shown.as_bytes()),
-            },
+        let Some(value) = value else { return to.write_all(b"null") };
+        match std::str::from_utf8(value) {
+            Err(_) => to.write_all(text::escaped(value).as_bytes()),
+            Ok(shown) if self.escape && shown.chars().any(moves_cursor) => {
+                let lines: Vec<_> = shown.split('\n').map(text::escaped_but_tabs).collect();
+                to.write_all(lines.join("\n").as_bytes())
+            }
+            Ok(shown) => to.write_all(shown.as_bytes()),
         }
     }
 }
@@ -101,9 +146,8 @@ fn one_line(bytes: Option<&[u8]>) -> String {
     bytes.map_or_else(|| "null".into(), text::escaped)
 }
 
-fn headers(record: &RecordView<'_>) -> String {
-    let headers =
-        record.headers().map(|(name, value)| format!("{}={}", text::escaped(name.as_bytes()), one_line(value)));
+fn headers<'r>(headers: impl Iterator<Item = Header<'r>>) -> String {
+    let headers = headers.map(|(name, value)| format!("{}={}", text::escaped(name.as_bytes()), one_line(value)));
     headers.collect::<Vec<_>>().join(",")
 }
 
@@ -124,39 +168,76 @@ impl Serialize for JsonBytes<'_> {
     }
 }
 
-struct Json<'r> {
-    topic: &'r str,
-    partition: u32,
-    record: &'r RecordView<'r>,
-}
-
-impl Serialize for Json<'_> {
+impl<'r, H: Iterator<Item = Header<'r>> + Clone> Serialize for Shown<'r, H> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut object = to.serialize_map(Some(7))?;
         object.serialize_entry("topic", self.topic)?;
         object.serialize_entry("partition", &self.partition)?;
-        object.serialize_entry("offset", &self.record.offset)?;
-        object.serialize_entry("timestamp", &self.record.timestamp_ms)?;
-        object.serialize_entry("key", &self.record.key.map(JsonBytes))?;
-        object.serialize_entry("value", &self.record.value.map(JsonBytes))?;
-        object.serialize_entry("headers", &JsonHeaders(self.record))?;
+        object.serialize_entry("offset", &self.offset)?;
+        object.serialize_entry("timestamp", &self.timestamp_ms)?;
+        object.serialize_entry("key", &self.key.map(JsonBytes))?;
+        object.serialize_entry("value", &self.value.map(JsonBytes))?;
+        object.serialize_entry("headers", &JsonHeaders(&self.headers))?;
         object.end()
     }
 }
 
-struct JsonHeaders<'r>(&'r RecordView<'r>);
+struct JsonHeaders<'h, H>(&'h H);
 
-impl Serialize for JsonHeaders<'_> {
+impl<'r, H: Iterator<Item = Header<'r>> + Clone> Serialize for JsonHeaders<'_, H> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
-        struct Header<'h> {
+        struct JsonHeader<'h> {
             name: &'h str,
             value: Option<JsonBytes<'h>>,
         }
-        let mut list = to.serialize_seq(Some(self.0.header_count() as usize))?;
-        for (name, value) in self.0.headers() {
-            list.serialize_element(&Header { name, value: value.map(JsonBytes) })?;
+        // A malformed header ends them: how many come is known when they have come.
+        let mut list = to.serialize_seq(None)?;
+        for (name, value) in self.0.clone() {
+            list.serialize_element(&JsonHeader { name, value: value.map(JsonBytes) })?;
         }
         list.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARTS: [Part; 4] = [Part::Offset, Part::Key, Part::Headers, Part::Value];
+
+    fn record(value: &'static [u8]) -> Shown<'static, impl Iterator<Item = Header<'static>> + Clone> {
+        let headers = [("h", Some(&b"1"[..])), ("h", None)];
+        Shown {
+            topic: "t",
+            partition: 2,
+            offset: 7,
+            timestamp_ms: 0,
+            key: Some(b"a\tb"),
+            value: Some(value),
+            headers: headers.into_iter(),
+        }
+    }
+
+    fn text(value: &'static [u8], escape: bool) -> String {
+        let printer = Printer { format: Format::Text, parts: PARTS.to_vec(), escape };
+        let mut line = Vec::new();
+        printer.print_text(&mut line, &record(value)).unwrap();
+        String::from_utf8(line).unwrap()
+    }
+
+    #[test]
+    fn text_is_printed_as_it_is_and_bytes_are_escaped() {
+        assert_eq!(text("größe\t\u{1b}".as_bytes(), false), "7\ta\\tb\th=1,h=null\tgröße\t\u{1b}\n");
+        assert_eq!(text("größe\t\u{1b}".as_bytes(), true), "7\ta\\tb\th=1,h=null\tgröße\t\\x1b\n");
+        assert_eq!(text(b"\xffa", false), "7\ta\\tb\th=1,h=null\t\\xffa\n");
+    }
+
+    #[test]
+    fn json_has_everything() {
+        assert_eq!(
+            serde_json::to_string(&record(b"\xff")).unwrap(),
+            r#"{"topic":"t","partition":2,"offset":7,"timestamp":0,"key":"a\tb","value":{"base64":"/w=="},"headers":[{"name":"h","value":"1"},{"name":"h","value":null}]}"#
+        );
     }
 }

@@ -61,7 +61,8 @@ pub fn encode(
             builder: BatchBuilder::with_capacity(Compression::None, room),
             batches: Vec::new(),
         });
-        let headers: usize = reader.headers(index).map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len) + 10).sum();
+        let headers: usize =
+            reader.headers(index).map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len) + 10).sum();
         let bytes =
             BatchBuilder::record_bytes_max(row.key.map_or(0, <[u8]>::len), row.value.map_or(0, <[u8]>::len)) + headers;
         if partition.builder.encoded_bytes() + bytes > cut {

@@ -23,7 +23,9 @@ pub enum RuntimeError {
         source: ModuleError,
     },
     /// No such module.
-    #[error("there is no module {reference:?}: `millstream module list` shows those there are, `millstream module push` adds one")]
+    #[error(
+        "there is no module {reference:?}: `millstream module list` shows those there are, `millstream module push` adds one"
+    )]
     UnknownModule {
         /// As asked.
         reference: String,

@@ -71,7 +71,8 @@ pub fn dead_letters(failed: &Columns, failures: &[Failure], origin: &DeadLetterO
             ("millstream.offset", &offset),
             ("millstream.reason", &failure.reason),
         ];
-        let headers = reader.headers(index).chain(added.into_iter().map(|(name, value)| (name, Some(value.as_bytes()))));
+        let headers =
+            reader.headers(index).chain(added.into_iter().map(|(name, value)| (name, Some(value.as_bytes()))));
         out.push(row.offset, row.timestamp_ms, row.key, row.value, headers);
     }
     out

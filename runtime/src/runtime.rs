@@ -464,8 +464,7 @@ impl Runtime {
                     None
                 }
             };
-            let pipeline =
-                Arc::new(Pipeline { group, ready, stored: Mutex::new(stored), running: Mutex::default() });
+            let pipeline = Arc::new(Pipeline { group, ready, stored: Mutex::new(stored), running: Mutex::default() });
             self.0.pipelines.write().insert(name, pipeline.clone());
             self.reserve_topics(&pipeline);
             match pipeline.state() {
@@ -495,7 +494,8 @@ impl Runtime {
         let mut mistakes = Vec::new();
         for (spec, module) in checked.spec.stages.iter().zip(modules) {
             let parameters = spec.with.clone().into_iter().collect();
-            let mut guest = crate::host::Guest::new(&self.0.engine, module, parameters, spec.limits, Default::default());
+            let mut guest =
+                crate::host::Guest::new(&self.0.engine, module, parameters, spec.limits, Default::default());
             let started = self.0.pool.run(move |_| guest.start()).await.ok_or(BrokerError::ShuttingDown)?;
             if let Err(error) = started {
                 let place = spec.module.place;
@@ -617,9 +617,8 @@ impl Runtime {
             stages.iter().any(|stage| stage.kind.value == StageKind::Aggregate && stage.name.value == name)
         };
         let old_stages = before.map(|before| before.spec().stages).unwrap_or_default();
-        let dropped = old_stages.iter().filter(|old| {
-            old.kind.value == StageKind::Aggregate && !keeps_state(&old.name.value)
-        });
+        let dropped =
+            old_stages.iter().filter(|old| old.kind.value == StageKind::Aggregate && !keeps_state(&old.name.value));
         commit.drop_state = dropped.map(|old| store_name(pipeline.name(), &old.name.value)).collect();
         for topic in pipeline.sources() {
             for partition in topic.partitions() {
@@ -641,7 +640,9 @@ impl Runtime {
                 self.0.broker.delete_topic(topic.name()).await?;
             }
         }
-        for old in old_stages.iter().filter(|old| !checked.spec.stages.iter().any(|new| new.name.value == old.name.value)) {
+        for old in
+            old_stages.iter().filter(|old| !checked.spec.stages.iter().any(|new| new.name.value == old.name.value))
+        {
             self.0.metrics.forget(pipeline.name(), &old.name.value);
         }
         Ok(())
@@ -759,9 +760,8 @@ fn stage_changes(before: Option<&Pipeline>, after: &Stored) -> Vec<String> {
     said("to", to(&before.spec), to(&after.spec));
     let letters = |spec: &PipelineSpec| spec.dead_letter_topic().unwrap_or_else(|| "nothing".to_owned());
     said("dead-letters", letters(&before.spec), letters(&after.spec));
-    let order = |spec: &PipelineSpec| {
-        spec.stages.iter().map(|stage| stage.name.value.clone()).collect::<Vec<_>>().join(", ")
-    };
+    let order =
+        |spec: &PipelineSpec| spec.stages.iter().map(|stage| stage.name.value.clone()).collect::<Vec<_>>().join(", ");
     said("stages", order(&before.spec), order(&after.spec));
     for stage in &after.spec.stages {
         let Some(old) = before.spec.stages.iter().find(|old| old.name.value == stage.name.value) else { continue };

@@ -258,7 +258,9 @@ impl Run<'_> {
         for run in batches.runs {
             for batch in split_batches(run) {
                 let batch = batch.map_err(|error| format!("the log is damaged: {error}"))?;
-                input.append_batch(&batch, from.get(), limits).map_err(|error| format!("the log is damaged: {error}"))?;
+                input
+                    .append_batch(&batch, from.get(), limits)
+                    .map_err(|error| format!("the log is damaged: {error}"))?;
             }
         }
         let mut next = batches.next;
@@ -286,9 +288,9 @@ impl Run<'_> {
         let mut columns = input;
         let segment = self.segment.clone();
         for (index, stage) in segment.stages.iter().enumerate() {
-            let outcome = self.stage(index, stage, columns, ran).map_err(|error| {
-                self.stopped(Some(stage), first.unwrap_or_default(), error.to_string())
-            })?;
+            let outcome = self
+                .stage(index, stage, columns, ran)
+                .map_err(|error| self.stopped(Some(stage), first.unwrap_or_default(), error.to_string()))?;
             self.failures(stage, &outcome, ran)?;
             columns = outcome.output;
             if let Some(topic) = &stage.settings().to {

@@ -1,1 +1,77 @@
-//! Under construction.
+//! What the tests and benchmarks share: a real server process, a broker and runtime in this process,
+//! the built modules, the flights.
+
+pub mod instance;
+pub mod server;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+/// The workspace's folder.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the workspace")
+}
+
+/// Where the build puts programs: the folder above that of this test binary.
+pub fn target_dir() -> PathBuf {
+    let me = std::env::current_exe().expect("a program knows where it is");
+    let dir = me.parent().expect("a file has a folder");
+    if dir.ends_with("deps") || dir.ends_with("examples") {
+        dir.parent().expect("deps is in a folder").to_owned()
+    } else {
+        dir.to_owned()
+    }
+}
+
+/// A module as `cargo xtask guests` built it.
+///
+/// # Panics
+/// Where it was not built.
+pub fn guest(name: &str) -> Bytes {
+    let path = guest_path(name);
+    match std::fs::read(&path) {
+        Ok(bytes) => bytes.into(),
+        Err(error) => panic!("{}: {error}: run `cargo xtask guests` first", path.display()),
+    }
+}
+
+/// The path of a module as `cargo xtask guests` built it.
+pub fn guest_path(name: &str) -> PathBuf {
+    root().join("target/guests").join(format!("{name}.wasm"))
+}
+
+/// One flight of `data/flights-20k.ndjson.gz`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Flight {
+    /// `2001/01/01 00:47`.
+    pub date: String,
+    /// Minutes.
+    pub delay: i64,
+    /// Airport.
+    pub origin: String,
+    /// Airport.
+    pub destination: String,
+    /// The line itself.
+    #[serde(skip)]
+    pub line: String,
+}
+
+/// All 20,000 flights.
+///
+/// # Panics
+/// Where the file is not as it was committed.
+pub fn flights() -> Vec<Flight> {
+    let path = root().join("data/flights-20k.ndjson.gz");
+    let file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("the flights are gzip");
+    let flight = |line: &str| {
+        let mut flight: Flight = serde_json::from_str(line).expect("a line is a flight");
+        flight.line = line.to_owned();
+        flight
+    };
+    text.lines().map(flight).collect()
+}

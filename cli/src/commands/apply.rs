@@ -71,7 +71,9 @@ struct File {
     mistakes: Vec<v1::Mistake>,
     mistakes_left_out: usize,
     changes: Vec<String>,
-    /// As it runs now; none where it was not applied.
+    /// Whether the server took it.
+    applied: bool,
+    /// As it runs now; none where it does not run.
     pipeline: Option<v1::Pipeline>,
 }
 
@@ -98,6 +100,7 @@ impl File {
             mistakes: Vec::new(),
             mistakes_left_out: 0,
             changes: Vec::new(),
+            applied: false,
             pipeline: None,
         };
         match pipeline::parse(&file.text) {
@@ -193,6 +196,7 @@ impl File {
         let modules = self.modules.iter().map(|module| (module.path.clone(), module.reference.clone()));
         let request = v1::ApplyPipelineRequest { yaml: self.text.clone(), modules: modules.collect(), dry_run };
         let applied = client.admin().apply_pipeline(request).await?;
+        self.applied = applied.mistakes.is_empty();
         self.mistakes = applied.mistakes;
         self.changes.extend(applied.changes);
         self.pipeline = applied.pipeline;
@@ -208,7 +212,8 @@ impl File {
             out.line(change)?;
         }
         match &self.pipeline {
-            _ if args.dry_run => out.line("a dry run: nothing was changed")?,
+            _ if args.dry_run && self.changes.is_empty() => out.line("a dry run: nothing would change")?,
+            _ if args.dry_run => out.line("a dry run: this would be so, nothing was changed")?,
             Some(pipeline) if self.changes.is_empty() => {
                 out.line(format_args!("pipeline {name} is unchanged, and {}", pipeline.state))?;
             }
@@ -234,7 +239,7 @@ impl File {
         exit::say(format_args!("error: {mistakes} in {}: nothing of it was applied", self.shown));
     }
 
-    fn to_json(&self) -> Value {
+    fn to_json(&self, dry_run: bool) -> Value {
         let mistakes = self.mistakes.iter();
         let mistakes = mistakes
             .map(|mistake| json!({ "line": mistake.line, "column": mistake.column, "message": mistake.message }));
@@ -245,6 +250,7 @@ impl File {
             .collect();
         json!({
             "file": self.shown,
+            "applied": self.applied && !dry_run,
             "changes": self.changes,
             "mistakes": mistakes.collect::<Value>(),
             "modules": modules,
@@ -264,9 +270,9 @@ async fn is_there(module: &PathModule, client: &Client) -> anyhow::Result<bool> 
 fn report(files: &[File], args: &Args) -> anyhow::Result<ExitCode> {
     let mut out = Out::new();
     if args.output.json() {
-        out.json(&files.iter().map(File::to_json).collect::<Vec<_>>())?;
+        out.json(&files.iter().map(|file| file.to_json(args.dry_run)).collect::<Vec<_>>())?;
     } else {
-        for file in files.iter().filter(|file| file.pipeline.is_some()) {
+        for file in files.iter().filter(|file| file.applied) {
             file.print(&mut out, args)?;
         }
     }

@@ -1,18 +1,16 @@
 //! `millstream consume`: records of a topic to stdout.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::pin::pin;
 use std::process::ExitCode;
 
-use millstream_api::v1;
-use millstream_client::{Client, Consumer, ConsumerSettings, Position, RecordSet};
+use millstream_client::{Client, Consumer, ConsumerSettings, Position};
 
 use crate::exit::Usage;
 use crate::interrupt::Interrupt;
 use crate::output::{self, Out, OutputArgs, OutputError};
 use crate::progress::Progress;
-use crate::record::{Part, Printer};
+use crate::record::{self, Part, Printer};
 use crate::{position, text};
 
 const EXAMPLES: &str = "\
@@ -58,20 +56,13 @@ pub(crate) struct Args {
 /// Does it.
 pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode> {
     let mut consumer = client.consumer(settings(&args)?)?;
-    let mut printing = Printing::new(&args);
-    match printing.until_end(&mut consumer).await {
-        // What was printed of the last set is less than what was handed out.
-        Ok(End::Cut) if args.group.is_some() => consumer.commit_offsets(printing.offsets(&consumer)).await?,
-        Ok(End::Cut) => {}
-        Ok(End::Whole) => consumer.close().await?,
-        Err(error) => {
-            if !error.is::<OutputError>() {
-                // The first error says more than what may follow from it.
-                let _ = consumer.close().await;
-            }
-            return Err(error);
-        }
-    }
+    let printed = Printing::new(&args).until_end(&mut consumer).await;
+    let fits = printed.as_ref().err().is_none_or(|error| !error.is::<OutputError>());
+    // Closing commits what was handed out: not if it could not be printed.
+    let closed = if fits { consumer.close().await } else { Ok(()) };
+    // The first error says more than what may follow from it.
+    printed?;
+    closed?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -93,14 +84,6 @@ fn settings(args: &Args) -> Result<ConsumerSettings, Usage> {
     })
 }
 
-/// How the printing ended.
-enum End {
-    /// With all printed that the consumer handed out.
-    Whole,
-    /// At `--max`, within a set.
-    Cut,
-}
-
 struct Printing<'a> {
     args: &'a Args,
     out: Out,
@@ -109,9 +92,6 @@ struct Printing<'a> {
     /// Records that may still be printed.
     left: u64,
     printed: u64,
-    printed_bytes: u64,
-    /// The offset after the last printed record, by topic and partition.
-    next_offsets: BTreeMap<(String, u32), u64>,
 }
 
 impl<'a> Printing<'a> {
@@ -124,76 +104,63 @@ impl<'a> Printing<'a> {
             progress,
             left: args.max.map_or(u64::MAX, NonZeroU64::get),
             printed: 0,
-            printed_bytes: 0,
-            next_offsets: BTreeMap::new(),
         }
     }
 
     /// Prints until the end, Ctrl-C, or the reader of the output goes away.
-    async fn until_end(&mut self, consumer: &mut Consumer) -> anyhow::Result<End> {
+    async fn until_end(&mut self, consumer: &mut Consumer) -> anyhow::Result<()> {
         let mut interrupt = Interrupt::new()?;
         let mut interrupted = pin!(interrupt.wait());
         let mut reader_gone = pin!(output::closed());
-        loop {
+        while self.left > 0 {
             // Asking for more lets the consumer commit what it handed out: it has to be printed.
             if self.args.group.is_some() {
                 self.out.flush()?;
             }
-            let ready = tokio::select! {
+            let going_on = tokio::select! {
                 biased;
-                () = &mut interrupted => None,
-                set = consumer.next_batch() => Some(set),
+                () = &mut interrupted => false,
+                going_on = self.print_next(consumer) => going_on?,
+                // None is ready: who reads this gets what there is, and waits as well.
                 () = std::future::ready(()) => {
                     self.out.flush()?;
                     tokio::select! {
-                        () = &mut interrupted => None,
-                        () = &mut reader_gone => None,
-                        set = consumer.next_batch() => Some(set),
+                        () = &mut interrupted => false,
+                        () = &mut reader_gone => false,
+                        going_on = self.print_next(consumer) => going_on?,
                     }
                 }
             };
-            let Some(set) = ready.flatten().transpose()? else { break };
-            let whole = self.print(&set)?;
-            if self.left == 0 {
-                self.out.flush()?;
-                return Ok(if whole { End::Whole } else { End::Cut });
-            }
-        }
-        self.out.flush()?;
-        Ok(End::Whole)
-    }
-
-    /// Whether all of it could be printed.
-    fn print(&mut self, set: &RecordSet) -> anyhow::Result<bool> {
-        let (topic, partition) = (set.topic(), set.partition());
-        let mut next_offset = set.next_offset();
-        let mut whole = true;
-        for record in set {
-            let record = record?;
-            if self.left == 0 {
-                next_offset = record.offset.unsigned_abs();
-                whole = false;
+            if !going_on {
                 break;
             }
-            self.printer.print(&mut self.out, topic, partition, &record)?;
-            self.left -= 1;
-            self.printed += 1;
+            self.progress.say(text::plural(self.printed, "record"));
         }
-        self.next_offsets.insert((topic.to_owned(), partition), next_offset);
-        self.printed_bytes += set.bytes() as u64;
-        let (records, bytes) = (text::plural(self.printed, "record"), text::size(self.printed_bytes));
-        self.progress.say(format!("{records}, {bytes}"));
-        Ok(whole)
+        Ok(self.out.flush()?)
     }
 
-    /// What was printed of the partitions that the consumer still has.
-    fn offsets(&self, consumer: &Consumer) -> Vec<v1::TopicPartitionOffset> {
-        let assigned = consumer.assignment().partitions;
-        let offsets = assigned.into_iter().filter_map(|of| {
-            let key = (of.topic, of.partition);
-            let offset = *self.next_offsets.get(&key)?;
-            Some(v1::TopicPartitionOffset { topic: key.0, partition: key.1, offset })
-        });
-        offsets.collect()
+    /// Prints the next records; false at the end. Cancel-safe: it waits only before it takes them.
+    async fn print_next(&mut self, consumer: &mut Consumer) -> anyhow::Result<bool> {
+        if self.args.group.is_some() && self.args.max.is_some() {
+            // What is handed out gets committed: no more than is printed.
+            let Some(record) = consumer.next().await.transpose()? else { return Ok(false) };
+            self.printer.print(&mut self.out, &record::owned(&record))?;
+            self.count();
+            return Ok(true);
+        }
+        let Some(set) = consumer.next_batch().await.transpose()? else { return Ok(false) };
+        for view in &set {
+            if self.left == 0 {
+                break;
+            }
+            self.printer.print(&mut self.out, &record::in_place(set.topic(), set.partition(), &view?))?;
+            self.count();
+        }
+        Ok(true)
+    }
+
+    fn count(&mut self) {
+        self.left -= 1;
+        self.printed += 1;
     }
 }

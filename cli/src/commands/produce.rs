@@ -96,7 +96,9 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode>
         () = interrupt.wait() => {}
     }
     let sent = sending.finish(sent);
-    sending.summary();
+    if sent.is_ok() || sending.stored > 0 {
+        sending.summary();
+    }
     sent.map(|()| ExitCode::SUCCESS)
 }
 
@@ -209,7 +211,7 @@ impl<'a> Sending<'a> {
     fn skip(&mut self, error: &crate::input::LineError) {
         self.skipped += 1;
         if self.skipped <= SKIPPED_SHOWN_MAX {
-            exit::say(format_args!("skipped {error}"));
+            self.progress.aside(|| exit::say(format_args!("skipped {error}")));
         }
     }
 
@@ -249,6 +251,7 @@ impl<'a> Sending<'a> {
     }
 
     fn summary(&self) {
+        self.progress.end();
         let took = self.began.elapsed();
         let (records, bytes) = (text::plural(self.stored, "record"), text::size(self.stored_bytes));
         let per_second = text::count((self.stored as f64 / took.as_secs_f64().max(1e-9)) as u64);

@@ -28,7 +28,11 @@ impl Service {
     }
 
     /// Entries as the contract has them, with what the module makes of them.
-    async fn entries(&self, stage: &Arc<Stage>, found: Vec<(u32, Vec<u8>, Vec<u8>)>) -> Result<Vec<v1::StateEntry>, Status> {
+    async fn entries(
+        &self,
+        stage: &Arc<Stage>,
+        found: Vec<(u32, Vec<u8>, Vec<u8>)>,
+    ) -> Result<Vec<v1::StateEntry>, Status> {
         let keys: Column = found.iter().map(|(_, key, _)| Some(key.as_slice())).collect();
         let accumulators: Column = found.iter().map(|(_, _, accumulator)| Some(accumulator.as_slice())).collect();
         let values = self.runtime.finish(stage, keys, accumulators).await?;
@@ -49,10 +53,7 @@ fn named(stage: &str) -> Option<&str> {
 
 #[tonic::async_trait]
 impl State for Service {
-    async fn get_state(
-        &self,
-        request: Request<v1::GetStateRequest>,
-    ) -> Result<Response<v1::GetStateResponse>, Status> {
+    async fn get_state(&self, request: Request<v1::GetStateRequest>) -> Result<Response<v1::GetStateResponse>, Status> {
         let request = request.into_inner();
         let stage = self.runtime.aggregate_stage(&request.pipeline, named(&request.stage))?;
         let partitions = self.runtime.broker().state().partitions(stage.store());

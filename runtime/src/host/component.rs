@@ -22,7 +22,9 @@ pub enum ModuleError {
     #[error("not WebAssembly: {0}; push a .wasm file, as cargo builds it for wasm32-unknown-unknown")]
     NotWasm(String),
     /// Over the size limit.
-    #[error("{bytes} bytes are over the limit of {module_bytes_max} (module_bytes_max): strip the module, or optimise it for size")]
+    #[error(
+        "{bytes} bytes are over the limit of {module_bytes_max} (module_bytes_max): strip the module, or optimise it for size"
+    )]
     TooLarge {
         /// The module's size.
         bytes: usize,
@@ -30,16 +32,22 @@ pub enum ModuleError {
         module_bytes_max: usize,
     },
     /// A core module without the sections that say what it implements.
-    #[error("a core module that can't be made a component: {0}; build it with the millstream crate or with wit-bindgen and millstream:stage@0.1.0")]
+    #[error(
+        "a core module that can't be made a component: {0}; build it with the millstream crate or with wit-bindgen and millstream:stage@0.1.0"
+    )]
     NoComponent(String),
     /// WebAssembly that does not validate, or uses what is switched off.
     #[error("invalid WebAssembly: {0}")]
     Invalid(String),
     /// Something is imported that no stage is given.
-    #[error("it imports {0}, which stages are not given: they have no WASI, no clock, no files and no network, only millstream:stage/host")]
+    #[error(
+        "it imports {0}, which stages are not given: they have no WASI, no clock, no files and no network, only millstream:stage/host"
+    )]
     Import(String),
     /// None of the three interfaces is exported.
-    #[error("a component of another world: it exports {0}; a stage exports one of millstream:stage/filter, map or aggregate, version 0.1.0")]
+    #[error(
+        "a component of another world: it exports {0}; a stage exports one of millstream:stage/filter, map or aggregate, version 0.1.0"
+    )]
     OtherWorld(String),
     /// More than one of the three interfaces is exported.
     #[error("it exports {0}: a module is one stage, export one of them")]
@@ -72,7 +80,10 @@ pub(super) fn encode(wasm: &[u8], module_bytes_max: usize) -> Result<Vec<u8>, Mo
             .map_err(|error| ModuleError::NoComponent(first_lines(&format!("{error:#}")))),
         [0, b'a', b's', b'm', _, _, 1, 0, ..] => Ok(wasm.to_vec()),
         [] => Err(ModuleError::NotWasm("the file is empty".into())),
-        _ => Err(ModuleError::NotWasm(format!("it begins with {:?}", String::from_utf8_lossy(&wasm[..wasm.len().min(8)])))),
+        _ => Err(ModuleError::NotWasm(format!(
+            "it begins with {:?}",
+            String::from_utf8_lossy(&wasm[..wasm.len().min(8)])
+        ))),
     }
 }
 

@@ -115,8 +115,8 @@ struct LineBudget {
 impl LineBudget {
     fn take(&mut self) -> bool {
         let now = Instant::now();
-        self.left = (self.left + now.duration_since(self.since).as_secs_f64() * LOG_LINES_A_SECOND)
-            .min(f64::from(LOG_BURST));
+        self.left =
+            (self.left + now.duration_since(self.since).as_secs_f64() * LOG_LINES_A_SECOND).min(f64::from(LOG_BURST));
         self.since = now;
         if self.left < 1.0 {
             self.dropped += 1;
@@ -361,7 +361,10 @@ impl Guest {
         let failed = |error: &wasmtime::Error, store: &Store<HostState>| {
             if store.data().limiter.was_hit {
                 return CallError::Instantiate {
-                    reason: format!("it wants more than {} bytes of memory (memory-bytes-max)", self.limits.memory_bytes_max),
+                    reason: format!(
+                        "it wants more than {} bytes of memory (memory-bytes-max)",
+                        self.limits.memory_bytes_max
+                    ),
                 };
             }
             CallError::Instantiate { reason: first_lines(&format!("{error:#}")) }
@@ -425,7 +428,9 @@ impl Guest {
             None if format!("{error:#}").contains("fuel allocated for hostcalls") => {
                 CallError::OutputTooLarge { output_bytes_max: self.limits.output_bytes_max }
             }
-            None => CallError::Malformed { what: format!("nothing that can be read: {}", first_lines(&format!("{error:#}"))) },
+            None => CallError::Malformed {
+                what: format!("nothing that can be read: {}", first_lines(&format!("{error:#}"))),
+            },
         }
     }
 }

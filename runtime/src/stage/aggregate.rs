@@ -11,7 +11,8 @@ use super::{Outcome, StageError, failed_records};
 use crate::failure::Failure;
 use crate::host::{CallError, Guest};
 
-const NO_KEY: &str = "an aggregate needs a key, and the record has none: give it one with a map before, or produce it with a key";
+const NO_KEY: &str =
+    "an aggregate needs a key, and the record has none: give it one with a map before, or produce it with a key";
 
 /// The groups of a batch: an index a key, in order of first appearance.
 #[derive(Debug, Default)]

@@ -15,11 +15,7 @@ pub fn run(guest: &mut Guest, input: Columns) -> Result<Outcome, StageError> {
     let failures = halve(input.len(), |part| {
         // Parts come in order: one that was skipped was a record that failed alone.
         verdicts.resize(part.start, 0);
-        let filtered = if part.len() == input.len() {
-            guest.filter(&input)
-        } else {
-            guest.filter(&input.slice(part))
-        }?;
+        let filtered = if part.len() == input.len() { guest.filter(&input) } else { guest.filter(&input.slice(part)) }?;
         if verdicts.is_empty() {
             verdicts = filtered.verdicts;
         } else {

@@ -44,8 +44,8 @@ fn assemble(input: &Columns, mapped: Mapped) -> Columns {
         timestamps_ms: mapped.timestamps_ms.unwrap_or_else(|| of(&input.timestamps_ms)),
         keys: mapped.keys.unwrap_or_else(|| column_of(&input.keys)),
         values: mapped.values.unwrap_or_else(|| column_of(&input.values)),
-        headers: mapped.headers.unwrap_or_else(|| {
-            if same { input.headers.clone() } else { input.gather_headers(sources) }
-        }),
+        headers: mapped
+            .headers
+            .unwrap_or_else(|| if same { input.headers.clone() } else { input.gather_headers(sources) }),
     }
 }

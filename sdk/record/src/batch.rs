@@ -97,12 +97,7 @@ impl BatchHeader {
         if base_offset.checked_add(i64::from(last_offset_delta) + 1).is_none() {
             return Err(BatchError::BaseOffset(base_offset));
         }
-        Ok(Self {
-            base_offset,
-            batch_bytes,
-            last_offset_delta,
-            max_timestamp_ms: i64_at(bytes, at::MAX_TIMESTAMP),
-        })
+        Ok(Self { base_offset, batch_bytes, last_offset_delta, max_timestamp_ms: i64_at(bytes, at::MAX_TIMESTAMP) })
     }
 
     /// Offsets that the batch takes.

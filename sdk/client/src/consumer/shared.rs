@@ -373,7 +373,8 @@ impl Shared {
         let outcome = committed.error.map_or(Ok(()), |error| Err(ClientError::refused(error)));
         match &outcome {
             Ok(()) => commit.offsets.iter().for_each(|(part, offset)| part.set_committed(*offset)),
-            Err(error) => tracing::warn!("a commit was refused: {error}"),
+            Err(error) if commit.answer.is_none() => tracing::warn!("an automatic commit was refused: {error}"),
+            Err(_) => {}
         }
         if let Some(answer) = commit.answer {
             let _ = answer.send(outcome);

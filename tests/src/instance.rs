@@ -1,0 +1,153 @@
+//! A broker with its runtime in this process: for tests that need no network, and for those that put
+//! something under the store.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_broker::clock::SystemClock;
+use millstream_broker::partition::ReadRange;
+use millstream_broker::store::StoreOptions;
+use millstream_broker::topic::TopicSettings;
+use millstream_broker::{Broker, BrokerSettings, Offset, TopicName};
+use millstream_record::{BatchBuilder, Compression, Limits, Record, split_batches};
+use millstream_runtime::{Runtime, RuntimeSettings};
+use prometheus_client::registry::Registry;
+
+/// Broker and runtime. `stop` it before its folder goes.
+#[derive(Clone)]
+pub struct Instance {
+    /// The broker.
+    pub broker: Broker,
+    /// The runtime.
+    pub runtime: Runtime,
+}
+
+impl std::fmt::Debug for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Instance")
+    }
+}
+
+impl Instance {
+    /// Opens `data`, in a tokio runtime.
+    ///
+    /// # Panics
+    /// Where it does not open.
+    pub fn open(data: &Path) -> Self {
+        let mut registry = Registry::default();
+        let (settings, options) = (BrokerSettings::default(), StoreOptions::default());
+        let broker = Broker::open(data, settings, options, Arc::new(SystemClock), &mut registry).expect("it opens");
+        let runtime = Runtime::open(broker.clone(), RuntimeSettings::default(), &mut registry).expect("it opens");
+        Self { broker, runtime }
+    }
+
+    /// Makes a topic.
+    ///
+    /// # Panics
+    /// Where it can't be made.
+    pub async fn topic(&self, name: &str, partitions: u32) {
+        let name = TopicName::new(name).expect("a topic's name");
+        self.broker.create_topic(&name, partitions, TopicSettings::default(), false).await.expect("a new topic");
+    }
+
+    /// Pushes a module of `guests/` under its own name.
+    ///
+    /// # Panics
+    /// Where it is refused.
+    pub async fn push(&self, guest: &str) {
+        self.runtime.push_module(guest, crate::guest(guest)).await.expect("a good module");
+    }
+
+    /// Applies a pipeline file that must be good.
+    ///
+    /// # Panics
+    /// Where it is refused.
+    pub async fn apply(&self, yaml: &str) -> Vec<String> {
+        match self.runtime.apply(yaml, &Default::default(), false).await {
+            Ok(applied) => applied.changes,
+            Err(error) => panic!("refused:\n{error}"),
+        }
+    }
+
+    /// Writes records, keys and values, to one partition in one batch.
+    ///
+    /// # Panics
+    /// Where they are refused.
+    pub async fn produce(&self, topic: &str, partition: u32, records: &[(Option<&str>, &str)]) -> Offset {
+        let mut builder = BatchBuilder::new(Compression::None);
+        for (index, (key, value)) in records.iter().enumerate() {
+            builder.push(index as i64, key.map(str::as_bytes), Some(value.as_bytes()), []);
+        }
+        let batch = builder.finish().expect("there are records");
+        let topic = self.broker.topic(topic).expect("the topic is there");
+        let partition = topic.partition(partition).expect("the partition is there");
+        let receipt = self.broker.produce(&topic, partition, vec![batch]).await.expect("there is room");
+        receipt.await.expect("it is stored").base_offsets[0]
+    }
+
+    /// All records of a partition.
+    ///
+    /// # Panics
+    /// Where it can't be read.
+    pub async fn records(&self, topic: &str, partition: u32) -> Vec<Record> {
+        let topic = self.broker.topic(topic).expect("the topic is there");
+        let partition = topic.partition(partition).expect("the partition is there");
+        let mut records = Vec::new();
+        let mut from = Offset::ZERO;
+        while from < partition.end() {
+            let range = ReadRange { from, until: None, bytes_max: 1 << 20 };
+            let slice = self.broker.read(partition, range).await.expect("it is read");
+            for batch in slice.runs.into_iter().flat_map(split_batches) {
+                let batch = batch.expect("a good batch");
+                let read = batch.records(&Limits::default()).expect("good records");
+                for view in &read {
+                    let record = read.to_record(&view.expect("a good record"));
+                    if record.offset >= from.get() {
+                        records.push(record);
+                    }
+                }
+            }
+            assert!(slice.next > from, "a read goes on");
+            from = slice.next;
+        }
+        records
+    }
+
+    /// All records of a topic, partition after partition.
+    pub async fn all_records(&self, topic: &str) -> Vec<Record> {
+        let partitions = self.broker.topic(topic).expect("the topic is there").partition_count();
+        let mut all = Vec::new();
+        for partition in 0..partitions {
+            all.extend(self.records(topic, partition).await);
+        }
+        all
+    }
+
+    /// Waits until every running pipeline has read and committed all there is.
+    pub async fn caught_up(&self) {
+        wait_until("the pipelines have caught up", || self.runtime.is_caught_up()).await;
+    }
+
+    /// Ends tasks and committer.
+    ///
+    /// # Panics
+    /// Where the committer panicked.
+    pub async fn stop(self) {
+        self.runtime.stop().await;
+        let broker = self.broker.clone();
+        tokio::task::spawn_blocking(move || broker.stop()).await.expect("the committer ends");
+    }
+}
+
+/// Waits for a condition. The limit is for a test that hangs; it says nothing of speed.
+///
+/// # Panics
+/// Where it does not come true.
+pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = tokio::time::Instant::now() + Duration::from_secs(120);
+    while !condition() {
+        assert!(tokio::time::Instant::now() < limit, "not within two minutes: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,170 @@
+//! A real `millstream serve`, to be used, killed and started again.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use millstream_client::Client;
+
+/// A running server process. It is killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    data: PathBuf,
+    /// `127.0.0.1:port` of gRPC.
+    pub grpc: String,
+    /// `127.0.0.1:port` of HTTP.
+    pub http: String,
+}
+
+/// The `millstream` program of this build.
+///
+/// # Panics
+/// Where it was not built.
+pub fn millstream() -> PathBuf {
+    let path = crate::target_dir().join("millstream");
+    assert!(
+        path.exists(),
+        "{} is not there: `cargo xtask test` builds it, or `cargo build --bin millstream`",
+        path.display()
+    );
+    path
+}
+
+impl Server {
+    /// Starts a server on `data`, on free ports, and waits until it is ready.
+    ///
+    /// # Panics
+    /// Where it does not start: its error is on stderr.
+    pub fn start(data: &Path) -> Self {
+        Self::start_with(data, &[])
+    }
+
+    /// As [`Server::start`], with more arguments.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub fn start_with(data: &Path, arguments: &[&str]) -> Self {
+        let log = std::env::var("MILLSTREAM_TEST_LOG").unwrap_or_else(|_| "error".into());
+        let mut child = Command::new(millstream())
+            .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", &log, "--data"])
+            .arg(data)
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).expect("the server prints where it listens");
+        let address = |name: &str| {
+            let at =
+                line.find(name).unwrap_or_else(|| panic!("the server did not start, it said {line:?}")) + name.len();
+            line[at..].split([',', '\n']).next().unwrap_or_default().trim().to_owned()
+        };
+        Self { grpc: address("gRPC "), http: address("HTTP "), data: data.to_owned(), child }
+    }
+
+    /// A client of it.
+    ///
+    /// # Panics
+    /// Never: the address is one.
+    pub fn client(&self) -> Client {
+        Client::new(&self.grpc).expect("the address is one")
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it as the kernel would: no warning, nothing written.
+    ///
+    /// # Panics
+    /// Where it can't be killed.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a killed child ends");
+    }
+
+    /// Asks it to stop with SIGTERM, and waits.
+    ///
+    /// # Panics
+    /// Where that can't be done.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let sent = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+        self.child.wait().expect("it ends")
+    }
+
+    /// Starts another one on the same data, after [`Server::kill`] or [`Server::terminate`].
+    pub fn restart(&mut self) {
+        let data = self.data.clone();
+        *self = Self::start(&data);
+    }
+
+    /// Runs the `millstream` program against it.
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        self.run_with_input(arguments, "")
+    }
+
+    /// Runs the `millstream` program against it, with `input` on stdin.
+    ///
+    /// # Panics
+    /// Where the program can't be run.
+    pub fn run_with_input(&self, arguments: &[&str], input: &str) -> Ran {
+        run(Command::new(millstream()).env("MILLSTREAM_SERVER", &self.grpc).args(arguments), input)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a program printed and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// stdout.
+    pub out: String,
+    /// stderr.
+    pub err: String,
+    /// The exit code.
+    pub code: Option<i32>,
+}
+
+impl Ran {
+    /// stdout of a program that must have succeeded.
+    ///
+    /// # Panics
+    /// Where it did not.
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "out: {}\nerr: {}", self.out, self.err);
+        self.out
+    }
+}
+
+/// Runs a program to its end.
+///
+/// # Panics
+/// Where it can't be run.
+pub fn run(command: &mut Command, input: &str) -> Ran {
+    use std::io::Write;
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().expect("the program runs");
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    let input = input.to_owned();
+    let writer = std::thread::spawn(move || {
+        // A program that does not read its input closes the pipe.
+        let _ = stdin.write_all(input.as_bytes());
+    });
+    let output = child.wait_with_output().expect("the program ends");
+    writer.join().expect("the writer ends");
+    Ran {
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        code: output.status.code(),
+    }
+}

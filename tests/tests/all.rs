@@ -1,0 +1,5 @@
+//! One binary of tests, a module a feature.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod guests;
+mod invariants;
