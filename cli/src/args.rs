@@ -25,7 +25,16 @@ Exit codes:
 #[command(name = "millstream", version, after_help = HELP, max_term_width = 110)]
 pub(crate) struct Args {
     /// The server, for the commands that talk to one
-    #[arg(long, global = true, env = "MILLSTREAM_SERVER", value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
+    #[arg(
+        long,
+        global = true,
+        env = "MILLSTREAM_SERVER",
+        hide_env_values = true,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:7070",
+        // After a command's own.
+        display_order = 900
+    )]
     pub(crate) server: String,
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -76,6 +76,23 @@ pub(crate) fn owned(record: &ConsumedRecord) -> Shown<'_, impl Iterator<Item = H
     }
 }
 
+/// A record read from the log itself.
+pub(crate) fn stored<'r>(
+    topic: &'r str,
+    partition: u32,
+    record: &'r millstream_record::Record,
+) -> Shown<'r, impl Iterator<Item = Header<'r>> + Clone> {
+    Shown {
+        topic,
+        partition,
+        offset: record.offset.unsigned_abs(),
+        timestamp_ms: record.timestamp_ms,
+        key: record.key.as_deref(),
+        value: record.value.as_deref(),
+        headers: record.headers.iter().map(|header| (&*header.name, header.value.as_deref())),
+    }
+}
+
 /// Prints records, all in one way.
 #[derive(Debug)]
 pub(crate) struct Printer {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -32,7 +33,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// A pipeline file; may be given more than once
+    /// A pipeline file, or - for stdin; may be given more than once
     #[arg(short, long = "file", value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// Check, say what would change, and change nothing
@@ -62,13 +63,13 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode>
 }
 
 /// A pipeline file, and what became of it.
-struct File {
+pub(super) struct File {
     /// As it was named.
     shown: String,
-    text: String,
+    pub(super) text: String,
     /// What the file names by path, with the module's bytes.
-    modules: Vec<PathModule>,
-    mistakes: Vec<v1::Mistake>,
+    pub(super) modules: Vec<PathModule>,
+    pub(super) mistakes: Vec<v1::Mistake>,
     mistakes_left_out: usize,
     changes: Vec<String>,
     /// Whether the server took it.
@@ -77,22 +78,26 @@ struct File {
     pipeline: Option<v1::Pipeline>,
 }
 
-struct PathModule {
+pub(super) struct PathModule {
     /// As the file has it.
-    path: String,
+    pub(super) path: String,
     /// NAME:TAG, the tag from the hash.
-    reference: String,
+    pub(super) reference: String,
     hash: String,
-    bytes: Bytes,
-    line: u32,
-    column: u32,
+    pub(super) bytes: Bytes,
+    pub(super) line: u32,
+    pub(super) column: u32,
 }
 
 impl File {
-    fn read(path: &Path) -> anyhow::Result<Self> {
-        let shown = path.display().to_string();
-        let text = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
-        let text = String::from_utf8(text).with_context(|| format!("{shown} is not UTF-8 text"))?;
+    /// Reads it with the modules that it names by path.
+    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+        let (shown, text) = if path == Path::new("-") {
+            ("stdin".to_owned(), io::read_to_string(io::stdin()))
+        } else {
+            (path.display().to_string(), std::fs::read_to_string(path))
+        };
+        let text = text.with_context(|| format!("cannot read {shown}"))?;
         let mut file = Self {
             shown,
             text,
@@ -225,7 +230,8 @@ impl File {
         Ok(())
     }
 
-    fn print_mistakes(&self) {
+    /// Every mistake on stderr, with its line.
+    pub(super) fn print_mistakes(&self) {
         for mistake in &self.mistakes {
             exit::say(format_args!("{}:{}:{}: {}", self.shown, mistake.line, mistake.column, mistake.message));
             if let Some(place) = shown_place(&self.text, mistake) {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,10 +12,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use millstream_client::{Client, ClientError, Delivery, ProducerSettings, RecordRef, TopicProducer};
+use futures::FutureExt;
+use millstream_client::{Client, ClientError, Delivery, Producer, ProducerSettings, RecordRef, TopicProducer};
 use millstream_record::Compression;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::exit::{self, Interrupted};
 use crate::input::{Block, FieldArgs, Input, InputError, Line};
@@ -34,6 +36,12 @@ const BLOCKS_AHEAD: usize = 2;
 
 /// So many skipped lines are shown one by one; all are counted.
 const SKIPPED_SHOWN_MAX: u64 = 10;
+
+/// While answers are waited for, failures are looked for this often.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Once a record has failed, answers to others are waited for this long.
+const PATIENCE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 
 /// A pause below this is not worth a timer.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -89,12 +97,7 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode>
         sent = sending.send(blocks) => sent,
         () = interrupt.wait() => Err(Interrupted("not all lines were sent".into()).into()),
     };
-    // What was taken is waited for, however the sending ended. A second Ctrl-C ends that too.
-    tokio::select! {
-        // Failures are told by the deliveries, with the lines that they belong to.
-        _ = producer.close() => {}
-        () = interrupt.wait() => {}
-    }
+    sending.wait_for_answers(producer, &mut interrupt).await;
     let sent = sending.finish(sent);
     if sent.is_ok() || sending.stored > 0 {
         sending.summary();
@@ -119,6 +122,13 @@ fn read_ahead(mut input: Input) -> anyhow::Result<mpsc::Receiver<Read>> {
     Ok(receiver)
 }
 
+/// A record that was taken.
+struct Waiting {
+    line: u64,
+    bytes: u64,
+    delivery: Delivery,
+}
+
 struct Sending<'a> {
     args: &'a Args,
     name: Arc<str>,
@@ -128,8 +138,8 @@ struct Sending<'a> {
     read_bytes: Arc<std::sync::atomic::AtomicU64>,
     began: Instant,
     taken: u64,
-    /// Taken and not answered, with line numbers.
-    waiting: VecDeque<(u64, usize, Delivery)>,
+    /// Taken and not answered.
+    waiting: VecDeque<Waiting>,
     stored: u64,
     stored_bytes: u64,
     skipped: u64,
@@ -167,6 +177,9 @@ impl<'a> Sending<'a> {
     async fn send(&mut self, mut blocks: mpsc::Receiver<Read>) -> anyhow::Result<()> {
         while let Some(block) = blocks.recv().await {
             for line in block? {
+                if self.first_failure.is_some() {
+                    break;
+                }
                 match line {
                     Ok(line) => self.send_line(&line).await?,
                     Err(error) if self.args.skip_invalid => self.skip(&error),
@@ -185,18 +198,27 @@ impl<'a> Sending<'a> {
 
     async fn send_line(&mut self, line: &Line) -> anyhow::Result<()> {
         self.pause().await;
-        let record = RecordRef {
+        // As a rule there is room, and no timer is needed.
+        let mut delivery = self.topic.send(self.record(line)).now_or_never();
+        while delivery.is_none() && self.first_failure.is_none() {
+            delivery = timeout(SETTLE_INTERVAL, self.topic.send(self.record(line))).await.ok();
+            self.settle();
+        }
+        let Some(delivery) = delivery else { return Ok(()) };
+        let delivery = delivery.with_context(|| format!("{}:{}", self.name, line.number))?;
+        self.taken += 1;
+        self.waiting.push_back(Waiting { line: line.number, bytes: line.value.len() as u64, delivery });
+        Ok(())
+    }
+
+    fn record<'r>(&'r self, line: &'r Line) -> RecordRef<'r> {
+        RecordRef {
             partition: self.args.partition,
             key: self.args.key.as_ref().map(String::as_bytes).or(line.key.as_deref()),
             value: Some(&line.value),
             headers: &self.headers,
             timestamp_ms: line.timestamp_ms,
-        };
-        let delivery = self.topic.send(record).await;
-        let delivery = delivery.with_context(|| format!("{}:{}", self.name, line.number))?;
-        self.taken += 1;
-        self.waiting.push_back((line.number, line.value.len(), delivery));
-        Ok(())
+        }
     }
 
     /// Keeps to `--rate`.
@@ -215,37 +237,63 @@ impl<'a> Sending<'a> {
         }
     }
 
+    /// Waits for what was taken, however the sending ended: a second Ctrl-C ends that too.
+    async fn wait_for_answers(&mut self, producer: Producer, interrupt: &mut Interrupt) {
+        // Failures are told by the deliveries, with the lines that they belong to.
+        let mut closing = pin!(producer.close());
+        let mut failed_at = None;
+        while failed_at.is_none_or(|at: Instant| at.elapsed() < PATIENCE_AFTER_FAILURE) {
+            tokio::select! {
+                _ = &mut closing => return,
+                () = interrupt.wait() => return,
+                () = sleep(SETTLE_INTERVAL) => self.settle(),
+            }
+            if self.first_failure.is_some() {
+                failed_at.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+
     /// Counts what was answered, in order, up to the first that was not.
     fn settle(&mut self) {
-        while let Some((number, bytes, delivery)) = self.waiting.front() {
-            match delivery.outcome() {
-                None => return,
-                Some(Ok(_)) => {
-                    self.stored += 1;
-                    self.stored_bytes += *bytes as u64;
-                }
-                Some(Err(error)) => {
-                    self.failed += 1;
-                    self.first_failure.get_or_insert((*number, error));
-                }
-            }
+        while let Some(first) = self.waiting.front()
+            && let Some(outcome) = first.delivery.outcome()
+        {
+            let (line, bytes) = (first.line, first.bytes);
+            self.count(line, bytes, outcome.err());
             self.waiting.pop_front();
         }
     }
 
-    /// Settles the rest, and says what became of the whole.
-    fn finish(&mut self, sent: anyhow::Result<()>) -> anyhow::Result<()> {
-        self.settle();
-        if let Some((number, error)) = self.first_failure.take() {
-            let others = match self.failed - 1 {
-                0 => String::new(),
-                others => format!(", as {} after it", text::count(others)),
-            };
-            return Err(error).with_context(|| format!("{}:{number} was not stored{others}", self.name));
+    fn count(&mut self, line: u64, bytes: u64, failure: Option<ClientError>) {
+        match failure {
+            None => {
+                self.stored += 1;
+                self.stored_bytes += bytes;
+            }
+            Some(error) => {
+                self.failed += 1;
+                self.first_failure.get_or_insert((line, error));
+            }
         }
-        if !self.waiting.is_empty() {
-            let waiting = text::plural(self.waiting.len() as u64, "record");
-            return Err(Interrupted(format!("{waiting} sent without an answer, they may or may not be stored")).into());
+    }
+
+    /// Counts the rest, and says what became of the whole.
+    fn finish(&mut self, sent: anyhow::Result<()>) -> anyhow::Result<()> {
+        let mut unanswered = 0;
+        for waiting in std::mem::take(&mut self.waiting) {
+            match waiting.delivery.outcome() {
+                Some(outcome) => self.count(waiting.line, waiting.bytes, outcome.err()),
+                None => unanswered += 1,
+            }
+        }
+        let lacking = text::plural(self.failed + unanswered, "record");
+        if let Some((line, error)) = self.first_failure.take() {
+            exit::say(format_args!("{lacking} sent without an acknowledgement, the first is {}:{line}", self.name));
+            return Err(error.into());
+        }
+        if unanswered > 0 {
+            return Err(Interrupted(format!("{lacking} sent without an answer, they may or may not be stored")).into());
         }
         sent
     }

@@ -42,6 +42,9 @@ Example:
     Delete {
         /// The topic
         name: String,
+        /// A topic that is not there is no error
+        #[arg(long)]
+        if_exists: bool,
     },
 }
 
@@ -62,6 +65,9 @@ pub(crate) struct Create {
     /// The largest record batch that is taken, in bytes [default: the server's]
     #[arg(long, value_name = "BYTES")]
     batch_bytes_max: Option<u32>,
+    /// A topic that is there already is no error; it stays as it is
+    #[arg(long)]
+    if_not_exists: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -72,13 +78,7 @@ pub(crate) async fn run(command: Command, client: &Client) -> anyhow::Result<Exi
         Command::Create(args) => create(args, client).await,
         Command::List(output) => list(&output, client).await,
         Command::Describe { name, output } => describe(&name, &output, client).await,
-        Command::Delete { name } => {
-            client.admin().delete_topic(&name).await?;
-            let mut out = Out::new();
-            out.line(format_args!("deleted topic {name}"))?;
-            out.finish()?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Delete { name, if_exists } => delete(&name, if_exists, client).await,
     }
 }
 
@@ -88,13 +88,33 @@ async fn create(args: Create, client: &Client) -> anyhow::Result<ExitCode> {
         retention_bytes: args.retention_bytes,
         batch_bytes_max: args.batch_bytes_max,
     };
-    let topic = client.admin().create_topic(&args.name, Some(args.partitions), settings).await?;
+    let (topic, what) = match client.admin().create_topic(&args.name, Some(args.partitions), settings).await {
+        Ok(topic) => (topic, "created"),
+        Err(error) if args.if_not_exists && error.code() == Some(v1::ErrorCode::AlreadyExists) => {
+            let described = client.admin().describe_topic(&args.name).await?;
+            (described.topic.unwrap_or_default(), "there was")
+        }
+        Err(error) => return Err(error.into()),
+    };
     let mut out = Out::new();
     if args.output.json() {
         out.json(&to_json(&topic))?;
     } else {
         let partitions = text::plural(topic.partitions.into(), "partition");
-        out.line(format_args!("created topic {} with {partitions}", topic.name))?;
+        out.line(format_args!("{what} topic {} with {partitions}", topic.name))?;
+    }
+    out.finish()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn delete(name: &str, if_exists: bool, client: &Client) -> anyhow::Result<ExitCode> {
+    let mut out = Out::new();
+    match client.admin().delete_topic(name).await {
+        Ok(()) => out.line(format_args!("deleted topic {name}"))?,
+        Err(error) if if_exists && error.code() == Some(v1::ErrorCode::UnknownTopic) => {
+            out.line(format_args!("there was no topic {name}"))?;
+        }
+        Err(error) => return Err(error.into()),
     }
     out.finish()?;
     Ok(ExitCode::SUCCESS)

@@ -44,6 +44,16 @@ pub enum ClientError {
         /// How the answer was lost.
         reason: String,
     },
+    /// A commit could not be made, or its answer was lost, with the member's stream. The consumer
+    /// joins its group again by itself.
+    #[error(
+        "the consumer lost its place in group {group} and joins again: the offsets may not be committed, and records \
+         may come again"
+    )]
+    MembershipLost {
+        /// The group.
+        group: String,
+    },
     /// The time set for it is over; nothing was stored.
     #[error("{what}: not done within {after_ms} ms{}", last_reason(.last))]
     Timeout {
@@ -180,4 +190,47 @@ fn root_cause(error: &(dyn Error + 'static)) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn told(status: &Status) -> ClientError {
+        ClientError::from_status("127.0.0.1:7070", status)
+    }
+
+    #[test]
+    fn the_servers_words_are_kept() {
+        let mut status = Status::not_found("there is no topic \"t\"");
+        status.metadata_mut().insert(ERROR_TRAILER, tonic::metadata::MetadataValue::from_static("UNKNOWN_TOPIC"));
+        let error = told(&status);
+        assert_eq!(error.code(), Some(v1::ErrorCode::UnknownTopic));
+        assert_eq!(error.to_string(), "there is no topic \"t\"");
+        assert!(!error.is_retriable());
+    }
+
+    #[test]
+    fn a_broken_connection_says_what_the_transport_said() {
+        let status = Status::from_error(Box::new(std::io::Error::other("connection reset")));
+        let mut unavailable = Status::unavailable("tcp connect error");
+        unavailable.set_source(Arc::new(std::io::Error::other("connection refused")));
+        for (status, reason) in [(status, "connection reset"), (unavailable, "connection refused")] {
+            let error = told(&status);
+            assert!(error.is_retriable());
+            let text = error.to_string();
+            assert!(
+                text.contains(reason) && text.contains("127.0.0.1:7070") && text.contains("millstream serve"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn another_server_is_not_taken_for_ours() {
+        let error = told(&Status::unimplemented(""));
+        assert!(matches!(&error, ClientError::Protocol { .. }), "{error}");
+        assert!(error.to_string().contains("different versions"));
+    }
 }

@@ -189,6 +189,8 @@ pub struct Consumer {
     task: Option<JoinHandle<()>>,
     /// What `next` reads from.
     current: Option<Current>,
+    /// A batch was not sound: going on would commit past it.
+    broken: bool,
 }
 
 /// A set that is handed out record by record.
@@ -211,7 +213,7 @@ impl Consumer {
         } else {
             tokio::spawn(partitions::run(shared.clone()))
         };
-        Ok(Self { shared, task: Some(task), current: None })
+        Ok(Self { shared, task: Some(task), current: None, broken: false })
     }
 
     /// The next records of one partition; `None` at the end. Asking says that the application is
@@ -250,10 +252,15 @@ impl Consumer {
     pub async fn next(&mut self) -> Option<Result<ConsumedRecord, ClientError>> {
         loop {
             if let Some(current) = &mut self.current {
-                if let Some(record) = current.next() {
-                    return Some(record);
+                match current.next() {
+                    Some(Ok(record)) => return Some(Ok(record)),
+                    Some(Err(error)) => {
+                        self.current = None;
+                        self.broken = true;
+                        return Some(Err(error));
+                    }
+                    None => self.current = None,
                 }
-                self.current = None;
             }
             match self.take().await? {
                 Ok((set, partition)) => {
@@ -272,13 +279,15 @@ impl Consumer {
         stream::unfold(self, |mut consumer| async move { Some((consumer.next().await?, consumer)) })
     }
 
-    async fn take(&self) -> Option<Result<(RecordSet, Arc<Assigned>), ClientError>> {
+    async fn take(&mut self) -> Option<Result<(RecordSet, Arc<Assigned>), ClientError>> {
+        if self.broken {
+            return None;
+        }
         match self.shared.take().await? {
             Ok(fetched) => match RecordSet::new(&fetched, self.shared.settings.check_crcs) {
                 Ok(set) => Some(Ok((set, fetched.partition))),
                 Err(error) => {
-                    // Going on would commit past it.
-                    self.shared.close();
+                    self.broken = true;
                     Some(Err(error))
                 }
             },
@@ -325,7 +334,7 @@ impl Consumer {
         }
         let (sender, answer) = oneshot::channel();
         self.shared.commit_as_member(offsets, known, Some(sender))?;
-        answer.await.unwrap_or_else(|_| Err(self.shared.rejoining()))
+        answer.await.unwrap_or_else(|_| Err(self.shared.membership_lost()))
     }
 
     fn group(&self) -> Result<(), ClientError> {

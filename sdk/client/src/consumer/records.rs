@@ -186,3 +186,53 @@ pub struct ConsumedRecord {
     /// In order, with duplicates.
     pub headers: Vec<Header>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::shared::Assigned;
+    use super::*;
+    use bytes::BytesMut;
+    use millstream_record::{BatchBuilder, Compression, patch_batch};
+
+    /// Three batches of four records, from offset 100 on.
+    fn fetched(from: u64) -> Fetched {
+        let mut run = BytesMut::new();
+        for batch in 0..3 {
+            let mut builder = BatchBuilder::new(Compression::Lz4);
+            for record in 0..4 {
+                builder.push(7, Some(b"key"), Some(format!("{}", batch * 4 + record).as_bytes()), [("h", None)]);
+            }
+            let start = run.len();
+            run.extend_from_slice(builder.finish().unwrap().as_bytes());
+            patch_batch(&mut run[start..], 100 + batch * 4, 0);
+        }
+        let partition = Assigned::new("t".into(), 3, from);
+        let bytes = run.len();
+        Fetched { partition, runs: vec![run.freeze()], bytes, from, next_offset: 112, log_end_offset: 120 }
+    }
+
+    #[test]
+    fn records_before_the_asked_offset_are_skipped() {
+        let mut set = RecordSet::new(&fetched(102), true).unwrap();
+        let offsets: Vec<i64> = set.iter().map(|record| record.unwrap().offset).collect();
+        assert_eq!(offsets, (102..112).collect::<Vec<_>>());
+        set.skip_to(109);
+        let owned: Vec<_> = (0..3).flat_map(|batch| set.owned(batch).unwrap()).map(Result::unwrap).collect();
+        assert_eq!(owned.iter().map(|record| record.offset).collect::<Vec<_>>(), [109, 110, 111]);
+        assert_eq!(owned[0].value.as_deref(), Some(&b"9"[..]));
+        assert_eq!((owned[0].partition, owned[0].headers.len()), (3, 1));
+        assert!(set.owned(3).is_none());
+        assert_eq!(set.lag(), 8);
+    }
+
+    #[test]
+    fn a_flipped_bit_is_noticed() {
+        let mut damaged = fetched(100);
+        let mut bytes = BytesMut::from(&damaged.runs[0][..]);
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        damaged.runs = vec![bytes.freeze()];
+        let error = RecordSet::new(&damaged, true).unwrap_err().to_string();
+        assert!(error.contains("topic t, partition 3") && error.contains("CRC"), "{error}");
+    }
+}

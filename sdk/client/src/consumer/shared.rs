@@ -226,7 +226,7 @@ impl Shared {
         answer: Option<oneshot::Sender<Result<(), ClientError>>>,
     ) -> Result<(), ClientError> {
         let mut state = self.state.lock();
-        let Some(member) = &mut state.member else { return Err(self.rejoining()) };
+        let Some(member) = &mut state.member else { return Err(self.membership_lost()) };
         let id = member.next_commit;
         member.next_commit += 1;
         member.commits.insert(id, Committing { offsets: known, answer });
@@ -234,11 +234,8 @@ impl Shared {
         Ok(())
     }
 
-    pub(super) fn rejoining(&self) -> ClientError {
-        ClientError::Unavailable {
-            server: self.client.server().to_owned(),
-            reason: format!("the consumer is joining group {}", self.settings.group.as_deref().unwrap_or_default()),
-        }
+    pub(super) fn membership_lost(&self) -> ClientError {
+        ClientError::MembershipLost { group: self.settings.group.clone().unwrap_or_default() }
     }
 
     pub(super) fn close(&self) {
@@ -442,4 +439,105 @@ pub(super) fn to_offsets(offsets: &[(Arc<Assigned>, u64)]) -> Vec<v1::TopicParti
 /// Those of `parts` with something to commit.
 pub(super) fn dirty(parts: &[Arc<Assigned>], upto: UpTo) -> Vec<(Arc<Assigned>, u64)> {
     parts.iter().filter_map(|part| Some((part.clone(), part.to_commit(upto)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared(buffer_bytes_max: usize) -> Shared {
+        let settings = ConsumerSettings { buffer_bytes_max, ..ConsumerSettings::topic("t").group("g") };
+        Shared::new(Client::new("127.0.0.1:1").unwrap(), settings)
+    }
+
+    fn fetched(partition: &Arc<Assigned>, from: u64, next_offset: u64, bytes: usize) -> Fetched {
+        Fetched {
+            partition: partition.clone(),
+            runs: Vec::new(),
+            bytes,
+            from,
+            next_offset,
+            log_end_offset: next_offset,
+        }
+    }
+
+    fn credit(requests: &mut mpsc::UnboundedReceiver<v1::MemberRequest>) -> Option<u32> {
+        match requests.try_recv().ok()?.message? {
+            v1::member_request::Message::Credit(credit) => Some(credit.bytes),
+            _ => None,
+        }
+    }
+
+    async fn hand_out(shared: &Shared) -> u64 {
+        let taken = shared.take().await.unwrap().unwrap();
+        taken.partition.hand_out(taken.next_offset);
+        taken.from
+    }
+
+    #[tokio::test]
+    async fn records_are_processed_when_more_is_asked_for() {
+        let shared = shared(1_000);
+        let part = Assigned::new("t".into(), 0, 5);
+        shared.assign(1, [part.clone()]);
+        part.set_committed(5);
+        shared.push(fetched(&part, 5, 8, 10));
+        shared.push(fetched(&part, 8, 9, 10));
+        assert_eq!(hand_out(&shared).await, 5);
+        assert!(shared.to_commit(UpTo::Processed).is_empty());
+        assert_eq!(shared.to_commit(UpTo::Handed)[0].1, 8);
+        assert_eq!(hand_out(&shared).await, 8);
+        assert_eq!(shared.to_commit(UpTo::Processed)[0].1, 8);
+        assert_eq!(shared.to_commit(UpTo::Handed)[0].1, 9);
+    }
+
+    #[tokio::test]
+    async fn credit_follows_what_the_application_takes() {
+        let shared = shared(1_000);
+        let (sender, mut requests) = mpsc::unbounded_channel();
+        let part = Assigned::new("t".into(), 0, 0);
+        shared.joined(sender);
+        assert_eq!(credit(&mut requests), Some(1_000));
+        shared.assign(1, [part.clone()]);
+        for n in 0..5 {
+            shared.received(200);
+            shared.push(fetched(&part, n, n + 1, 200));
+        }
+        assert!(shared.is_full());
+        assert_eq!(credit(&mut requests), None);
+        hand_out(&shared).await;
+        // Not worth a message yet.
+        assert_eq!(credit(&mut requests), None);
+        hand_out(&shared).await;
+        assert_eq!(credit(&mut requests), Some(400));
+        // The server may send one batch more than it has credit for.
+        shared.received(900);
+        shared.push(fetched(&part, 5, 6, 900));
+        for _ in 0..3 {
+            hand_out(&shared).await;
+        }
+        assert_eq!(credit(&mut requests), None);
+        hand_out(&shared).await;
+        assert_eq!(credit(&mut requests), Some(1_000));
+    }
+
+    #[tokio::test]
+    async fn what_is_revoked_is_not_handed_out_but_can_be_committed() {
+        let shared = shared(1_000);
+        let (kept, gone) = (Assigned::new("t".into(), 0, 0), Assigned::new("t".into(), 1, 0));
+        shared.assign(1, [kept.clone(), gone.clone()]);
+        shared.push(fetched(&gone, 0, 3, 10));
+        shared.push(fetched(&gone, 3, 6, 10));
+        shared.push(fetched(&kept, 0, 9, 10));
+        assert_eq!(hand_out(&shared).await, 0);
+        let revoked = shared.revoke(2, &[gone.name()]);
+        assert!(shared.in_hand(&revoked));
+        assert_eq!(shared.assignment.borrow().partitions, [kept.name()]);
+        assert!(shared.to_commit(UpTo::Handed).iter().any(|(part, offset)| (part.number, *offset) == (1, 3)));
+        let next = shared.take().await.unwrap().unwrap();
+        assert_eq!(next.partition.number, 0);
+        assert!(!shared.in_hand(&revoked));
+        assert_eq!(dirty(&revoked, UpTo::Processed)[0].1, 3);
+        shared.given_back(&revoked);
+        assert!(shared.to_commit(UpTo::Handed).iter().all(|(part, _)| part.number == 0));
+    }
 }

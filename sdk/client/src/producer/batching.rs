@@ -297,24 +297,58 @@ pub(super) enum Event {
     Flushing(oneshot::Sender<Result<(), ClientError>>),
 }
 
+impl Event {
+    /// There is no sender any more: nobody is left waiting.
+    pub(super) fn refuse(self) {
+        match self {
+            Self::Opened(_, batch) | Self::Sealed(Sealed { batch, .. }) => batch.complete(Err(CLOSED)),
+            Self::Flush(done) | Self::Flushing(done) => {
+                let _ = done.send(Err(CLOSED));
+            }
+        }
+    }
+}
+
 /// Events on their way to the sender, in order. Bounded by the buffer's room.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    events: Mutex<VecDeque<Event>>,
+    /// None once the sender has ended.
+    events: Mutex<Events>,
     pub(super) wake: Notify,
     closed: AtomicBool,
     /// How many wait for room: nothing lingers while someone does.
     hurried: AtomicUsize,
 }
 
+#[derive(Debug)]
+struct Events(Option<VecDeque<Event>>);
+
+impl Default for Events {
+    fn default() -> Self {
+        Self(Some(VecDeque::new()))
+    }
+}
+
 impl Outbox {
     pub(super) fn push(&self, event: Event) {
-        self.events.lock().push_back(event);
+        match &mut self.events.lock().0 {
+            Some(events) => events.push_back(event),
+            None => return event.refuse(),
+        }
         self.wake.notify_one();
     }
 
+    /// Swaps what is there for the empty `into`.
     pub(super) fn take(&self, into: &mut VecDeque<Event>) {
-        std::mem::swap(into, &mut *self.events.lock());
+        if let Some(events) = &mut self.events.lock().0 {
+            std::mem::swap(into, events);
+        }
+    }
+
+    /// The sender ends.
+    pub(super) fn end(&self) {
+        let events = self.events.lock().0.take();
+        events.into_iter().flatten().for_each(Event::refuse);
     }
 
     /// No more events come, except for what is open.
@@ -347,5 +381,140 @@ impl Drop for Hurry<'_> {
     }
 }
 
-/// Bytes of a batch without records.
+// A first record of a few bytes needs no second look at the buffer.
 const _: () = assert!(BATCH_HEADER_BYTES < ROOM_BYTES * FIRST_ROOM as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{ProducerRecord, RecordRef};
+    use super::*;
+    use crate::client::Client;
+    use std::collections::HashMap;
+    use tokio::sync::Semaphore;
+
+    fn shared(settings: ProducerSettings) -> Shared {
+        Shared {
+            client: Client::new("127.0.0.1:1").unwrap(),
+            room: Semaphore::new(room_units(settings.buffer_bytes_max)),
+            settings,
+            topics: Default::default(),
+            describing: Default::default(),
+            outbox: Outbox::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    fn topic(partitions: u32, batch_bytes_max: Option<u32>, shared: &Shared) -> Topic {
+        let settings = v1::TopicSettings { batch_bytes_max, ..Default::default() };
+        let described = v1::Topic { partitions, settings: Some(settings), ..Default::default() };
+        Topic::new(&"t".into(), &described, None, &shared.settings)
+    }
+
+    fn append(topic: &Topic, shared: &Shared, record: &impl Encode) -> Delivery {
+        loop {
+            match topic.append(shared, record, 0).unwrap() {
+                Appended::Done(delivery) => return delivery,
+                Appended::Sealed => {}
+                Appended::NoRoom(units) => panic!("no room for {units}"),
+            }
+        }
+    }
+
+    fn sealed(shared: &Shared) -> Vec<Sealed> {
+        let mut events = VecDeque::new();
+        shared.outbox.take(&mut events);
+        let sealed = events.into_iter().filter_map(|event| match event {
+            Event::Sealed(sealed) => Some(sealed),
+            _ => None,
+        });
+        sealed.collect()
+    }
+
+    #[test]
+    fn batches_hold_what_they_may_and_no_more() {
+        let shared = shared(ProducerSettings { batch_bytes: 5_000, ..Default::default() });
+        let topic = topic(1, None, &shared);
+        for size in (0..500).map(|n| n % 120) {
+            drop(append(&topic, &shared, &RecordRef::keyed(b"key", &vec![7; size])));
+        }
+        let sealed = sealed(&shared);
+        assert!(sealed.len() > 5);
+        for mut sealed in sealed {
+            let bytes = sealed.builder.finish().unwrap().into_bytes().len();
+            assert!((4_700..=5_000).contains(&bytes), "{bytes}");
+            assert!(sealed.room as usize * ROOM_BYTES >= bytes);
+        }
+    }
+
+    #[test]
+    fn records_without_a_key_change_partition_with_the_batch() {
+        let shared = shared(ProducerSettings { batch_bytes: 1_000, ..Default::default() });
+        let topic = topic(3, None, &shared);
+        let mut runs = vec![append(&topic, &shared, &RecordRef::new(b"value")).partition()];
+        for _ in 0..500 {
+            let partition = append(&topic, &shared, &RecordRef::new(b"value")).partition();
+            if runs.last() != Some(&partition) {
+                runs.push(partition);
+            }
+        }
+        assert!(runs.len() > 6);
+        assert!(runs.windows(2).all(|pair| pair[1] == (pair[0] + 1) % 3), "{runs:?}");
+    }
+
+    #[test]
+    fn keys_and_partitions_decide() {
+        let shared = shared(ProducerSettings::default());
+        let topic = topic(7, None, &shared);
+        for key in ["", "a", "foobar", "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8"] {
+            let delivery = append(&topic, &shared, &RecordRef::keyed(key.as_bytes(), b"value"));
+            assert_eq!(delivery.partition(), partition_for_key(key.as_bytes(), 7));
+            let record = ProducerRecord::keyed("t", key, "value").partition(6);
+            assert_eq!(append(&topic, &shared, &record).partition(), 6);
+        }
+        let record = ProducerRecord::new("t", "value").partition(7);
+        assert!(matches!(topic.append(&shared, &record, 0), Err(ClientError::UnknownPartition { partitions: 7, .. })));
+    }
+
+    #[test]
+    fn a_record_over_the_topics_limit_is_refused_and_its_room_returned() {
+        let shared = shared(ProducerSettings::default());
+        let topic = topic(1, Some(2_000), &shared);
+        let before = shared.room.available_permits();
+        let granted = shared.try_take_room(3).unwrap();
+        let refused = topic.append(&shared, &RecordRef::new(&[0; 2_000]), granted);
+        assert!(matches!(refused, Err(ClientError::RecordTooLarge { bytes_max: 2_000, .. })));
+        assert_eq!(shared.room.available_permits(), before);
+        // Larger than a batch is to be, but allowed: it goes alone.
+        drop(append(&topic, &shared, &RecordRef::new(&[0; 1_900])));
+    }
+
+    #[test]
+    fn the_buffer_bounds_what_is_open() {
+        let shared = shared(ProducerSettings { buffer_bytes_max: 16 << 10, ..Default::default() });
+        let topic = topic(4, None, &shared);
+        let mut taken: HashMap<u32, usize> = HashMap::new();
+        let no_room = loop {
+            match topic.append(&shared, &RecordRef::keyed(&taken.len().to_be_bytes(), &[0; 500]), 0).unwrap() {
+                Appended::Done(delivery) => *taken.entry(delivery.partition()).or_default() += 500,
+                Appended::Sealed => {}
+                Appended::NoRoom(units) => break units,
+            }
+        };
+        assert!(no_room >= FIRST_ROOM);
+        assert!(taken.values().sum::<usize>() <= 16 << 10);
+    }
+
+    #[test]
+    fn after_the_sender_nobody_waits() {
+        let shared = shared(ProducerSettings::default());
+        let topic = topic(1, None, &shared);
+        let open = append(&topic, &shared, &RecordRef::new(b"open"));
+        topic.close(&shared);
+        shared.outbox.end();
+        assert!(matches!(open.outcome(), Some(Err(ClientError::Closed { .. }))));
+        assert!(matches!(topic.append(&shared, &RecordRef::new(b"late"), 0), Err(ClientError::Closed { .. })));
+        let (done, mut answer) = oneshot::channel();
+        shared.outbox.push(Event::Flush(done));
+        assert!(matches!(answer.try_recv(), Ok(Err(ClientError::Closed { .. }))));
+    }
+}

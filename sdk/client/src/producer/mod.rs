@@ -39,7 +39,8 @@ pub struct ProducerSettings {
     pub batch_bytes: usize,
     /// How batches are compressed. Default: they are not.
     pub compression: Compression,
-    /// Batches that may be on their way without an answer. Default 16.
+    /// Batches that may be on their way without an answer: enough that every commit of the server has some
+    /// to take. Default 32.
     pub in_flight_max: usize,
     /// Bytes of records that may wait for their answers: `send` waits beyond. Default 32 MiB.
     pub buffer_bytes_max: usize,
@@ -59,7 +60,7 @@ impl Default for ProducerSettings {
             linger_ms: 5,
             batch_bytes: 65_000,
             compression: Compression::None,
-            in_flight_max: 16,
+            in_flight_max: 32,
             buffer_bytes_max: 32 << 20,
             delivery_timeout_ms: 120_000,
             retry_backoff_ms: 100,

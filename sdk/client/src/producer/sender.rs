@@ -161,7 +161,8 @@ impl Sender {
 
     /// Seals what lingered long enough. A batch that could not be sent yet stays open and grows.
     fn seal_lingering(&mut self, closed: bool) {
-        let now_or_never = closed || self.shared.outbox.is_hurried();
+        // Answers make room; without any to come, only what is open can.
+        let now_or_never = closed || self.outstanding.is_empty() && self.shared.outbox.is_hurried();
         let mut room = self.shared.settings.in_flight_max.max(1).saturating_sub(self.in_flight.len());
         while let Some((_, batch)) = self.lingering.front() {
             let due = batch.opened_at + self.linger() <= Instant::now();
@@ -185,7 +186,7 @@ impl Sender {
             self.lingering.front().filter(|_| self.has_room()).map(|(_, batch)| batch.opened_at + self.linger());
         let waiting = self.queue.front().map(|pending| self.deadline(pending));
         let in_flight = self.in_flight.front().map(|pending| self.deadline(pending));
-        let retry = self.retry_at.filter(|_| !self.queue.is_empty());
+        let retry = self.retry_at.filter(|_| !self.queue.is_empty() || !self.lingering.is_empty());
         [linger, waiting, in_flight, retry].into_iter().flatten().min()
     }
 
@@ -416,6 +417,7 @@ impl Sender {
 impl Drop for Sender {
     /// Nobody is left waiting, not even where the runtime ends first.
     fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
         for topic in self.shared.topics.read().values() {
             topic.close(&self.shared);
         }
@@ -432,12 +434,8 @@ impl Drop for Sender {
         for pending in self.queue.drain(..).chain(self.refused.drain(..)) {
             pending.batch.complete(Err(CLOSED));
         }
-        self.shared.outbox.take(&mut self.events);
-        for event in self.events.drain(..) {
-            if let Event::Sealed(sealed) = event {
-                sealed.batch.complete(Err(CLOSED));
-            }
-        }
+        self.events.drain(..).for_each(Event::refuse);
+        self.shared.outbox.end();
         self.shared.room.close();
     }
 }
