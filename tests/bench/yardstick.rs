@@ -1,0 +1,104 @@
+//! What Millstream is measured against: plain Rust, and a bare redb.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+use millstream_record::{BatchBuilder, Columns, ColumnsReader, Compression, RecordBatch};
+use redb::{Database, TableDefinition};
+
+/// A record batch of `records` records with values of `value_bytes`, keys out of `keys`.
+pub(crate) fn batch(records: usize, value_bytes: usize, keys: u64, seed: u64) -> RecordBatch {
+    let mut builder = BatchBuilder::new(Compression::None);
+    let mut value = vec![b'x'; value_bytes];
+    for index in 0..records {
+        let number = mix(seed.wrapping_mul(1_000_003).wrapping_add(index as u64));
+        // One in ten is dropped by the filter.
+        value[0] = if number.is_multiple_of(10) { b'a' } else { b'b' };
+        value[8..16].copy_from_slice(&number.to_be_bytes());
+        let key = format!("key-{:08}", number % keys);
+        builder.push(index as i64, Some(key.as_bytes()), Some(&value), []);
+    }
+    builder.finish().unwrap()
+}
+
+/// A number that looks random.
+pub(crate) fn mix(number: u64) -> u64 {
+    let mut x = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// The filter of `bench-filter`, natively.
+pub(crate) fn filter(input: &Columns) -> Columns {
+    let keep: Vec<u8> = input
+        .values
+        .iter()
+        .map(|value| u8::from(value.and_then(<[u8]>::first).is_some_and(|byte| byte.is_multiple_of(2))))
+        .collect();
+    input.select(&keep)
+}
+
+/// The map of `bench-map`, natively.
+pub(crate) fn map(input: &Columns) -> Columns {
+    let mut out = input.clone();
+    let mut at = 0;
+    for &length in &out.values.lengths {
+        at += length as usize;
+        out.values.bytes[at - 1] ^= 1;
+    }
+    out
+}
+
+/// The aggregate of `bench-aggregate`, natively.
+pub(crate) fn aggregate(input: &Columns, state: &mut HashMap<Vec<u8>, [i64; 3]>) -> Columns {
+    let mut touched: HashMap<&[u8], usize> = HashMap::new();
+    let mut order: Vec<&[u8]> = Vec::new();
+    let reader = ColumnsReader::new(input);
+    for index in 0..input.len() {
+        let row = reader.row(index);
+        let key = row.key.unwrap();
+        touched.entry(key).or_insert_with(|| {
+            order.push(key);
+            order.len() - 1
+        });
+        if !state.contains_key(key) {
+            state.insert(key.to_vec(), [0; 3]);
+        }
+        let stats = state.get_mut(key).unwrap();
+        stats[0] += 1;
+        stats[1] += row.value.map_or(0, <[u8]>::len) as i64;
+        stats[2] = stats[2].max(row.timestamp_ms);
+    }
+    let mut out = Columns::default();
+    for key in order {
+        let stats = state[key];
+        let mut value = [0; 24];
+        for (field, out) in stats.iter().zip(value.chunks_exact_mut(8)) {
+            out.copy_from_slice(&field.to_le_bytes());
+        }
+        out.push(0, stats[2], Some(key), Some(&value), std::iter::empty());
+    }
+    out
+}
+
+/// MB/s of a bare redb that commits 16 values of 65,472 bytes at a time.
+pub(crate) fn redb_mb_per_s(folder: &Path, commits: u64) -> f64 {
+    const TABLE: TableDefinition<u64, &[u8]> = TableDefinition::new("journal");
+    const VALUES: u64 = 16;
+    let value = vec![7u8; 65_472];
+    let database = Database::create(folder.join("bare.redb")).unwrap();
+    let begun = Instant::now();
+    for commit in 0..commits {
+        let transaction = database.begin_write().unwrap();
+        {
+            let mut table = transaction.open_table(TABLE).unwrap();
+            for index in 0..VALUES {
+                table.insert(commit * VALUES + index, value.as_slice()).unwrap();
+            }
+        }
+        transaction.commit().unwrap();
+    }
+    (commits * VALUES) as f64 * value.len() as f64 / 1e6 / begun.elapsed().as_secs_f64()
+}

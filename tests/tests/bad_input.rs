@@ -1,0 +1,996 @@
+//! What is wrong is named, to a program by its code and to a person in words; and it costs nothing
+//! beside it: what was stored stays, what comes after is taken, the server lives.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use millstream_api::v1::groups_client::GroupsClient;
+use millstream_api::v1::log_client::LogClient;
+use millstream_api::v1::modules_client::ModulesClient;
+use millstream_api::v1::pipelines_client::PipelinesClient;
+use millstream_api::v1::state_client::StateClient;
+use millstream_api::v1::topics_client::TopicsClient;
+use millstream_api::v1::{ErrorCode, Format, member_request, position, reset_group_request};
+use millstream_api::{ERROR_TRAILER, MESSAGE_BYTES_MAX, v1};
+use millstream_broker::clock::SystemClock;
+use millstream_broker::store::{FileBackend, StorageBackend, StoreError, StoreOptions};
+use millstream_broker::topic::TopicSettings;
+use millstream_broker::{Broker, BrokerError, BrokerSettings, TopicName};
+use millstream_client::{ClientError, ProducerRecord, ProducerSettings};
+use millstream_record::{BatchBuilder, Compression, RecordBatch};
+use millstream_tests::guest;
+use millstream_tests::instance::Instance;
+use millstream_tests::server::{Ran, Server, millstream, run};
+use prometheus_client::registry::Registry;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+
+/// A server with topic `good` of two partitions, and in it a record from before the bad input.
+struct Sound {
+    server: Server,
+    channel: Channel,
+    _data: TempDir,
+}
+
+impl Sound {
+    async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let server = Server::start(data.path());
+        let channel = Channel::from_shared(format!("http://{}", server.grpc)).unwrap().connect().await.unwrap();
+        let sound = Self { server, channel, _data: data };
+        sound.server.client().admin().create_topic("good", Some(2), Default::default()).await.unwrap();
+        sound.produce("before").await;
+        sound
+    }
+
+    fn log(&self) -> LogClient<Channel> {
+        let log = LogClient::new(self.channel.clone());
+        log.max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX)
+    }
+
+    fn topics(&self) -> TopicsClient<Channel> {
+        TopicsClient::new(self.channel.clone())
+    }
+
+    fn groups(&self) -> GroupsClient<Channel> {
+        GroupsClient::new(self.channel.clone())
+    }
+
+    fn modules(&self) -> ModulesClient<Channel> {
+        ModulesClient::new(self.channel.clone())
+    }
+
+    fn pipelines(&self) -> PipelinesClient<Channel> {
+        PipelinesClient::new(self.channel.clone())
+    }
+
+    fn state(&self) -> StateClient<Channel> {
+        StateClient::new(self.channel.clone())
+    }
+
+    async fn produce(&self, value: &str) {
+        self.log().produce(batch_to("good", 0, good_batch(value))).await.unwrap();
+    }
+
+    /// A batch that must be refused, alone and between good ones on a stream, where it costs only itself.
+    async fn refuses_batch(&self, batch: impl Into<Bytes>, code: ErrorCode, words: &[&str]) {
+        let batch = batch.into();
+        refused(self.log().produce(batch_to("good", 0, batch.clone())).await, code, Code::InvalidArgument, words);
+        let requests = [good_batch("streamed"), batch, good_batch("streamed")].map(|batch| batch_to("good", 1, batch));
+        let answers = self.log().produce_stream(futures::stream::iter(requests)).await.unwrap().into_inner();
+        let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
+        assert_eq!(answers.len(), 3);
+        named(answers[1].error.as_ref(), code, words);
+        assert!(answers[0].error.is_none() && answers[2].error.is_none());
+        let [first, last] = [0, 2].map(|index| answers[index].appended[0].base_offset);
+        assert_eq!(last, first + 1, "nothing of the refused one is stored");
+    }
+
+    /// Nothing is lost, nothing was added, more is taken, and the server stops in good order.
+    async fn is_sound(mut self) {
+        self.produce("after").await;
+        assert_eq!(records(&self.log(), "good", 0).await, ["before", "after"]);
+        let status = self.server.terminate();
+        assert_eq!(status.code(), Some(0));
+    }
+}
+
+/// The values of a partition.
+async fn records(log: &LogClient<Channel>, topic: &str, partition: u32) -> Vec<String> {
+    let request = v1::ConsumeRequest {
+        topic: topic.to_owned(),
+        partitions: vec![partition],
+        from: Some(v1::Position { at: Some(position::At::Earliest(true)) }),
+        until_end: true,
+        format: Format::Records as i32,
+        max_bytes: 0,
+    };
+    let answers = log.clone().consume(request).await.unwrap().into_inner();
+    let partitions = answers.flat_map(|answer| futures::stream::iter(answer.unwrap().partitions));
+    let records = partitions.flat_map(|partition| futures::stream::iter(partition.records));
+    records.map(|record| String::from_utf8(record.value.unwrap().to_vec()).unwrap()).collect().await
+}
+
+fn good_batch(value: &str) -> Bytes {
+    built(Compression::None, [value.as_bytes()]).into_bytes()
+}
+
+fn built<'v>(compression: Compression, values: impl IntoIterator<Item = &'v [u8]>) -> RecordBatch {
+    let mut builder = BatchBuilder::new(compression);
+    values.into_iter().for_each(|value| builder.push(1, None, Some(value), []));
+    builder.finish().unwrap()
+}
+
+fn batch_to(topic: &str, partition: u32, batches: Bytes) -> v1::ProduceRequest {
+    v1::ProduceRequest { topic: topic.to_owned(), partition: Some(partition), batches, records: Vec::new() }
+}
+
+/// A call was refused: with the code for programs beside gRPC's, and with these words for people.
+#[track_caller]
+fn refused<T>(answer: Result<Response<T>, Status>, code: ErrorCode, grpc: Code, words: &[&str]) {
+    let Err(status) = answer else { panic!("{code:?} {words:?}: it was taken") };
+    let trailer = status.metadata().get(ERROR_TRAILER).map(|name| name.to_str().unwrap());
+    assert_eq!((trailer, status.code()), (Some(code.as_str_name()), grpc), "{status:?}");
+    says(status.message(), words);
+}
+
+/// An error inside an answer.
+#[track_caller]
+fn named(error: Option<&v1::Error>, code: ErrorCode, words: &[&str]) {
+    let error = error.unwrap_or_else(|| panic!("{code:?} {words:?}: it was taken"));
+    assert_eq!(error.code(), code, "{error:?}");
+    says(&error.message, words);
+}
+
+#[track_caller]
+fn says(message: &str, words: &[&str]) {
+    for word in words {
+        assert!(message.contains(word), "{message:?} does not say {word:?}");
+    }
+}
+
+/// A command was refused with exit code 1, one line of words, and nothing on stdout.
+#[track_caller]
+fn refused_command(ran: &Ran, words: &[&str]) {
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{}", ran.err);
+    assert!(ran.err.starts_with("error: "), "{}", ran.err);
+    says(&ran.err, words);
+}
+
+fn at(at: position::At) -> Option<v1::Position> {
+    Some(v1::Position { at: Some(at) })
+}
+
+// ---- names
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_topic_is_named_by_every_call() {
+    let sound = Sound::start().await;
+    let (topic, words) = ("nope".to_owned(), ["there is no topic \"nope\"", "millstream topic create nope"]);
+    let (code, grpc) = (ErrorCode::UnknownTopic, Code::NotFound);
+    refused(sound.log().produce(batch_to("nope", 0, good_batch("x"))).await, code, grpc, &words);
+    let plain = v1::ProduceRequest {
+        topic: topic.clone(),
+        records: vec![v1::Record { value: Some("x".into()), ..Default::default() }],
+        ..Default::default()
+    };
+    refused(sound.log().produce(plain).await, code, grpc, &words);
+    let consume = v1::ConsumeRequest { topic: topic.clone(), ..Default::default() };
+    refused(sound.log().consume(consume).await, code, grpc, &words);
+    let list = v1::ListOffsetsRequest { topic: topic.clone(), ..Default::default() };
+    refused(sound.log().list_offsets(list).await, code, grpc, &words);
+    refused(sound.topics().describe_topic(v1::DescribeTopicRequest { name: topic.clone() }).await, code, grpc, &words);
+    refused(sound.topics().delete_topic(v1::DeleteTopicRequest { name: topic.clone() }).await, code, grpc, &words);
+    let join = member_request::Message::Join(v1::Join {
+        group: "g".into(),
+        topics: vec!["good".into(), topic.clone()],
+        ..Default::default()
+    });
+    let member = futures::stream::iter([v1::MemberRequest { message: Some(join) }]);
+    refused(sound.groups().join(member).await, code, grpc, &words);
+    let offsets = vec![v1::TopicPartitionOffset { topic: topic.clone(), partition: 0, offset: 0 }];
+    let commit = v1::CommitOffsetsRequest { group: "g".into(), offsets };
+    refused(sound.groups().commit_offsets(commit).await, code, grpc, &words);
+    // None of them made the group.
+    let groups = sound.groups().list_groups(v1::ListGroupsRequest {}).await.unwrap().into_inner().groups;
+    assert_eq!(groups, [], "a refused request leaves a group behind");
+    // A fetch names it beside what the other partitions have.
+    let partitions = ["nope", "good"].map(|topic| v1::FetchPartition { topic: topic.into(), ..Default::default() });
+    let fetch = v1::FetchRequest { partitions: partitions.into(), max_wait_ms: 60_000, ..Default::default() };
+    let answer = sound.log().fetch(fetch).await.unwrap().into_inner().partitions;
+    let of = |topic: &str| answer.iter().find(|partition| partition.topic == topic).unwrap();
+    named(of("nope").error.as_ref(), code, &words);
+    assert!(of("good").error.is_none() && of("good").next_offset == 1);
+
+    for arguments in [
+        &["consume", "nope", "--until-end"][..],
+        &["consume", "nope", "--group", "g"],
+        &["topic", "describe", "nope"],
+        &["topic", "delete", "nope"],
+    ] {
+        refused_command(&sound.server.run(arguments), &words);
+    }
+    refused_command(&sound.server.run_with_input(&["produce", "nope"], "line\n"), &words);
+    sound.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_partition_is_named_with_those_there_are() {
+    let sound = Sound::start().await;
+    let words = ["topic good has no partition 2: it has 2, numbered from 0"];
+    let (code, grpc) = (ErrorCode::UnknownPartition, Code::NotFound);
+    refused(sound.log().produce(batch_to("good", 2, good_batch("x"))).await, code, grpc, &words);
+    let plain = v1::ProduceRequest {
+        topic: "good".into(),
+        partition: Some(2),
+        records: vec![v1::Record::default()],
+        ..Default::default()
+    };
+    refused(sound.log().produce(plain).await, code, grpc, &words);
+    let consume = v1::ConsumeRequest { topic: "good".into(), partitions: vec![0, 2], ..Default::default() };
+    refused(sound.log().consume(consume).await, code, grpc, &words);
+    let list = v1::ListOffsetsRequest { topic: "good".into(), partitions: vec![2], ..Default::default() };
+    refused(sound.log().list_offsets(list).await, code, grpc, &words);
+    let partition = v1::FetchPartition { topic: "good".into(), partition: 2, offset: 0 };
+    let fetch = v1::FetchRequest { partitions: vec![partition], ..Default::default() };
+    let answer = sound.log().fetch(fetch).await.unwrap().into_inner().partitions;
+    named(answer[0].error.as_ref(), code, &words);
+
+    refused_command(&sound.server.run(&["consume", "good", "--partition", "2", "--until-end"]), &words);
+    refused_command(&sound.server.run_with_input(&["produce", "good", "--partition", "2"], "line\n"), &words);
+    sound.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_group_module_or_pipeline_is_named() {
+    let sound = Sound::start().await;
+    let grpc = Code::NotFound;
+    let name = || "nope".to_owned();
+
+    let (code, words) = (ErrorCode::UnknownGroup, ["there is no group \"nope\"", "millstream group list"]);
+    refused(sound.groups().describe_group(v1::DescribeGroupRequest { name: name() }).await, code, grpc, &words);
+    refused(sound.groups().delete_group(v1::DeleteGroupRequest { name: name() }).await, code, grpc, &words);
+    let reset = v1::ResetGroupRequest {
+        group: name(),
+        topic: "good".into(),
+        to: Some(reset_group_request::To::Earliest(true)),
+        ..Default::default()
+    };
+    refused(sound.groups().reset_group(reset).await, code, grpc, &words);
+    refused_command(&sound.server.run(&["group", "describe", "nope"]), &words);
+
+    let (code, words) = (ErrorCode::UnknownModule, ["there is no module \"nope\"", "millstream module list"]);
+    refused(sound.modules().describe_module(v1::DescribeModuleRequest { reference: name() }).await, code, grpc, &words);
+    refused(sound.modules().remove_module(v1::RemoveModuleRequest { reference: name() }).await, code, grpc, &words);
+    refused_command(&sound.server.run(&["module", "describe", "nope"]), &words);
+
+    let (code, words) = (ErrorCode::UnknownPipeline, ["there is no pipeline \"nope\"", "millstream pipeline list"]);
+    let mut pipelines = sound.pipelines();
+    refused(pipelines.describe_pipeline(v1::DescribePipelineRequest { name: name() }).await, code, grpc, &words);
+    refused(pipelines.pause_pipeline(v1::PausePipelineRequest { name: name() }).await, code, grpc, &words);
+    refused(pipelines.resume_pipeline(v1::ResumePipelineRequest { name: name() }).await, code, grpc, &words);
+    refused(pipelines.delete_pipeline(v1::DeletePipelineRequest { name: name() }).await, code, grpc, &words);
+    let get = v1::GetStateRequest { pipeline: name(), ..Default::default() };
+    refused(sound.state().get_state(get).await, code, grpc, &words);
+    let list = v1::ListStateRequest { pipeline: name(), ..Default::default() };
+    refused(sound.state().list_state(list).await, code, grpc, &words);
+    refused_command(&sound.server.run(&["pipeline", "pause", "nope"]), &words);
+    sound.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_not_allowed_is_shown() {
+    let sound = Sound::start().await;
+    let grpc = Code::InvalidArgument;
+    let long = "x".repeat(250);
+    for bad in ["", ".", "..", "a b", "a/b", "größe", "a\0b", "../../etc/passwd", long.as_str()] {
+        let shown = format!("{bad:?}");
+        let words = [shown.as_str(), "a-z A-Z 0-9 . _ -"];
+        let code = ErrorCode::InvalidName;
+        let create = v1::CreateTopicRequest { name: bad.into(), ..Default::default() };
+        refused(sound.topics().create_topic(create).await, code, grpc, &["topic name", words[0], words[1]]);
+        let join = v1::Join { group: bad.into(), topics: vec!["good".into()], ..Default::default() };
+        let join = v1::MemberRequest { message: Some(member_request::Message::Join(join)) };
+        let words = ["group name", words[0], words[1]];
+        refused(sound.groups().join(futures::stream::iter([join])).await, code, grpc, &words);
+        let commit = v1::CommitOffsetsRequest { group: bad.into(), offsets: Vec::new() };
+        refused(sound.groups().commit_offsets(commit).await, code, grpc, &words);
+        let error = sound.server.client().admin().push_module(bad, guest("level")).await.unwrap_err();
+        assert_eq!(error.code(), Some(code));
+        says(&error.to_string(), &[words[1], "is no module reference", words[2]]);
+        // In a pipeline file the mistake has its place too.
+        let yaml = format!("pipeline: {bad:?}\nfrom: good\nstages:\n  - filter: level\nto: out\n");
+        let apply = v1::ApplyPipelineRequest { yaml, ..Default::default() };
+        let mistakes = sound.pipelines().apply_pipeline(apply).await.unwrap().into_inner().mistakes;
+        assert_eq!((mistakes[0].line, mistakes[0].column), (1, 11), "{bad:?}: {mistakes:?}");
+    }
+    refused_command(&sound.server.run(&["topic", "create", "a b"]), &["topic name \"a b\" is not allowed"]);
+    assert!(sound.server.client().admin().list_topics().await.unwrap().iter().all(|topic| topic.name == "good"));
+    sound.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_setting_out_of_its_range_is_named_with_the_range() {
+    let sound = Sound::start().await;
+    let create = |partitions, batch_bytes_max| v1::CreateTopicRequest {
+        name: "t".into(),
+        partitions: Some(partitions),
+        settings: Some(v1::TopicSettings { batch_bytes_max, ..Default::default() }),
+    };
+    let (code, grpc) = (ErrorCode::InvalidRequest, Code::InvalidArgument);
+    for partitions in [0, 10_001, u32::MAX] {
+        let words = [&format!("partitions: {partitions} is not allowed"), "1 to 10000"];
+        refused(sound.topics().create_topic(create(partitions, None)).await, code, grpc, &words);
+    }
+    for bytes in [0, 1023, (16 << 20) + 1, u32::MAX] {
+        let words = [&format!("batch_bytes_max: {bytes} is not allowed"), "1024 to 16777216"];
+        refused(sound.topics().create_topic(create(1, Some(bytes))).await, code, grpc, &words);
+    }
+    // As nobody may say which of two is meant.
+    let mut both = batch_to("good", 0, good_batch("x"));
+    both.records.push(v1::Record::default());
+    refused(sound.log().produce(both).await, code, grpc, &["batches or records, not both"]);
+    let nowhere = v1::ProduceRequest { partition: None, ..batch_to("good", 0, good_batch("x")) };
+    refused(sound.log().produce(nowhere).await, code, grpc, &["must name its partition"]);
+    let nothing = v1::ProduceRequest { topic: "good".into(), ..Default::default() };
+    refused(sound.log().produce(nothing).await, code, grpc, &["holds no records"]);
+    sound.is_sound().await;
+}
+
+// ---- record batches
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_or_batch_over_its_limit_is_refused_with_both_sizes() {
+    let sound = Sound::start().await;
+    let client = sound.server.client();
+    let settings = v1::TopicSettings { batch_bytes_max: Some(1024), ..Default::default() };
+    client.admin().create_topic("small", Some(1), settings).await.unwrap();
+    let (code, grpc) = (ErrorCode::BatchTooLarge, Code::InvalidArgument);
+
+    let large = good_batch(&"x".repeat(1024));
+    let words = [&format!("a record batch of {} bytes is over the limit of 1024", large.len()), "batch_bytes_max"];
+    refused(sound.log().produce(batch_to("small", 0, large.clone())).await, code, grpc, &words);
+    // Nor may it hide behind a good one.
+    let hidden = [good_batch("x"), large].concat();
+    refused(sound.log().produce(batch_to("small", 0, hidden.into())).await, code, grpc, &words);
+    let plain = |bytes: usize| v1::ProduceRequest {
+        topic: "small".into(),
+        records: vec![
+            v1::Record { value: Some("small".into()), ..Default::default() },
+            v1::Record { value: Some(vec![b'x'; bytes].into()), ..Default::default() },
+        ],
+        ..Default::default()
+    };
+    refused(sound.log().produce(plain(1024)).await, code, grpc, &["over the limit of 1024"]);
+    let producer = client.producer(ProducerSettings::default());
+    let error = producer.send(ProducerRecord::new("small", "x".repeat(1024))).await.unwrap_err();
+    assert!(matches!(error, ClientError::RecordTooLarge { bytes_max: 1024, .. }), "{error}");
+    producer.send(ProducerRecord::new("small", "small")).await.unwrap().await.unwrap();
+    let line = format!("small\n{}\nsmall\n", "x".repeat(1024));
+    let ran = sound.server.run_with_input(&["produce", "small"], &line);
+    assert_eq!(ran.code, Some(1));
+    says(&ran.err, &["stdin:2", "over the limit of 1024", "stored 1 record"]);
+    assert_eq!(records(&sound.log(), "small", 0).await, ["small", "small"]);
+
+    // Beyond what any topic may allow.
+    let huge = built(Compression::None, [vec![0; (16 << 20) + 1].as_slice()]).into_bytes();
+    sound.refuses_batch(huge, ErrorCode::BatchTooLarge, &["over the limit of 16777216"]).await;
+    let packed = built(Compression::Zstd, [&b"small"[..], &vec![0; (16 << 20) + 1]]).into_bytes();
+    let words = ["record 1 of a batch", "over the limit of 16777216"];
+    sound.refuses_batch(packed, ErrorCode::RecordTooLarge, &words).await;
+    sound.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_over_the_limit_is_refused_and_not_dropped() {
+    let sound = Sound::start().await;
+    let huge = || batch_to("good", 0, vec![0; MESSAGE_BYTES_MAX + 1].into());
+    let status = sound.log().produce(huge()).await.unwrap_err();
+    says(status.message(), &[&MESSAGE_BYTES_MAX.to_string()]);
+    // On a stream it ends the stream, which must not look like a good end.
+    let requests = [batch_to("good", 1, good_batch("x")), huge()];
+    let answers = sound.log().produce_stream(futures::stream::iter(requests)).await.unwrap().into_inner();
+    let answers: Vec<_> = answers.collect().await;
+    assert!(answers[0].is_ok());
+    let status = answers.last().unwrap().as_ref().expect_err("the stream ends with the reason");
+    says(status.message(), &[&MESSAGE_BYTES_MAX.to_string()]);
+    sound.is_sound().await;
+}
+
+/// Where the fields of a batch stand, as Kafka has them.
+mod field {
+    pub(super) const LENGTH: usize = 8;
+    pub(super) const MAGIC: usize = 16;
+    pub(super) const CRC: usize = 17;
+    pub(super) const ATTRIBUTES: usize = 21;
+    pub(super) const LAST_OFFSET_DELTA: usize = 23;
+    pub(super) const RECORD_COUNT: usize = 57;
+}
+
+/// A batch of two records with `bytes` in the place of a field, and a checksum that is true.
+fn lying(at: usize, bytes: &[u8]) -> Bytes {
+    lying_twice((at, bytes), (at, bytes))
+}
+
+fn lying_twice((at, bytes): (usize, &[u8]), (at2, bytes2): (usize, &[u8])) -> Bytes {
+    let mut batch = built(Compression::None, [&b"one"[..], b"two"]).into_bytes().to_vec();
+    batch[at..at + bytes.len()].copy_from_slice(bytes);
+    batch[at2..at2 + bytes2.len()].copy_from_slice(bytes2);
+    let crc = crc32c(&batch[field::ATTRIBUTES..]).to_be_bytes();
+    batch[field::CRC..field::CRC + 4].copy_from_slice(&crc);
+    batch.into()
+}
+
+/// CRC-32C bit by bit, apart from the one that the server uses.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & 0u32.wrapping_sub(crc & 1)))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_lies_is_refused_for_its_lie() {
+    let sound = Sound::start().await;
+    let code = ErrorCode::InvalidBatch;
+    assert_eq!(lying(field::MAGIC, &[2]), built(Compression::None, [&b"one"[..], b"two"]).into_bytes());
+
+    let mut flipped = good_batch("flipped").to_vec();
+    *flipped.last_mut().unwrap() ^= 1;
+    sound.refuses_batch(flipped, code, &["topic good", "is corrupt: its CRC-32C is", "nothing of this request"]).await;
+    let mut wrong_crc = good_batch("wrong").to_vec();
+    wrong_crc[field::CRC..field::CRC + 4].copy_from_slice(&[0, 0, 0, 0]);
+    sound.refuses_batch(wrong_crc, code, &["its CRC-32C is 00000000, its bytes have"]).await;
+
+    for (count, word) in [(1, "claims 1"), (3, "claims 3"), (i32::MAX, "claims 2147483647"), (-1, "claims -1")] {
+        sound.refuses_batch(lying(field::RECORD_COUNT, &count.to_be_bytes()), code, &[word]).await;
+    }
+    // Count and offsets agree in the lie; the records do not.
+    for count in [1i32, 3, 1 << 30] {
+        let delta = (count - 1).to_be_bytes();
+        let lie = lying_twice((field::RECORD_COUNT, &count.to_be_bytes()), (field::LAST_OFFSET_DELTA, &delta));
+        sound.refuses_batch(lie, code, &[&format!("claims {count} records")]).await;
+    }
+    for (length, words) in [(i32::MAX, "is cut short"), (0, "length 0 is impossible"), (-1, "length -1 is impossible")] {
+        sound.refuses_batch(lying(field::LENGTH, &length.to_be_bytes()), code, &[words]).await;
+    }
+    sound.refuses_batch(lying(field::MAGIC, &[1]), code, &["(magic) 1 is not supported"]).await;
+    sound.refuses_batch(lying(field::ATTRIBUTES, &[0, 5]), code, &["compression codec 5 is unknown"]).await;
+    sound.refuses_batch(lying(field::ATTRIBUTES, &[0, 0x20]), code, &["a control batch cannot be produced"]).await;
+    sound.refuses_batch(lying(field::ATTRIBUTES, &[0x80, 0]), code, &["have bits set that are not in use"]).await;
+    for codec in [Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd] {
+        let lie = lying(field::ATTRIBUTES, &[0, codec as u8]);
+        sound.refuses_batch(lie, code, &[&format!("{codec} body does not inflate")]).await;
+    }
+    // The first record says that it is as long as the world.
+    sound.refuses_batch(lying(61, &[0xfe, 0xff, 0xff, 0xff, 0x0f]), code, &["record 0 of a batch"]).await;
+    // Text, and what is left of a batch.
+    sound.refuses_batch("hello".as_bytes(), code, &["cut short: 5 bytes are there, 61 are needed"]).await;
+    sound.refuses_batch([good_batch("x"), "tail".into()].concat(), code, &["4 bytes are there"]).await;
+    sound.is_sound().await;
+}
+
+/// The memory that a process has in use, in bytes.
+fn resident_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_bomb_is_refused_before_it_is_unpacked() {
+    let sound = Sound::start().await;
+    let before = resident_bytes(sound.server.pid());
+    // 256 MiB in 16 records, each within its limit.
+    let record = vec![0; (16 << 20) - 100];
+    for codec in [Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd] {
+        let bomb = built(codec, std::iter::repeat_n(record.as_slice(), 16)).into_bytes();
+        assert!(bomb.len() < 16 << 20, "{codec} packs zeros");
+        let words = ["inflates to over 33554432 bytes"];
+        refused(
+            sound.log().produce(batch_to("good", 0, bomb)).await,
+            ErrorCode::InvalidBatch,
+            Code::InvalidArgument,
+            &words,
+        );
+    }
+    // Twice the limit of an inflated body, and the largest of those messages; not the bombs.
+    let grown = resident_bytes(sound.server.pid()).saturating_sub(before);
+    assert!(grown < 128 << 20, "the server grew by {grown} bytes");
+    sound.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_inflate_a_hundredfold_are_read_in_pieces() {
+    let sound = Sound::start().await;
+    // Each is allowed: 24 MiB of zeros in 24 records, about 1 KiB as sent. Together they are 384 MiB.
+    let record = vec![b'0'; 1 << 20];
+    let batch = built(Compression::Zstd, std::iter::repeat_n(record.as_slice(), 24)).into_bytes();
+    let batches = std::iter::repeat_n(batch.as_ref(), 16).collect::<Vec<_>>().concat();
+    sound.log().produce(batch_to("good", 1, batches.into())).await.unwrap();
+    let before = resident_bytes(sound.server.pid());
+    let mut next = 0;
+    while next < 384 {
+        let partition = v1::FetchPartition { topic: "good".into(), partition: 1, offset: next };
+        let format = Format::Records as i32;
+        let fetch = v1::FetchRequest { partitions: vec![partition], format, ..Default::default() };
+        let answer = sound.log().fetch(fetch).await.expect("an answer that fits a message").into_inner();
+        let partition = &answer.partitions[0];
+        assert!(partition.error.is_none(), "{:?}", partition.error);
+        assert_eq!(partition.records[0].offset, next);
+        assert!(partition.next_offset > next);
+        next = partition.next_offset;
+    }
+    let grown = resident_bytes(sound.server.pid()).saturating_sub(before);
+    assert!(grown < 192 << 20, "the server grew by {grown} bytes");
+    sound.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offset_out_of_range_is_named_with_the_range() {
+    let sound = Sound::start().await;
+    let (code, grpc) = (ErrorCode::OffsetOutOfRange, Code::OutOfRange);
+    for offset in [2, u64::from(u32::MAX), i64::MAX as u64, u64::MAX] {
+        let shown = format!("offset {offset} is out of range");
+        let words = ["topic good, partition 0", shown.as_str(), "0 to 1 are there"];
+        let partition = v1::FetchPartition { topic: "good".into(), partition: 0, offset };
+        let fetch = v1::FetchRequest { partitions: vec![partition], max_wait_ms: 60_000, ..Default::default() };
+        let answer = sound.log().fetch(fetch).await.unwrap().into_inner().partitions;
+        named(answer[0].error.as_ref(), code, &words);
+        let from = at(position::At::Offset(offset));
+        let (topic, partitions) = ("good".to_owned(), vec![0]);
+        let consume = v1::ConsumeRequest { topic, partitions, from, ..Default::default() };
+        refused(sound.log().consume(consume).await, code, grpc, &words);
+        let offsets = vec![v1::TopicPartitionOffset { topic: "good".into(), partition: 0, offset }];
+        let commit = v1::CommitOffsetsRequest { group: "g".into(), offsets };
+        refused(sound.groups().commit_offsets(commit).await, code, grpc, &words);
+        let ran =
+            sound.server.run(&["consume", "good", "--partition", "0", "--until-end", "--from", &offset.to_string()]);
+        refused_command(&ran, &words);
+    }
+    let groups = sound.groups().list_groups(v1::ListGroupsRequest {}).await.unwrap().into_inner().groups;
+    assert_eq!(groups, [], "a refused commit leaves a group behind");
+    sound.is_sound().await;
+}
+
+// ---- modules
+
+/// A section of WebAssembly: its id, its size, its bytes.
+fn section(id: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[id, u8::try_from(bytes.len()).unwrap()], bytes].concat()
+}
+
+fn name(name: &str) -> Vec<u8> {
+    [&[u8::try_from(name.len()).unwrap()], name.as_bytes()].concat()
+}
+
+const CORE: &[u8] = b"\0asm\x01\0\0\0";
+const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+
+/// `(module (import "wasi_snapshot_preview1" "sched_yield" (func)))`
+fn core_with_import() -> Vec<u8> {
+    let types = section(1, &[1, 0x60, 0, 0]);
+    let import = [&[1][..], &name("wasi_snapshot_preview1"), &name("sched_yield"), &[0, 0]].concat();
+    [CORE, &types, &section(2, &import)].concat()
+}
+
+/// `(component (import "…" (instance)))`
+fn component_with_import(interface: &str) -> Vec<u8> {
+    let types = section(7, &[1, 0x42, 0]);
+    let import = [&[1, 0][..], &name(interface), &[5, 0]].concat();
+    [COMPONENT, &types, &section(10, &import)].concat()
+}
+
+/// `(component (instance) (export "…" (instance 0)))` of each.
+fn component_with_exports(interfaces: &[&str]) -> Vec<u8> {
+    let instance = section(5, &[1, 1, 0]);
+    let mut exports = vec![u8::try_from(interfaces.len()).unwrap()];
+    interfaces.iter().for_each(|interface| exports.extend([&[0][..], &name(interface), &[5, 0, 0]].concat()));
+    [COMPONENT, &instance, &section(11, &exports)].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_no_stage_is_refused_with_the_reason() {
+    let sound = Sound::start().await;
+    let admin = sound.server.client().admin();
+    admin.push_module("level", guest("level")).await.unwrap();
+    let cut = guest("level");
+    let cases: [(&str, Bytes, &[&str]); 13] = [
+        ("empty", Bytes::new(), &["not WebAssembly: the file is empty"]),
+        ("text", "fn main() {}".into(), &["not WebAssembly: it begins with \"fn main(\""]),
+        ("elf", b"\x7fELF\x02\x01\x01\0\0\0".as_slice().into(), &["not WebAssembly"]),
+        ("magic-alone", b"\0asm".as_slice().into(), &["not WebAssembly"]),
+        ("cut", cut.slice(..cut.len() / 2), &["module cut:latest"]),
+        ("core", CORE.to_vec().into(), &["module core:latest", "0.1.0"]),
+        ("core-wasi", core_with_import().into(), &["wasi_snapshot_preview1"]),
+        (
+            "wasi",
+            component_with_import("wasi:clocks/monotonic-clock@0.2.0").into(),
+            &["it imports wasi:clocks/monotonic-clock@0.2.0", "only millstream:stage/host"],
+        ),
+        (
+            "newer-host",
+            component_with_import("millstream:stage/host@0.2.0").into(),
+            &["it imports millstream:stage/host@0.2.0"],
+        ),
+        ("nothing", COMPONENT.to_vec().into(), &["a component of another world: it exports nothing"]),
+        (
+            "other-world",
+            component_with_exports(&["acme:other/thing@1.0.0"]).into(),
+            &["a component of another world: it exports acme:other/thing@1.0.0", "millstream:stage/filter"],
+        ),
+        (
+            "two-stages",
+            component_with_exports(&["millstream:stage/filter@0.1.0", "millstream:stage/map@0.1.0"]).into(),
+            &["it exports filter and map", "a module is one stage"],
+        ),
+        (
+            "hollow",
+            component_with_exports(&["millstream:stage/filter@0.1.0"]).into(),
+            &["its filter is not as millstream:stage@0.1.0 has it"],
+        ),
+    ];
+    for (reference, wasm, words) in cases {
+        let error = admin.push_module(reference, wasm).await.unwrap_err();
+        assert_eq!(error.code(), Some(ErrorCode::InvalidModule), "{reference}: {error}");
+        says(&error.to_string(), words);
+        says(&error.to_string(), &[&format!("module {reference}:latest")]);
+    }
+    let large = vec![0; (16 << 20) + 1];
+    let error = admin.push_module("large", large.into()).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::InvalidModule), "{error}");
+    says(&error.to_string(), &["over the limit of 16777216 (module_bytes_max)"]);
+
+    // What was there is there, and is used.
+    let modules = admin.list_modules().await.unwrap();
+    assert_eq!(modules.iter().map(|module| module.reference.as_str()).collect::<Vec<_>>(), ["level:latest"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("not.wasm");
+    fs::write(&file, "hello").unwrap();
+    let ran = sound.server.run(&["module", "push", "hello", file.to_str().unwrap()]);
+    refused_command(&ran, &["module hello:latest: not WebAssembly"]);
+    let ran = sound.server.run(&["module", "push", "hello", "./nowhere.wasm"]);
+    refused_command(&ran, &["cannot read module ./nowhere.wasm", "No such file"]);
+    sound.is_sound().await;
+}
+
+// ---- pipeline files
+
+const MISTAKEN: &str = "\
+pipeline: p
+from: god
+stagess: 1
+stages:
+  - map: level
+  - filter: levle
+    on-failure: explode
+  - filter: level
+    limits: { call-deadline: 5 }
+to: good
+dead-letters: a b
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_file_is_refused_with_all_its_mistakes_at_their_places() {
+    let sound = Sound::start().await;
+    let admin = sound.server.client().admin();
+    admin.push_module("level", guest("level")).await.unwrap();
+    let apply = |yaml: &str| v1::ApplyPipelineRequest { yaml: yaml.into(), ..Default::default() };
+    let mistakes = admin.apply_pipeline(apply(MISTAKEN)).await.unwrap().mistakes;
+    let expected: [(u32, u32, &str); 9] = [
+        (2, 7, "there is no topic `god`; did you mean `good`?"),
+        (3, 1, "stagess"),
+        (5, 5, "module `level` is for a filter stage, not a map"),
+        (6, 13, "module `levle` is not uploaded; did you mean `level`?"),
+        (7, 17, "explode"),
+        (8, 13, "called `level` already, on line 5"),
+        (9, 15, "call-deadline"),
+        (11, 15, "a b"),
+        (0, 0, ""),
+    ];
+    for (line, column, words) in &expected[..8] {
+        let found = mistakes.iter().find(|mistake| (mistake.line, mistake.column) == (*line, *column));
+        let found = found.unwrap_or_else(|| panic!("no mistake at {line}:{column}: {mistakes:#?}"));
+        says(&found.message, &[words]);
+    }
+    assert_eq!(mistakes.len(), 8, "{mistakes:#?}");
+    assert!(mistakes.is_sorted_by_key(|mistake| (mistake.line, mistake.column)));
+
+    // Nothing of it was made.
+    assert_eq!(admin.list_pipelines().await.unwrap(), []);
+    assert_eq!(admin.list_topics().await.unwrap().len(), 1);
+    // And what is no mapping, no YAML, nothing, or far too much says so.
+    for (text, words) in [
+        ("", "no pipeline in the file"),
+        ("just words", "the file"),
+        ("pipeline: [", ""),
+        ("a: &x [*x]\n", ""),
+        (&"#".repeat(300_000), "at most 262144 are read"),
+    ] {
+        let mistakes = admin.apply_pipeline(apply(text)).await.unwrap().mistakes;
+        assert!(!mistakes.is_empty(), "{}", &text[..text.len().min(20)]);
+        says(&mistakes[0].message, &[words]);
+    }
+    sound.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cycle_of_pipelines_is_refused_with_its_way() {
+    let sound = Sound::start().await;
+    let admin = sound.server.client().admin();
+    admin.push_module("level", guest("level")).await.unwrap();
+    let apply = |name: &str, from: &str, to: &str| v1::ApplyPipelineRequest {
+        yaml: format!("pipeline: {name}\nfrom: {from}\nstages:\n  - filter: level\nto: {to}\n"),
+        ..Default::default()
+    };
+    let mistakes = admin.apply_pipeline(apply("own", "good", "good")).await.unwrap().mistakes;
+    assert_eq!((mistakes.len(), mistakes[0].line, mistakes[0].column), (1, 5, 5), "{mistakes:?}");
+    says(&mistakes[0].message, &["`good` is a source, on line 2", "would read what it writes"]);
+
+    assert_eq!(admin.apply_pipeline(apply("there", "good", "middle")).await.unwrap().mistakes, []);
+    let mistakes = admin.apply_pipeline(apply("back", "middle", "good")).await.unwrap().mistakes;
+    assert_eq!((mistakes.len(), mistakes[0].line, mistakes[0].column), (1, 5, 5), "{mistakes:?}");
+    says(&mistakes[0].message, &["a cycle: good -> [there] -> middle"]);
+    // The one that runs is not harmed.
+    let pipelines = admin.list_pipelines().await.unwrap();
+    assert_eq!((pipelines.len(), pipelines[0].state.as_str()), (1, "running"));
+    sound.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_change_of_a_pipeline_leaves_the_running_version() {
+    let data = tempfile::tempdir().unwrap();
+    let instance = Instance::open(data.path());
+    instance.topic("in", 1).await;
+    instance.push("level").await;
+    let file = |kind: &str| format!("pipeline: p\nfrom: in\nstages:\n  - {kind}: level\nto: out\n");
+    instance.apply(&file("filter")).await;
+    instance.produce("in", 0, &[(None, "ERROR before")]).await;
+    let error = instance.runtime.apply(&file("map"), &BTreeMap::default().into_iter().collect(), false).await;
+    says(&error.err().unwrap().to_string(), &["line 4, column 5", "is for a filter stage"]);
+    instance.produce("in", 0, &[(None, "ERROR after")]).await;
+    instance.caught_up().await;
+    let values = instance.all_records("out").await.into_iter().map(|record| record.value.unwrap());
+    assert_eq!(values.collect::<Vec<_>>(), ["ERROR before", "ERROR after"]);
+    assert_eq!(instance.runtime.pipeline("p").unwrap().version(), 1);
+    instance.stop().await;
+}
+
+// ---- data directories and disks
+
+/// Runs a `millstream serve` that must end by itself.
+fn serve(data: &Path) -> Ran {
+    let mut command = Command::new(millstream());
+    command.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", "error", "--data"]).arg(data);
+    run(&mut command, "")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_server_on_a_data_directory_is_refused_and_the_first_goes_on() {
+    let sound = Sound::start().await;
+    let data = sound._data.path();
+    let words = [data.to_str().unwrap(), &format!("in use by another server (process {})", sound.server.pid())];
+    refused_command(&serve(data), &words);
+    // By another way to the same place, too.
+    let link = tempfile::tempdir().unwrap().path().join("link");
+    fs::create_dir_all(link.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(data, &link).unwrap();
+    refused_command(&serve(&link), &["in use by another server"]);
+    sound.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_of_another_format_is_left_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path());
+    server.run(&["topic", "create", "t"]).ok();
+    server.run_with_input(&["produce", "t"], "kept\n").ok();
+    server.terminate();
+    let format = data.path().join("FORMAT");
+    let own = fs::read_to_string(&format).unwrap();
+    let newer = own.replace("format 1", "format 2");
+    assert_ne!(own, newer);
+    for foreign in [newer.as_str(), "", "something else"] {
+        fs::write(&format, foreign).unwrap();
+        let before = fs::read(data.path().join("millstream.redb")).unwrap();
+        let words = [&format!("has format {:?}", foreign.trim()), own.trim(), "nothing was changed"];
+        refused_command(&serve(data.path()), &words);
+        assert_eq!(fs::read(data.path().join("millstream.redb")).unwrap(), before);
+    }
+    fs::write(&format, own).unwrap();
+    server.restart();
+    assert_eq!(server.run(&["consume", "t", "--from", "earliest", "--until-end"]).ok(), "kept\n");
+}
+
+#[test]
+fn a_folder_of_something_else_is_not_written_to() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("thesis.txt"), "years of work").unwrap();
+    refused_command(&serve(folder.path()), &["is not a data directory", "thesis.txt"]);
+    assert_eq!(fs::read_to_string(folder.path().join("thesis.txt")).unwrap(), "years of work");
+    assert!(!folder.path().join("millstream.redb").exists());
+    let file = folder.path().join("thesis.txt");
+    refused_command(&serve(&file), &[file.to_str().unwrap()]);
+}
+
+/// A disk with room for so many more bytes: each write takes some, wherever it goes.
+#[derive(Debug)]
+struct FullDisk {
+    disk: FileBackend,
+    room: Arc<AtomicU64>,
+}
+
+impl FullDisk {
+    fn take(&self, bytes: u64) -> std::io::Result<()> {
+        let taken = self.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |room| room.checked_sub(bytes));
+        taken.map(drop).map_err(|_| std::io::ErrorKind::StorageFull.into())
+    }
+}
+
+impl StorageBackend for FullDisk {
+    fn len(&self) -> std::io::Result<u64> {
+        self.disk.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.disk.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.disk.set_len(len)
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.disk.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.take(data.len() as u64)?;
+        self.disk.write(offset, data)
+    }
+    fn close(&self) -> std::io::Result<()> {
+        self.disk.close()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_loses_nothing_that_was_acknowledged() {
+    for room in [0, 70_000, 700_000] {
+        let data = tempfile::tempdir().unwrap();
+        let left = Arc::new(AtomicU64::new(u64::MAX));
+        let of_disk = left.clone();
+        let options = StoreOptions {
+            wrap: Some(Box::new(move |disk| Box::new(FullDisk { disk, room: of_disk }))),
+            ..Default::default()
+        };
+        let (settings, clock) = (BrokerSettings::default(), Arc::new(SystemClock));
+        let broker = Broker::open(data.path(), settings, options, clock, &mut Registry::default()).unwrap();
+        let name = TopicName::new("t").unwrap();
+        let topic = broker.create_topic(&name, 1, TopicSettings::default(), false).await.unwrap();
+        let partition = topic.partition(0).unwrap();
+        let mut acknowledged = Vec::new();
+        let produce = async |number: usize| {
+            let value = format!("{number} {}", "x".repeat(10_000));
+            let batch = built(Compression::None, [value.as_bytes()]);
+            let offset = broker.produce(&topic, partition, vec![batch]).await?.await?.base_offsets[0];
+            Ok::<_, BrokerError>((u64::from(offset), value))
+        };
+        for number in 0..5 {
+            acknowledged.push(produce(number).await.unwrap());
+        }
+        left.store(room, Ordering::SeqCst);
+        let error = loop {
+            match produce(acknowledged.len()).await {
+                Ok(stored) => acknowledged.push(stored),
+                Err(error) => break error,
+            }
+            assert!(acknowledged.len() < 1_000, "the disk never fills");
+        };
+        let BrokerError::Storage(source) = &error else { panic!("{error}") };
+        assert!(source.is_disk_full(), "{error}");
+        says(&error.to_string(), &["storage failed, the server takes no more writes"]);
+        // Room again does not help: what the file holds is only known after it is opened again.
+        left.store(u64::MAX, Ordering::SeqCst);
+        let error = produce(0).await.unwrap_err();
+        assert!(matches!(error, BrokerError::Storage(_)), "{error}");
+        let failure = broker.failure().borrow().clone();
+        assert!(failure.is_some_and(|failure| failure.is_disk_full()));
+        assert!(broker.create_topic(&TopicName::new("u").unwrap(), 1, TopicSettings::default(), false).await.is_err());
+        // Reading goes on.
+        assert_eq!(u64::from(partition.end()), acknowledged.len() as u64);
+        tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
+
+        let instance = Instance::open(data.path());
+        let kept = instance.records("t", 0).await;
+        for (offset, value) in &acknowledged {
+            let record = &kept[usize::try_from(*offset).unwrap()];
+            assert_eq!(record.value.as_deref(), Some(value.as_bytes()));
+        }
+        // The failed one is there once, or not at all.
+        assert!(kept.len() <= acknowledged.len() + 1, "{} of {}", kept.len(), acknowledged.len());
+        instance.produce("t", 0, &[(None, "after")]).await;
+        instance.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_disk_is_full_ends_with_the_reason_and_starts_again_with_all_it_acknowledged() {
+    let data = tempfile::tempdir().unwrap();
+    // A limit on the size of files is a full disk that needs no rights. 8 MiB, in blocks of 512 bytes.
+    let script = "trap '' XFSZ; ulimit -f 16384; exec \"$0\" serve --grpc 127.0.0.1:0 --http 127.0.0.1:0 \
+                  --log error --data \"$1\"";
+    let mut child = Command::new("sh")
+        .args(["-c", script])
+        .arg(millstream())
+        .arg(data.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.split("gRPC ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_else(|| panic!("{line}"));
+    let client = millstream_client::Client::new(address).unwrap();
+    client.admin().create_topic("t", Some(1), Default::default()).await.unwrap();
+    let mut acknowledged: u64 = 0;
+    let error = loop {
+        let records = (0..100).map(|number| v1::Record {
+            key: Some((acknowledged + number).to_string().into()),
+            value: Some(vec![b'x'; 1_000].into()),
+            ..Default::default()
+        });
+        let request = v1::ProduceRequest { topic: "t".into(), records: records.collect(), ..Default::default() };
+        match client.admin().produce(request).await {
+            Ok(_) => acknowledged += 100,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 20_000, "8 MiB hold no 20 MB");
+    };
+    assert!(acknowledged > 0);
+    assert_eq!(error.code(), Some(ErrorCode::StorageFailed), "{error}");
+    says(&error.to_string(), &["storage failed"]);
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    says(&said, &["the storage failed, so the server ends", "File too large"]);
+
+    let server = Server::start(data.path());
+    let kept = server.run(&["consume", "t", "--from", "earliest", "--until-end", "--print", "key"]).ok();
+    let kept: Vec<u64> = kept.lines().map(|key| key.parse().unwrap()).collect();
+    assert!(kept.len() as u64 >= acknowledged, "{} of {acknowledged}", kept.len());
+    assert!(kept.into_iter().eq(0..kept_end(&server)), "in order and once");
+    server.run_with_input(&["produce", "t"], "after\n").ok();
+}
+
+fn kept_end(server: &Server) -> u64 {
+    let described = server.run(&["topic", "describe", "t", "--output", "json"]).ok();
+    let described: serde_json::Value = serde_json::from_str(&described).unwrap();
+    described["partition_list"][0]["log_end_offset"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_damaged_is_refused_with_its_path() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path());
+    server.run(&["topic", "create", "t"]).ok();
+    server.terminate();
+    fs::write(data.path().join("millstream.redb"), "this is no database").unwrap();
+    let ran = serve(data.path());
+    refused_command(&ran, &["database"]);
+    assert!(!ran.err.contains("panicked"), "{}", ran.err);
+    assert_eq!(fs::read(data.path().join("millstream.redb")).unwrap(), b"this is no database");
+    assert!(matches!(
+        Broker::open(
+            data.path(),
+            BrokerSettings::default(),
+            StoreOptions::default(),
+            Arc::new(SystemClock),
+            &mut Registry::default()
+        ),
+        Err(StoreError::Database(_) | StoreError::Io { .. } | StoreError::Corrupt { .. })
+    ));
+}
