@@ -3,11 +3,13 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use millstream_broker::{Offset, TopicPartition};
-use millstream_record::{Columns, Limits, RecordBatch, split_batches};
+use millstream_record::{BatchError, Columns, Limits, RecordBatch, split_batches};
 use tokio::sync::watch;
 
 use crate::deploy::{Segment, Stage};
@@ -241,6 +243,18 @@ struct Ran {
     stopped: Option<Stopped>,
 }
 
+/// The records `range` of the batches.
+fn decode(runs: &[Bytes], range: Range<Offset>, limits: &Limits) -> Result<Columns, BatchError> {
+    let mut columns = Columns::default();
+    for run in runs {
+        for batch in split_batches(run.clone()) {
+            columns.append_batch(&batch?, range.start.get(), limits)?;
+        }
+    }
+    let end = columns.offsets.partition_point(|offset| *offset < range.end.get());
+    Ok(if end < columns.len() { columns.slice(0..end) } else { columns })
+}
+
 /// One step on a worker thread.
 struct Run<'a> {
     segment: &'a Arc<Segment>,
@@ -254,28 +268,19 @@ impl Run<'_> {
     /// Decodes, runs the stages, encodes. A record at which the pipeline must stop ends the step
     /// before it: what comes before is done and committed.
     fn batches(mut self, from: Offset, batches: ReadBatches, limits: &Limits) -> Result<Ran, String> {
-        let mut input = Columns::default();
-        for run in batches.runs {
-            for batch in split_batches(run) {
-                let batch = batch.map_err(|error| format!("the log is damaged: {error}"))?;
-                input
-                    .append_batch(&batch, from.get(), limits)
-                    .map_err(|error| format!("the log is damaged: {error}"))?;
-            }
-        }
         let mut next = batches.next;
         let mut stopped = None;
         loop {
+            let input =
+                decode(&batches.runs, from..next, limits).map_err(|error| format!("the log is damaged: {error}"))?;
             let mut ran = Ran { next, outputs: Vec::new(), state: Vec::new(), stopped: stopped.take() };
-            match self.stages(input.clone(), &mut ran) {
+            match self.stages(input, &mut ran) {
                 Ok(()) => return Ok(ran),
                 Err(stop) => {
                     self.states.iter_mut().flatten().for_each(|state| state.take_back(self.number));
-                    let before = input.offsets.partition_point(|offset| *offset < stop.offset.get());
-                    if before == 0 {
+                    if stop.offset <= from {
                         return Ok(Ran { next: from, outputs: Vec::new(), state: Vec::new(), stopped: Some(stop) });
                     }
-                    input = input.slice(0..before);
                     next = stop.offset;
                     stopped = Some(stop);
                 }
@@ -315,7 +320,7 @@ impl Run<'_> {
         guest.set_partition(&self.source.to_string());
         let outcome = match (stage.kind(), &mut self.states[index]) {
             (StageKind::Filter, _) => filter::run(guest, input)?,
-            (StageKind::Map, _) => map::run(guest, &input)?,
+            (StageKind::Map, _) => map::run(guest, input)?,
             (StageKind::Aggregate, Some(state)) => {
                 let hasher = state.hasher().clone();
                 let made = aggregate::run(guest, &input, state, &hasher)?;

@@ -34,7 +34,13 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) {
         }
         let (ours, bare) = (median(ours), median(bare));
         let name = format!("append, durable, {partitions} partition{}", if partitions == 1 { "" } else { "s" });
-        report.beside(name, ours, "MB/s", ("bare redb, 16 x 65,472 B a commit", bare), Some(Target::AtLeast(0.6 * bare)));
+        report.beside(
+            name,
+            ours,
+            "MB/s",
+            ("bare redb, 16 x 65,472 B a commit", bare),
+            Some(Target::AtLeast(0.6 * bare)),
+        );
     }
 }
 

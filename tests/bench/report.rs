@@ -53,7 +53,14 @@ impl Report {
         self.add(name.into(), value, unit, Some(yardstick), target);
     }
 
-    fn add(&mut self, name: String, value: f64, unit: &'static str, yardstick: Option<Yardstick>, target: Option<Target>) {
+    fn add(
+        &mut self,
+        name: String,
+        value: f64,
+        unit: &'static str,
+        yardstick: Option<Yardstick>,
+        target: Option<Target>,
+    ) {
         let met = target.map(|target| match target {
             Target::AtLeast(least) => value >= least,
             Target::AtMost(most) => value <= most,

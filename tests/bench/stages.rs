@@ -52,7 +52,7 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) {
         add("filter", &mut ours, &mut |input| drop(black_box(yardstick::filter(&input))), 3.0);
 
         let mut guest = self::guest(&engine, "bench-map");
-        let mut ours = |input: Columns| drop(black_box(map::run(&mut guest, &input).unwrap()));
+        let mut ours = |input: Columns| drop(black_box(map::run(&mut guest, input).unwrap()));
         add("map", &mut ours, &mut |input| drop(black_box(yardstick::map(&input))), f64::INFINITY);
 
         let mut guest = self::guest(&engine, "bench-aggregate");

@@ -165,7 +165,12 @@ async fn idle(report: &mut Report) {
     pause(Duration::from_secs(10)).await;
     let used = (cpu_seconds(server.pid()) - cpu) * 1e3;
     report.figure("idle server with a pipeline, CPU in 10 s", used, "ms", Some(Target::AtMost(10.0)));
-    report.figure("idle server with a pipeline, resident memory", resident_mb(server.pid()), "MB", Some(Target::AtMost(80.0)));
+    report.figure(
+        "idle server with a pipeline, resident memory",
+        resident_mb(server.pid()),
+        "MB",
+        Some(Target::AtMost(80.0)),
+    );
 }
 
 /// Seconds from a module's upload to a fresh server, which has never seen it, to the first output.

@@ -4,3 +4,4 @@
 mod bad_input;
 mod guests;
 mod invariants;
+mod readme;

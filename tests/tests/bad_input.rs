@@ -458,7 +458,8 @@ async fn a_batch_that_lies_is_refused_for_its_lie() {
         let lie = lying_twice((field::RECORD_COUNT, &count.to_be_bytes()), (field::LAST_OFFSET_DELTA, &delta));
         sound.refuses_batch(lie, code, &[&format!("claims {count} records")]).await;
     }
-    for (length, words) in [(i32::MAX, "is cut short"), (0, "length 0 is impossible"), (-1, "length -1 is impossible")] {
+    for (length, words) in [(i32::MAX, "is cut short"), (0, "length 0 is impossible"), (-1, "length -1 is impossible")]
+    {
         sound.refuses_batch(lying(field::LENGTH, &length.to_be_bytes()), code, &[words]).await;
     }
     sound.refuses_batch(lying(field::MAGIC, &[1]), code, &["(magic) 1 is not supported"]).await;
@@ -932,7 +933,8 @@ async fn a_server_whose_disk_is_full_ends_with_the_reason_and_starts_again_with_
         .unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address = line.split("gRPC ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_else(|| panic!("{line}"));
+    let address =
+        line.split("gRPC ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_else(|| panic!("{line}"));
     let client = millstream_client::Client::new(address).unwrap();
     client.admin().create_topic("t", Some(1), Default::default()).await.unwrap();
     let mut acknowledged: u64 = 0;
