@@ -20,7 +20,7 @@ use crate::name::{GroupId, TopicName};
 use crate::partition::{Offset, Partition, Run, TopicId, TopicPartition};
 use crate::state::StateIndex;
 use crate::store::committer::{CommitQueue, Committer};
-use crate::store::{Append, CatalogChange, Commit, OffsetChange, Receipt, Store, StoreError, StoreOptions};
+use crate::store::{Append, CatalogChange, Commit, Fence, OffsetChange, Receipt, Store, StoreError, StoreOptions};
 use crate::topic::{PARTITIONS_MAX, Topic, TopicMeta, TopicSettings};
 
 /// Bytes that may wait for the committer: half a second of a slow disk. A write beyond waits.
@@ -441,8 +441,8 @@ impl Broker {
         group: &Arc<Group>,
         offsets: &[(TopicPartition, Offset)],
     ) -> Result<(), BrokerError> {
-        group.check_unused()?;
-        let commit = self.offsets_commit(group, offsets)?;
+        let fence = unused(group)?;
+        let commit = Commit { fence: Some(fence), ..self.offsets_commit(group, offsets)? };
         self.commit(commit).await?.await.map(drop)
     }
 
@@ -476,8 +476,8 @@ impl Broker {
             let by = format!("it belongs to a pipeline; `millstream pipeline delete {id}` deletes both");
             return Err(BrokerError::GroupInUse { group: group.id().clone(), by });
         }
-        group.check_unused()?;
-        self.commit(Commit { drop_groups: vec![group.clone()], ..Commit::default() }).await?.await?;
+        let fence = Some(unused(&group)?);
+        self.commit(Commit { drop_groups: vec![group.clone()], fence, ..Commit::default() }).await?.await?;
         self.0.groups.remove(group.id());
         Ok(())
     }
@@ -497,6 +497,13 @@ impl Broker {
         let count = |name: &TopicName| known.get(name).map(|topic| (name.clone(), topic.partition_count()));
         topics.iter().filter_map(count).collect()
     }
+}
+
+/// A group that nobody reads in; whoever joins or resumes meanwhile ends the fence's generation.
+fn unused(group: &Arc<Group>) -> Result<Fence, BrokerError> {
+    let fence = Fence { group: group.clone(), generation: group.generation() };
+    group.check_unused()?;
+    Ok(fence)
 }
 
 fn topic_key(name: &TopicName) -> String {

@@ -307,7 +307,7 @@ impl Partition {
         let end = self.end();
         let candidates: Vec<Run> = {
             let runs = self.runs.read();
-            runs.iter().filter(|run| run.max_timestamp_ms >= timestamp_ms).take(1).copied().collect()
+            runs.iter().filter(|run| run.max_timestamp_ms >= timestamp_ms).copied().collect()
         };
         for run in candidates {
             for batch in split_batches(store.read(run.at)?) {

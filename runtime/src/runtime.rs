@@ -285,7 +285,7 @@ impl Runtime {
         let before = self.0.pipelines.read().get(&name).cloned();
         let modules = self.load_modules(&checked).await?;
         self.try_modules(&checked, &modules).await?;
-        let group = self.group_for(&checked.spec)?;
+        self.check_group(&checked.spec)?;
 
         let references = checked.spec.stages.iter().zip(&checked.modules);
         let stored = Stored {
@@ -307,16 +307,15 @@ impl Runtime {
         if dry_run {
             return Ok(Applied { changes, pipeline: before });
         }
+        let group = self.group_for(&checked.spec)?;
         self.make_topics(&checked).await?;
+        // Whatever can fail comes before the old version ends.
+        let ready = self.ready(&checked, &modules)?;
         if let Some(before) = &before {
             before.halt().await;
         }
-        let pipeline = Arc::new(Pipeline {
-            ready: Some(self.ready(&checked, &modules)?),
-            group,
-            stored: Mutex::new(stored),
-            running: Mutex::default(),
-        });
+        let pipeline =
+            Arc::new(Pipeline { ready: Some(ready), group, stored: Mutex::new(stored), running: Mutex::default() });
         self.replace(before.as_deref(), &pipeline, &checked).await?;
         self.0.pipelines.write().insert(name, pipeline.clone());
         drop(before);
@@ -404,7 +403,10 @@ impl Runtime {
     pub fn is_caught_up(&self) -> bool {
         let lagging = |pipeline: &Arc<Pipeline>| {
             pipeline.state() == RunState::Running
-                && self.0.broker.group_offsets(&pipeline.group).iter().any(|offset| offset.lag > 0)
+                && pipeline.sources().flat_map(|topic| topic.partitions()).any(|partition| {
+                    let committed = pipeline.group.committed(partition.topic_id(), partition.name().partition);
+                    committed.unwrap_or(partition.start()) < partition.end()
+                })
         };
         !self.pipelines().iter().any(lagging)
     }
@@ -504,6 +506,14 @@ impl Runtime {
             }
         }
         Mistakes::none_in(mistakes).map_err(RuntimeError::Mistakes)
+    }
+
+    /// The name may be a consumer group's.
+    fn check_group(&self, spec: &PipelineSpec) -> Result<(), RuntimeError> {
+        match self.0.broker.groups().get(&spec.name.value) {
+            Ok(group) if group.kind() != GroupKind::Pipeline => self.group_for(spec).map(drop),
+            _ => Ok(()),
+        }
     }
 
     fn group_for(&self, spec: &PipelineSpec) -> Result<Arc<Group>, RuntimeError> {
@@ -700,7 +710,8 @@ impl Runtime {
         let mut stopped: Option<String> = None;
         while let Some(ended) = tasks.join_next().await {
             let reason = match ended {
-                Ok(Ok(())) => continue,
+                Ok(Ok(())) if *stop.borrow() || self.0.broker.is_stopping() => continue,
+                Ok(Ok(())) => "a task ended that nobody told to: see the log for a panic of a worker".to_owned(),
                 Ok(Err(reason)) => reason.to_string(),
                 Err(error) => format!("a task ended by a defect: {error}"),
             };
@@ -805,6 +816,14 @@ struct Deployed<'a> {
 impl World for Deployed<'_> {
     fn topic_partitions(&self, topic: &str) -> Option<u32> {
         self.inner.broker.topic(topic).ok().map(|topic| topic.partition_count())
+    }
+
+    fn state_partitions(&self, pipeline: &str, stage: &str) -> Option<u32> {
+        let pipelines = self.inner.pipelines.read();
+        let segments = &pipelines.get(pipeline)?.ready.as_ref()?.segments;
+        let has = |of: &Stage| of.kind() == StageKind::Aggregate && &**of.name() == stage;
+        let (_, sources) = segments.iter().find(|(segment, _)| segment.stages.iter().any(|of| has(of)))?;
+        sources.iter().map(|topic| topic.partition_count()).max()
     }
 
     fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {

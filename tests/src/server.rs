@@ -1,10 +1,13 @@
 //! A real `millstream serve`, to be used, killed and started again.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use millstream_client::Client;
+use tokio::net::TcpSocket;
 
 /// A running server process. It is killed when dropped.
 #[derive(Debug)]
@@ -45,9 +48,13 @@ impl Server {
     /// # Panics
     /// Where it does not start.
     pub fn start_with(data: &Path, arguments: &[&str]) -> Self {
+        Self::start_at("127.0.0.1:0", data, arguments)
+    }
+
+    fn start_at(grpc: &str, data: &Path, arguments: &[&str]) -> Self {
         let log = std::env::var("MILLSTREAM_TEST_LOG").unwrap_or_else(|_| "error".into());
         let mut child = Command::new(millstream())
-            .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", &log, "--data"])
+            .args(["serve", "--grpc", grpc, "--http", "127.0.0.1:0", "--log", &log, "--data"])
             .arg(data)
             .args(arguments)
             .stdout(Stdio::piped())
@@ -102,6 +109,17 @@ impl Server {
         *self = Self::start(&data);
     }
 
+    /// As [`Server::restart`], and gRPC listens where it did: clients find it again.
+    ///
+    /// # Panics
+    /// Where the address does not come free, or it does not start.
+    pub fn restart_in_place(&mut self) {
+        let address: SocketAddr = self.grpc.parse().expect("it printed an address");
+        wait_until_free(address);
+        let data = self.data.clone();
+        *self = Self::start_at(&address.to_string(), &data, &[]);
+    }
+
     /// Runs the `millstream` program against it.
     pub fn run(&self, arguments: &[&str]) -> Ran {
         self.run_with_input(arguments, "")
@@ -121,6 +139,21 @@ impl Drop for Server {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Some connection may have been given the port while nobody listened there. Binds without listening:
+/// no client must take this for the server.
+fn wait_until_free(address: SocketAddr) {
+    let free = || {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)
+    };
+    let limit = Instant::now() + Duration::from_secs(120);
+    while let Err(error) = free() {
+        assert!(Instant::now() < limit, "{address} is not free within two minutes: {error}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -2,6 +2,12 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod bad_input;
+mod cli;
+mod client;
+mod crash;
+mod exactly_once;
+mod grpc;
 mod guests;
 mod invariants;
+mod model;
 mod readme;

@@ -20,6 +20,9 @@ use crate::partition::{Offset, Partition};
 use crate::store::{Append, Commit, Receipt};
 use crate::topic::Topic;
 
+/// A stop waits this long for a client to notice that its stream has ended.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
 /// Requests of one produce stream that may wait for their commit. Their bytes are bounded by the
 /// commit queue.
 const PRODUCE_IN_FLIGHT_MAX: usize = 256;
@@ -126,7 +129,10 @@ impl Log for Service {
                 // Requests are queued in order, and answered in that order.
                 let request = tokio::select! {
                     request = requests.message() => request,
-                    () = broker.stopped() => break,
+                    () = broker.stopped() => {
+                        drop(sender);
+                        return drain(requests).await;
+                    }
                 };
                 let Ok(Some(request)) = request else { break };
                 let queued = queue(&broker, request).await;
@@ -345,4 +351,12 @@ pub(super) async fn resolve(
             tokio::task::spawn_blocking(find).await.unwrap_or(Err(BrokerError::ShuttingDown))
         }
     }
+}
+
+/// Reads on what a client has already sent, and takes none of it. A socket that is closed with unread
+/// bytes is reset, and the client would lose the answers that are on their way to it.
+async fn drain(mut requests: Streaming<v1::ProduceRequest>) {
+    let all = async { while let Ok(Some(_)) = requests.message().await {} };
+    // Who goes on sending for longer is cut off.
+    let _ = tokio::time::timeout(DRAIN_MAX, all).await;
 }

@@ -96,3 +96,21 @@ fn write_format(path: &Path, format_path: &Path) -> Result<(), StoreError> {
     };
     write().map_err(|source| StoreError::io("write", format_path, source))
 }
+
+const DATABASE_FILE_NEW: &str = "millstream.redb.new";
+
+/// Whole or not at all: redb refuses a file that a crash left before it was laid out.
+pub(super) fn make_database(path: &Path, file: &Path, builder: &redb::Builder) -> Result<(), StoreError> {
+    let new = path.join(DATABASE_FILE_NEW);
+    if let Err(error) = fs::remove_file(&new)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(StoreError::io("remove", &new, error));
+    }
+    drop(builder.create(&new).map_err(|source| StoreError::open(&new, source))?);
+    let rename = || -> std::io::Result<()> {
+        fs::rename(&new, file)?;
+        File::open(path)?.sync_all()
+    };
+    rename().map_err(|source| StoreError::io("rename", &new, source))
+}

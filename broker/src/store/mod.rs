@@ -69,6 +69,9 @@ impl Store {
         let file = path.join(directory::DATABASE_FILE);
         let mut builder = Builder::new();
         builder.set_cache_size(PAGE_CACHE_BYTES);
+        if !file.exists() {
+            directory::make_database(path, &file, &builder)?;
+        }
         let opened = match options.wrap {
             None => builder.create(&file),
             Some(wrap) => {

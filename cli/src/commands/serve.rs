@@ -92,14 +92,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let grpc = tokio::spawn(millstream_broker::grpc::serve(routes, grpc, until_stopped()));
     let http = tokio::spawn(http::serve(http, state, until_stopped()));
 
+    // Heard from here on: whoever reads that it serves may stop it at once.
+    let stop_signal = stop_signal()?;
     // For people and for scripts that asked for port 0.
     let data = args.data.display();
     println!("millstream {} serves {data}: gRPC {grpc_address}, HTTP {http_address}", env!("CARGO_PKG_VERSION"));
     tracing::info!(%grpc_address, %http_address, %data, started_ms = begun.elapsed().as_millis() as u64, "ready");
 
     let failure = tokio::select! {
-        signal = stop_signal() => {
-            tracing::info!(signal = signal?, "stopping");
+        signal = stop_signal => {
+            tracing::info!(signal, "stopping");
             None
         }
         failure = storage_failure(&broker) => Some(failure),
@@ -162,12 +164,15 @@ fn start_logging(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn stop_signal() -> anyhow::Result<&'static str> {
+/// Listens for signals at once, and returns when one comes.
+fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
     })
 }
 

@@ -15,6 +15,11 @@ pub trait World {
     /// How many partitions a topic has; None where there is no such topic.
     fn topic_partitions(&self, topic: &str) -> Option<u32>;
 
+    /// Over how many partitions the running version of a pipeline's aggregate keeps its state.
+    fn state_partitions(&self, _pipeline: &str, _stage: &str) -> Option<u32> {
+        None
+    }
+
     /// The module behind a reference.
     ///
     /// # Errors
@@ -79,7 +84,12 @@ pub fn check(spec: &PipelineSpec, world: &dyn World) -> Result<CheckedPipeline, 
     let modules = checker.fits();
     let outputs = spec.outputs().into_iter().filter_map(|topic| checker.topic_name(&spec.name, topic)).collect();
     let dead_letters = spec.dead_letter_topic().and_then(|topic| checker.topic_name(&spec.name, &topic));
-    let plan = plan::plan(spec, &|topic| world.topic_partitions(topic), &mut checker.mistakes);
+    let plan = plan::plan(
+        spec,
+        &|topic| world.topic_partitions(topic),
+        &|stage| world.state_partitions(&spec.name.value, stage),
+        &mut checker.mistakes,
+    );
     Mistakes::none_in(checker.mistakes)?;
     Ok(CheckedPipeline { spec: spec.clone(), modules, plan, outputs, dead_letters })
 }

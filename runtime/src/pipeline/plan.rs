@@ -88,7 +88,15 @@ pub struct Repartition {
 }
 
 /// Cuts the pipeline into segments. `partitions` tells how many a topic has.
-pub(super) fn plan(spec: &PipelineSpec, partitions: &dyn Fn(&str) -> Option<u32>, mistakes: &mut Vec<Mistake>) -> Plan {
+///
+/// `state_partitions` tells over how many partitions the running version of an aggregate keeps its state. What has a
+/// repartition topic keeps it: records are on their way in it, and the state is divided as it is.
+pub(super) fn plan(
+    spec: &PipelineSpec,
+    partitions: &dyn Fn(&str) -> Option<u32>,
+    state_partitions: &dyn Fn(&str) -> Option<u32>,
+    mistakes: &mut Vec<Mistake>,
+) -> Plan {
     let mut segments = Vec::new();
     let mut sources: Vec<Source> =
         spec.from.iter().filter_map(|topic| TopicName::new(&topic.value).ok()).map(Source::Topic).collect();
@@ -96,15 +104,16 @@ pub(super) fn plan(spec: &PipelineSpec, partitions: &dyn Fn(&str) -> Option<u32>
     let mut keys_changed = false;
     for (index, stage) in spec.stages.iter().enumerate() {
         let needs_owner = stage.kind.value == StageKind::Aggregate;
-        if needs_owner && (keys_changed || sources.len() > 1) {
-            let topic = format!("{}.{}{REPARTITION_SUFFIX}", spec.name.value, stage.name.value);
+        let topic = format!("{}.{}{REPARTITION_SUFFIX}", spec.name.value, stage.name.value);
+        if needs_owner && (keys_changed || sources.len() > 1 || partitions(&topic).is_some()) {
             let Ok(topic) = TopicName::new(&topic) else {
                 let message = format!("the names are too long for the repartition topic {:?}", shortened(&topic));
                 mistakes.push(Mistake::new(stage.name.place, message));
                 continue;
             };
             let most = sources.iter().filter_map(|source| partitions_of(source, partitions)).max();
-            let partitions = partitions(topic.as_str()).or(most).unwrap_or(1);
+            let of_state = || state_partitions(&stage.name.value);
+            let partitions = partitions(topic.as_str()).or_else(of_state).or(most).unwrap_or(1);
             let repartition = Repartition { topic, partitions };
             let sink = Some(Sink::Repartition(repartition.clone()));
             let before = std::mem::replace(&mut sources, vec![Source::Repartition(repartition)]);

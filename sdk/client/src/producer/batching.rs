@@ -167,7 +167,8 @@ impl Topic {
     }
 
     fn batch_bytes(&self, shared: &Shared) -> usize {
-        shared.settings.batch_bytes.min(self.batch_bytes_max)
+        // A batch that outgrew the buffer would not be held by it.
+        shared.settings.batch_bytes.min(self.batch_bytes_max).min(shared.settings.buffer_bytes_max)
     }
 }
 

@@ -1,0 +1,556 @@
+//! A server that is killed while it works: what it acknowledged is there afterwards, and everything
+//! that comes of it, exactly once.
+//!
+//! The workload knows nothing of the checkers below it. `MILLSTREAM_KILL_ROUNDS` says how often the
+//! server is killed, `MILLSTREAM_TEST_SEED` repeats a run's random choices.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use millstream_client::{
+    Client, CommitMode, ConsumedRecord, ConsumerSettings, Position, Producer, ProducerRecord, ProducerSettings, v1,
+};
+use millstream_record::partition_for_key;
+use millstream_tests::guest;
+use millstream_tests::instance::wait_until;
+use millstream_tests::server::{Server, millstream};
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// The number that an environment variable gives.
+fn number_of(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap())
+}
+
+// ---- one address for servers that come and go
+
+/// Passes connections on to a server whose port changes with each start.
+pub(super) struct Proxy {
+    address: String,
+    server: Arc<Mutex<Option<String>>>,
+    /// Ends every connection.
+    cut: watch::Sender<()>,
+    accepting: JoinHandle<()>,
+}
+
+impl Proxy {
+    pub(super) async fn start(server: &Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = Arc::new(Mutex::new(Some(server.grpc.clone())));
+        let cut = watch::Sender::new(());
+        let (to, cutting) = (server.clone(), cut.clone());
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let (to, mut cut) = (to.lock().clone(), cutting.subscribe());
+                tokio::spawn(async move {
+                    let Some(to) = to else { return };
+                    let Ok(mut server) = TcpStream::connect(to).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        _ = cut.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { address, server, cut, accepting }
+    }
+
+    pub(super) fn client(&self) -> Client {
+        Client::new(&self.address).unwrap()
+    }
+
+    /// Loses every connection; new ones are passed on.
+    pub(super) fn cut(&self) {
+        self.cut.send_replace(());
+    }
+
+    /// Refuses connections: the port of a server that ended may be somebody else's at once.
+    fn pass_to_nobody(&self) {
+        *self.server.lock() = None;
+    }
+
+    fn pass_to(&self, server: &Server) {
+        *self.server.lock() = Some(server.grpc.clone());
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+// ---- the workload
+
+const FLIGHTS: &str = "flights";
+const LINES: &str = "lines";
+const GROUP: &str = "readers";
+
+/// A filter, a map with an output of its own, a repartition and an aggregate.
+const DELAYS: &str = r#"
+pipeline: delays
+from: flights
+stages:
+  - filter: delayed
+    with: { minutes: "15" }
+  - map: by-origin
+    to: late-flights
+  - aggregate: mean-delay
+to: mean-delays
+"#;
+
+const WORDS: &str = r#"
+pipeline: words
+from: lines
+stages:
+  - map: words
+  - aggregate: count
+to: counts
+"#;
+
+/// Records that a producer may have on their way.
+const WINDOW: usize = 400;
+
+/// What the clients know, as they know it.
+#[derive(Default)]
+struct Known {
+    acks: AtomicU64,
+    /// What was acknowledged: topic, partition and offset, and the value.
+    acked: Mutex<Vec<(&'static str, u32, u64, String)>>,
+    /// What a member of the group got.
+    seen: Mutex<HashMap<(u32, u64), Bytes>>,
+    /// Commits of members that were acknowledged: partition and offset.
+    committed: Mutex<HashMap<u32, u64>>,
+}
+
+/// Sends records until told to stop, and notes which are acknowledged.
+async fn produce(
+    client: Client,
+    topic: &'static str,
+    known: Arc<Known>,
+    stop: watch::Receiver<bool>,
+    mut record: impl FnMut(u64) -> ProducerRecord + Send + 'static,
+) {
+    let producer: Producer = client.producer(ProducerSettings { linger_ms: 1, ..Default::default() });
+    let mut on_their_way = VecDeque::new();
+    for number in 0.. {
+        if *stop.borrow() {
+            break;
+        }
+        let record = record(number);
+        let value = String::from_utf8(record.value.as_deref().unwrap().to_vec()).unwrap();
+        on_their_way.push_back((producer.send(record).await.unwrap(), value));
+        if on_their_way.len() == WINDOW {
+            // Half of the window goes, so that batches are of many records.
+            note(topic, &known, on_their_way.drain(..WINDOW / 2)).await;
+        }
+    }
+    note(topic, &known, on_their_way.drain(..)).await;
+}
+
+async fn note(
+    topic: &'static str,
+    known: &Known,
+    deliveries: impl Iterator<Item = (millstream_client::Delivery, String)>,
+) {
+    for (delivery, value) in deliveries {
+        // A lost answer says nothing.
+        let Ok(stored) = delivery.await else { continue };
+        known.acked.lock().push((topic, stored.partition, stored.offset, value));
+        known.acks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A member that notes what it gets and commits by hand.
+async fn read(client: Client, known: Arc<Known>, mut stop: watch::Receiver<bool>) {
+    let settings = || {
+        let settings = ConsumerSettings::topic(FLIGHTS).group(GROUP).from(Position::Earliest);
+        ConsumerSettings { retry_backoff_ms: 10, ..settings.commit(CommitMode::Manual) }
+    };
+    let mut consumer = client.consumer(settings()).unwrap();
+    let mut places: HashMap<u32, u64> = HashMap::new();
+    loop {
+        let next = tokio::select! {
+            next = consumer.next_batch() => next,
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        let set = match next {
+            Some(Ok(set)) => set,
+            // A server that was never there, or a stream that was lost.
+            Some(Err(_)) => continue,
+            None => {
+                consumer = client.consumer(settings()).unwrap();
+                continue;
+            }
+        };
+        for view in &set {
+            let view = view.unwrap();
+            let value = Bytes::copy_from_slice(view.value.unwrap());
+            let before = known.seen.lock().insert((set.partition(), view.offset as u64), value.clone());
+            assert!(before.is_none_or(|before| before == value), "a record was replaced by another");
+        }
+        places.insert(set.partition(), set.next_offset());
+        let offset = v1::TopicPartitionOffset {
+            topic: FLIGHTS.to_owned(),
+            partition: set.partition(),
+            offset: set.next_offset(),
+        };
+        if consumer.commit_offsets([offset]).await.is_ok() {
+            known.committed.lock().insert(set.partition(), set.next_offset());
+        }
+    }
+    consumer.close().await.unwrap();
+}
+
+async fn set_up(client: &Client) {
+    let admin = client.admin();
+    admin.create_topic(FLIGHTS, Some(3), v1::TopicSettings::default()).await.unwrap();
+    admin.create_topic(LINES, Some(2), v1::TopicSettings::default()).await.unwrap();
+    for module in ["delayed", "by-origin", "mean-delay", "words", "count"] {
+        admin.push_module(module, guest(module)).await.unwrap();
+    }
+    for yaml in [DELAYS, WORDS] {
+        let request = v1::ApplyPipelineRequest { yaml: yaml.to_owned(), ..Default::default() };
+        let applied = admin.apply_pipeline(request).await.unwrap();
+        assert!(applied.mistakes.is_empty(), "{:?}", applied.mistakes);
+    }
+}
+
+const AIRPORTS: [&str; 12] = ["LAX", "JFK", "ORD", "DTW", "LAS", "SEA", "BOS", "MIA", "PHX", "DEN", "ATL", "SFO"];
+const VOCABULARY: [&str; 9] = ["to", "be", "or", "not", "that", "is", "the", "question", "whether"];
+
+/// The producers, and what stops them.
+fn start_producers(
+    proxy: &Proxy,
+    known: &Arc<Known>,
+    random: &mut StdRng,
+    stop: &watch::Receiver<bool>,
+) -> Vec<JoinHandle<()>> {
+    let flight = |name: &'static str, keyed: bool, mut random: StdRng| {
+        move |number: u64| {
+            let (origin, delay) = (AIRPORTS.choose(&mut random).unwrap(), random.random_range(-20..120));
+            let value = json!({"id": format!("{name}-{number:07}"), "delay": delay, "origin": origin}).to_string();
+            let record = ProducerRecord::new(FLIGHTS, value);
+            // Of the airport's name or not: the pipeline finds the key in the value.
+            if keyed { ProducerRecord { key: Some(format!("k{}", number % 17).into()), ..record } } else { record }
+        }
+    };
+    let line = |mut random: StdRng| {
+        move |number: u64| {
+            let words = (0..random.random_range(0..6)).map(|_| *VOCABULARY.choose(&mut random).unwrap());
+            let words: Vec<_> = words.collect();
+            // The last word is of this record alone, but few of them are.
+            ProducerRecord::new(LINES, format!("{} n{}", words.join(" "), number % 50))
+        }
+    };
+    let mut fork = || StdRng::seed_from_u64(random.random());
+    let client = || proxy.client();
+    vec![
+        tokio::spawn(produce(client(), FLIGHTS, known.clone(), stop.clone(), flight("keyed", true, fork()))),
+        tokio::spawn(produce(client(), FLIGHTS, known.clone(), stop.clone(), flight("loose", false, fork()))),
+        tokio::spawn(produce(client(), LINES, known.clone(), stop.clone(), line(fork()))),
+    ]
+}
+
+/// A start that does not come far.
+fn start_and_kill(data: &Path, after: Duration) {
+    let mut child = Command::new(millstream())
+        .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", "error", "--data"])
+        .arg(data)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(after);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acked_records_survive_kill_and_what_comes_of_them_is_exactly_once() {
+    let seed = number_of("MILLSTREAM_TEST_SEED").unwrap_or_else(rand::random);
+    let rounds = number_of("MILLSTREAM_KILL_ROUNDS").unwrap_or(6);
+    println!("MILLSTREAM_TEST_SEED={seed} MILLSTREAM_KILL_ROUNDS={rounds}");
+    let mut random = StdRng::seed_from_u64(seed);
+
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path());
+    let proxy = Proxy::start(&server).await;
+    let client = proxy.client();
+    set_up(&client).await;
+    let known = Arc::new(Known::default());
+    let (stop_producing, producing) = watch::channel(false);
+    let (stop_reading, reading) = watch::channel(false);
+    let producers = start_producers(&proxy, &known, &mut random, &producing);
+    let members = [0, 1].map(|_| tokio::spawn(read(proxy.client(), known.clone(), reading.clone())));
+
+    for round in 0..rounds {
+        // Now and then at once, mostly in the middle of things.
+        let acks = random.random_range(0..4_000u64).saturating_sub(500);
+        let until = known.acks.load(Ordering::Relaxed) + acks;
+        wait_until("records are acknowledged", || {
+            assert!(producers.iter().all(|producer| !producer.is_finished()), "a producer ended");
+            known.acks.load(Ordering::Relaxed) >= until
+        })
+        .await;
+        tokio::time::sleep(Duration::from_micros(random.random_range(0..6_000))).await;
+        proxy.pass_to_nobody();
+        server.kill();
+        while random.random_bool(0.25) {
+            start_and_kill(data.path(), Duration::from_millis(random.random_range(0..80)));
+        }
+        let acked = known.acked.lock().len();
+        let committed = known.committed.lock().clone();
+        server.restart();
+        proxy.pass_to(&server);
+        check_after_restart(&server.client(), &known, acked, &committed).await;
+        println!("round {round}: {acked} records were acknowledged, {} read", known.seen.lock().len());
+    }
+
+    stop_producing.send_replace(true);
+    for producer in producers {
+        producer.await.unwrap();
+    }
+    caught_up(&server.client(), &["delays", "words"]).await;
+    let flights = all_records(&server.client(), FLIGHTS).await;
+    let there: usize = flights.iter().map(Vec::len).sum();
+    wait_until("the members have read everything", || known.seen.lock().len() >= there).await;
+    stop_reading.send_replace(true);
+    for member in members {
+        member.await.unwrap();
+    }
+    let client = server.client();
+    let lines = all_records(&client, LINES).await;
+    check_sources(&known, &flights, &lines);
+    check_members(&known, &flights);
+    check_delays(&client, &flights).await;
+    check_words(&client, &lines).await;
+    check_after_restart(&client, &known, 0, &HashMap::new()).await;
+    assert!(server.terminate().success());
+}
+
+// ---- the checkers
+
+/// Waits until a pipeline has committed all there is. A record that left one source may be on its way to the next, so
+/// it is asked as often as there are sources on the way, and once more.
+pub(super) async fn caught_up(client: &Client, pipelines: &[&str]) {
+    const SOURCES_ON_THE_WAY: usize = 2;
+    let limit = tokio::time::Instant::now() + Duration::from_secs(120);
+    let mut times = 0;
+    while times <= SOURCES_ON_THE_WAY {
+        times += 1;
+        for pipeline in pipelines {
+            let described = client.admin().describe_pipeline(pipeline).await.unwrap();
+            let state = described.pipeline.unwrap();
+            assert_eq!((state.state.as_str(), state.reason.as_str()), ("running", ""), "{pipeline}");
+            if described.offsets.iter().any(|offset| offset.lag > 0) {
+                times = 0;
+            }
+            assert!(tokio::time::Instant::now() < limit, "{pipeline} does not catch up: {:?}", described.offsets);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Every record of a topic, by partition.
+pub(super) async fn all_records(client: &Client, topic: &str) -> Vec<Vec<ConsumedRecord>> {
+    let partitions = client.admin().describe_topic(topic).await.unwrap().topic.unwrap().partitions;
+    let mut all: Vec<Vec<ConsumedRecord>> = (0..partitions).map(|_| Vec::new()).collect();
+    let settings = ConsumerSettings::topic(topic).from(Position::Earliest).until_end();
+    let mut consumer = client.consumer(settings).unwrap();
+    while let Some(record) = consumer.next().await {
+        let record = record.unwrap();
+        let partition = &mut all[record.partition as usize];
+        assert_eq!(record.offset, partition.len() as u64, "{topic}: offsets have no holes");
+        partition.push(record);
+    }
+    all
+}
+
+/// What a server says as soon as it is back: nothing acknowledged is beyond its log's end, and no group is.
+async fn check_after_restart(client: &Client, known: &Known, acked: usize, committed: &HashMap<u32, u64>) {
+    let admin = client.admin();
+    let mut ends: HashMap<(&str, u32), u64> = HashMap::new();
+    for topic in [FLIGHTS, LINES] {
+        for end in admin.list_offsets(topic, &[], Position::Latest).await.unwrap() {
+            ends.insert((topic, end.partition), end.offset);
+        }
+    }
+    for (topic, partition, offset, value) in &known.acked.lock()[..acked] {
+        assert!(ends[&(*topic, *partition)] > *offset, "{topic}-{partition} at offset {offset} is gone: {value}");
+    }
+    for group in admin.list_groups().await.unwrap() {
+        for offset in admin.describe_group(&group.name).await.unwrap().offsets {
+            let place = format!("group {} in {}-{}", group.name, offset.topic, offset.partition);
+            let at = offset.committed_offset.unwrap_or_default();
+            assert!(at <= offset.log_end_offset, "{place} is at {at}, past the end {}", offset.log_end_offset);
+            if group.name == GROUP {
+                let acked = committed.get(&offset.partition).copied().unwrap_or_default();
+                assert!(at >= acked, "{place} is at {at}, and {acked} was acknowledged");
+            }
+        }
+    }
+}
+
+fn text(bytes: Option<&Bytes>) -> &str {
+    std::str::from_utf8(bytes.unwrap()).unwrap()
+}
+
+fn flight(record: &ConsumedRecord) -> (String, i64, String) {
+    let value: Value = serde_json::from_slice(record.value.as_deref().unwrap()).unwrap();
+    let word = |name: &str| value[name].as_str().unwrap().to_owned();
+    (word("id"), value["delay"].as_i64().unwrap(), word("origin"))
+}
+
+/// Acknowledged records are where they were said to be. Every record is there once at most, and those of one producer
+/// in the order in which they were sent.
+fn check_sources(known: &Known, flights: &[Vec<ConsumedRecord>], lines: &[Vec<ConsumedRecord>]) {
+    let acked = known.acked.lock();
+    assert!(!acked.is_empty());
+    for (topic, partition, offset, value) in &*acked {
+        let records = if *topic == FLIGHTS { flights } else { lines };
+        let record = records[*partition as usize].get(*offset as usize);
+        let found = record.map(|record| text(record.value.as_ref()));
+        assert_eq!(found, Some(value.as_str()), "{topic}-{partition} at offset {offset}");
+    }
+    let mut ids = HashSet::new();
+    for partition in flights {
+        let mut last: HashMap<String, String> = HashMap::new();
+        for record in partition {
+            let (id, ..) = flight(record);
+            let producer = id.split('-').next().unwrap().to_owned();
+            assert_eq!(record.key.is_some(), producer == "keyed");
+            let before = last.insert(producer, id.clone());
+            assert!(before.as_ref() < Some(&id), "{before:?} comes before {id}");
+            assert!(ids.insert(id.clone()), "{id} is there twice");
+        }
+    }
+}
+
+/// Members saw every record, and none that is not there.
+fn check_members(known: &Known, flights: &[Vec<ConsumedRecord>]) {
+    let seen = known.seen.lock();
+    let mut there = 0;
+    for record in flights.iter().flatten() {
+        there += 1;
+        let found = seen.get(&(record.partition, record.offset));
+        assert_eq!(found, record.value.as_ref(), "flights-{} at offset {}", record.partition, record.offset);
+    }
+    assert_eq!(seen.len(), there, "a member saw what was never stored");
+}
+
+async fn check_delays(client: &Client, flights: &[Vec<ConsumedRecord>]) {
+    // Where each flight that must pass the filter came from.
+    let mut late: HashMap<String, (u32, u64)> = HashMap::new();
+    for record in flights.iter().flatten() {
+        let (id, delay, _) = flight(record);
+        if delay >= 15 {
+            late.insert(id, (record.partition, record.offset));
+        }
+    }
+    for topic in ["late-flights", "delays.mean-delay.repartition"] {
+        let passed = all_records(client, topic).await;
+        let mut left = late.clone();
+        for (number, partition) in passed.iter().enumerate() {
+            // Of one source partition, what comes later was later.
+            let mut last: HashMap<u32, u64> = HashMap::new();
+            for record in partition {
+                let (id, _, origin) = flight(record);
+                assert_eq!(text(record.key.as_ref()), origin);
+                assert_eq!(partition_for_key(origin.as_bytes(), passed.len() as u32), number as u32);
+                let from = left.remove(&id).unwrap_or_else(|| panic!("{topic}: {id} is there twice, or from nowhere"));
+                let before = last.insert(from.0, from.1);
+                assert!(before < Some(from.1), "{topic}: {id} is out of order");
+            }
+        }
+        assert!(left.is_empty(), "{topic}: {} records are missing, {:?}", left.len(), left.keys().next());
+    }
+    // Each update is what all records of its key up to some one give.
+    let mut expected: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for partition in all_records(client, "delays.mean-delay.repartition").await {
+        let mut sums: HashMap<String, (u64, i64)> = HashMap::new();
+        for record in partition {
+            let (_, delay, origin) = flight(&record);
+            let (flights, minutes) = sums.entry(origin.clone()).or_default();
+            (*flights, *minutes) = (*flights + 1, *minutes + delay);
+            let mean = (*minutes as f64 / *flights as f64 * 10.0).round() / 10.0;
+            expected.entry(origin).or_default().push(json!({"flights": flights, "mean_delay": mean}));
+        }
+    }
+    let updates = all_records(client, "mean-delays").await;
+    let flights_of = |update: &Value| update["flights"].as_u64().unwrap() as usize;
+    check_updates(&updates, &expected, flights_of, |record| serde_json::from_slice(record).unwrap());
+}
+
+async fn check_words(client: &Client, lines: &[Vec<ConsumedRecord>]) {
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for record in lines.iter().flatten() {
+        for word in text(record.value.as_ref()).split(' ').filter(|word| !word.is_empty()) {
+            *counts.entry(word.to_owned()).or_default() += 1;
+        }
+    }
+    let expected = counts.into_iter().map(|(word, count)| (word, (1..=count).map(Value::from).collect())).collect();
+    let updates = all_records(client, "counts").await;
+    let count_of = |update: &Value| update.as_u64().unwrap() as usize;
+    check_updates(&updates, &expected, count_of, |record| serde_json::from_slice(record).unwrap());
+}
+
+/// The updates of each key are among those expected after its first, second, … record, each later than the one
+/// before, and the last is that of its last record.
+fn check_updates(
+    updates: &[Vec<ConsumedRecord>],
+    expected: &BTreeMap<String, Vec<Value>>,
+    records_of: impl Fn(&Value) -> usize,
+    parse: impl Fn(&[u8]) -> Value,
+) {
+    assert!(!expected.is_empty());
+    let mut last: BTreeMap<String, usize> = BTreeMap::new();
+    for (number, partition) in updates.iter().enumerate() {
+        for record in partition {
+            let key = text(record.key.as_ref());
+            assert_eq!(partition_for_key(key.as_bytes(), updates.len() as u32), number as u32);
+            let update = parse(record.value.as_deref().unwrap());
+            let records = records_of(&update);
+            assert_eq!(Some(&update), expected[key].get(records.wrapping_sub(1)), "{key} after {records} records");
+            let before = last.insert(key.to_owned(), records).unwrap_or_default();
+            assert!(before < records, "{key}: {records} records after {before}");
+        }
+    }
+    let total: BTreeMap<String, usize> = expected.iter().map(|(key, updates)| (key.clone(), updates.len())).collect();
+    assert_eq!(last, total, "the last updates count every record once");
+}
+
+#[test]
+fn a_first_start_that_is_killed_leaves_a_directory_that_opens() {
+    let seed = number_of("MILLSTREAM_TEST_SEED").unwrap_or_else(rand::random);
+    println!("MILLSTREAM_TEST_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    for _ in 0..8 {
+        let data = tempfile::tempdir().unwrap();
+        start_and_kill(data.path(), Duration::from_micros(random.random_range(0..40_000)));
+        // It panics where it does not start.
+        let _ = Server::start(data.path());
+    }
+}
+
+#[test]
+fn a_server_that_says_it_serves_can_be_stopped() {
+    let data = tempfile::tempdir().unwrap();
+    for _ in 0..5 {
+        let mut server = Server::start(data.path());
+        assert!(server.terminate().success(), "it ends by itself, at once after its start too");
+    }
+}

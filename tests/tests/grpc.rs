@@ -1,0 +1,1017 @@
+//! The gRPC contract, call by call, with plain generated clients: what any language gets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, Bytes};
+use futures::StreamExt;
+use millstream_api::v1::groups_client::GroupsClient;
+use millstream_api::v1::log_client::LogClient;
+use millstream_api::v1::member_request::Message as ToServer;
+use millstream_api::v1::member_response::Message as FromServer;
+use millstream_api::v1::position::At;
+use millstream_api::v1::reset_group_request::To;
+use millstream_api::v1::topics_client::TopicsClient;
+use millstream_api::v1::{ErrorCode, Format};
+use millstream_api::{ERROR_TRAILER, MESSAGE_BYTES_MAX, v1};
+use millstream_record::{BatchBuilder, Compression, Limits, Record, RecordBatch, split_batches};
+use millstream_tests::server::{Server, run};
+use millstream_tests::{guest, target_dir};
+use tempfile::TempDir;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
+
+/// A test that hangs ends after this; it says nothing of speed.
+const HANGS: Duration = Duration::from_secs(40);
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(HANGS, future).await.unwrap_or_else(|_| panic!("hangs: {what}"))
+}
+
+struct Served {
+    server: Server,
+    channel: Channel,
+    _data: TempDir,
+}
+
+impl Served {
+    async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let server = Server::start(data.path());
+        let channel = connect(&server).await;
+        Self { server, channel, _data: data }
+    }
+
+    async fn with_topic(partitions: u32) -> Self {
+        let served = Self::start().await;
+        served.topic("t", partitions).await;
+        served
+    }
+
+    async fn topic(&self, name: &str, partitions: u32) {
+        let request = v1::CreateTopicRequest { name: name.into(), partitions: Some(partitions), ..Default::default() };
+        TopicsClient::new(self.channel.clone()).create_topic(request).await.unwrap();
+    }
+
+    fn log(&self) -> LogClient<Channel> {
+        LogClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn groups(&self) -> GroupsClient<Channel> {
+        GroupsClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Writes one batch with a record for each timestamp, and returns its offset.
+    async fn produce(&self, partition: u32, timestamps: &[i64]) -> u64 {
+        let answer = self.log().produce(batch_to(partition, batch(timestamps))).await.unwrap().into_inner();
+        answer.appended[0].base_offset
+    }
+
+    async fn end(&self, partition: u32) -> u64 {
+        self.offsets(&[partition], At::Latest(true)).await[0]
+    }
+
+    async fn offsets(&self, partitions: &[u32], at: At) -> Vec<u64> {
+        let position = Some(v1::Position { at: Some(at) });
+        let request = v1::ListOffsetsRequest { topic: "t".into(), partitions: partitions.into(), at: position };
+        let offsets = self.log().list_offsets(request).await.unwrap().into_inner().offsets;
+        offsets.into_iter().map(|of| of.offset).collect()
+    }
+
+    async fn describe_group(&self, name: &str) -> v1::DescribeGroupResponse {
+        let request = v1::DescribeGroupRequest { name: name.into() };
+        self.groups().describe_group(request).await.unwrap().into_inner()
+    }
+
+    /// The committed offset of each partition of `t` that has one.
+    async fn committed(&self, group: &str) -> BTreeMap<u32, u64> {
+        let offsets = self.describe_group(group).await.offsets.into_iter();
+        offsets.filter_map(|of| Some((of.partition, of.committed_offset?))).collect()
+    }
+}
+
+async fn connect(server: &Server) -> Channel {
+    Channel::from_shared(format!("http://{}", server.grpc)).unwrap().connect().await.unwrap()
+}
+
+/// A batch with a record for each timestamp; the value is the timestamp, too.
+fn batch(timestamps: &[i64]) -> Bytes {
+    let mut builder = BatchBuilder::new(Compression::None);
+    for timestamp in timestamps {
+        builder.push(*timestamp, None, Some(timestamp.to_string().as_bytes()), []);
+    }
+    builder.finish().unwrap().into_bytes()
+}
+
+fn batch_to(partition: u32, batches: Bytes) -> v1::ProduceRequest {
+    v1::ProduceRequest { topic: "t".into(), partition: Some(partition), batches, records: Vec::new() }
+}
+
+fn values(records: &[v1::Record]) -> Vec<&str> {
+    records.iter().map(|record| std::str::from_utf8(record.value.as_deref().unwrap()).unwrap()).collect()
+}
+
+/// The code in a status' trailer.
+fn code(status: &Status) -> Option<ErrorCode> {
+    ErrorCode::from_str_name(status.metadata().get(ERROR_TRAILER)?.to_str().ok()?)
+}
+
+// ---- health and reflection
+
+/// Messages as they are on the wire, for services whose types the tests do not have.
+#[derive(Clone, Copy)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
+}
+
+async fn raw(channel: &Channel) -> tonic::client::Grpc<Channel> {
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    client.ready().await.unwrap();
+    client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_says_serving() {
+    let served = Served::start().await;
+    let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+    let answer = raw(&served.channel).await.unary(Request::new(Bytes::new()), path, Raw).await.unwrap();
+    // HealthCheckResponse { status: SERVING }
+    assert_eq!(answer.into_inner().as_ref(), [0x08, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reflection_lists_every_service_and_describes_it() {
+    let served = Served::start().await;
+    let ask = async |request: Vec<u8>| {
+        let path = PathAndQuery::from_static("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
+        let requests = Request::new(futures::stream::iter([Bytes::from(request)]));
+        let answers = raw(&served.channel).await.streaming(requests, path, Raw).await.unwrap().into_inner();
+        let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
+        String::from_utf8_lossy(&answers.concat()).into_owned()
+    };
+    // ServerReflectionRequest { list_services: "" }
+    let listed = ask(vec![0x3a, 0]).await;
+    for service in ["Topics", "Log", "Groups", "Modules", "Pipelines", "State"] {
+        let service = format!("millstream.v1.{service}");
+        assert!(listed.contains(&service), "{service} is not in {listed}");
+        // ServerReflectionRequest { file_containing_symbol: service }
+        let request = [&[0x22, u8::try_from(service.len()).unwrap()], service.as_bytes()].concat();
+        let described = ask(request).await;
+        assert!(described.contains("millstream/v1/"), "{service}: {described}");
+    }
+    assert!(listed.contains("grpc.health.v1.Health"), "{listed}");
+}
+
+// ---- producing
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_produce_stream_is_answered_in_order_and_goes_on_after_a_refusal() {
+    const REQUESTS: usize = 1_000;
+    let served = Served::with_topic(2).await;
+    let (sender, requests) = tokio::sync::mpsc::unbounded_channel();
+    // All are on their way before the first answer is looked at.
+    for number in 0..REQUESTS {
+        let request = match number {
+            500 => batch_to(9, batch(&[1])),
+            501 => {
+                let mut broken = batch(&[1]).to_vec();
+                *broken.last_mut().unwrap() ^= 1;
+                batch_to(0, broken.into())
+            }
+            502 => v1::ProduceRequest { topic: "nope".into(), ..batch_to(0, batch(&[1])) },
+            _ => batch_to(number as u32 % 2, batch(&[number as i64, 0])),
+        };
+        sender.send(request).unwrap();
+    }
+    drop(sender);
+    let answers = served.log().produce_stream(UnboundedReceiverStream::new(requests)).await.unwrap().into_inner();
+    let answers: Vec<_> = soon("answers", answers.map(Result::unwrap).collect()).await;
+    assert_eq!(answers.len(), REQUESTS);
+    let mut next = [0, 0];
+    for (number, answer) in answers.iter().enumerate() {
+        let refused = answer.error.as_ref().map(v1::Error::code);
+        let expected = match number {
+            500 => Some(ErrorCode::UnknownPartition),
+            501 => Some(ErrorCode::InvalidBatch),
+            502 => Some(ErrorCode::UnknownTopic),
+            _ => None,
+        };
+        assert_eq!(refused, expected, "{number}: {answer:?}");
+        if refused.is_some() {
+            assert_eq!(answer.appended, []);
+            continue;
+        }
+        let partition = number as u32 % 2;
+        let base_offset = next[partition as usize];
+        assert_eq!(answer.appended, [v1::Appended { partition, base_offset, record_count: 2 }], "{number}");
+        next[partition as usize] += 2;
+    }
+    assert_eq!([served.end(0).await, served.end(1).await], next);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_records_go_to_the_partition_of_their_key() {
+    let served = Served::with_topic(4).await;
+    let record = |key: Option<&str>, value: &str| v1::Record {
+        key: key.map(|key| Bytes::copy_from_slice(key.as_bytes())),
+        value: Some(Bytes::copy_from_slice(value.as_bytes())),
+        ..Default::default()
+    };
+    let keys = ["LAX", "JFK", "LIS", "OPO", "DTW", "LAS"];
+    let records = keys.iter().map(|key| record(Some(key), key)).chain([record(None, "a"), record(None, "b")]);
+    let request = v1::ProduceRequest { topic: "t".into(), records: records.collect(), ..Default::default() };
+    let appended = served.log().produce(request).await.unwrap().into_inner().appended;
+    assert_eq!(appended.iter().map(|appended| appended.record_count).sum::<u32>(), 8);
+    let mut keyless = BTreeSet::new();
+    for partition in 0..4 {
+        let read = fetch(&served, partition, 0, Format::Records).await;
+        for record in read.records {
+            match record.key {
+                Some(key) => assert_eq!(millstream_record::partition_for_key(&key, 4), partition),
+                None => drop(keyless.insert(partition)),
+            }
+        }
+    }
+    assert_eq!(keyless.len(), 1, "records without a key go together");
+}
+
+async fn fetch(served: &Served, partition: u32, offset: u64, format: Format) -> v1::PartitionRecords {
+    let partition = v1::FetchPartition { topic: "t".into(), partition, offset };
+    let request = v1::FetchRequest { partitions: vec![partition], format: format as i32, ..Default::default() };
+    let mut partitions = served.log().fetch(request).await.unwrap().into_inner().partitions;
+    assert_eq!(partitions.len(), 1);
+    let read = partitions.remove(0);
+    assert_eq!(read.error, None);
+    read
+}
+
+fn decode(batches: &[Bytes]) -> Vec<Record> {
+    let mut decoded = Vec::new();
+    for batch in batches.iter().cloned().flat_map(split_batches) {
+        // As a consumer does: lengths, checksum and all.
+        let batch = RecordBatch::check(batch.unwrap().into_bytes(), &Limits::default()).unwrap();
+        let records = batch.records(&Limits::default()).unwrap();
+        decoded.extend(records.iter().map(|view| records.to_record(&view.unwrap())));
+    }
+    decoded
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_records_and_batches_are_one_log_in_both_directions() {
+    let served = Served::with_topic(1).await;
+    let header = |name: &str, value: Option<&'static str>| v1::Header {
+        name: name.into(),
+        value: value.map(|value| value.into()),
+    };
+    let plain = vec![
+        v1::Record {
+            offset: 77,
+            timestamp_ms: Some(5),
+            key: Some("k".into()),
+            value: Some("v".into()),
+            headers: vec![header("h", Some("1")), header("h", None), header("", Some(""))],
+        },
+        v1::Record { timestamp_ms: Some(3), key: Some("".into()), ..Default::default() },
+        v1::Record { timestamp_ms: Some(-1), value: Some("".into()), ..Default::default() },
+    ];
+    let request = v1::ProduceRequest { topic: "t".into(), records: plain.clone(), ..Default::default() };
+    served.log().produce(request).await.unwrap();
+    let codecs = [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd];
+    for codec in codecs {
+        let mut builder = BatchBuilder::new(codec);
+        for record in &plain {
+            let headers = record.headers.iter().map(|header| (header.name.as_str(), header.value.as_deref()));
+            builder.push(record.timestamp_ms.unwrap(), record.key.as_deref(), record.value.as_deref(), headers);
+        }
+        let batches = builder.finish().unwrap().into_bytes();
+        served.log().produce(batch_to(0, batches)).await.unwrap();
+    }
+
+    let count = plain.len() * (codecs.len() + 1);
+    let expected: Vec<v1::Record> =
+        (0..count).map(|offset| v1::Record { offset: offset as u64, ..plain[offset % plain.len()].clone() }).collect();
+    let as_records = fetch(&served, 0, 0, Format::Records).await;
+    assert_eq!(as_records.records, expected);
+    assert_eq!((as_records.next_offset, as_records.log_end_offset), (count as u64, count as u64));
+    let as_batches = fetch(&served, 0, 0, Format::Batches).await;
+    assert_eq!(as_batches.records, []);
+    assert_eq!(as_batches.next_offset, count as u64);
+    let decoded = decode(&as_batches.batches).into_iter().map(|record| v1::Record {
+        offset: record.offset as u64,
+        timestamp_ms: Some(record.timestamp_ms),
+        key: record.key,
+        value: record.value,
+        headers: record.headers.into_iter().map(|of| v1::Header { name: of.name, value: of.value }).collect(),
+    });
+    assert_eq!(decoded.collect::<Vec<_>>(), expected);
+    // From the middle of a batch: plain records begin there, batches may begin before.
+    assert_eq!(fetch(&served, 0, 4, Format::Records).await.records[0], expected[4]);
+    assert!(decode(&fetch(&served, 0, 4, Format::Batches).await.batches)[0].offset <= 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_without_a_timestamp_gets_the_servers_clock() {
+    let served = Served::with_topic(1).await;
+    let now_ms = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let before = now_ms();
+    let request = v1::ProduceRequest { topic: "t".into(), records: vec![v1::Record::default()], ..Default::default() };
+    served.log().produce(request).await.unwrap();
+    let read = fetch(&served, 0, 0, Format::Records).await;
+    assert!((before..=now_ms()).contains(&read.records[0].timestamp_ms.unwrap()));
+}
+
+// ---- fetching
+
+fn fetch_request(partitions: &[u32]) -> v1::FetchRequest {
+    let partitions = partitions.iter();
+    let partitions = partitions.map(|&partition| v1::FetchPartition { topic: "t".into(), partition, offset: 0 });
+    v1::FetchRequest { partitions: partitions.collect(), format: Format::Records as i32, ..Default::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_poll_is_answered_when_records_come() {
+    let served = Served::with_topic(2).await;
+    // Without a wait, it is answered at once.
+    let answer = served.log().fetch(fetch_request(&[0, 1])).await.unwrap().into_inner().partitions;
+    assert_eq!(answer.iter().map(|of| (of.records.len(), of.next_offset)).collect::<Vec<_>>(), [(0, 0), (0, 0)]);
+
+    // The wait is longer than the limit of this test.
+    let request = v1::FetchRequest { max_wait_ms: 60_000, ..fetch_request(&[0, 1]) };
+    let mut log = served.log();
+    let polling = tokio::spawn(async move { log.fetch(request).await.unwrap().into_inner().partitions });
+    served.produce(1, &[7]).await;
+    let answer = soon("a fetch with data", polling).await.unwrap();
+    assert_eq!((answer[0].records.len(), values(&answer[1].records)), (0, vec!["7"]));
+
+    // One batch is too little: it waits for the second.
+    let min_bytes = batch(&[7]).len() as u32 + 1;
+    let request = v1::FetchRequest { max_wait_ms: 60_000, min_bytes, ..fetch_request(&[1]) };
+    let mut log = served.log();
+    let polling = tokio::spawn(async move { log.fetch(request).await.unwrap().into_inner().partitions });
+    served.produce(1, &[8]).await;
+    let answer = soon("a fetch with enough data", polling).await.unwrap();
+    assert_eq!(values(&answer[0].records), ["7", "8"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_poll_ends_at_its_time_limit_with_what_there_is() {
+    let served = Served::with_topic(1).await;
+    let begun = Instant::now();
+    let request = v1::FetchRequest { max_wait_ms: 150, ..fetch_request(&[0]) };
+    let answer = soon("an empty fetch", served.log().fetch(request)).await.unwrap().into_inner().partitions;
+    assert!(begun.elapsed() >= Duration::from_millis(150), "it did not wait");
+    assert_eq!((answer[0].records.len(), answer[0].next_offset), (0, 0));
+    served.produce(0, &[7]).await;
+    let request = v1::FetchRequest { max_wait_ms: 50, min_bytes: 1 << 20, ..fetch_request(&[0]) };
+    let answer = soon("a short fetch", served.log().fetch(request)).await.unwrap().into_inner().partitions;
+    assert_eq!(values(&answer[0].records), ["7"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn max_bytes_bounds_an_answer_but_one_batch_always_comes() {
+    let served = Served::with_topic(2).await;
+    for number in 0..10 {
+        served.produce(0, &[number]).await;
+        served.produce(1, &[number]).await;
+    }
+    let size = batch(&[0]).len() as u32;
+    let counts = async |max_bytes: u32| {
+        let request = v1::FetchRequest { max_bytes, ..fetch_request(&[0, 1]) };
+        let answer = served.log().fetch(request).await.unwrap().into_inner().partitions;
+        let next = answer.iter().map(|of| of.next_offset).collect::<Vec<_>>();
+        assert_eq!(next, answer.iter().map(|of| of.records.len() as u64).collect::<Vec<_>>());
+        next.iter().sum::<u64>()
+    };
+    assert_eq!(counts(1).await, 1);
+    assert_eq!(counts(3 * size).await, 3);
+    assert_eq!(counts(3 * size + 1).await, 3);
+    assert_eq!(counts(13 * size).await, 13);
+    assert_eq!(counts(0).await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_are_found_by_position_and_time() {
+    let served = Served::with_topic(2).await;
+    served.produce(0, &[100, 200]).await;
+    served.produce(0, &[300, 250, 400]).await;
+    served.produce(0, &[500]).await;
+    let at = async |at: At| served.offsets(&[], at).await;
+    assert_eq!(at(At::Earliest(true)).await, [0, 0]);
+    assert_eq!(at(At::Latest(true)).await, [6, 0]);
+    assert_eq!(at(At::Offset(0)).await, [0, 0]);
+    for (time, offset) in [(i64::MIN, 0), (100, 0), (101, 1), (201, 2), (260, 2), (301, 4), (500, 5), (501, 6)] {
+        assert_eq!(at(At::TimestampMs(time)).await, [offset, 0], "at {time}");
+    }
+    assert_eq!(served.offsets(&[1], At::Latest(true)).await, [0]);
+}
+
+// ---- consuming
+
+fn consume_request(from: Option<At>, until_end: bool) -> v1::ConsumeRequest {
+    let from = from.map(|at| v1::Position { at: Some(at) });
+    v1::ConsumeRequest { topic: "t".into(), from, until_end, format: Format::Records as i32, ..Default::default() }
+}
+
+async fn consume(served: &Served, request: v1::ConsumeRequest) -> BTreeMap<u32, Vec<String>> {
+    let mut answers = served.log().consume(request).await.unwrap().into_inner();
+    let mut read = BTreeMap::<u32, Vec<String>>::new();
+    while let Some(answer) = soon("a stream until the end", answers.message()).await.unwrap() {
+        for of in answer.partitions {
+            assert_eq!(of.error, None);
+            read.entry(of.partition).or_default().extend(values(&of.records).into_iter().map(str::to_owned));
+        }
+    }
+    read
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_begins_where_it_is_told_and_ends_at_the_end() {
+    let served = Served::with_topic(2).await;
+    for number in 0..5 {
+        served.produce(0, &[number * 10, number * 10 + 1]).await;
+    }
+    served.produce(1, &[20, 30]).await;
+    let read = async |from: Option<At>| {
+        let mut read = consume(&served, consume_request(from, true)).await;
+        [0, 1].map(|partition| read.remove(&partition).unwrap_or_default())
+    };
+    let all = ["0", "1", "10", "11", "20", "21", "30", "31", "40", "41"];
+    assert_eq!(read(Some(At::Earliest(true))).await, [all.to_vec(), vec!["20", "30"]]);
+    assert_eq!(read(Some(At::Latest(true))).await, [[""; 0], []]);
+    assert_eq!(read(None).await, [[""; 0], []]);
+    // From the middle of a batch, too.
+    assert_eq!(read(Some(At::Offset(1))).await, [all[1..].to_vec(), vec!["30"]]);
+    assert_eq!(read(Some(At::TimestampMs(21))).await, [all[5..].to_vec(), vec!["30"]]);
+    assert_eq!(read(Some(At::TimestampMs(1_000))).await, [[""; 0], []]);
+    // One partition, and answers of one batch each.
+    let request =
+        v1::ConsumeRequest { partitions: vec![0], max_bytes: 1, ..consume_request(Some(At::Offset(3)), true) };
+    assert_eq!(
+        consume(&served, request).await,
+        BTreeMap::from([(0, all[3..].iter().map(|v| v.to_string()).collect())])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_on_with_what_is_written() {
+    let served = Served::with_topic(2).await;
+    served.produce(0, &[1]).await;
+    let latest = served.log().consume(consume_request(None, false)).await.unwrap().into_inner();
+    let earliest = served.log().consume(consume_request(Some(At::Earliest(true)), false)).await.unwrap().into_inner();
+    // What is written after the answer began is not before its beginning.
+    served.produce(0, &[2]).await;
+    served.produce(1, &[3]).await;
+    for (mut answers, expected) in [(latest, vec!["2", "3"]), (earliest, vec!["1", "2", "3"])] {
+        let mut read = Vec::new();
+        while read.len() < expected.len() {
+            let answer = soon("a live stream", answers.message()).await.unwrap().expect("it does not end");
+            for of in answer.partitions {
+                read.extend(values(&of.records).into_iter().map(str::to_owned));
+            }
+        }
+        read.sort();
+        assert_eq!(read, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_learns_that_its_topic_is_gone() {
+    let served = Served::with_topic(1).await;
+    let mut answers = served.log().consume(consume_request(None, false)).await.unwrap().into_inner();
+    let request = v1::DeleteTopicRequest { name: "t".into() };
+    TopicsClient::new(served.channel.clone()).delete_topic(request).await.unwrap();
+    let answer = soon("the end of a deleted topic", answers.message()).await.unwrap().expect("the reason comes first");
+    assert_eq!(answer.partitions[0].error.as_ref().map(v1::Error::code), Some(ErrorCode::UnknownTopic));
+    assert_eq!(soon("the end", answers.message()).await.unwrap(), None);
+}
+
+// ---- groups
+
+/// A member: its stream, and what it was told.
+struct Member {
+    requests: UnboundedSender<v1::MemberRequest>,
+    answers: Streaming<v1::MemberResponse>,
+    id: String,
+    owned: BTreeSet<u32>,
+}
+
+fn join(group: &str) -> v1::Join {
+    v1::Join {
+        group: group.into(),
+        topics: vec!["t".into()],
+        client_id: "tester".into(),
+        from_earliest: true,
+        format: Format::Records as i32,
+        ..Default::default()
+    }
+}
+
+fn partitions(numbers: impl IntoIterator<Item = u32>) -> Vec<v1::TopicPartition> {
+    numbers.into_iter().map(|partition| v1::TopicPartition { topic: "t".into(), partition }).collect()
+}
+
+fn numbers(partitions: &[v1::TopicPartition]) -> BTreeSet<u32> {
+    partitions.iter().map(|of| of.partition).collect()
+}
+
+impl Member {
+    async fn join(channel: &Channel, join: v1::Join) -> Result<Self, Status> {
+        let (requests, receiver) = tokio::sync::mpsc::unbounded_channel();
+        requests.send(v1::MemberRequest { message: Some(ToServer::Join(join)) }).unwrap();
+        let mut groups = GroupsClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let answers = groups.join(UnboundedReceiverStream::new(receiver)).await?.into_inner();
+        let mut member = Self { requests, answers, id: String::new(), owned: BTreeSet::new() };
+        match member.hear().await {
+            FromServer::Joined(joined) => member.id = joined.member_id,
+            other => panic!("{other:?} before Joined"),
+        }
+        Ok(member)
+    }
+
+    fn say(&self, message: ToServer) {
+        self.requests.send(v1::MemberRequest { message: Some(message) }).unwrap();
+    }
+
+    async fn hear(&mut self) -> FromServer {
+        let message = soon("a member's message", self.answers.message()).await;
+        message.unwrap().expect("the stream goes on").message.unwrap()
+    }
+
+    /// The next Assigned, as partitions and where they begin.
+    async fn assigned(&mut self) -> (u64, BTreeMap<u32, u64>) {
+        match self.hear().await {
+            FromServer::Assigned(assigned) => {
+                let added: BTreeMap<_, _> = assigned.added.iter().map(|of| (of.partition, of.offset)).collect();
+                self.owned.extend(added.keys());
+                assert_eq!(numbers(&assigned.partitions), self.owned, "the whole assignment");
+                (assigned.generation, added)
+            }
+            other => panic!("{other:?} instead of Assigned"),
+        }
+    }
+
+    async fn revoke(&mut self) -> BTreeSet<u32> {
+        match self.hear().await {
+            FromServer::Revoke(revoke) => {
+                let revoked = numbers(&revoke.partitions);
+                assert!(revoked.is_subset(&self.owned), "{revoked:?} of {:?}", self.owned);
+                self.owned.retain(|partition| !revoked.contains(partition));
+                revoked
+            }
+            other => panic!("{other:?} instead of Revoke"),
+        }
+    }
+
+    fn give_back(&self, numbers: impl IntoIterator<Item = u32>) {
+        self.say(ToServer::Revoked(v1::Revoked { partitions: partitions(numbers) }));
+    }
+
+    async fn commit(&mut self, id: u64, offsets: &[(u32, u64)]) -> Option<v1::Error> {
+        let offsets = offsets.iter();
+        let offsets =
+            offsets.map(|&(partition, offset)| v1::TopicPartitionOffset { topic: "t".into(), partition, offset });
+        self.say(ToServer::Commit(v1::Commit { id, offsets: offsets.collect() }));
+        match self.hear().await {
+            FromServer::Committed(committed) => {
+                assert_eq!(committed.id, id);
+                committed.error
+            }
+            other => panic!("{other:?} instead of Committed"),
+        }
+    }
+
+    /// Reads until `count` records are there: partitions and values.
+    async fn read(&mut self, count: usize) -> BTreeMap<u32, Vec<String>> {
+        let mut read = BTreeMap::<u32, Vec<String>>::new();
+        let mut left = count;
+        while left > 0 {
+            match self.hear().await {
+                FromServer::Records(records) => {
+                    assert_eq!(records.error, None);
+                    left = left.checked_sub(records.records.len()).expect("no more than there are");
+                    read.entry(records.partition)
+                        .or_default()
+                        .extend(values(&records.records).iter().map(|v| (*v).into()));
+                }
+                other => panic!("{other:?} instead of Records"),
+            }
+        }
+        read
+    }
+
+    /// The status that ends the stream.
+    async fn removed(mut self) -> Status {
+        loop {
+            match soon("the end of a member", self.answers.message()).await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("removed without a reason"),
+                Err(status) => return status,
+            }
+        }
+    }
+
+    /// Ends its side of the call, and waits for the server's.
+    async fn leave(mut self) {
+        drop(self.requests);
+        while let Some(message) = soon("the end of a member that left", self.answers.message()).await.unwrap() {
+            assert!(!matches!(message.message, Some(FromServer::Revoke(_))), "{message:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_reads_with_credit_commits_and_is_followed_where_it_was() {
+    let served = Served::with_topic(2).await;
+    served.produce(0, &[1, 2, 3]).await;
+    served.produce(1, &[4]).await;
+    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
+    let (generation, added) = member.assigned().await;
+    assert_eq!(added, BTreeMap::from([(0, 0), (1, 0)]));
+    let described = served.describe_group("g").await;
+    let group = described.group.unwrap();
+    assert_eq!((group.state.as_str(), group.members, group.generation, group.lag), ("stable", 1, generation, 4));
+    assert_eq!(described.members[0].client_id, "tester");
+    assert_eq!(described.members[0].member_id, member.id);
+    assert!(described.offsets.iter().all(|of| of.member_id == member.id));
+    // Without credit no record comes: the answer to a commit is the next thing heard.
+    assert_eq!(member.commit(1, &[]).await, None);
+    member.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
+    let read = member.read(4).await;
+    assert_eq!(read, BTreeMap::from([(0, vec!["1".into(), "2".into(), "3".into()]), (1, vec!["4".into()])]));
+    assert_eq!(member.commit(7, &[(0, 2), (1, 1)]).await, None);
+    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 2), (1, 1)]));
+    let error = member.commit(8, &[(0, 9)]).await.expect("there is no such offset");
+    assert_eq!(error.code(), ErrorCode::OffsetOutOfRange, "{error:?}");
+    member.leave().await;
+
+    let mut next = Member::join(&served.channel, join("g")).await.unwrap();
+    assert_eq!(next.assigned().await.1, BTreeMap::from([(0, 2), (1, 1)]));
+    next.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
+    assert_eq!(next.read(1).await, BTreeMap::from([(0, vec!["3".into()])]));
+    // Another group has offsets of its own, and begins at the end unless it says otherwise.
+    let latest = v1::Join { from_earliest: false, ..join("other") };
+    let mut other = Member::join(&served.channel, latest).await.unwrap();
+    assert_eq!(other.assigned().await.1, BTreeMap::from([(0, 3), (1, 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credit_bounds_what_is_sent() {
+    let served = Served::with_topic(1).await;
+    for number in 0..10 {
+        served.produce(0, &[number]).await;
+    }
+    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
+    member.assigned().await;
+    let size = batch(&[0]).len() as u32;
+    member.say(ToServer::Credit(v1::Credit { bytes: 3 * size }));
+    assert_eq!(member.read(3).await[&0], ["0", "1", "2"]);
+    // Nothing more before there is more credit: this answer is the next thing heard.
+    assert_eq!(member.commit(1, &[(0, 3)]).await, None);
+    member.say(ToServer::Credit(v1::Credit { bytes: 7 * size }));
+    assert_eq!(member.read(7).await[&0], ["3", "4", "5", "6", "7", "8", "9"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_share_cooperatively_and_each_record_is_read_by_one() {
+    let served = Served::with_topic(4).await;
+    let mut first = Member::join(&served.channel, join("g")).await.unwrap();
+    assert_eq!(first.assigned().await.1.len(), 4);
+    first.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
+    for partition in 0..4 {
+        served.produce(partition, &[1]).await;
+    }
+    assert_eq!(first.read(4).await.len(), 4);
+
+    // Only what moves is asked for, and it is nobody else's before it is given back.
+    let mut second = Member::join(&served.channel, join("g")).await.unwrap();
+    assert_eq!(second.assigned().await.1, BTreeMap::new());
+    let moving = first.revoke().await;
+    assert_eq!((moving.len(), first.owned.len()), (2, 2));
+    assert_eq!(served.describe_group("g").await.group.unwrap().state, "rebalancing");
+    // Still its own until then: the next one begins where it says.
+    let offsets: Vec<_> = moving.iter().map(|partition| (*partition, 1)).collect();
+    assert_eq!(first.commit(1, &offsets).await, None);
+    first.give_back(moving.clone());
+    let (_, added) = second.assigned().await;
+    assert_eq!(added, offsets.iter().copied().collect());
+    assert_eq!(served.describe_group("g").await.group.unwrap().state, "stable");
+
+    second.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
+    for partition in 0..4 {
+        served.produce(partition, &[2]).await;
+    }
+    let (of_first, of_second) = (first.read(2).await, second.read(2).await);
+    assert_eq!(of_first.keys().copied().collect::<BTreeSet<_>>(), first.owned);
+    assert_eq!(of_second.keys().copied().collect::<BTreeSet<_>>(), moving);
+    assert!(of_first.values().chain(of_second.values()).all(|values| values == &["2"]));
+
+    // Leaving gives back all, without a word to those who keep what they keep.
+    second.leave().await;
+    assert_eq!(first.assigned().await.1.into_keys().collect::<BTreeSet<_>>(), moving);
+    assert_eq!(first.owned.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_member_is_replaced() {
+    let served = Served::with_topic(2).await;
+    let mut stays = Member::join(&served.channel, join("g")).await.unwrap();
+    stays.assigned().await;
+    let other_connection = connect(&served.server).await;
+    let mut lost = Member::join(&other_connection, join("g")).await.unwrap();
+    lost.assigned().await;
+    let moving = stays.revoke().await;
+    stays.give_back(moving.clone());
+    assert_eq!(lost.assigned().await.1.len(), 1);
+    // Without a word, as a process that is killed.
+    drop((lost, other_connection));
+    assert_eq!(stays.assigned().await.1.into_keys().collect::<BTreeSet<_>>(), moving);
+    assert_eq!(served.describe_group("g").await.members.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_from_who_does_not_own_is_refused() {
+    let served = Served::with_topic(2).await;
+    served.produce(0, &[1, 2]).await;
+    served.produce(1, &[1, 2]).await;
+    let mut first = Member::join(&served.channel, join("g")).await.unwrap();
+    first.assigned().await;
+    let mut second = Member::join(&served.channel, join("g")).await.unwrap();
+    second.assigned().await;
+    let moving = first.revoke().await;
+    let [moved, kept] = [*moving.first().unwrap(), *first.owned.first().unwrap()];
+    // Not yet the second's, not the second's at all.
+    for partition in [moved, kept] {
+        let error = second.commit(1, &[(partition, 1)]).await.expect("it is not its own");
+        assert_eq!(error.code(), ErrorCode::StaleGeneration);
+        let words = format!("group g: member {} does not own topic t, partition {partition}", second.id);
+        assert!(error.message.contains(&words), "{error:?}");
+    }
+    first.give_back(moving);
+    second.assigned().await;
+    // The first's no more: all or nothing.
+    let error = first.commit(2, &[(kept, 1), (moved, 1)]).await.expect("it gave that back");
+    assert_eq!(error.code(), ErrorCode::StaleGeneration, "{error:?}");
+    assert_eq!(served.committed("g").await, BTreeMap::new());
+    assert_eq!(second.commit(3, &[(moved, 2)]).await, None);
+    assert_eq!(first.commit(4, &[(kept, 1)]).await, None);
+    assert_eq!(served.committed("g").await, BTreeMap::from([(moved, 2), (kept, 1)]));
+    // Nor from outside, while it has members.
+    let offsets = vec![v1::TopicPartitionOffset { topic: "t".into(), partition: 0, offset: 0 }];
+    let commit = v1::CommitOffsetsRequest { group: "g".into(), offsets };
+    let status = served.groups().commit_offsets(commit).await.unwrap_err();
+    assert_eq!(code(&status), Some(ErrorCode::InUse), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_does_not_give_back_in_time_is_removed() {
+    let served = Served::with_topic(4).await;
+    let hasty = v1::Join { rebalance_timeout_ms: 300, ..join("g") };
+    for given_back in [None, Some(0), Some(1)] {
+        let mut holds = Member::join(&served.channel, hasty.clone()).await.unwrap();
+        assert_eq!(holds.assigned().await.1.len(), 4);
+        let mut waits = Member::join(&served.channel, join("g")).await.unwrap();
+        waits.assigned().await;
+        let moving = holds.revoke().await;
+        // Nothing, or an answer that is not enough.
+        if let Some(count) = given_back {
+            holds.give_back(moving.iter().copied().take(count));
+        }
+        let status = holds.removed().await;
+        assert_eq!(code(&status), Some(ErrorCode::StaleGeneration), "{status:?}");
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert!(status.message().contains("did not give partitions back"), "{status:?}");
+        while waits.owned.len() < 4 {
+            waits.assigned().await;
+        }
+        waits.leave().await;
+        // It is empty before the next round.
+        let left = || async { served.describe_group("g").await.members.is_empty() };
+        soon("the members leave", async {
+            while !left().await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_speaks_out_of_turn_is_told() {
+    let served = Served::with_topic(1).await;
+    let mut groups = served.groups();
+    let credit = v1::MemberRequest { message: Some(ToServer::Credit(v1::Credit { bytes: 1 })) };
+    let status = groups.join(futures::stream::iter([credit])).await.unwrap_err();
+    assert!(status.message().contains("the first message of a member must be Join"), "{status:?}");
+    let member = Member::join(&served.channel, join("g")).await.unwrap();
+    member.say(ToServer::Join(join("g")));
+    let status = member.removed().await;
+    assert_eq!(code(&status), Some(ErrorCode::InvalidRequest));
+    assert!(status.message().contains("joins once a stream"), "{status:?}");
+    let nothing = v1::Join { topics: Vec::new(), ..join("g") };
+    let status = Member::join(&served.channel, nothing).await.err().unwrap();
+    assert!(status.message().contains("names no topic"), "{status:?}");
+    let named = v1::Join { client_id: "a b".into(), ..join("g") };
+    let status = Member::join(&served.channel, named).await.err().unwrap();
+    assert!(status.message().contains("client id \"a b\" is not allowed"), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_in_use_is_neither_reset_nor_deleted() {
+    let served = Served::with_topic(2).await;
+    served.produce(0, &[10, 20, 30]).await;
+    let reset = |to: To, dry_run: bool| v1::ResetGroupRequest {
+        group: "g".into(),
+        topic: "t".into(),
+        partitions: vec![],
+        to: Some(to),
+        dry_run,
+    };
+    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
+    member.assigned().await;
+    assert_eq!(member.commit(1, &[(0, 1)]).await, None);
+    for dry_run in [false, true] {
+        let status = served.groups().reset_group(reset(To::Earliest(true), dry_run)).await.unwrap_err();
+        assert_eq!((code(&status), status.code()), (Some(ErrorCode::InUse), Code::FailedPrecondition), "{status:?}");
+        assert!(status.message().contains("group g is in use"), "{status:?}");
+    }
+    let delete = || v1::DeleteGroupRequest { name: "g".into() };
+    let status = served.groups().delete_group(delete()).await.unwrap_err();
+    assert_eq!(code(&status), Some(ErrorCode::InUse), "{status:?}");
+    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 1)]));
+    member.leave().await;
+
+    let set = async |to: To, dry_run: bool| {
+        let offsets = served.groups().reset_group(reset(to, dry_run)).await.unwrap().into_inner().offsets;
+        offsets.into_iter().map(|of| of.offset).collect::<Vec<_>>()
+    };
+    assert_eq!(set(To::Latest(true), true).await, [3, 0]);
+    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 1)]), "a dry run changes nothing");
+    assert_eq!(set(To::TimestampMs(15), false).await, [1, 0]);
+    assert_eq!(set(To::Latest(true), false).await, [3, 0]);
+    assert_eq!(set(To::Earliest(true), false).await, [0, 0]);
+    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 0), (1, 0)]));
+    served.groups().delete_group(delete()).await.unwrap();
+    let status = served.groups().delete_group(delete()).await.unwrap_err();
+    assert_eq!(code(&status), Some(ErrorCode::UnknownGroup));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipelines_group_is_the_pipelines() {
+    let served = Served::with_topic(1).await;
+    let admin = served.server.client().admin();
+    admin.push_module("level", guest("level")).await.unwrap();
+    let yaml = "pipeline: p\nfrom: t\nstages:\n  - filter: level\n    with: { level: warn }\nto: out\n".to_owned();
+    admin.apply_pipeline(v1::ApplyPipelineRequest { yaml, ..Default::default() }).await.unwrap();
+    let status = Member::join(&served.channel, join("p")).await.err().unwrap();
+    assert_eq!(code(&status), Some(ErrorCode::InUse), "{status:?}");
+    assert!(status.message().contains("group p belongs to a pipeline"), "{status:?}");
+    let offsets = vec![v1::TopicPartitionOffset { topic: "t".into(), partition: 0, offset: 0 }];
+    let status = admin.commit_offsets("p", offsets).await.unwrap_err();
+    assert_eq!(status.code(), Some(ErrorCode::InUse), "{status}");
+    let reset = || v1::ResetGroupRequest {
+        group: "p".into(),
+        topic: "t".into(),
+        to: Some(To::Earliest(true)),
+        ..Default::default()
+    };
+    let error = admin.reset_group(reset()).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::InUse), "{error}");
+    let error = admin.delete_group("p").await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::InUse), "{error}");
+    admin.pause_pipeline("p").await.unwrap();
+    assert_eq!(admin.reset_group(reset()).await.unwrap()[0].offset, 0);
+    // And the other way round.
+    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
+    member.assigned().await;
+    let yaml = "pipeline: g\nfrom: t\nstages:\n  - filter: level\n    with: { level: warn }\nto: out2\n".to_owned();
+    let applied = admin.apply_pipeline(v1::ApplyPipelineRequest { yaml, ..Default::default() }).await.unwrap();
+    let mistake = &applied.mistakes[0];
+    assert_eq!((mistake.line, mistake.column), (1, 11), "{applied:?}");
+    assert!(mistake.message.contains("group g belongs to consumers"), "{mistake:?}");
+}
+
+// ---- flow control
+
+/// The most memory that a process ever had in use, in bytes.
+fn peak_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_never_read_hold_up_nobody_and_cost_a_bounded_memory() {
+    const BATCHES: u64 = 200;
+    /// Recent batches for readers at the tail (64 MiB), a member's largest credit (32 MiB), windows and
+    /// answers that wait for a slow stream: less than half of what goes by.
+    const GROWTH_BYTES_MAX: u64 = 150 << 20;
+    let served = Served::with_topic(1).await;
+    let before = peak_bytes(served.server.pid());
+    // Each has a connection of its own, and does not look at what comes.
+    let (stalled_connection, member_connection) = (connect(&served.server).await, connect(&served.server).await);
+    let mut stalled = LogClient::new(stalled_connection).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let request =
+        v1::ConsumeRequest { format: Format::Batches as i32, ..consume_request(Some(At::Earliest(true)), false) };
+    let stalled = stalled.consume(request.clone()).await.unwrap().into_inner();
+    let member = v1::Join { format: Format::Batches as i32, ..join("g") };
+    let member = Member::join(&member_connection, member).await.unwrap();
+    member.say(ToServer::Credit(v1::Credit { bytes: u32::MAX }));
+
+    let mut fast = served.log().consume(request).await.unwrap().into_inner();
+    let writer = served.log();
+    let writing = tokio::spawn(async move {
+        // Random enough to be told apart, made once: the client's work is not what is looked at.
+        let value = vec![b'x'; 1_000_000];
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.push(1, None, Some(&value), []);
+        let batch = builder.finish().unwrap().into_bytes();
+        for _ in 0..BATCHES {
+            writer.clone().produce(batch_to(0, batch.clone())).await.unwrap();
+        }
+    });
+    let (mut next, mut read_bytes) = (0, 0);
+    while next < BATCHES {
+        let answer = soon("the fast reader", fast.message()).await.unwrap().expect("it does not end");
+        for of in answer.partitions {
+            assert_eq!(of.error, None);
+            read_bytes += of.batches.iter().map(Bytes::len).sum::<usize>();
+            next = of.next_offset;
+        }
+    }
+    writing.await.unwrap();
+    assert!(read_bytes >= 200_000_000, "{read_bytes}");
+    let grown = peak_bytes(served.server.pid()) - before;
+    assert!(grown < GROWTH_BYTES_MAX, "the server grew by {grown} bytes");
+    // Both are still there, and read on when they like.
+    let mut stalled = stalled;
+    let mut next = 0;
+    while next < BATCHES {
+        let answer = soon("the stalled reader", stalled.message()).await.unwrap().expect("it does not end");
+        next = answer.partitions[0].next_offset;
+    }
+    assert_eq!(served.describe_group("g").await.members.len(), 1);
+    drop(member);
+}
+
+// ---- the client's examples
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clients_examples_work() {
+    let served = Served::start().await;
+    let example = |name: &str, arguments: &[&str]| {
+        let program = target_dir().join("examples").join(name);
+        assert!(program.exists(), "{} is not there: `cargo build --examples` builds it", program.display());
+        run(Command::new(program).env("MILLSTREAM_SERVER", &served.server.grpc).args(arguments), "")
+    };
+    let said = example("produce", &["greetings", "20"]).ok();
+    assert!(said.starts_with("created topic greetings\n"), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("partition ")).count(), 20, "{said}");
+    for arguments in [&["greetings"][..], &["greetings", "readers"]] {
+        let read = example("consume", arguments).ok();
+        assert!(read.ends_with("20 records\n"), "{read}");
+        for number in 0..20 {
+            assert!(read.contains(&format!("key-{} = hello {number}\n", number % 5)), "{number}: {read}");
+        }
+    }
+    // The group has read all of it; what is new comes once more.
+    example("produce", &["greetings", "3"]).ok();
+    assert!(example("consume", &["greetings", "readers"]).ok().ends_with("3 records\n"));
+}

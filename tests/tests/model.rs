@@ -1,0 +1,1066 @@
+//! A broker beside a model of it: whatever is done to it, it holds what a few maps hold. And a
+//! broker on storage that fails and loses writes: what it acknowledged is there afterwards.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millstream_broker::clock::SystemClock;
+use millstream_broker::fetch::{Fetch, FetchFrom};
+use millstream_broker::group::{Group, GroupKind};
+use millstream_broker::partition::{Partition, ReadRange, Slice};
+use millstream_broker::state::StateChange;
+use millstream_broker::store::{
+    Append, Commit, Fence, FileBackend, OffsetChange, Receipt, StorageBackend, StoreError, StoreOptions,
+};
+use millstream_broker::topic::{Topic, TopicSettings};
+use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
+use millstream_record::{BatchBuilder, Column, Compression, Limits, RecordBatch, split_batches};
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// `MILLSTREAM_TEST_CASES` multiplies the number of cases.
+fn cases(cases: u32) -> ProptestConfig {
+    let times = std::env::var("MILLSTREAM_TEST_CASES").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+    ProptestConfig { cases: cases * times, failure_persistence: None, max_shrink_iters: 200, ..Default::default() }
+}
+
+fn offset(number: usize) -> Offset {
+    Offset::new(number as i64).unwrap()
+}
+
+// ---- what is done
+
+const TOPICS: [&str; 3] = ["a", "b", "c"];
+const CONSUMERS: [&str; 2] = ["readers", "others"];
+const PIPELINES: [&str; 2] = ["p", "q"];
+
+/// Few, so that many records share one.
+const TIMESTAMPS: u64 = 40;
+
+#[derive(Clone, Debug)]
+enum Op {
+    CreateTopic {
+        topic: usize,
+        partitions: u32,
+    },
+    DeleteTopic {
+        topic: usize,
+    },
+    /// Queued one after the other before any answer is awaited: they share commits.
+    Produce(Vec<(Place, Vec<BatchSpec>)>),
+    Read {
+        place: Place,
+        from: f64,
+        until: Option<f64>,
+        bytes_max: usize,
+    },
+    Fetch {
+        topic: usize,
+        from: f64,
+        bytes_max: usize,
+    },
+    OffsetAt {
+        place: Place,
+        timestamp_ms: i64,
+    },
+    SetOffsets {
+        group: usize,
+        place: Place,
+        to: f64,
+    },
+    DeleteGroup {
+        group: usize,
+    },
+    /// Steps of a pipeline, queued one after the other.
+    Steps {
+        pipeline: usize,
+        steps: Vec<StepSpec>,
+    },
+    NextGeneration {
+        pipeline: usize,
+    },
+    DropPipeline {
+        pipeline: usize,
+    },
+    Reopen {
+        stop_first: bool,
+    },
+}
+
+/// A partition, if there is one: its number counts around.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    topic: usize,
+    partition: usize,
+}
+
+#[derive(Clone, Debug)]
+struct BatchSpec {
+    records: usize,
+    value_bytes: usize,
+    compression: Compression,
+    seed: u64,
+}
+
+#[derive(Clone, Debug)]
+struct StepSpec {
+    source: Place,
+    output: Option<(Place, BatchSpec)>,
+    /// Keys and accumulators of one byte; none removes the key.
+    state: Vec<(u8, Option<u8>)>,
+    stale: Option<Stale>,
+    advance: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stale {
+    Generation,
+    Offset,
+    NothingExpected,
+}
+
+fn place() -> impl Strategy<Value = Place> {
+    (0..TOPICS.len(), 0usize..4).prop_map(|(topic, partition)| Place { topic, partition })
+}
+
+fn batch() -> impl Strategy<Value = BatchSpec> {
+    use Compression::{Gzip, Lz4, None, Snappy, Zstd};
+    // Most are small; some are larger than a value of the journal.
+    let value_bytes = prop_oneof![6 => 0usize..200, 1 => 2_000usize..9_000];
+    (1usize..14, value_bytes, prop::sample::select(vec![None, Gzip, Snappy, Lz4, Zstd]), any::<u64>())
+        .prop_map(|(records, value_bytes, compression, seed)| BatchSpec { records, value_bytes, compression, seed })
+}
+
+fn step() -> impl Strategy<Value = StepSpec> {
+    let stale = prop_oneof![
+        6 => Just(None),
+        1 => Just(Some(Stale::Generation)),
+        1 => Just(Some(Stale::Offset)),
+        1 => Just(Some(Stale::NothingExpected)),
+    ];
+    let state = prop::collection::vec((0u8..5, prop::option::weighted(0.8, any::<u8>())), 0..4);
+    (place(), prop::option::of((place(), batch())), state, stale, 0.0..1.0)
+        .prop_map(|(source, output, state, stale, advance)| StepSpec { source, output, state, stale, advance })
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let writes = prop::collection::vec((place(), prop::collection::vec(batch(), 1..4)), 1..6);
+    let bytes_max = || prop_oneof![Just(0usize), 1usize..2_000, 1_000usize..200_000];
+    prop_oneof![
+        2 => (0..TOPICS.len(), 1u32..5).prop_map(|(topic, partitions)| Op::CreateTopic { topic, partitions }),
+        1 => (0..TOPICS.len()).prop_map(|topic| Op::DeleteTopic { topic }),
+        8 => writes.prop_map(Op::Produce),
+        4 => (place(), 0.0..1.1, prop::option::of(0.0..1.1), bytes_max())
+            .prop_map(|(place, from, until, bytes_max)| Op::Read { place, from, until, bytes_max }),
+        2 => (0..TOPICS.len(), 0.0..1.0, bytes_max())
+            .prop_map(|(topic, from, bytes_max)| Op::Fetch { topic, from, bytes_max }),
+        2 => (place(), -2..TIMESTAMPS as i64 + 2).prop_map(|(place, timestamp_ms)| Op::OffsetAt { place, timestamp_ms }),
+        3 => (0..CONSUMERS.len(), place(), 0.0..1.2).prop_map(|(group, place, to)| Op::SetOffsets { group, place, to }),
+        1 => (0..CONSUMERS.len()).prop_map(|group| Op::DeleteGroup { group }),
+        5 => (0..PIPELINES.len(), prop::collection::vec(step(), 1..5))
+            .prop_map(|(pipeline, steps)| Op::Steps { pipeline, steps }),
+        1 => (0..PIPELINES.len()).prop_map(|pipeline| Op::NextGeneration { pipeline }),
+        1 => (0..PIPELINES.len()).prop_map(|pipeline| Op::DropPipeline { pipeline }),
+        2 => any::<bool>().prop_map(|stop_first| Op::Reopen { stop_first }),
+    ]
+}
+
+// ---- the model
+
+/// Timestamp, key, value.
+type ModelRecord = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
+
+#[derive(Debug, Default)]
+struct ModelPartition {
+    records: Vec<ModelRecord>,
+    /// The offsets and the bytes of each batch.
+    batches: Vec<(Range<usize>, usize)>,
+}
+
+impl ModelPartition {
+    fn append(&mut self, batch: &RecordBatch, records: Vec<ModelRecord>) {
+        let base = self.records.len();
+        self.batches.push((base..base + records.len(), batch.as_bytes().len()));
+        self.records.extend(records);
+    }
+
+    fn end(&self) -> usize {
+        self.records.len()
+    }
+}
+
+type Offsets = BTreeMap<(usize, u32), usize>;
+type Accumulators = BTreeMap<Vec<u8>, Vec<u8>>;
+
+#[derive(Debug, Default)]
+struct Model {
+    topics: BTreeMap<usize, Vec<ModelPartition>>,
+    offsets: BTreeMap<&'static str, Offsets>,
+    /// By pipeline and partition.
+    state: BTreeMap<(usize, u32), Accumulators>,
+}
+
+impl Model {
+    fn partition(&self, place: Place) -> Option<(u32, &ModelPartition)> {
+        let partitions = self.topics.get(&place.topic)?;
+        let number = place.partition % partitions.len();
+        Some((number as u32, &partitions[number]))
+    }
+
+    fn partition_mut(&mut self, place: Place) -> Option<&mut ModelPartition> {
+        let partitions = self.topics.get_mut(&place.topic)?;
+        let number = place.partition % partitions.len();
+        partitions.get_mut(number)
+    }
+}
+
+fn build(spec: &BatchSpec) -> (RecordBatch, Vec<ModelRecord>) {
+    let mut random = StdRng::seed_from_u64(spec.seed);
+    let mut bytes = |len: usize| (0..len).map(|_| random.random_range(b'a'..=b'p')).collect::<Vec<u8>>();
+    let mut records = Vec::new();
+    for index in 0..spec.records {
+        let key = (!(spec.seed as usize + index).is_multiple_of(3)).then(|| bytes(index % 5));
+        let value = (!(spec.seed as usize + index).is_multiple_of(7)).then(|| bytes(spec.value_bytes));
+        records.push(((spec.seed.wrapping_mul(index as u64 * 2 + 1) % TIMESTAMPS) as i64, key, value));
+    }
+    let mut builder = BatchBuilder::new(spec.compression);
+    for (timestamp_ms, key, value) in &records {
+        builder.push(*timestamp_ms, key.as_deref(), value.as_deref(), []);
+    }
+    (builder.finish().unwrap(), records)
+}
+
+/// A part of a partition's offsets, or a little beyond.
+fn part(of: usize, fraction: f64) -> usize {
+    (of as f64 * fraction) as usize
+}
+
+// ---- the broker beside it
+
+struct Driven {
+    data: tempfile::TempDir,
+    broker: Broker,
+    model: Model,
+    /// A topic as someone still holds it who does not know that it was deleted.
+    deleted: Option<Arc<Topic>>,
+}
+
+fn open_with(data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
+    Broker::open(data, BrokerSettings::default(), options, Arc::new(SystemClock), &mut Registry::default())
+}
+
+/// Opens it once whoever had it is through.
+fn open(data: &Path) -> Broker {
+    let limit = std::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        // A small tail: most reads go to the disk.
+        let options = StoreOptions { tail_bytes_max: Some(20_000), ..Default::default() };
+        match open_with(data, options) {
+            Ok(broker) => return broker,
+            Err(StoreError::Locked { .. }) if std::time::Instant::now() < limit => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("it does not open: {error}"),
+        }
+    }
+}
+
+fn pipeline_group(broker: &Broker, pipeline: usize) -> Arc<Group> {
+    broker.groups().get_or_create(&GroupId::new(PIPELINES[pipeline]).unwrap(), GroupKind::Pipeline).unwrap()
+}
+
+fn store_of(pipeline: usize) -> Arc<str> {
+    format!("{}/count", PIPELINES[pipeline]).into()
+}
+
+impl Driven {
+    fn new() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let broker = open(data.path());
+        Self { data, broker, model: Model::default(), deleted: None }
+    }
+
+    fn partition(&self, place: Place) -> Option<Arc<Partition>> {
+        let (number, _) = self.model.partition(place)?;
+        Some(self.broker.topic(TOPICS[place.topic]).unwrap().partition(number).unwrap().clone())
+    }
+
+    async fn run(mut self, ops: Vec<Op>) {
+        for op in ops {
+            let checked = format!("{op:?}");
+            self = self.apply(op).await;
+            self.check(&checked).await;
+        }
+        self = self.apply(Op::Reopen { stop_first: false }).await;
+        self.check("the last opening").await;
+        self.broker.stop();
+    }
+
+    async fn apply(mut self, op: Op) -> Self {
+        match op {
+            Op::CreateTopic { topic, partitions } => self.create_topic(topic, partitions).await,
+            Op::DeleteTopic { topic } => self.delete_topic(topic).await,
+            Op::Produce(writes) => self.produce(&writes).await,
+            Op::Read { place, from, until, bytes_max } => self.read(place, from, until, bytes_max).await,
+            Op::Fetch { topic, from, bytes_max } => self.fetch(topic, from, bytes_max).await,
+            Op::OffsetAt { place, timestamp_ms } => self.offset_at(place, timestamp_ms),
+            Op::SetOffsets { group, place, to } => self.set_offsets(CONSUMERS[group], place, to).await,
+            Op::DeleteGroup { group } => {
+                let deleted = self.broker.delete_group(CONSUMERS[group]).await;
+                if self.model.offsets.remove(CONSUMERS[group]).is_some() {
+                    deleted.unwrap();
+                }
+            }
+            Op::Steps { pipeline, steps } => self.steps(pipeline, &steps).await,
+            Op::NextGeneration { pipeline } => {
+                pipeline_group(&self.broker, pipeline).next_generation();
+            }
+            Op::DropPipeline { pipeline } => {
+                let group = pipeline_group(&self.broker, pipeline);
+                let (drop_groups, drop_state) = (vec![group], vec![store_of(pipeline)]);
+                let commit = Commit { drop_groups, drop_state, ..Commit::default() };
+                self.broker.commit(commit).await.unwrap().await.unwrap();
+                self.model.offsets.remove(PIPELINES[pipeline]);
+                self.model.state.retain(|(of, _), _| *of != pipeline);
+            }
+            Op::Reopen { stop_first } => {
+                if stop_first {
+                    self.broker.stop();
+                    let refused = self.broker.commit(Commit::default()).await;
+                    assert!(matches!(refused, Err(BrokerError::ShuttingDown)), "{refused:?}");
+                }
+                let Self { data, broker, model, .. } = self;
+                drop(broker);
+                let broker = open(data.path());
+                return Self { data, broker, model, deleted: None };
+            }
+        }
+        self
+    }
+
+    async fn create_topic(&mut self, topic: usize, partitions: u32) {
+        let name = TopicName::new(TOPICS[topic]).unwrap();
+        let created = self.broker.create_topic(&name, partitions, TopicSettings::default(), false).await;
+        if self.model.topics.contains_key(&topic) {
+            assert!(matches!(created, Err(BrokerError::TopicExists { .. })), "{created:?}");
+            return;
+        }
+        created.unwrap();
+        self.model.topics.insert(topic, (0..partitions).map(|_| ModelPartition::default()).collect());
+    }
+
+    async fn delete_topic(&mut self, topic: usize) {
+        let name = TopicName::new(TOPICS[topic]).unwrap();
+        let held = self.broker.topic(TOPICS[topic]).ok();
+        let deleted = self.broker.delete_topic(&name).await;
+        if self.model.topics.remove(&topic).is_none() {
+            assert!(matches!(deleted, Err(BrokerError::UnknownTopic { .. })), "{deleted:?}");
+            return;
+        }
+        deleted.unwrap();
+        self.deleted = held;
+        self.model.offsets.values_mut().for_each(|offsets| offsets.retain(|(of, _), _| *of != topic));
+    }
+
+    async fn produce(&mut self, writes: &[(Place, Vec<BatchSpec>)]) {
+        let mut queued = Vec::new();
+        for (place, specs) in writes {
+            let Some(partition) = self.partition(*place) else { continue };
+            let topic = self.broker.topic(TOPICS[place.topic]).unwrap();
+            let built: Vec<_> = specs.iter().map(build).collect();
+            let batches = built.iter().map(|(batch, _)| batch.clone()).collect();
+            let receipt = self.broker.produce(&topic, &partition, batches).await.unwrap();
+            let model = self.model.partition_mut(*place).unwrap();
+            queued.push((receipt, model.end()));
+            built.into_iter().for_each(|(batch, records)| model.append(&batch, records));
+        }
+        if let Some(topic) = &self.deleted {
+            let (batch, _) = build(&writes[0].1[0]);
+            let receipt = self.broker.produce(topic, &topic.partitions()[0], vec![batch]).await.unwrap();
+            let refused = receipt.await;
+            assert!(matches!(refused, Err(BrokerError::UnknownTopic { .. })), "{refused:?}");
+        }
+        for (receipt, base) in queued {
+            assert_eq!(receipt.await.unwrap().base_offsets, [offset(base)]);
+        }
+    }
+
+    async fn read(&self, place: Place, from: f64, until: Option<f64>, bytes_max: usize) {
+        let Some((_, model)) = self.model.partition(place) else { return };
+        let partition = self.partition(place).unwrap();
+        let from = part(model.end(), from);
+        let until = until.map(|until| part(model.end(), until));
+        let range = ReadRange { from: offset(from), until: until.map(offset), bytes_max };
+        let read = self.broker.read(&partition, range).await;
+        if from > model.end() {
+            assert!(matches!(read, Err(BrokerError::OffsetOutOfRange { .. })), "{read:?}");
+            return;
+        }
+        check_slice(model, &read.unwrap(), from, until.unwrap_or(model.end()), bytes_max);
+    }
+
+    /// All partitions of a topic in one go.
+    async fn fetch(&self, topic: usize, from: f64, bytes_max: usize) {
+        let Some(partitions) = self.model.topics.get(&topic) else { return };
+        let of_broker = self.broker.topic(TOPICS[topic]).unwrap();
+        let from: Vec<usize> = partitions.iter().map(|model| part(model.end(), from)).collect();
+        let fetch = Fetch {
+            from: (of_broker.partitions().iter().zip(&from))
+                .map(|(partition, from)| FetchFrom { partition: partition.clone(), offset: offset(*from), until: None })
+                .collect(),
+            bytes_min: 1,
+            bytes_max,
+            wait_max: Duration::ZERO,
+        };
+        let mut room = bytes_max;
+        for ((fetched, model), from) in self.broker.fetch(&fetch).await.into_iter().zip(partitions).zip(from) {
+            let slice = fetched.slice.unwrap();
+            if room > 0 {
+                check_slice(model, &slice, from, model.end(), room);
+            } else {
+                assert!(slice.runs.is_empty());
+            }
+            room = room.saturating_sub(slice.bytes());
+        }
+    }
+
+    fn offset_at(&self, place: Place, timestamp_ms: i64) {
+        let Some((_, model)) = self.model.partition(place) else { return };
+        let partition = self.partition(place).unwrap();
+        let found = partition.offset_at(self.broker.store(), timestamp_ms, &Limits::default()).unwrap();
+        let expected = model.records.iter().position(|(timestamp, ..)| *timestamp >= timestamp_ms);
+        assert_eq!(found, offset(expected.unwrap_or(model.end())));
+    }
+
+    async fn set_offsets(&mut self, name: &'static str, place: Place, to: f64) {
+        let Some((number, model)) = self.model.partition(place) else { return };
+        let (end, to) = (model.end(), part(model.end(), to));
+        let partition = self.partition(place).unwrap();
+        let group = self.broker.groups().get_or_create(&GroupId::new(name).unwrap(), GroupKind::Consumer).unwrap();
+        let set = self.broker.set_offsets(&group, &[(partition.name().clone(), offset(to))]).await;
+        if to > end {
+            assert!(matches!(set, Err(BrokerError::OffsetOutOfRange { .. })), "{set:?}");
+            return;
+        }
+        set.unwrap();
+        self.model.offsets.entry(name).or_default().insert((place.topic, number), to);
+    }
+
+    async fn steps(&mut self, pipeline: usize, steps: &[StepSpec]) {
+        let mut queued: Vec<(Receipt, Option<Stale>, Option<usize>)> = Vec::new();
+        let group = pipeline_group(&self.broker, pipeline);
+        for step in steps {
+            let Some((number, source)) = self.model.partition(step.source) else { continue };
+            let at = (step.source.topic, number);
+            let end = source.end();
+            let offsets = self.model.offsets.entry(PIPELINES[pipeline]).or_default();
+            let current = offsets.get(&at).copied();
+            // Nothing is known to be stale where nothing is known.
+            let stale = step.stale.filter(|stale| !matches!(stale, Stale::NothingExpected) || current.is_some());
+            let next = current.unwrap_or(0) + part(end - current.unwrap_or(0).min(end), step.advance);
+            let expected = match stale {
+                Some(Stale::Offset) => Some(offset(current.map_or(3, |at| at + 1))),
+                Some(Stale::NothingExpected) => None,
+                Some(Stale::Generation) | None => current.map(offset),
+            };
+            let mut generation = group.generation();
+            if matches!(stale, Some(Stale::Generation)) {
+                generation = generation.wrapping_sub(1);
+            }
+            let mut commit = Commit {
+                offsets: vec![OffsetChange {
+                    group: group.clone(),
+                    topic: self.broker.topic(TOPICS[step.source.topic]).unwrap().id(),
+                    partition: number,
+                    offset: offset(next),
+                    expected: Some(expected),
+                }],
+                fence: Some(Fence { group: group.clone(), generation }),
+                ..Commit::default()
+            };
+            let output =
+                step.output.as_ref().and_then(|(place, spec)| Some((place, self.partition(*place)?, build(spec))));
+            if let Some((_, partition, (batch, _))) = &output {
+                commit.appends.push(Append { partition: partition.clone(), batches: vec![batch.clone()] });
+            }
+            if !step.state.is_empty() {
+                let column = |of: &dyn Fn(&(u8, Option<u8>)) -> Option<u8>| {
+                    let mut column = Column::default();
+                    step.state
+                        .iter()
+                        .for_each(|entry| column.push(of(entry).map(|byte| [byte]).as_ref().map(|b| &b[..])));
+                    column
+                };
+                let (keys, accumulators) = (column(&|entry| Some(entry.0)), column(&|entry| entry.1));
+                commit.state.push(StateChange { store: store_of(pipeline), partition: number, keys, accumulators });
+            }
+            let receipt = self.broker.commit(commit).await.unwrap();
+            let mut base = None;
+            if stale.is_none() {
+                self.model.offsets.entry(PIPELINES[pipeline]).or_default().insert(at, next);
+                if let Some((place, _, (batch, records))) = output {
+                    let model = self.model.partition_mut(*place).unwrap();
+                    base = Some(model.end());
+                    model.append(&batch, records);
+                }
+                let accumulators = self.model.state.entry((pipeline, number)).or_default();
+                for (key, accumulator) in &step.state {
+                    match accumulator {
+                        Some(accumulator) => accumulators.insert(vec![*key], vec![*accumulator]),
+                        None => accumulators.remove(&vec![*key]),
+                    };
+                }
+            }
+            queued.push((receipt, stale, base));
+        }
+        for (receipt, stale, base) in queued {
+            match (receipt.await, stale) {
+                (Ok(committed), None) => {
+                    assert_eq!(committed.base_offsets, base.map(offset).into_iter().collect::<Vec<_>>());
+                }
+                (Err(BrokerError::StaleGeneration { .. }), Some(Stale::Generation)) => {}
+                (Err(BrokerError::StaleOffset { .. }), Some(Stale::Offset | Stale::NothingExpected)) => {}
+                (answer, stale) => panic!("stale: {stale:?}, answer: {answer:?}"),
+            }
+        }
+    }
+
+    // ---- the checker
+
+    async fn check(&self, after: &str) {
+        let names: Vec<_> = self.broker.topics().iter().map(|topic| topic.name().to_string()).collect();
+        let expected: Vec<_> = self.model.topics.keys().map(|topic| TOPICS[*topic]).collect();
+        assert_eq!(names, expected, "after {after}");
+        for (topic, partitions) in &self.model.topics {
+            let of_broker = self.broker.topic(TOPICS[*topic]).unwrap();
+            assert_eq!(of_broker.partitions().len(), partitions.len(), "after {after}");
+            for (partition, model) in of_broker.partitions().iter().zip(partitions) {
+                self.check_partition(partition, model, after).await;
+            }
+        }
+        for name in CONSUMERS.into_iter().chain(PIPELINES) {
+            self.check_offsets(name, after);
+        }
+        for pipeline in 0..PIPELINES.len() {
+            let partitions = self.broker.state().partitions(&store_of(pipeline)).into_iter();
+            let found = partitions.map(|(number, state)| (number, state.scan(b"", usize::MAX).into_iter().collect()));
+            let found: BTreeMap<u32, Accumulators> =
+                found.filter(|(_, of): &(u32, Accumulators)| !of.is_empty()).collect();
+            let expected = self.model.state.iter().filter(|((of, _), state)| *of == pipeline && !state.is_empty());
+            let expected = expected.map(|((_, number), state)| (*number, state.clone())).collect();
+            assert_eq!(found, expected, "the state of {pipeline} after {after}");
+        }
+    }
+
+    async fn check_partition(&self, partition: &Arc<Partition>, model: &ModelPartition, after: &str) {
+        let name = partition.name();
+        assert_eq!(partition.end(), offset(model.end()), "the log end offset of {name} after {after}");
+        let bytes: usize = model.batches.iter().map(|(_, bytes)| bytes).sum();
+        assert_eq!(partition.bytes(), bytes as u64, "the bytes of {name} after {after}");
+        let newest = model.records.iter().map(|(timestamp_ms, ..)| *timestamp_ms).max();
+        assert_eq!(partition.max_timestamp_ms(), newest, "the newest of {name} after {after}");
+        let mut from = Offset::ZERO;
+        while from < partition.end() {
+            let slice = self.broker.read(partition, ReadRange { from, until: None, bytes_max: 50_000 }).await.unwrap();
+            let found = records_of(&slice);
+            let at = usize::try_from(from.get()).unwrap();
+            assert!(!found.is_empty(), "a read of {name} goes on");
+            assert_eq!(found.first().map(|(at, _)| *at), Some(at));
+            for (at, record) in found {
+                assert_eq!(record, model.records[at], "{name} at offset {at} after {after}");
+            }
+            from = slice.next;
+        }
+    }
+
+    fn check_offsets(&self, name: &'static str, after: &str) {
+        let mut found = Offsets::new();
+        if let Ok(group) = self.broker.groups().get(name) {
+            for (id, partition, at) in group.all_committed() {
+                let Some(topic) = self.broker.topics().into_iter().find(|topic| topic.id() == id) else { continue };
+                let topic = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
+                found.insert((topic, partition), at.get() as usize);
+            }
+        }
+        let expected = self.model.offsets.get(name).cloned().unwrap_or_default();
+        assert_eq!(found, expected, "the offsets of {name} after {after}");
+    }
+}
+
+/// The records of whole batches, with their offsets; checksums are checked.
+fn records_of(slice: &Slice) -> Vec<(usize, ModelRecord)> {
+    let mut found = Vec::new();
+    for batch in slice.runs.iter().cloned().flat_map(split_batches) {
+        let batch = batch.unwrap();
+        batch.verify_crc().unwrap();
+        let records = batch.records(&Limits::default()).unwrap();
+        for view in &records {
+            let record = records.to_record(&view.unwrap());
+            let (key, value) = (record.key.map(Bytes::into), record.value.map(Bytes::into));
+            found.push((usize::try_from(record.offset).unwrap(), (record.timestamp_ms, key, value)));
+        }
+    }
+    found
+}
+
+/// A read gives whole batches, from the one that holds the offset asked for, in order and without a
+/// gap, at least one where there is one, and no more bytes than asked for beyond that one.
+fn check_slice(model: &ModelPartition, slice: &Slice, from: usize, until: usize, bytes_max: usize) {
+    let wanted = || model.batches.iter().filter(|(at, _)| at.end > from && at.start < until);
+    let lens: Vec<usize> =
+        slice.runs.iter().cloned().flat_map(split_batches).map(|batch| batch.unwrap().as_bytes().len()).collect();
+    let expected: Vec<usize> = wanted().map(|(_, bytes)| *bytes).take(lens.len()).collect();
+    assert_eq!(lens, expected, "the batches from {from} to {until}");
+    assert_eq!(lens.is_empty(), wanted().next().is_none(), "one batch at least, where there is one");
+    assert!(lens.len() <= 1 || slice.bytes() <= bytes_max, "{} bytes where {bytes_max} were asked for", slice.bytes());
+    let next = wanted().nth(lens.len().wrapping_sub(1)).map_or(from, |(at, _)| at.end);
+    assert_eq!(slice.next, offset(next));
+    assert_eq!((slice.start, slice.end), (Offset::ZERO, offset(model.end())));
+    for (at, record) in records_of(slice) {
+        assert_eq!(record, model.records[at], "offset {at}");
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+proptest! {
+    #![proptest_config(cases(24))]
+
+    #[test]
+    fn the_broker_holds_what_the_model_holds(ops in prop::collection::vec(op(), 10..40)) {
+        block_on(Driven::new().run(ops));
+    }
+}
+
+// ---- storage that breaks
+
+/// What the workload below wrote, as far as it was told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    topic_acked: bool,
+    /// Commits that were acknowledged, and those that were asked for: number `n` writes record `n` to two
+    /// partitions, the offset `n + 1`, and `n` as the accumulator.
+    acked: usize,
+    asked: usize,
+    failed: bool,
+}
+
+const NUMBERS: &str = "numbers";
+
+fn number_batch(number: usize) -> RecordBatch {
+    let mut builder = BatchBuilder::new(Compression::None);
+    // Of different sizes; some are cut into several values.
+    let padding = "x".repeat(if number.is_multiple_of(5) { 70_000 } else { number % 7 * 300 });
+    builder.push(number as i64, None, Some(format!("{number} {padding}").as_bytes()), []);
+    builder.finish().unwrap()
+}
+
+fn number_commit(topic: &Topic, group: &Arc<Group>, number: usize) -> Commit {
+    let mut column = (Column::default(), Column::default());
+    column.0.push(Some(b"n"));
+    column.1.push(Some(number.to_string().as_bytes()));
+    let append =
+        |partition: &Arc<Partition>| Append { partition: partition.clone(), batches: vec![number_batch(number)] };
+    Commit {
+        appends: topic.partitions().iter().map(append).collect(),
+        offsets: vec![OffsetChange {
+            group: group.clone(),
+            topic: topic.id(),
+            partition: 0,
+            offset: offset(number + 1),
+            expected: Some((number > 0).then(|| offset(number))),
+        }],
+        state: vec![StateChange { store: "p/n".into(), partition: 0, keys: column.0, accumulators: column.1 }],
+        fence: Some(Fence { group: group.clone(), generation: group.generation() }),
+        ..Commit::default()
+    }
+}
+
+/// Goes on with the numbers, three commits in flight at a time, until `count` more are there or one fails. After a
+/// failure nothing may succeed.
+async fn write_numbers(broker: &Broker, progress: &mut Progress, count: usize) {
+    let name = TopicName::new(NUMBERS).unwrap();
+    if broker.topic(NUMBERS).is_err()
+        && let Err(error) = broker.create_topic(&name, 2, TopicSettings::default(), false).await
+    {
+        assert!(matches!(error, BrokerError::Storage(_)), "{error}");
+        progress.failed = true;
+        return;
+    }
+    progress.topic_acked = true;
+    let topic = broker.topic(NUMBERS).unwrap();
+    let group = broker.groups().get_or_create(&GroupId::new("g").unwrap(), GroupKind::Pipeline).unwrap();
+    let until = progress.acked + count;
+    while progress.acked < until && !progress.failed {
+        progress.asked = progress.acked;
+        let mut receipts = Vec::new();
+        for _ in 0..3 {
+            let commit = number_commit(&topic, &group, progress.asked);
+            receipts.push(broker.commit(commit).await.unwrap());
+            progress.asked += 1;
+        }
+        for receipt in receipts {
+            match receipt.await {
+                Ok(_) => {
+                    assert!(!progress.failed, "an acknowledgement after a failure");
+                    progress.acked += 1;
+                }
+                Err(BrokerError::Storage(_)) => progress.failed = true,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+/// What broke takes nothing more, and says so.
+async fn check_refuses(broker: &Broker) {
+    assert!(broker.store().has_failed());
+    assert!(broker.failure().borrow().is_some(), "the server is told to end");
+    let refused = broker.commit(Commit::default()).await.unwrap().await;
+    assert!(matches!(refused, Err(BrokerError::Storage(_))), "{refused:?}");
+    let name = TopicName::new("another").unwrap();
+    let refused = broker.create_topic(&name, 1, TopicSettings::default(), false).await;
+    assert!(matches!(refused, Err(BrokerError::Storage(_))), "{refused:?}");
+}
+
+/// After reopening: every acknowledged number is there; each commit is there wholly or not at all. What was asked for
+/// and not acknowledged may be either; from here on it is known.
+async fn check_numbers(broker: &Broker, progress: &mut Progress) {
+    let Ok(topic) = broker.topic(NUMBERS) else {
+        assert!(!progress.topic_acked, "the topic is gone: {progress:?}");
+        *progress = Progress::default();
+        return;
+    };
+    progress.topic_acked = true;
+    let mut counts = Vec::new();
+    for partition in topic.partitions() {
+        let mut from = Offset::ZERO;
+        let mut count = 0;
+        while from < partition.end() {
+            let slice = broker.read(partition, ReadRange { from, until: None, bytes_max: 1 << 20 }).await.unwrap();
+            for (at, (_, _, value)) in records_of(&slice) {
+                let value = String::from_utf8(value.unwrap()).unwrap();
+                assert_eq!((at, value.split(' ').next().unwrap()), (count, count.to_string().as_str()));
+                count += 1;
+            }
+            from = slice.next;
+        }
+        assert_eq!(offset(count), partition.end());
+        counts.push(count);
+    }
+    let there = counts[0];
+    assert_eq!(counts[1], there, "half of a commit is there: {progress:?}");
+    assert!(progress.acked <= there, "an acknowledged record is gone: {there} are there, {progress:?}");
+    assert!(there <= progress.asked, "what nobody wrote: {there} are there, {progress:?}");
+    let committed = broker.groups().get("g").ok().and_then(|group| group.committed(topic.id(), 0));
+    assert_eq!(committed.unwrap_or_default(), offset(there), "the offset is of another commit: {progress:?}");
+    let accumulator = broker.state().partition("p/n", 0).get(b"n").map(|bytes| String::from_utf8(bytes).unwrap());
+    assert_eq!(accumulator, there.checked_sub(1).map(|last| last.to_string()), "the state is of another commit");
+    *progress = Progress { topic_acked: true, acked: there, asked: there, failed: false };
+}
+
+fn broken() -> std::io::Error {
+    std::io::Error::other("broken on purpose")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// Nothing of it is written.
+    Write(u64),
+    /// The first half of it is written.
+    HalfWrite(u64),
+    Sync(u64),
+    SetLen(u64),
+}
+
+/// A file of which one call fails, and all others work: a retry would seem to succeed.
+#[derive(Debug)]
+struct Failing {
+    file: FileBackend,
+    fault: Fault,
+    calls: Arc<Mutex<Calls>>,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    writes: u64,
+    syncs: u64,
+    set_lens: u64,
+    struck: bool,
+}
+
+impl Failing {
+    fn count(&self, count: impl Fn(&mut Calls) -> &mut u64, fails: impl Fn(u64) -> bool) -> bool {
+        let mut calls = self.calls.lock();
+        *count(&mut calls) += 1;
+        let strikes = fails(*count(&mut calls));
+        calls.struck |= strikes;
+        strikes
+    }
+}
+
+impl StorageBackend for Failing {
+    fn len(&self) -> std::io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        let strikes = self.count(|calls| &mut calls.set_lens, |n| self.fault == Fault::SetLen(n));
+        if strikes { Err(broken()) } else { self.file.set_len(len) }
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        let strikes = self.count(|calls| &mut calls.syncs, |n| self.fault == Fault::Sync(n));
+        if strikes { Err(broken()) } else { self.file.sync_data() }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        let strikes = self
+            .count(|calls| &mut calls.writes, |n| self.fault == Fault::Write(n) || self.fault == Fault::HalfWrite(n));
+        if !strikes {
+            return self.file.write(offset, data);
+        }
+        if matches!(self.fault, Fault::HalfWrite(_)) {
+            self.file.write(offset, &data[..data.len() / 2])?;
+        }
+        Err(broken())
+    }
+
+    fn close(&self) -> std::io::Result<()> {
+        self.file.close()
+    }
+}
+
+/// Runs the numbers with one fault, and then without. Returns whether the fault was met.
+async fn survives(fault: Fault) -> bool {
+    let data = tempfile::tempdir().unwrap();
+    let mut progress = Progress::default();
+    let calls = Arc::new(Mutex::new(Calls::default()));
+    let of_backend = calls.clone();
+    let wrap = move |file| Box::new(Failing { file, fault, calls: of_backend }) as Box<dyn StorageBackend>;
+    match open_with(data.path(), StoreOptions { wrap: Some(Box::new(wrap)), ..Default::default() }) {
+        Err(error) => assert!(error.to_string().contains("broken on purpose"), "{fault:?}: {error}"),
+        Ok(broker) => {
+            write_numbers(&broker, &mut progress, 12).await;
+            if progress.failed {
+                check_refuses(&broker).await;
+            }
+            // The end may meet the fault too.
+            broker.stop();
+        }
+    }
+    let broker = open(data.path());
+    check_numbers(&broker, &mut progress).await;
+    write_numbers(&broker, &mut progress, 3).await;
+    assert!(!progress.failed, "{fault:?}: a healthy disk takes writes again");
+    check_numbers(&broker, &mut progress).await;
+    broker.stop();
+    calls.lock().struck
+}
+
+/// Every call that the workload makes is the one that fails, one after the other.
+fn every(fault: impl Fn(u64) -> Fault) {
+    block_on(async {
+        let mut number = 1;
+        while survives(fault(number)).await {
+            number += 1;
+        }
+        assert!(number > 2, "the workload makes such calls");
+    });
+}
+
+#[test]
+fn a_failed_write_costs_nothing_that_was_acknowledged() {
+    every(Fault::Write);
+}
+
+#[test]
+fn a_write_that_fails_halfway_costs_nothing_that_was_acknowledged() {
+    every(Fault::HalfWrite);
+}
+
+#[test]
+fn a_failed_sync_is_the_last_thing_a_broker_tries() {
+    every(Fault::Sync);
+}
+
+#[test]
+fn a_file_that_can_not_grow_costs_nothing_that_was_acknowledged() {
+    every(Fault::SetLen);
+}
+
+// ---- a machine that loses power
+
+/// What a disk sector holds, in bytes: a sector is written wholly or not at all.
+const SECTOR_BYTES: usize = 512;
+
+#[derive(Clone, Debug)]
+enum Change {
+    Write(u64, Vec<u8>),
+    SetLen(u64),
+}
+
+/// A disk behind a cache: what was not synced when the power goes is lost in part, in no order.
+#[derive(Debug, Default)]
+struct Disk {
+    durable: Vec<u8>,
+    cached: Vec<u8>,
+    unsynced: Vec<Change>,
+    calls: u64,
+    /// The call at which the power goes.
+    off_at: u64,
+}
+
+impl Disk {
+    fn call(&mut self) -> std::io::Result<()> {
+        self.calls += 1;
+        if self.calls >= self.off_at { Err(broken()) } else { Ok(()) }
+    }
+
+    /// What is on the disk when the power is back.
+    fn after_power_loss(mut self, seed: u64) -> Vec<u8> {
+        let mut random = StdRng::seed_from_u64(seed);
+        // Now nearly all is lost, now hardly anything.
+        let kept = random.random_range(0.0..=1.0);
+        for change in std::mem::take(&mut self.unsynced) {
+            match change {
+                Change::Write(at, data) if random.random_bool(0.2) => {
+                    for (sector, bytes) in data.chunks(SECTOR_BYTES).enumerate() {
+                        if random.random_bool(kept) {
+                            write(&mut self.durable, at + (sector * SECTOR_BYTES) as u64, bytes);
+                        }
+                    }
+                }
+                change if random.random_bool(kept) => apply(&mut self.durable, &change),
+                _ => {}
+            }
+        }
+        self.durable
+    }
+}
+
+fn write(file: &mut Vec<u8>, at: u64, data: &[u8]) {
+    let at = usize::try_from(at).unwrap();
+    if file.len() < at + data.len() {
+        file.resize(at + data.len(), 0);
+    }
+    file[at..at + data.len()].copy_from_slice(data);
+}
+
+fn apply(file: &mut Vec<u8>, change: &Change) {
+    match change {
+        Change::Write(at, data) => write(file, *at, data),
+        Change::SetLen(len) => file.resize(usize::try_from(*len).unwrap(), 0),
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Cached(Arc<Mutex<Disk>>);
+
+impl StorageBackend for Cached {
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.0.lock().cached.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        let disk = self.0.lock();
+        let at = usize::try_from(offset).unwrap();
+        let Some(bytes) = disk.cached.get(at..at + out.len()) else {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        };
+        out.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        let mut disk = self.0.lock();
+        disk.call()?;
+        let change = Change::SetLen(len);
+        apply(&mut disk.cached, &change);
+        disk.unsynced.push(change);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        let mut disk = self.0.lock();
+        disk.call()?;
+        let disk = &mut *disk;
+        disk.unsynced.drain(..).for_each(|change| apply(&mut disk.durable, &change));
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        let mut disk = self.0.lock();
+        let change = Change::Write(offset, data.to_vec());
+        apply(&mut disk.cached, &change);
+        // The one that is under way when the power goes is as likely to be there as the others.
+        disk.unsynced.push(change);
+        disk.call()
+    }
+
+    fn close(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where a power loss strikes: the call, and what is lost.
+type PowerLoss = (u64, u64);
+
+/// One data directory through several power losses, some of them while it is opened.
+async fn survives_power_losses(losses: Vec<PowerLoss>) {
+    let data = tempfile::tempdir().unwrap();
+    let file = data.path().join("millstream.redb");
+    let mut progress = Progress::default();
+    for (off_at, seed) in losses {
+        let disk = Arc::new(Mutex::new(Disk { off_at, ..Disk::default() }));
+        let of_backend = disk.clone();
+        let wrap = move |file: FileBackend| {
+            let mut before = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
+            file.read(0, &mut before).unwrap();
+            let mut disk = of_backend.lock();
+            (disk.durable, disk.cached) = (before.clone(), before);
+            drop(disk);
+            Box::new(Cached(of_backend)) as Box<dyn StorageBackend>
+        };
+        let options = StoreOptions { wrap: Some(Box::new(wrap)), tail_bytes_max: None };
+        match open_with(data.path(), options) {
+            Err(error) => assert!(error.to_string().contains("broken on purpose"), "{error}"),
+            Ok(broker) => {
+                check_numbers(&broker, &mut progress).await;
+                write_numbers(&broker, &mut progress, 60).await;
+                broker.stop();
+            }
+        }
+        let disk = std::mem::take(&mut *disk.lock());
+        std::fs::write(&file, disk.after_power_loss(seed)).unwrap();
+    }
+    let broker = open(data.path());
+    check_numbers(&broker, &mut progress).await;
+    write_numbers(&broker, &mut progress, 3).await;
+    assert!(!progress.failed);
+    broker.stop();
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn acked_records_survive_the_loss_of_power(
+        losses in prop::collection::vec((prop_oneof![1u64..60, 1u64..400], any::<u64>()), 1..4),
+    ) {
+        block_on(survives_power_losses(losses));
+    }
+}
