@@ -67,10 +67,12 @@ impl Broker {
         let mut room = fetch.bytes_max;
         let mut fetched = Vec::with_capacity(fetch.from.len());
         for FetchFrom { partition, offset, until } in &fetch.from {
+            // The answer as a whole has one batch, however large; one with a room of 0 has none.
+            let one_at_least = room == fetch.bytes_max && room > 0;
             let slice = if room == 0 {
                 Ok(Slice { runs: Vec::new(), next: *offset, start: partition.start(), end: partition.end() })
             } else {
-                self.read(partition, ReadRange { from: *offset, until: *until, bytes_max: room }).await
+                self.read(partition, ReadRange { from: *offset, until: *until, bytes_max: room, one_at_least }).await
             };
             room = room.saturating_sub(slice.as_ref().map_or(0, Slice::bytes));
             fetched.push(Fetched { partition: partition.clone(), slice });

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -148,14 +148,9 @@ impl Collector for BrokerCollector {
             }
         }
         drop(lag);
-        let bytes = ConstCounter::new(broker.store().file_bytes());
-        let metric = encoder.encode_descriptor(
-            "millstream_database_bytes",
-            "Bytes of the database file",
-            None,
-            bytes.metric_type(),
-        )?;
-        bytes.encode(metric)
+        let bytes = i64::try_from(broker.store().file_bytes()).unwrap_or(i64::MAX);
+        let metric = encode_gauge(&mut encoder, "millstream_database_bytes", "Bytes of the database file")?;
+        ConstGauge::new(bytes).encode(metric)
     }
 }
 

@@ -98,8 +98,10 @@ pub struct ReadRange {
     pub from: Offset,
     /// Batches that begin here or later are not wanted; `None` for the log end offset.
     pub until: Option<Offset>,
-    /// Of all batches; one is read all the same.
+    /// Of all batches.
     pub bytes_max: usize,
+    /// One batch is read even where it is larger than that.
+    pub one_at_least: bool,
 }
 
 /// What a read found: whole batches, in order.
@@ -252,7 +254,7 @@ impl Partition {
 
     fn read_with(
         &self,
-        ReadRange { from: offset, until, bytes_max }: ReadRange,
+        ReadRange { from: offset, until, bytes_max, one_at_least }: ReadRange,
         fetch: impl Fn(Location) -> Result<Option<Bytes>, StoreError>,
     ) -> Result<Option<Slice>, BrokerError> {
         let (start, end) = (self.start(), self.end());
@@ -268,7 +270,7 @@ impl Partition {
                 return Ok((!slice.runs.is_empty()).then_some(slice));
             };
             assert_eq!(base_offset(&bytes), run.base.get(), "{}: a run is not where the index says", self.name);
-            let taken = take_batches(&bytes, slice.next..until, room, slice.runs.is_empty())
+            let taken = take_batches(&bytes, slice.next..until, room, one_at_least && slice.runs.is_empty())
                 .map_err(|source| self.corrupt(source))?;
             let Some(taken) = taken else { break };
             room = room.saturating_sub(taken.bytes.len());

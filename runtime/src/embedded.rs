@@ -72,7 +72,11 @@ impl Log for EmbeddedLog {
         loop {
             let there = *end.borrow_and_update();
             if there > from || partition.is_deleted() {
-                let slice = self.broker.0.read(&partition, ReadRange { from, until: None, bytes_max }).await?;
+                let slice = self
+                    .broker
+                    .0
+                    .read(&partition, ReadRange { from, until: None, bytes_max, one_at_least: true })
+                    .await?;
                 return Ok(ReadBatches { runs: slice.runs, next: slice.next });
             }
             if there < from {

@@ -113,13 +113,16 @@ impl Modules {
         self.entries.read().get(reference).cloned()
     }
 
-    /// What `name` or `name:tag` points to.
+    /// What `name` or `name:tag` points to, or the first reference to a hash.
     ///
     /// # Errors
     /// [`RuntimeError::InvalidReference`], [`RuntimeError::UnknownModule`].
     pub fn get(&self, reference: &str) -> Result<ModuleEntry, RuntimeError> {
-        let full = full_reference(reference)?;
-        self.find(&full).ok_or_else(|| RuntimeError::UnknownModule { reference: reference.to_owned() })
+        let found = match reference.parse::<ModuleHash>() {
+            Ok(hash) => self.entries.read().values().find(|entry| entry.hash == hash).cloned(),
+            Err(_) => self.find(&full_reference(reference)?),
+        };
+        found.ok_or_else(|| RuntimeError::UnknownModule { reference: reference.to_owned() })
     }
 
     /// Every reference, by name.

@@ -25,6 +25,10 @@ use crate::state::TaskState;
 /// falling, 10,000 records of 100 bytes.
 const STEP_BYTES: usize = 1 << 20;
 
+/// Decoded bytes at which a step takes no further batch: compressed ones inflate. Eight times what is
+/// read, as logs do at best.
+const DECODED_BYTES_MAX: usize = 8 << 20;
+
 /// Steps that may be on their way to the disk: one is being written, and one waits for it.
 const IN_FLIGHT_MAX: usize = 3;
 
@@ -243,16 +247,21 @@ struct Ran {
     stopped: Option<Stopped>,
 }
 
-/// The records `range` of the batches.
-fn decode(runs: &[Bytes], range: Range<Offset>, limits: &Limits) -> Result<Columns, BatchError> {
+/// The records `range` of the batches, or as many batches as one step takes, and the offset after
+/// them.
+fn decode(runs: &[Bytes], range: Range<Offset>, limits: &Limits) -> Result<(Columns, Offset), BatchError> {
     let mut columns = Columns::default();
-    for run in runs {
-        for batch in split_batches(run.clone()) {
-            columns.append_batch(&batch?, range.start.get(), limits)?;
+    let mut next = range.end;
+    for batch in runs.iter().flat_map(|run| split_batches(run.clone())) {
+        let batch = batch?;
+        columns.append_batch(&batch, range.start.get(), limits)?;
+        if columns.bytes() >= DECODED_BYTES_MAX {
+            next = next.min(Offset::new(batch.next_offset()).unwrap_or(next));
+            break;
         }
     }
-    let end = columns.offsets.partition_point(|offset| *offset < range.end.get());
-    Ok(if end < columns.len() { columns.slice(0..end) } else { columns })
+    let end = columns.offsets.partition_point(|offset| *offset < next.get());
+    Ok((if end < columns.len() { columns.slice(0..end) } else { columns }, next))
 }
 
 /// One step on a worker thread.
@@ -271,8 +280,9 @@ impl Run<'_> {
         let mut next = batches.next;
         let mut stopped = None;
         loop {
-            let input =
-                decode(&batches.runs, from..next, limits).map_err(|error| format!("the log is damaged: {error}"))?;
+            let decoded = decode(&batches.runs, from..next, limits);
+            let (input, decoded_to) = decoded.map_err(|error| format!("the log is damaged: {error}"))?;
+            next = decoded_to;
             let mut ran = Ran { next, outputs: Vec::new(), state: Vec::new(), stopped: stopped.take() };
             match self.stages(input, &mut ran) {
                 Ok(()) => return Ok(ran),

@@ -96,7 +96,7 @@ impl Instance {
         let mut records = Vec::new();
         let mut from = Offset::ZERO;
         while from < partition.end() {
-            let range = ReadRange { from, until: None, bytes_max: 1 << 20 };
+            let range = ReadRange { from, until: None, bytes_max: 1 << 20, one_at_least: true };
             let slice = self.broker.read(partition, range).await.expect("it is read");
             for batch in slice.runs.into_iter().flat_map(split_batches) {
                 let batch = batch.expect("a good batch");

@@ -833,11 +833,11 @@ async fn a_bad_change_of_a_pipeline_leaves_the_running_version() {
 
 // ---- data directories and disks
 
-/// Runs a `millstream serve` that must end by itself.
+/// Runs a `millstream serve` that must end by itself. One that serves instead is ended with exit code 124.
 fn serve(data: &Path) -> Ran {
-    let mut command = Command::new(millstream());
-    command.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", "error", "--data"]).arg(data);
-    run(&mut command, "")
+    let mut command = Command::new("timeout");
+    command.arg("30").arg(millstream()).args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    run(command.args(["--log", "error", "--data"]).arg(data), "")
 }
 
 #[tokio::test(flavor = "multi_thread")]

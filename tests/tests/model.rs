@@ -397,13 +397,13 @@ impl Driven {
         let partition = self.partition(place).unwrap();
         let from = part(model.end(), from);
         let until = until.map(|until| part(model.end(), until));
-        let range = ReadRange { from: offset(from), until: until.map(offset), bytes_max };
+        let range = ReadRange { from: offset(from), until: until.map(offset), bytes_max, one_at_least: true };
         let read = self.broker.read(&partition, range).await;
         if from > model.end() {
             assert!(matches!(read, Err(BrokerError::OffsetOutOfRange { .. })), "{read:?}");
             return;
         }
-        check_slice(model, &read.unwrap(), from, until.unwrap_or(model.end()), bytes_max);
+        check_slice(model, &read.unwrap(), (from, until.unwrap_or(model.end())), bytes_max, true);
     }
 
     /// All partitions of a topic in one go.
@@ -423,7 +423,7 @@ impl Driven {
         for ((fetched, model), from) in self.broker.fetch(&fetch).await.into_iter().zip(partitions).zip(from) {
             let slice = fetched.slice.unwrap();
             if room > 0 {
-                check_slice(model, &slice, from, model.end(), room);
+                check_slice(model, &slice, (from, model.end()), room, room == bytes_max);
             } else {
                 assert!(slice.runs.is_empty());
             }
@@ -568,7 +568,11 @@ impl Driven {
         assert_eq!(partition.max_timestamp_ms(), newest, "the newest of {name} after {after}");
         let mut from = Offset::ZERO;
         while from < partition.end() {
-            let slice = self.broker.read(partition, ReadRange { from, until: None, bytes_max: 50_000 }).await.unwrap();
+            let slice = self
+                .broker
+                .read(partition, ReadRange { from, until: None, bytes_max: 50_000, one_at_least: true })
+                .await
+                .unwrap();
             let found = records_of(&slice);
             let at = usize::try_from(from.get()).unwrap();
             assert!(!found.is_empty(), "a read of {name} goes on");
@@ -612,14 +616,26 @@ fn records_of(slice: &Slice) -> Vec<(usize, ModelRecord)> {
 
 /// A read gives whole batches, from the one that holds the offset asked for, in order and without a
 /// gap, at least one where there is one, and no more bytes than asked for beyond that one.
-fn check_slice(model: &ModelPartition, slice: &Slice, from: usize, until: usize, bytes_max: usize) {
+/// A read that may have one batch however large, or with `one_at_least` false only what fits.
+fn check_slice(
+    model: &ModelPartition,
+    slice: &Slice,
+    (from, until): (usize, usize),
+    bytes_max: usize,
+    one_at_least: bool,
+) {
     let wanted = || model.batches.iter().filter(|(at, _)| at.end > from && at.start < until);
     let lens: Vec<usize> =
         slice.runs.iter().cloned().flat_map(split_batches).map(|batch| batch.unwrap().as_bytes().len()).collect();
     let expected: Vec<usize> = wanted().map(|(_, bytes)| *bytes).take(lens.len()).collect();
     assert_eq!(lens, expected, "the batches from {from} to {until}");
-    assert_eq!(lens.is_empty(), wanted().next().is_none(), "one batch at least, where there is one");
-    assert!(lens.len() <= 1 || slice.bytes() <= bytes_max, "{} bytes where {bytes_max} were asked for", slice.bytes());
+    let first_fits = wanted().next().is_some_and(|(_, bytes)| one_at_least || *bytes <= bytes_max);
+    assert_eq!(lens.is_empty(), !first_fits, "one batch at least, where there is one");
+    assert!(
+        (one_at_least && lens.len() <= 1) || slice.bytes() <= bytes_max,
+        "{} bytes where {bytes_max} were asked for",
+        slice.bytes()
+    );
     let next = wanted().nth(lens.len().wrapping_sub(1)).map_or(from, |(at, _)| at.end);
     assert_eq!(slice.next, offset(next));
     assert_eq!((slice.start, slice.end), (Offset::ZERO, offset(model.end())));
@@ -746,7 +762,10 @@ async fn check_numbers(broker: &Broker, progress: &mut Progress) {
         let mut from = Offset::ZERO;
         let mut count = 0;
         while from < partition.end() {
-            let slice = broker.read(partition, ReadRange { from, until: None, bytes_max: 1 << 20 }).await.unwrap();
+            let slice = broker
+                .read(partition, ReadRange { from, until: None, bytes_max: 1 << 20, one_at_least: true })
+                .await
+                .unwrap();
             for (at, (_, _, value)) in records_of(&slice) {
                 let value = String::from_utf8(value.unwrap()).unwrap();
                 assert_eq!((at, value.split(' ').next().unwrap()), (count, count.to_string().as_str()));

@@ -18,6 +18,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::log::{answer, resolve, to_format, to_offset, wanted_partitions};
+use super::records::PlainRoom;
 use super::status;
 use crate::broker::Broker;
 use crate::error::BrokerError;
@@ -71,8 +72,10 @@ impl Groups for Service {
         request: Request<v1::CommitOffsetsRequest>,
     ) -> Result<Response<v1::CommitOffsetsResponse>, Status> {
         let request = request.into_inner();
-        let group = self.broker.groups().get_or_create(&GroupId::new(&request.group)?, GroupKind::Consumer)?;
+        let id = GroupId::new(&request.group)?;
         let offsets = to_offsets(&self.broker, request.offsets)?;
+        // Made only once there is nothing left to refuse.
+        let group = self.broker.groups().get_or_create(&id, GroupKind::Consumer)?;
         self.broker.set_offsets(&group, &offsets).await?;
         Ok(Response::new(v1::CommitOffsetsResponse {}))
     }
@@ -223,6 +226,8 @@ struct Session {
     credit_bytes: usize,
     reading: BTreeMap<TopicPartition, (Arc<Partition>, Offset)>,
     commits: FuturesOrdered<Pin<Box<dyn Future<Output = v1::Committed> + Send + Sync>>>,
+    /// What it was asked to give back, and has not yet.
+    revoking: BTreeSet<TopicPartition>,
     revoke_deadline: Option<Instant>,
     limits: Limits,
 }
@@ -269,6 +274,7 @@ impl Session {
             credit_bytes: 0,
             reading: BTreeMap::new(),
             commits: FuturesOrdered::new(),
+            revoking: BTreeSet::new(),
             revoke_deadline: None,
         };
         session.send(ToMember::Joined(v1::Joined { member_id: session.member.clone() }));
@@ -350,7 +356,7 @@ impl Session {
             }
             let from = (*offset).into();
             let failed = fetched.slice.is_err();
-            let records = answer(&self.broker, fetched, from, self.format, &self.limits);
+            let records = answer(&self.broker, fetched, from, self.format, &self.limits, &mut PlainRoom::default());
             if let Some(next) = i64::try_from(records.next_offset).ok().and_then(Offset::new) {
                 *offset = next;
             }
@@ -396,7 +402,10 @@ impl Session {
                         partition: partition.partition,
                     });
                 }
-                self.revoke_deadline = None;
+                partitions.iter().for_each(|partition| drop(self.revoking.take(partition)));
+                if self.revoking.is_empty() {
+                    self.revoke_deadline = None;
+                }
                 self.broker.revoked(&self.group, &self.member, &partitions);
                 Ok(())
             }
@@ -431,6 +440,7 @@ impl Session {
                 for partition in &partitions {
                     self.reading.remove(partition);
                 }
+                self.revoking.extend(partitions.iter().cloned());
                 self.revoke_deadline.get_or_insert_with(|| Instant::now() + self.rebalance_timeout);
                 let partitions = partitions.iter().map(to_partition).collect();
                 self.send(ToMember::Revoke(v1::Revoke { generation, partitions }));

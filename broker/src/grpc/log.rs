@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::records::{build_batches, check_batches, to_partition_records};
+use super::records::{PlainRoom, build_batches, check_batches, to_partition_records};
 use super::status;
 use crate::broker::Broker;
 use crate::error::BrokerError;
@@ -134,15 +134,20 @@ impl Log for Service {
                         return drain(requests).await;
                     }
                 };
-                let Ok(Some(request)) = request else { break };
-                let queued = queue(&broker, request).await;
-                if sender.send(queued).await.is_err() {
+                let queued = match request {
+                    Ok(Some(request)) => Ok(queue(&broker, request).await),
+                    Ok(None) => break,
+                    // Unreadable: it ends the stream, with the reason, after the answers before it.
+                    Err(status) => Err(status),
+                };
+                let ends = queued.is_err();
+                if sender.send(queued).await.is_err() || ends {
                     break;
                 }
             }
         });
         let answers = ReceiverStream::new(queued).then(|queued| async {
-            let answer = match queued {
+            let answer = match queued? {
                 Ok(queued) => queued.answer().await,
                 Err(error) => Err(error),
             };
@@ -189,8 +194,9 @@ impl Log for Service {
         };
         let limits = self.broker.settings().limits;
         let mut partitions = refused;
+        let mut room = PlainRoom::default();
         for (fetched, offset) in fetched.into_iter().zip(offsets) {
-            partitions.push(answer(&self.broker, fetched, offset, format, &limits));
+            partitions.push(answer(&self.broker, fetched, offset, format, &limits, &mut room));
         }
         Ok(Response::new(v1::FetchResponse { partitions }))
     }
@@ -258,13 +264,14 @@ impl Consumer {
                 () = sender.closed() => return,
             };
             let mut partitions = Vec::new();
+            let mut room = PlainRoom::default();
             let mut failed = false;
             for (fetched, from) in fetched.into_iter().zip(&mut self.from) {
                 failed |= fetched.slice.is_err();
                 if fetched.slice.as_ref().is_ok_and(|slice| slice.runs.is_empty()) {
                     continue;
                 }
-                let records = answer(&self.broker, fetched, from.offset.into(), self.format, &limits);
+                let records = answer(&self.broker, fetched, from.offset.into(), self.format, &limits, &mut room);
                 from.offset = i64::try_from(records.next_offset).ok().and_then(Offset::new).unwrap_or(from.offset);
                 partitions.push(records);
             }
@@ -285,10 +292,11 @@ pub(super) fn answer(
     from: u64,
     format: v1::Format,
     limits: &millstream_record::Limits,
+    room: &mut PlainRoom,
 ) -> v1::PartitionRecords {
     let topic = fetched.partition.name().topic.clone();
     let bytes = fetched.slice.as_ref().map_or(0, crate::partition::Slice::bytes);
-    let records = to_partition_records(fetched, from, format, limits);
+    let records = to_partition_records(fetched, from, format, limits, room);
     if bytes > 0 {
         broker.metrics().fetched(&topic, records.next_offset.saturating_sub(from), bytes as u64);
     }

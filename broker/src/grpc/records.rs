@@ -78,12 +78,40 @@ pub(super) fn build_batches(
     Ok(built)
 }
 
+/// What one answer may still hold of plain records, in bytes. Compressed batches are small as they are
+/// stored; as plain records they need not fit a message.
+pub(super) struct PlainRoom(usize);
+
+/// Half of a message's limit: one record more may come, and the largest is as large.
+const PLAIN_BYTES_MAX: usize = millstream_api::MESSAGE_BYTES_MAX / 2;
+
+/// A plain record's own fields in bytes, at most: offset, timestamp, tags and lengths.
+const PLAIN_OVERHEAD_BYTES: usize = 64;
+
+impl Default for PlainRoom {
+    fn default() -> Self {
+        Self(PLAIN_BYTES_MAX)
+    }
+}
+
+impl PlainRoom {
+    /// Whether there is room for so many bytes; the first record of an answer always has it.
+    fn take(&mut self, bytes: usize) -> bool {
+        if bytes > self.0 && self.0 < PLAIN_BYTES_MAX {
+            return false;
+        }
+        self.0 = self.0.saturating_sub(bytes);
+        true
+    }
+}
+
 /// What a reader gets of one partition.
 pub(super) fn to_partition_records(
     fetched: Fetched,
     from: u64,
     format: v1::Format,
     limits: &Limits,
+    room: &mut PlainRoom,
 ) -> v1::PartitionRecords {
     let name = fetched.partition.name();
     let mut answer = v1::PartitionRecords {
@@ -106,16 +134,18 @@ pub(super) fn to_partition_records(
     answer.log_end_offset = slice.end.into();
     match format {
         v1::Format::Batches => answer.batches = slice.runs,
-        v1::Format::Records => match plain(slice, from, limits) {
-            Ok(records) => answer.records = records,
+        v1::Format::Records => match plain(slice, from, limits, room) {
+            Ok((records, next_offset)) => (answer.records, answer.next_offset) = (records, next_offset),
             Err(source) => answer.error = Some(status::to_error(&fetched.partition.corrupt(source))),
         },
     }
     answer
 }
 
-fn plain(slice: Slice, from: u64, limits: &Limits) -> Result<Vec<v1::Record>, BatchError> {
+/// The records as far as there is room, and the offset to go on at.
+fn plain(slice: Slice, from: u64, limits: &Limits, room: &mut PlainRoom) -> Result<(Vec<v1::Record>, u64), BatchError> {
     let mut plain = Vec::new();
+    let next = slice.next.into();
     for batch in slice.runs.into_iter().flat_map(split_batches) {
         let records = batch?.records(limits)?;
         for view in &records {
@@ -123,6 +153,13 @@ fn plain(slice: Slice, from: u64, limits: &Limits) -> Result<Vec<v1::Record>, Ba
             let offset = record.offset.unsigned_abs();
             if offset < from {
                 continue;
+            }
+            let header_bytes = |h: &millstream_record::Header| h.name.len() + h.value.as_ref().map_or(0, |v| v.len());
+            let headers: usize = record.headers.iter().map(|h| header_bytes(h) + PLAIN_OVERHEAD_BYTES).sum();
+            let (key, value) =
+                (record.key.as_ref().map_or(0, |k| k.len()), record.value.as_ref().map_or(0, |v| v.len()));
+            if !room.take(PLAIN_OVERHEAD_BYTES + key + value + headers) {
+                return Ok((plain, offset));
             }
             let headers = record.headers.into_iter().map(|h| v1::Header { name: h.name, value: h.value });
             plain.push(v1::Record {
@@ -134,5 +171,5 @@ fn plain(slice: Slice, from: u64, limits: &Limits) -> Result<Vec<v1::Record>, Ba
             });
         }
     }
-    Ok(plain)
+    Ok((plain, next))
 }

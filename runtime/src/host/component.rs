@@ -66,24 +66,33 @@ pub enum ModuleError {
 }
 
 /// The component's bytes: a core module is made one.
-pub(super) fn encode(wasm: &[u8], module_bytes_max: usize) -> Result<Vec<u8>, ModuleError> {
+pub(super) fn encode(engine: &wasmtime::Engine, wasm: &[u8], module_bytes_max: usize) -> Result<Vec<u8>, ModuleError> {
     if wasm.len() > module_bytes_max {
         return Err(ModuleError::TooLarge { bytes: wasm.len(), module_bytes_max });
     }
     // "\0asm", then 16 bits of version and of layer: 1 and 0 for a core module, 13 and 1 for a
     // component.
     match wasm {
-        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => ComponentEncoder::default()
-            .validate(false)
-            .module(wasm)
-            .and_then(|encoder| encoder.encode())
-            .map_err(|error| ModuleError::NoComponent(first_lines(&format!("{error:#}")))),
+        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => {
+            wasmtime::Module::validate(engine, wasm)
+                .map_err(|error| ModuleError::Invalid(first_lines(&format!("{error:#}"))))?;
+            core_to_component(wasm)
+        }
         [0, b'a', b's', b'm', _, _, 1, 0, ..] => Ok(wasm.to_vec()),
         [] => Err(ModuleError::NotWasm("the file is empty".into())),
         _ => Err(ModuleError::NotWasm(format!(
             "it begins with {:?}",
             String::from_utf8_lossy(&wasm[..wasm.len().min(8)])
         ))),
+    }
+}
+
+fn core_to_component(wasm: &[u8]) -> Result<Vec<u8>, ModuleError> {
+    let encode = || ComponentEncoder::default().validate(false).module(wasm).and_then(|encoder| encoder.encode());
+    // The encoder trusts the custom sections that say what is implemented: damaged ones make it panic.
+    match std::panic::catch_unwind(encode) {
+        Ok(encoded) => encoded.map_err(|error| ModuleError::NoComponent(first_lines(&format!("{error:#}")))),
+        Err(_) => Err(ModuleError::NoComponent("its sections that say what it implements are damaged".into())),
     }
 }
 

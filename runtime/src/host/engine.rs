@@ -157,7 +157,7 @@ impl Engine {
     }
 
     fn compile_anew(&self, hash: &ModuleHash, wasm: &[u8]) -> Result<Component, ModuleError> {
-        let bytes = component::encode(wasm, self.0.module_bytes_max)?;
+        let bytes = component::encode(&self.0.wasmtime, wasm, self.0.module_bytes_max)?;
         let component = Component::from_binary(&self.0.wasmtime, &bytes)
             .map_err(|error| ModuleError::Invalid(first_lines(&format!("{error:#}"))))?;
         component::kind(&self.0.wasmtime, &component)?;

@@ -151,7 +151,10 @@ impl Trial {
         for partition in self.broker.topic(name)?.partitions() {
             let mut from = Offset::ZERO;
             while from < partition.end() {
-                let slice = self.broker.read(partition, ReadRange { from, until: None, bytes_max: READ_BYTES }).await?;
+                let slice = self
+                    .broker
+                    .read(partition, ReadRange { from, until: None, bytes_max: READ_BYTES, one_at_least: true })
+                    .await?;
                 for batch in slice.runs.into_iter().flat_map(split_batches) {
                     let read = batch?.records(&limits)?;
                     for view in &read {
