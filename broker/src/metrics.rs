@@ -135,7 +135,6 @@ impl Collector for BrokerCollector {
                 ConstGauge::new(end).encode(log_end.encode_family(&labels)?)?;
             }
         }
-        drop(log_end);
         let mut lag = encode_gauge(&mut encoder, "millstream_group_lag", "Records that a group has yet to read")?;
         for group in broker.groups().all() {
             for offset in broker.group_offsets(&group) {
@@ -147,7 +146,6 @@ impl Collector for BrokerCollector {
                 ConstGauge::new(i64::try_from(offset.lag).unwrap_or(i64::MAX)).encode(lag.encode_family(&labels)?)?;
             }
         }
-        drop(lag);
         let bytes = i64::try_from(broker.store().file_bytes()).unwrap_or(i64::MAX);
         let metric = encode_gauge(&mut encoder, "millstream_database_bytes", "Bytes of the database file")?;
         ConstGauge::new(bytes).encode(metric)

@@ -23,10 +23,13 @@ pub struct StateChange {
     pub accumulators: Column,
 }
 
+/// Accumulators by key.
+type Entries = HashMap<Box<[u8]>, Box<[u8]>>;
+
 /// The accumulators of one partition of a store.
 #[derive(Debug, Default)]
 pub struct StatePartition {
-    entries: RwLock<HashMap<Box<[u8]>, Box<[u8]>>>,
+    entries: RwLock<Entries>,
 }
 
 impl StatePartition {

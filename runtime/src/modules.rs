@@ -85,7 +85,8 @@ impl Modules {
         let reference = full_reference(reference)?;
         let (engine, code) = (self.engine.clone(), wasm.clone());
         let compiled = tokio::task::spawn_blocking(move || engine.compile(&code)).await;
-        let compiled = compiled.map_err(|_| RuntimeError::Broker(millstream_broker::BrokerError::ShuttingDown))?;
+        let compiled =
+            compiled.map_err(|error| RuntimeError::Stored(format!("the compiler ended by a defect: {error}")))?;
         let module = compiled.map_err(|source| RuntimeError::Module { reference: reference.clone(), source })?;
         if let Some(entry) = self.find(&reference)
             && entry.hash == module.hash()

@@ -126,8 +126,7 @@ impl<L: Log> Task<L> {
         in_flight: &mut InFlight<L::Receipt>,
         states: &mut States,
     ) -> Result<ReadBatches, LogError> {
-        loop {
-            let Some(oldest) = in_flight.oldest() else { break };
+        while let Some(oldest) = in_flight.oldest() {
             tokio::select! {
                 biased;
                 done = oldest => in_flight.done(done, states)?,

@@ -95,7 +95,7 @@ impl Sound {
     }
 
     /// Nothing is lost, nothing was added, more is taken, and the server stops in good order.
-    async fn is_sound(mut self) {
+    async fn ends_sound(mut self) {
         self.produce("after").await;
         assert_eq!(records(&self.log(), "good", 0).await, ["before", "after"]);
         let status = self.server.terminate();
@@ -219,7 +219,7 @@ async fn an_unknown_topic_is_named_by_every_call() {
         refused_command(&sound.server.run(arguments), &words);
     }
     refused_command(&sound.server.run_with_input(&["produce", "nope"], "line\n"), &words);
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,7 +246,7 @@ async fn an_unknown_partition_is_named_with_those_there_are() {
 
     refused_command(&sound.server.run(&["consume", "good", "--partition", "2", "--until-end"]), &words);
     refused_command(&sound.server.run_with_input(&["produce", "good", "--partition", "2"], "line\n"), &words);
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -283,7 +283,7 @@ async fn an_unknown_group_module_or_pipeline_is_named() {
     let list = v1::ListStateRequest { pipeline: name(), ..Default::default() };
     refused(sound.state().list_state(list).await, code, grpc, &words);
     refused_command(&sound.server.run(&["pipeline", "pause", "nope"]), &words);
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -314,7 +314,7 @@ async fn a_name_that_is_not_allowed_is_shown() {
     }
     refused_command(&sound.server.run(&["topic", "create", "a b"]), &["topic name \"a b\" is not allowed"]);
     assert!(sound.server.client().admin().list_topics().await.unwrap().iter().all(|topic| topic.name == "good"));
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,7 +342,7 @@ async fn a_setting_out_of_its_range_is_named_with_the_range() {
     refused(sound.log().produce(nowhere).await, code, grpc, &["must name its partition"]);
     let nothing = v1::ProduceRequest { topic: "good".into(), ..Default::default() };
     refused(sound.log().produce(nothing).await, code, grpc, &["holds no records"]);
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 // ---- record batches
@@ -386,7 +386,7 @@ async fn a_record_or_batch_over_its_limit_is_refused_with_both_sizes() {
     let packed = built(Compression::Zstd, [&b"small"[..], &vec![0; (16 << 20) + 1]]).into_bytes();
     let words = ["record 1 of a batch", "over the limit of 16777216"];
     sound.refuses_batch(packed, ErrorCode::RecordTooLarge, &words).await;
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -402,7 +402,7 @@ async fn a_message_over_the_limit_is_refused_and_not_dropped() {
     assert!(answers[0].is_ok());
     let status = answers.last().unwrap().as_ref().expect_err("the stream ends with the reason");
     says(status.message(), &[&MESSAGE_BYTES_MAX.to_string()]);
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 /// Where the fields of a batch stand, as Kafka has them.
@@ -475,7 +475,7 @@ async fn a_batch_that_lies_is_refused_for_its_lie() {
     // Text, and what is left of a batch.
     sound.refuses_batch("hello".as_bytes(), code, &["cut short: 5 bytes are there, 61 are needed"]).await;
     sound.refuses_batch([good_batch("x"), "tail".into()].concat(), code, &["4 bytes are there"]).await;
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 /// The most memory that a process ever had in use, in bytes.
@@ -505,7 +505,7 @@ async fn a_compressed_bomb_is_refused_before_it_is_unpacked() {
     // Twice the limit of an inflated body, and the largest of those messages; not the bombs.
     let grown = peak_bytes(sound.server.pid()) - before;
     assert!(grown < 128 << 20, "the server grew by {grown} bytes");
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -534,7 +534,7 @@ async fn records_that_inflate_a_hundredfold_are_read_in_pieces() {
     assert_eq!(records(&sound.log(), "good", 1).await.len() as u64, RECORDS);
     let grown = peak_bytes(sound.server.pid()) - before;
     assert!(grown < 160 << 20, "the server grew by {grown} bytes");
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -563,7 +563,7 @@ async fn a_pipeline_takes_records_that_inflate_a_hundredfold_in_steps() {
     assert_eq!(records(&sound.log(), "out", 1).await, ["0 is even"]);
     let grown = peak_bytes(sound.server.pid()) - before;
     assert!(grown < 256 << 20, "the server grew by {grown} bytes");
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -590,7 +590,7 @@ async fn an_offset_out_of_range_is_named_with_the_range() {
     }
     let groups = sound.groups().list_groups(v1::ListGroupsRequest {}).await.unwrap().into_inner().groups;
     assert_eq!(groups, [], "a refused commit leaves a group behind");
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 // ---- modules
@@ -689,7 +689,7 @@ async fn a_file_that_is_no_stage_is_refused_with_the_reason() {
     refused_command(&ran, &["module hello:latest: not WebAssembly"]);
     let ran = sound.server.run(&["module", "push", "hello", "./nowhere.wasm"]);
     refused_command(&ran, &["cannot read module ./nowhere.wasm", "No such file"]);
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -723,7 +723,7 @@ async fn a_damaged_module_is_refused_whatever_the_damage() {
         }
     }
     assert_eq!(wrong, [""; 0]);
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 // ---- pipeline files
@@ -782,7 +782,7 @@ async fn a_pipeline_file_is_refused_with_all_its_mistakes_at_their_places() {
         assert!(!mistakes.is_empty(), "{}", &text[..text.len().min(20)]);
         says(&mistakes[0].message, &[words]);
     }
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -807,7 +807,7 @@ async fn a_cycle_of_pipelines_is_refused_with_its_way() {
     // The one that runs is not harmed.
     let pipelines = admin.list_pipelines().await.unwrap();
     assert_eq!((pipelines.len(), pipelines[0].state.as_str()), (1, "running"));
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -851,7 +851,7 @@ async fn a_second_server_on_a_data_directory_is_refused_and_the_first_goes_on() 
     fs::create_dir_all(link.parent().unwrap()).unwrap();
     std::os::unix::fs::symlink(data, &link).unwrap();
     refused_command(&serve(&link), &["in use by another server"]);
-    sound.is_sound().await;
+    sound.ends_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -236,7 +236,7 @@ fn a_line_that_is_no_record_is_named_with_its_file_and_number() {
         1,
         &["cannot open /nowhere/lines", "No such file"],
     );
-    let cut = file(&folder, "cut.gz", &[0x1f, 0x8b, 8, 0, 0]);
+    let cut = file(&folder, "cut.gz", [0x1f, 0x8b, 8, 0, 0]);
     fails(server.run(&["produce", "t", "--file", &cut]), 1, &["cannot read", "cut.gz"]);
     let timed = ["produce", "t", "--timestamp-field", "at"];
     fails(server.run_with_input(&timed, "{\"at\":\"soon\"}\n"), 1, &["stdin:1", "is no time"]);

@@ -491,6 +491,7 @@ impl Driven {
                 commit.appends.push(Append { partition: partition.clone(), batches: vec![batch.clone()] });
             }
             if !step.state.is_empty() {
+                #[allow(clippy::type_complexity)]
                 let column = |of: &dyn Fn(&(u8, Option<u8>)) -> Option<u8>| {
                     let mut column = Column::default();
                     step.state

@@ -33,6 +33,9 @@ const CONSUME_AHEAD_MAX: usize = 2;
 /// The longest long poll.
 const FETCH_WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// Partitions of one fetch: as many as a topic may have.
+const FETCH_PARTITIONS_MAX: usize = 10_000;
+
 const FETCH_BYTES_DEFAULT: usize = 1 << 20;
 
 /// The most that one answer holds: half of a message's limit, as one batch more than asked may come.
@@ -162,6 +165,10 @@ impl Log for Service {
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
         let request = request.into_inner();
         let format = to_format(request.format)?;
+        if request.partitions.len() > FETCH_PARTITIONS_MAX {
+            let asked = request.partitions.len();
+            return Err(status::invalid(format!("a fetch of {asked} partitions: {FETCH_PARTITIONS_MAX} is the most")));
+        }
         let mut from = Vec::with_capacity(request.partitions.len());
         let mut offsets = Vec::with_capacity(request.partitions.len());
         let mut refused = Vec::new();

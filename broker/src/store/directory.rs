@@ -15,7 +15,7 @@ const FORMAT: &str = "millstream data directory, format 1";
 
 /// Held while the directory is open. The system releases it when the process ends, however it ends.
 pub(super) struct DirectoryLock {
-    _file: File,
+    file: File,
 }
 
 impl DirectoryLock {
@@ -46,7 +46,15 @@ impl DirectoryLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(|source| StoreError::io("write", &lock_path, source))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Closing alone is not enough: a child that was just forked shares the lock until it runs
+        // its own program. Where unlocking fails, closing is what is left.
+        let _ = self.file.unlock();
     }
 }
 

@@ -172,7 +172,7 @@ impl Engine {
         let signature = |reason: String| ModuleError::Signature { kind, reason: first_lines(&reason) };
         let pre = self.0.linker.instantiate_pre(component).map_err(|error| signature(format!("{error:#}")))?;
         let function = |of: &str, name: &str| {
-            let interface = component.get_export_index(None, &interface(of))?;
+            let interface = component.get_export_index(None, interface(of))?;
             component.get_export_index(Some(&interface), name)
         };
         let wanted = |of: &str, name: &str| {

@@ -234,6 +234,9 @@ impl Calls {
     }
 }
 
+/// `configuration.configure`.
+type Configure<'a> = TypedFunc<(&'a [(String, String)],), (Result<(), String>,)>;
+
 impl Guest {
     /// A guest of `module`; nothing runs yet.
     pub fn new(
@@ -387,8 +390,7 @@ impl Guest {
         index: &ComponentExportIndex,
     ) -> Result<(), CallError> {
         let reason = |error: wasmtime::Error| CallError::Instantiate { reason: first_lines(&format!("{error:#}")) };
-        let configure: TypedFunc<(&[(String, String)],), (Result<(), String>,)> =
-            instance.get_typed_func(&mut *store, index).map_err(reason)?;
+        let configure: Configure<'_> = instance.get_typed_func(&mut *store, index).map_err(reason)?;
         match configure.call(&mut *store, (&self.parameters,)) {
             Ok((Ok(()),)) => Ok(()),
             Ok((Err(reason),)) => Err(CallError::Configure { reason }),

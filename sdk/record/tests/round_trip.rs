@@ -1,4 +1,5 @@
 //! What is built is what is read, and what is not sound is refused without harm.
+#![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
