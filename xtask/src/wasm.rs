@@ -18,6 +18,9 @@ const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// Seconds after which a rustup without network is given up.
 const RUSTUP_SECONDS_MAX: &str = "60";
 
+/// So much of rustup's last line is shown: it goes on with paths and causes.
+const RUSTUP_SAID_CHARS: usize = 120;
+
 /// Builds `guests/` in release, and returns the folder with a `.wasm` each.
 pub(crate) fn build_guests(root: &Path) -> Result<PathBuf> {
     let toolchain = Toolchain::find()?;
@@ -72,7 +75,13 @@ impl Toolchain {
         // Neither rustup nor its network needs to be there.
         let why = match rustup.output() {
             Ok(output) if output.status.success() && has_target()? => return Ok(Self::Installed),
-            Ok(output) => String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or("no answer").to_owned(),
+            Ok(output) => String::from_utf8_lossy(&output.stderr)
+                .lines()
+                .last()
+                .unwrap_or("no answer")
+                .chars()
+                .take(RUSTUP_SAID_CHARS)
+                .collect(),
             Err(error) => error.to_string(),
         };
         if !debian_is_installed() {
