@@ -920,3 +920,16 @@ fn tried(example: &Path) -> Ran {
     }
     run(&mut command, &flights()[0].line)
 }
+
+#[test]
+fn a_file_with_a_wrong_key_is_told_the_servers_mistakes_too() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    let yaml = "pipeline: x\nfrom: nowhere\nstages:\n  - filter: nothing\n    on-failur: skip\nto: y\n";
+    let ran = server.run_with_input(&["apply", "-f", "-"], yaml);
+    assert_eq!(ran.code, Some(1));
+    for place in ["stdin:2:7: there is no topic", "stdin:4:13: module `nothing`", "stdin:5:5: unknown key `on-failur`"]
+    {
+        assert!(ran.err.contains(place), "{}", ran.err);
+    }
+}

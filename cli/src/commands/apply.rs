@@ -51,6 +51,9 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode>
     }
     // One mistake in one file, and nothing of any is applied.
     if files.iter().any(|file| !file.mistakes.is_empty()) {
+        for file in files.iter_mut().filter(|file| !file.mistakes.is_empty()) {
+            file.ask_for_more_mistakes(client).await;
+        }
         return report(&files, &args);
     }
     for file in &mut files {
@@ -147,6 +150,21 @@ impl File {
                 }),
             }
         }
+    }
+
+    /// The server sees what the text alone does not show: topics, modules, cycles. Without a server,
+    /// what was found here is told.
+    async fn ask_for_more_mistakes(&mut self, client: &Client) {
+        let request = v1::ApplyPipelineRequest { yaml: self.text.clone(), dry_run: true, ..Default::default() };
+        let Ok(answer) = client.admin().apply_pipeline(request).await else { return };
+        for mistake in answer.mistakes {
+            // Nothing is uploaded for a file that is not going to be applied.
+            let of_upload = mistake.message.contains("no module was uploaded for it");
+            if !of_upload && !self.mistakes.contains(&mistake) {
+                self.mistakes.push(mistake);
+            }
+        }
+        self.mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
     }
 
     async fn apply(&mut self, dry_run: bool, client: &Client) -> Result<(), anyhow::Error> {
