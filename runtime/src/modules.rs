@@ -50,7 +50,7 @@ impl std::fmt::Debug for Modules {
 ///
 /// # Errors
 /// [`RuntimeError::InvalidReference`].
-pub fn full_reference(reference: &str) -> Result<String, RuntimeError> {
+fn full_reference(reference: &str) -> Result<String, RuntimeError> {
     let (name, tag) = reference.split_once(':').unwrap_or((reference, DEFAULT_TAG));
     if name::is_valid(name) && name::is_valid(tag) {
         return Ok(format!("{name}:{tag}"));
@@ -110,7 +110,7 @@ impl Modules {
     }
 
     /// What a full reference points to.
-    pub fn find(&self, reference: &str) -> Option<ModuleEntry> {
+    fn find(&self, reference: &str) -> Option<ModuleEntry> {
         self.entries.read().get(reference).cloned()
     }
 

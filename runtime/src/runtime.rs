@@ -20,7 +20,7 @@ use crate::encode::OutputTopic;
 use crate::error::RuntimeError;
 use crate::host::{Engine, EngineSettings, Module, ModuleHash, StageKind};
 use crate::metrics::RuntimeMetrics;
-use crate::modules::{ModuleEntry, Modules, full_reference};
+use crate::modules::{ModuleEntry, Modules};
 use crate::pipeline::{
     self, CheckedPipeline, Mistake, Mistakes, ModuleRef, OtherPipeline, PipelineSpec, Source, Start, World,
 };
@@ -166,8 +166,7 @@ impl Pipeline {
 
     /// How many tasks it has when it runs.
     pub fn tasks(&self) -> usize {
-        let sources = self.ready.iter().flat_map(|ready| &ready.segments).flat_map(|(_, sources)| sources);
-        sources.map(|topic| topic.partition_count() as usize).sum()
+        self.sources().map(|topic| topic.partition_count() as usize).sum()
     }
 
     fn modules(&self) -> Vec<ModuleHash> {
@@ -301,10 +300,7 @@ impl Runtime {
         };
         let mut changes = self.topic_changes(&checked);
         changes.extend(stage_changes(before.as_deref(), &stored));
-        if changes.is_empty() {
-            return Ok(Applied { changes, pipeline: before });
-        }
-        if dry_run {
+        if changes.is_empty() || dry_run {
             return Ok(Applied { changes, pipeline: before });
         }
         let group = self.group_for(&checked.spec)?;
@@ -375,7 +371,7 @@ impl Runtime {
             ..Commit::default()
         };
         self.0.broker.commit(commit).await?.await?;
-        self.0.broker.groups().forget(pipeline.group.id());
+        self.0.broker.groups().remove(pipeline.group.id());
         self.0.pipelines.write().remove(name);
         self.0.broker.set_topics_in_use(name, BTreeSet::new());
         for stage in pipeline.stages() {
@@ -593,7 +589,6 @@ impl Runtime {
 
     async fn make_topics(&self, checked: &CheckedPipeline) -> Result<(), RuntimeError> {
         for (topic, partitions, internal) in self.missing_topics(checked) {
-            // What a stage puts out may be larger than what producers send.
             self.0.broker.create_topic(&topic, partitions, TopicSettings::default(), internal).await?;
         }
         Ok(())
@@ -801,7 +796,7 @@ fn stage_changes(before: Option<&Pipeline>, after: &Stored) -> Vec<String> {
             changes.push(line("output changed".to_owned()));
         }
     }
-    if changes.is_empty() && before.state != RunState::Running && matches!(before.state, RunState::Stopped(_)) {
+    if changes.is_empty() && matches!(before.state, RunState::Stopped(_)) {
         changes.push(format!("pipeline {name}: started again"));
     }
     changes
@@ -827,7 +822,6 @@ impl World for Deployed<'_> {
     }
 
     fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {
-        let unknown = || "is not uploaded: push it with `millstream module push`".to_owned();
         let asked = match reference.path() {
             None => reference.as_str(),
             Some(path) => match self.paths.get(path) {
@@ -835,12 +829,13 @@ impl World for Deployed<'_> {
                 None => return Err("is a path, and no module was uploaded for it: use `millstream apply`".to_owned()),
             },
         };
-        if let Ok(hash) = asked.parse::<ModuleHash>() {
-            let found = self.inner.modules.all().into_iter().find(|entry| entry.hash == hash);
-            return found.map(|entry| (entry.hash, entry.kind)).ok_or_else(unknown);
+        match self.inner.modules.get(asked) {
+            Ok(entry) => Ok((entry.hash, entry.kind)),
+            Err(RuntimeError::UnknownModule { .. }) => {
+                Err("is not uploaded: push it with `millstream module push`".to_owned())
+            }
+            Err(error) => Err(error.to_string()),
         }
-        let full = full_reference(asked).map_err(|error| error.to_string())?;
-        self.inner.modules.find(&full).map(|entry| (entry.hash, entry.kind)).ok_or_else(unknown)
     }
 
     fn other_pipelines(&self) -> Vec<OtherPipeline> {

@@ -245,11 +245,7 @@ impl Groups {
     }
 
     /// Forgets a group whose offsets a commit dropped.
-    pub fn forget(&self, id: &GroupId) {
-        self.remove(id);
-    }
-
-    pub(crate) fn remove(&self, id: &GroupId) {
+    pub fn remove(&self, id: &GroupId) {
         self.groups.write().remove(id);
     }
 }
