@@ -103,6 +103,23 @@ pub enum BrokerError {
         /// Log end offset.
         end: Offset,
     },
+    /// Records that the disk did not give back as they were written.
+    #[error(
+        "topic {topic}, partition {partition}: the records at offsets {first} to {last} are damaged on disk \
+         ({reason}); those after them can be read from offset {}, and `millstream check` finds all damage", last.next()
+    )]
+    Damaged {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// The first offset that is lost.
+        first: Offset,
+        /// The last.
+        last: Offset,
+        /// What is wrong with them.
+        reason: String,
+    },
     /// No such group.
     #[error("there is no group {group:?}: `millstream group list` shows those there are")]
     UnknownGroup {

@@ -146,7 +146,7 @@ impl Collector for BrokerCollector {
                 ConstGauge::new(i64::try_from(offset.lag).unwrap_or(i64::MAX)).encode(lag.encode_family(&labels)?)?;
             }
         }
-        let bytes = i64::try_from(broker.store().file_bytes()).unwrap_or(i64::MAX);
+        let bytes = i64::try_from(broker.store().size().journal_bytes).unwrap_or(i64::MAX);
         let metric = encode_gauge(&mut encoder, "millstream_database_bytes", "Bytes of the database file")?;
         ConstGauge::new(bytes).encode(metric)
     }

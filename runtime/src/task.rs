@@ -333,7 +333,7 @@ impl Run<'_> {
             (StageKind::Aggregate, Some(state)) => {
                 let hasher = state.hasher().clone();
                 let made = aggregate::run(guest, &input, state, &hasher)?;
-                ran.state.push(state.change(self.number, made.groups, made.accumulators));
+                ran.state.push(state.change(self.number, made.groups, &made.before, made.accumulators));
                 made.outcome
             }
             (StageKind::Aggregate, None) => unreachable!("every aggregate has a state"),

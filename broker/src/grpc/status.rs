@@ -58,6 +58,7 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
             (E::StaleGeneration, Code::Aborted)
         }
         BrokerError::ShuttingDown => (E::ShuttingDown, Code::Unavailable),
+        BrokerError::Damaged { .. } => (E::StorageFailed, Code::DataLoss),
         BrokerError::Storage(_) => (E::StorageFailed, Code::Internal),
     }
 }

@@ -41,12 +41,15 @@ impl Topics for Service {
         request: Request<v1::DescribeTopicRequest>,
     ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
         let topic = self.broker.topic(&request.into_inner().name)?;
-        let partition_list = topic.partitions().iter().map(|partition| v1::Partition {
-            partition: partition.name().partition,
-            log_start_offset: partition.start().into(),
-            log_end_offset: partition.end().into(),
-            bytes: partition.bytes(),
-            max_timestamp_ms: partition.max_timestamp_ms(),
+        let partition_list = topic.partitions().iter().map(|partition| {
+            let size = partition.size();
+            v1::Partition {
+                partition: partition.name().partition,
+                log_start_offset: partition.start().into(),
+                log_end_offset: partition.end().into(),
+                bytes: size.bytes,
+                max_timestamp_ms: size.max_timestamp_ms,
+            }
         });
         let partition_list = partition_list.collect();
         Ok(Response::new(v1::DescribeTopicResponse { topic: Some(to_topic(&topic)), partition_list }))
@@ -82,7 +85,7 @@ fn to_topic(topic: &Topic) -> v1::Topic {
         }),
         internal: meta.internal,
         records: topic.partitions().iter().map(|p| p.end().since(p.start())).sum(),
-        bytes: topic.partitions().iter().map(|p| p.bytes()).sum(),
+        bytes: topic.partitions().iter().map(|p| p.size().bytes).sum(),
         created_at_ms: meta.created_at_ms,
     }
 }
