@@ -23,7 +23,7 @@ use crate::store::committer::{CommitQueue, Committer};
 use crate::store::recovery::Replayed;
 use crate::store::sealer::{SealerHandle, sealer};
 use crate::store::{Append, CatalogChange, Commit, Fence, OffsetChange, Receipt, Store, StoreError, StoreOptions};
-use crate::topic::{PARTITIONS_MAX, Topic, TopicMeta, TopicSettings};
+use crate::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};
 
 /// Bytes that may wait for the committer: half a second of a slow disk. A write beyond waits.
 const QUEUED_BYTES_MAX_DEFAULT: usize = 64 << 20;
@@ -45,7 +45,8 @@ pub struct BrokerSettings {
     pub limits: Limits,
     /// Bytes that may wait for the committer.
     pub queued_bytes_max: usize,
-    /// Bytes that the journal keeps: half is sealed while the other half fills. A start reads it all.
+    /// Bytes that the journal keeps, of whatever partitions: half is sealed while the other half fills. A
+    /// start reads it all, and no topic's `retention_bytes` can be less.
     pub journal_bytes_max: u64,
 }
 
@@ -92,8 +93,10 @@ struct Inner {
     store: Arc<Store>,
     topics: Arc<RwLock<BTreeMap<TopicName, Arc<Topic>>>>,
     /// Topics that must not be deleted, and the pipelines that use them.
-    in_use: RwLock<BTreeMap<String, BTreeSet<TopicName>>>,
-    /// Held while topics are made or deleted: the catalog and `topics` change together.
+    in_use: RwLock<BTreeMap<String, BTreeMap<TopicName, TopicUse>>>,
+    /// Counts alterations: who keeps what it knows of topics looks again.
+    altered: watch::Sender<u64>,
+    /// Held while topics are made, altered or deleted: the catalog and `topics` change together.
     changing_topics: tokio::sync::Mutex<()>,
     groups: Arc<Groups>,
     state: Arc<StateIndex>,
@@ -152,6 +155,7 @@ impl Broker {
             store,
             topics,
             in_use: RwLock::default(),
+            altered: watch::Sender::new(0),
             changing_topics: tokio::sync::Mutex::default(),
             groups,
             state,
@@ -247,20 +251,15 @@ impl Broker {
         settings: TopicSettings,
         internal: bool,
     ) -> Result<Arc<Topic>, BrokerError> {
-        if !(1..=PARTITIONS_MAX).contains(&partitions) {
-            return Err(BrokerError::InvalidArgument {
-                what: "partitions",
-                value: partitions.to_string(),
-                allowed: format!("use 1 to {PARTITIONS_MAX}"),
-            });
-        }
-        settings.check()?;
+        check_partitions(partitions, 1)?;
+        settings.check(self.0.settings.journal_bytes_max)?;
         let _changing = self.0.changing_topics.lock().await;
         if self.0.topics.read().contains_key(name) {
             return Err(BrokerError::TopicExists { topic: name.clone() });
         }
         let id = next_topic_id(&self.0.store)?;
-        let meta = TopicMeta { id, partitions, settings, internal, created_at_ms: self.0.clock.now_ms() };
+        let created_at_ms = self.0.clock.now_ms();
+        let meta = TopicMeta { id, partitions, settings, internal, keys_moved: false, created_at_ms };
         let catalog = vec![
             CatalogChange::put(topic_key(name), to_json(&meta)),
             CatalogChange::put(NEXT_TOPIC_ID, (id + 1).to_string().into_bytes()),
@@ -272,6 +271,86 @@ impl Broker {
         Ok(topic)
     }
 
+    /// Changes a topic's settings, and adds partitions to it, while it is read and written. What began
+    /// before goes on with what it knew; requests that come afterwards see the change. Groups that read the
+    /// topic begin at the first record of each new partition, also those that began at the latest.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownTopic`], [`BrokerError::TopicInternal`], [`BrokerError::PartitionsInUse`],
+    /// [`BrokerError::InvalidArgument`], [`BrokerError::Storage`]. Nothing was changed then.
+    pub async fn alter_topic(&self, name: &TopicName, change: &TopicAlteration) -> Result<Arc<Topic>, BrokerError> {
+        let _changing = self.0.changing_topics.lock().await;
+        let before = self.topic(name.as_str())?;
+        if before.meta().internal {
+            return Err(BrokerError::TopicInternal { topic: name.clone() });
+        }
+        let current = before.partition_count();
+        let partitions = change.partitions.unwrap_or(current);
+        check_partitions(partitions, current)?;
+        let settings = change.settings(&before.meta().settings);
+        settings.check(self.0.settings.journal_bytes_max)?;
+        if partitions > current {
+            self.check_no_state(name, partitions, current)?;
+        }
+        // Also where nothing is stored yet: producers that don't know of the new partitions go on with the old.
+        let keys_moved = before.meta().keys_moved || partitions > current;
+        let meta = TopicMeta { partitions, settings, keys_moved, ..before.meta().clone() };
+        if meta == *before.meta() {
+            return Ok(before);
+        }
+        let catalog = vec![CatalogChange::put(topic_key(name), to_json(&meta))];
+        let offsets = self.offsets_of_added(&before, partitions);
+        self.commit(Commit { catalog, offsets, ..Commit::default() }).await?.await?;
+        let topic = Arc::new(before.altered(meta));
+        self.0.topics.write().insert(name.clone(), topic.clone());
+        if partitions > current {
+            self.topics_changed(name);
+        }
+        self.0.altered.send_modify(|times| *times += 1);
+        Ok(topic)
+    }
+
+    /// Refuses to move keys away from the state of an aggregate that takes the topic's partitioning as its own.
+    fn check_no_state(&self, topic: &TopicName, partitions: u32, current: u32) -> Result<(), BrokerError> {
+        for (pipeline, topics) in self.0.in_use.read().iter() {
+            if let Some(stage) = topics.get(topic).and_then(|of| of.aggregate.clone()) {
+                let (topic, pipeline) = (topic.clone(), pipeline.clone());
+                return Err(BrokerError::PartitionsInUse { topic, partitions, current, pipeline, stage });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every group that reads a topic begins new partitions at their first record: a group that began at the
+    /// latest must not miss what is written before its members learn of them.
+    fn offsets_of_added(&self, topic: &Topic, partitions: u32) -> Vec<OffsetChange> {
+        let added = topic.partition_count()..partitions;
+        if added.is_empty() {
+            return Vec::new();
+        }
+        let id = topic.id();
+        let mut groups = self.0.groups.all();
+        groups.retain(|group| group.members().reads(topic.name()) || group.has_committed(id));
+        let offset = |group: &Arc<Group>, partition| OffsetChange {
+            group: group.clone(),
+            topic: id,
+            partition,
+            offset: Offset::ZERO,
+            expected: None,
+        };
+        groups.iter().flat_map(|group| added.clone().map(|partition| offset(group, partition))).collect()
+    }
+
+    /// Wakes when a topic was altered.
+    pub fn watch_altered(&self) -> watch::Receiver<u64> {
+        self.0.altered.subscribe()
+    }
+
+    /// Waits until no topic is being made, altered or deleted, and keeps it so until the answer is dropped.
+    pub async fn hold_topics(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.changing_topics.lock().await
+    }
+
     /// Deletes a topic, its records, and every group's offsets in it.
     ///
     /// # Errors
@@ -279,7 +358,7 @@ impl Broker {
     pub async fn delete_topic(&self, name: &TopicName) -> Result<(), BrokerError> {
         let _changing = self.0.changing_topics.lock().await;
         let topic = self.topic(name.as_str())?;
-        if let Some((pipeline, _)) = self.0.in_use.read().iter().find(|(_, topics)| topics.contains(name)) {
+        if let Some((pipeline, _)) = self.0.in_use.read().iter().find(|(_, topics)| topics.contains_key(name)) {
             return Err(BrokerError::TopicInUse { topic: name.clone(), pipeline: pipeline.clone() });
         }
         // From here on the committer refuses writes to it.
@@ -295,8 +374,9 @@ impl Broker {
         Ok(())
     }
 
-    /// Says which topics a pipeline uses: they can't be deleted. None of them ends that.
-    pub fn set_topics_in_use(&self, pipeline: &str, topics: BTreeSet<TopicName>) {
+    /// Says which topics a pipeline uses, and how: they can't be deleted, nor what their use forbids. None of
+    /// them ends that.
+    pub fn set_topics_in_use(&self, pipeline: &str, topics: BTreeMap<TopicName, TopicUse>) {
         let mut in_use = self.0.in_use.write();
         match topics.is_empty() {
             true => in_use.remove(pipeline),
@@ -343,7 +423,8 @@ impl Broker {
     /// Appends batches to one partition; the receipt is answered when they are on disk.
     ///
     /// # Errors
-    /// [`BrokerError::BatchTooLarge`] and [`BrokerError::ShuttingDown`]; the receipt has the rest.
+    /// [`BrokerError::BatchTooLarge`], [`BrokerError::NullKey`] and [`BrokerError::ShuttingDown`]; the receipt has
+    /// the rest.
     pub async fn produce(
         &self,
         topic: &Topic,
@@ -365,6 +446,7 @@ impl Broker {
             records += u64::from(batch.record_count());
             bytes += len as u64;
         }
+        topic.check_keys(partition.name().partition, &batches, &self.0.settings.limits)?;
         let append = Append { partition: partition.clone(), batches };
         let receipt = self.commit(Commit { appends: vec![append], ..Commit::default() }).await?;
         self.0.metrics.appended(topic.name(), records, bytes);
@@ -530,6 +612,18 @@ fn unused(group: &Arc<Group>) -> Result<Fence, BrokerError> {
     let fence = Fence { group: group.clone(), generation: group.generation() };
     group.check_unused()?;
     Ok(fence)
+}
+
+fn check_partitions(partitions: u32, min: u32) -> Result<(), BrokerError> {
+    if (min..=PARTITIONS_MAX).contains(&partitions) {
+        return Ok(());
+    }
+    let why = if min > 1 { ": partitions can be added, not removed" } else { "" };
+    Err(BrokerError::InvalidArgument {
+        what: "partitions",
+        value: partitions.to_string(),
+        allowed: format!("use {min} to {PARTITIONS_MAX}{why}"),
+    })
 }
 
 fn topic_key(name: &TopicName) -> String {

@@ -375,7 +375,7 @@ impl Run<'_> {
 
     fn write(&self, columns: &Columns, topic: &OutputTopic, ran: &mut Ran) -> Result<(), Stopped> {
         let encoded = encode(columns, topic, self.source.partition);
-        ran.outputs.extend(encoded.map_err(|error| self.stopped(None, error.offset, error.to_string()))?);
+        ran.outputs.extend(encoded.map_err(|error| self.stopped(None, error.offset(), error.to_string()))?);
         Ok(())
     }
 

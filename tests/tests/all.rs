@@ -11,3 +11,4 @@ mod guests;
 mod invariants;
 mod model;
 mod readme;
+mod topics;

@@ -133,6 +133,11 @@ impl Group {
         all
     }
 
+    /// Whether an offset was committed in any partition of the topic.
+    pub fn has_committed(&self, topic: TopicId) -> bool {
+        self.committed.read().keys().any(|(of, _)| *of == topic)
+    }
+
     /// For a pipeline's group: what the pipeline does.
     pub fn pipeline_state(&self) -> Option<PipelineState> {
         *self.pipeline.lock()

@@ -44,7 +44,11 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         BrokerError::UnknownTopic { .. } => (E::UnknownTopic, Code::NotFound),
         BrokerError::UnknownPartition { .. } => (E::UnknownPartition, Code::NotFound),
         BrokerError::TopicExists { .. } => (E::AlreadyExists, Code::AlreadyExists),
-        BrokerError::TopicInUse { .. } | BrokerError::GroupInUse { .. } => (E::InUse, Code::FailedPrecondition),
+        BrokerError::TopicInUse { .. }
+        | BrokerError::PartitionsInUse { .. }
+        | BrokerError::TopicInternal { .. }
+        | BrokerError::GroupInUse { .. } => (E::InUse, Code::FailedPrecondition),
+        BrokerError::NullKey { .. } => (E::InvalidBatch, Code::InvalidArgument),
         BrokerError::Batch { source, .. } => match source {
             BatchError::TooLarge { .. } => (E::BatchTooLarge, Code::InvalidArgument),
             BatchError::RecordTooLarge { .. } => (E::RecordTooLarge, Code::InvalidArgument),
