@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::error::BrokerError;
 use crate::name::TopicName;
-use crate::store::segment::{BlockFault, Extent, Sealed, SegmentId, sound_part};
+use crate::store::segment::{BlockFault, Extent, Sealed, sound_part};
 use crate::store::{Location, Store, StoreError};
 
 /// Position of a record in its partition, from 0.
@@ -336,10 +336,12 @@ impl Partition {
         index.assert_in_order(&self.name);
     }
 
-    /// Extents of these segments are replaced by others. Committer only.
-    pub(crate) fn replace(&self, removed: &[SegmentId], extents: &[Extent]) {
+    /// These extents take the place of those with the same offsets. Committer only.
+    pub(crate) fn replace(&self, extents: &[Extent]) {
         let mut index = self.index.write();
-        index.extents.retain(|extent| !removed.contains(&extent.segment));
+        for new in extents {
+            index.extents.retain(|old| old.base < new.base || old.end > new.end);
+        }
         index.extents.extend_from_slice(extents);
         index.extents.sort_unstable_by_key(|extent| extent.base);
         index.trim();

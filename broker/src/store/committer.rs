@@ -87,13 +87,14 @@ pub struct OffsetChange {
 /// What the store's own threads change, in a commit of its own or with others.
 #[derive(Debug, Default)]
 pub(crate) struct Upkeep {
-    /// Segments that become part of the store.
-    pub(crate) added: Vec<SegmentMeta>,
+    /// Segments that become part of the store, or whose extents in use change.
+    pub(crate) segments: Vec<SegmentMeta>,
     /// Segments that are no longer part of it.
     pub(crate) removed: Vec<SegmentId>,
     /// Journal values before this sequence number are in segments and tables now.
     pub(crate) sealed_to: Option<u64>,
-    /// Whose extents change, with those that it gets.
+    /// Whose extents change, with those that it gets: instead of runs where a part of the journal was
+    /// sealed, else instead of the extents with these offsets.
     pub(crate) extents: Vec<(Arc<Partition>, Vec<Extent>)>,
     /// Records below these offsets are no longer kept.
     pub(crate) log_starts: Vec<(Arc<Partition>, Offset)>,
@@ -437,14 +438,15 @@ impl Committer {
 
     fn publish_upkeep(&mut self, upkeep: Upkeep) {
         self.trim.end = upkeep.sealed_to.unwrap_or(self.trim.end);
-        self.store.registry().added(upkeep.added);
+        let _changing = self.store.registry().change();
+        self.store.registry().added(upkeep.segments);
         for (partition, start) in &upkeep.log_starts {
             partition.set_start(*start);
         }
         for (partition, extents) in &upkeep.extents {
             match upkeep.sealed_to {
                 Some(to) => partition.sealed(extents, to),
-                None => partition.replace(&upkeep.removed, extents),
+                None => partition.replace(extents),
             }
         }
         // After the extents: who reads finds the new ones.
@@ -466,9 +468,9 @@ impl Committer {
 }
 
 fn write_upkeep(transaction: &redb::WriteTransaction, upkeep: &Upkeep) -> Result<(), StoreError> {
-    if !upkeep.added.is_empty() || !upkeep.removed.is_empty() {
+    if !upkeep.segments.is_empty() || !upkeep.removed.is_empty() {
         let mut segments = transaction.open_table(SEGMENTS)?;
-        for meta in &upkeep.added {
+        for meta in &upkeep.segments {
             segments.insert(meta.id.0, meta.encode().as_slice())?;
         }
         for id in &upkeep.removed {

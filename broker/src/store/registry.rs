@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::error::StoreError;
 use super::files::Files;
@@ -22,6 +22,7 @@ pub(crate) struct Registry {
     open: Mutex<VecDeque<(SegmentId, Arc<OpenSegment>)>>,
     next: AtomicU64,
     pins: Mutex<Pins>,
+    changing: Mutex<()>,
 }
 
 /// Files that must outlast their segments: somebody copies them.
@@ -50,6 +51,7 @@ impl Registry {
             open: Mutex::default(),
             next: AtomicU64::new(next),
             pins: Mutex::default(),
+            changing: Mutex::default(),
         })
     }
 
@@ -103,7 +105,12 @@ impl Registry {
         (segments.len(), segments.values().map(|meta| meta.file_bytes).sum())
     }
 
-    /// A commit made them part of the store.
+    /// Held while segments and the extents of partitions change together.
+    pub(crate) fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock()
+    }
+
+    /// A commit made them part of the store, or changed which of their extents are in use.
     pub(super) fn added(&self, metas: Vec<SegmentMeta>) {
         let mut segments = self.segments.write();
         for meta in metas {

@@ -287,7 +287,7 @@ impl Sealer {
         // A partition has one extent, in the order in which they were written.
         let extents = meta.extents.iter().map(|owned| vec![owned.extent]);
         upkeep.extents.extend(partitions.iter().map(|(partition, _)| partition.clone()).zip(extents));
-        upkeep.added.push(meta);
+        upkeep.segments.push(meta);
         Ok(())
     }
 

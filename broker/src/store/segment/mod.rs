@@ -6,7 +6,7 @@
 //! block   = whole record batches of one partition, back to back
 //! index   = extent count u32, extent*, block*            the blocks in the order of the extents
 //! extent  = topic u32, partition u32, base i64, end i64, first timestamp i64, max timestamp i64,
-//!           position u64, bytes u64, blocks u32, flags u32
+//!           position u64, bytes u64, first block u32, blocks u32, flags u32
 //! block   = base i64, max timestamp i64, bytes u32, crc u32
 //! footer  = index position u64, index bytes u32, index crc u32, version u32, magic u32
 //! ```
@@ -27,7 +27,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"MSSG");
 const VERSION: u32 = 1;
 const HEADER_BYTES: u64 = 8;
 const FOOTER_BYTES: usize = 24;
-const EXTENT_BYTES: usize = 64;
+const EXTENT_BYTES: usize = 68;
 const BLOCK_ENTRY_BYTES: usize = 24;
 
 /// A block is closed once it has this many bytes: what is read and checked at least, 64 KiB.
@@ -79,7 +79,8 @@ pub(crate) struct OwnedExtent {
     pub(crate) extent: Extent,
 }
 
-/// What the registry keeps of a segment.
+/// What the registry keeps of a segment: the extents that are in use. The file's index has all that were
+/// written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentMeta {
     pub(crate) id: SegmentId,
@@ -122,16 +123,15 @@ fn encode_extent(OwnedExtent { topic, partition, extent }: &OwnedExtent, out: &m
     out.extend_from_slice(&extent.max_timestamp_ms.to_le_bytes());
     out.extend_from_slice(&extent.pos.to_le_bytes());
     out.extend_from_slice(&extent.bytes.to_le_bytes());
+    out.extend_from_slice(&extent.blocks_from.to_le_bytes());
     out.extend_from_slice(&extent.blocks.to_le_bytes());
     out.extend_from_slice(&u32::from(extent.compacted).to_le_bytes());
 }
 
 fn decode_extents(segment: SegmentId, bytes: &[u8]) -> Option<Vec<OwnedExtent>> {
-    let mut blocks_from = 0u32;
     bytes
         .chunks_exact(EXTENT_BYTES)
         .map(|bytes| {
-            let blocks = u32_at(bytes, 56);
             let extent = Extent {
                 segment,
                 base: Offset::new(u64_at(bytes, 8) as i64)?,
@@ -140,11 +140,10 @@ fn decode_extents(segment: SegmentId, bytes: &[u8]) -> Option<Vec<OwnedExtent>> 
                 max_timestamp_ms: u64_at(bytes, 32) as i64,
                 pos: u64_at(bytes, 40),
                 bytes: u64_at(bytes, 48),
-                blocks_from,
-                blocks,
-                compacted: u32_at(bytes, 60) & COMPACTED != 0,
+                blocks_from: u32_at(bytes, 56),
+                blocks: u32_at(bytes, 60),
+                compacted: u32_at(bytes, 64) & COMPACTED != 0,
             };
-            blocks_from = blocks_from.checked_add(blocks)?;
             let sound = extent.base < extent.end && extent.pos.checked_add(extent.bytes).is_some();
             sound.then_some(OwnedExtent { topic: TopicId(u32_at(bytes, 0)), partition: u32_at(bytes, 4), extent })
         })

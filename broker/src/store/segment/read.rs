@@ -73,17 +73,17 @@ impl OpenSegment {
         if u32_at(&footer, 16) != VERSION || u32_at(&footer, 20) != MAGIC {
             return Ok(Err("its footer has not its mark".to_owned()));
         }
-        let blocks: usize = meta.extents.iter().map(|owned| owned.extent.blocks as usize).sum();
-        let extents_bytes = 4 + meta.extents.len() * EXTENT_BYTES;
-        if index_bytes != extents_bytes + blocks * BLOCK_ENTRY_BYTES
-            || index_pos.checked_add(index_bytes as u64) != Some(footer_pos)
-        {
-            return Ok(Err("its index has not the length that the registry says".to_owned()));
+        if index_bytes < 4 || index_pos.checked_add(index_bytes as u64) != Some(footer_pos) {
+            return Ok(Err("its index is not before its footer".to_owned()));
         }
         let index = self.bytes_at(index_pos, index_bytes)?;
         if crc32c::crc32c(&index) != crc {
             return Ok(Err("its index does not match its checksum".to_owned()));
         }
+        let extents_bytes = 4 + u32_at(&index, 0) as usize * EXTENT_BYTES;
+        let Some(blocks) = index.get(extents_bytes..) else {
+            return Ok(Err("its index is too short".to_owned()));
+        };
         let block = |entry: &[u8]| {
             let base = Offset::new(u64_at(entry, 0) as i64)?;
             Some(Block {
@@ -93,12 +93,12 @@ impl OpenSegment {
                 crc: u32_at(entry, 20),
             })
         };
-        let blocks: Option<Vec<Block>> = index[extents_bytes..].chunks_exact(BLOCK_ENTRY_BYTES).map(block).collect();
+        let blocks: Option<Vec<Block>> = blocks.chunks_exact(BLOCK_ENTRY_BYTES).map(block).collect();
         Ok(blocks.ok_or_else(|| "a block begins at a negative offset".to_owned()))
     }
 
-    /// One block an extent, where the index does not say more. The registry's counts place each
-    /// extent's blocks, so the others are empty.
+    /// One block an extent, where the index does not say more. The registry places each extent's blocks, so
+    /// its others are empty.
     fn whole_extents(&self, meta: &SegmentMeta) -> Result<Vec<Block>, StoreError> {
         let mut blocks = Vec::new();
         for OwnedExtent { extent, .. } in &meta.extents {
@@ -109,8 +109,14 @@ impl OpenSegment {
                 crc: 0,
             };
             let nothing = Block { base: extent.end, max_timestamp_ms: i64::MIN, bytes: 0, crc: 0 };
-            blocks.push(whole);
-            blocks.resize(blocks.len() + (extent.blocks as usize).saturating_sub(1), nothing);
+            let (from, count) = (extent.blocks_from as usize, extent.blocks as usize);
+            if blocks.len() < from + count {
+                blocks.resize(from + count, nothing);
+            }
+            blocks[from..from + count].fill(nothing);
+            if let Some(first) = blocks[from..from + count].first_mut() {
+                *first = whole;
+            }
         }
         Ok(blocks)
     }
