@@ -19,6 +19,7 @@ use crate::metrics::{BrokerCollector, BrokerMetrics};
 use crate::name::{GroupId, TopicName};
 use crate::partition::{Offset, Partition, TopicId, TopicPartition};
 use crate::state::StateIndex;
+use crate::store::cleaner::Cleaner;
 use crate::store::committer::{CommitQueue, Committer};
 use crate::store::recovery::Replayed;
 use crate::store::sealer::{SealerHandle, sealer};
@@ -147,7 +148,15 @@ impl Broker {
         let (failed, failure) = watch::channel(None);
         let (queue, committer) =
             Committer::start(store.clone(), state.clone(), metrics.clone(), journal, sealer_handle, failed)?;
-        let sealer = sealer.start(store.clone(), domain, queue.downgrade())?;
+        let sealer = sealer.start(store.clone(), domain.clone(), queue.downgrade())?;
+        let cleaner = Cleaner {
+            store: store.clone(),
+            domain,
+            queue: queue.downgrade(),
+            clock: clock.clone(),
+            limits: settings.limits,
+        };
+        let cleaner = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
             settings,
@@ -163,7 +172,7 @@ impl Broker {
             queue: RwLock::new(Some(queue)),
             failure,
             stopping: watch::Sender::new(false),
-            threads: Mutex::new(vec![committer, sealer]),
+            threads: Mutex::new(vec![committer, sealer, cleaner]),
         }));
         registry.register_collector(Box::new(BrokerCollector(broker.downgrade())));
         Ok(broker)

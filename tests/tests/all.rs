@@ -11,4 +11,5 @@ mod guests;
 mod invariants;
 mod model;
 mod readme;
+mod retention;
 mod topics;

@@ -340,7 +340,8 @@ impl Session {
         }
         let from = self.reading.values().map(|(partition, offset)| FetchFrom {
             partition: partition.clone(),
-            offset: *offset,
+            // Retention may overtake a slow reader.
+            offset: (*offset).max(partition.start()),
             until: None,
         });
         let mut from: Vec<FetchFrom> = from.collect();
@@ -435,7 +436,8 @@ impl Session {
                     let known = self.joined.get(&partition.topic_id()).is_some_and(|count| name.partition < *count);
                     let begin = if self.from_earliest || !known { partition.start() } else { partition.end() };
                     let committed = self.group.committed(partition.topic_id(), name.partition);
-                    let offset = committed.unwrap_or(begin);
+                    // Retention may have been faster than the group.
+                    let offset = committed.unwrap_or(begin).max(partition.start());
                     offsets.push(to_partition_offset(&name, offset));
                     self.reading.insert(name, (partition, offset));
                 }
