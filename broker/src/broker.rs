@@ -18,6 +18,7 @@ use crate::group::{Group, GroupKind, Groups};
 use crate::metrics::{BrokerCollector, BrokerMetrics};
 use crate::name::{GroupId, TopicName};
 use crate::partition::{Offset, Partition, Run, TopicId, TopicPartition};
+use crate::quota::{QuotaSettings, Quotas};
 use crate::state::StateIndex;
 use crate::store::committer::{CommitQueue, Committer};
 use crate::store::{Append, CatalogChange, Commit, Fence, OffsetChange, Receipt, Store, StoreError, StoreOptions};
@@ -34,17 +35,19 @@ const TOPIC_PREFIX: &str = "topic/";
 const NEXT_TOPIC_ID: &str = "next-topic-id";
 
 /// The broker's settings, checked and with defaults filled in.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct BrokerSettings {
     /// Bounds for record batches from outside.
     pub limits: Limits,
     /// Bytes that may wait for the committer.
     pub queued_bytes_max: usize,
+    /// What each client may produce and fetch. Default: all it can.
+    pub quotas: QuotaSettings,
 }
 
 impl Default for BrokerSettings {
     fn default() -> Self {
-        Self { limits: Limits::default(), queued_bytes_max: QUEUED_BYTES_MAX_DEFAULT }
+        Self { limits: Limits::default(), queued_bytes_max: QUEUED_BYTES_MAX_DEFAULT, quotas: QuotaSettings::default() }
     }
 }
 
@@ -81,6 +84,7 @@ struct Inner {
     groups: Groups,
     state: Arc<StateIndex>,
     metrics: BrokerMetrics,
+    quotas: Quotas,
     queue: RwLock<Option<CommitQueue>>,
     room: Arc<Semaphore>,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
@@ -123,6 +127,7 @@ impl Broker {
         let (queue, committer) = Committer::start(store.clone(), state.clone(), metrics.clone(), next_seq, failed)?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
+            quotas: Quotas::new(settings.quotas.clone()),
             settings,
             clock,
             store,
@@ -174,6 +179,11 @@ impl Broker {
     /// The broker's counters.
     pub fn metrics(&self) -> &BrokerMetrics {
         &self.0.metrics
+    }
+
+    /// Who may read and write how fast.
+    pub fn quotas(&self) -> &Quotas {
+        &self.0.quotas
     }
 
     /// Becomes `Some` when the store fails: the process must end with that reason.
