@@ -1,8 +1,9 @@
 //! What every call passes before its service: who calls, and until when it must be answered.
 //!
 //! A call that streams its answers has a deadline for their beginning only. From then on it is the
-//! connection's keepalive that ends it: a peer that is gone answers no ping. One that answers pings
-//! and reads nothing stays, and is held up by HTTP/2's flow control with what little it was sent.
+//! connection's keepalive that ends it: a peer that is gone answers no ping, or leaves its socket full
+//! (`connection.rs`). One that answers pings and takes no answers stays, and is held up by HTTP/2's flow
+//! control with what little it was sent.
 
 use std::convert::Infallible;
 use std::pin::Pin;

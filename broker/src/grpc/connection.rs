@@ -11,7 +11,7 @@ use futures::{Stream, stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 
 use super::ServeSettings;
@@ -61,7 +61,32 @@ impl Room {
 pub(super) struct Connection {
     stream: TcpStream,
     peer: Peer,
+    /// A peer may leave its socket full for this long.
+    stall_max: Duration,
+    /// Runs while the socket is full.
+    stalled: Option<Pin<Box<Sleep>>>,
     _open: Open,
+}
+
+impl Connection {
+    /// Ends a connection whose socket stays full. HTTP/2's keepalive can't: its last words to the peer
+    /// would have to be written first.
+    fn unless_stalled(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stall_max = self.stall_max;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall_max)));
+        stalled.as_mut().poll(context).map(|()| {
+            let reason = format!("the peer read nothing for {stall_max:?}");
+            Err(io::Error::new(io::ErrorKind::TimedOut, reason))
+        })
+    }
 }
 
 /// One of the connections that may be open.
@@ -87,6 +112,8 @@ pub(super) fn accept(
         free: Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS))),
         connections_max: settings.connections_max,
         connection_bytes_in_flight_max: settings.connection_bytes_in_flight_max,
+        // As long as a peer has to answer a ping.
+        stall_max: Duration::from_millis(settings.keepalive_interval_ms.saturating_add(settings.keepalive_timeout_ms)),
         metrics,
         refused: Seldom::default(),
         failed: Seldom::default(),
@@ -102,6 +129,7 @@ struct Acceptor {
     free: Arc<Semaphore>,
     connections_max: usize,
     connection_bytes_in_flight_max: usize,
+    stall_max: Duration,
     metrics: BrokerMetrics,
     refused: Seldom,
     failed: Seldom,
@@ -136,7 +164,7 @@ impl Acceptor {
             self.metrics.connected();
             let open = Open { metrics: self.metrics.clone(), _permit: permit };
             let peer = Peer { ip: address.ip(), room: Room::new(self.connection_bytes_in_flight_max) };
-            return Connection { stream, peer, _open: open };
+            return Connection { stream, peer, stall_max: self.stall_max, stalled: None, _open: open };
         }
     }
 
@@ -192,7 +220,8 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.unless_stalled(context, written)
     }
 
     fn poll_write_vectored(
@@ -200,7 +229,8 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.unless_stalled(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

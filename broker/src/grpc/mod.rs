@@ -65,7 +65,8 @@ pub struct ServeSettings {
     pub call_deadline_ms: u64,
     /// How often a peer is pinged.
     pub keepalive_interval_ms: u64,
-    /// A peer that answers no ping for this long is gone: its streams end, its members leave.
+    /// A peer that answers no ping for this long, or reads nothing off its socket for this long and an
+    /// interval, is gone: its streams end, its members leave.
     pub keepalive_timeout_ms: u64,
 }
 

@@ -73,6 +73,9 @@ pub(crate) enum LogFormat {
 /// A stop waits this long for open calls to end; what is committed is committed by then.
 const STOP_SECONDS_MAX: u64 = 20;
 
+/// Files that are open beside the connections: the data directory's, HTTP's, the runtime's.
+const FILES_BESIDE_CONNECTIONS: u64 = 1_000;
+
 /// Serves until it is told to stop.
 ///
 /// # Errors
@@ -98,6 +101,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         async move { broker.stopped().await }
     };
     let settings = args.bounds.serve_settings();
+    allow_files(settings.connections_max);
     let grpc = tokio::spawn(millstream_broker::grpc::serve(routes, grpc, broker.clone(), settings, until_stopped()));
     let http = tokio::spawn(http::serve(http, state, until_stopped()));
 
@@ -161,6 +165,20 @@ async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> 
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}: choose another address with {flag}, or stop who has it"))
+}
+
+/// Each connection is an open file, and what a process may open is often far less than it could be.
+fn allow_files(connections_max: usize) {
+    let wanted = (connections_max as u64).saturating_add(FILES_BESIDE_CONNECTIONS);
+    match rlimit::increase_nofile_limit(wanted) {
+        Ok(allowed) if allowed >= wanted => {}
+        Ok(allowed) => tracing::warn!(
+            allowed,
+            connections_max,
+            "the process may open fewer files than --connections-max needs: raise its hard limit (ulimit -Hn)"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot raise how many files the process may open"),
+    }
 }
 
 fn start_logging(args: &Args) -> anyhow::Result<()> {
