@@ -268,7 +268,7 @@ async fn throttled_readers_read_everything_whichever_way_they_read() {
     let values: Vec<String> = (0..4_000).map(|number| format!("{number:01000}")).collect();
     let producer = served.client("writer").producer(ProducerSettings::default());
     for value in &values {
-        let _ = producer.send(ProducerRecord::new("t", value.clone())).await.unwrap();
+        drop(producer.send(ProducerRecord::new("t", value.clone())).await.unwrap());
     }
     soon("all is stored", producer.close()).await.unwrap();
     let consumed = async |client: &str, settings: ConsumerSettings| {
@@ -600,7 +600,7 @@ async fn idle_connections_and_slow_readers_cost_little_and_hurt_nobody() {
     let producer = client.producer(ProducerSettings::default());
     let large = producer.topic("large").await.unwrap();
     for _ in 0..32_000 {
-        let _ = large.send(RecordRef::new(&[b'x'; 1_000])).await.unwrap();
+        drop(large.send(RecordRef::new(&[b'x'; 1_000])).await.unwrap());
     }
     soon("it is stored", producer.close()).await.unwrap();
     // Nothing of it is in memory: what is read is each reader's own.
