@@ -1,11 +1,11 @@
 //! What the servers and the runtime call: topics, writing, reading, groups.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
-use millstream_record::{BatchHeader, Limits, RecordBatch};
+use millstream_record::{Limits, RecordBatch};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -17,15 +17,20 @@ use crate::group::members::MemberEvent;
 use crate::group::{Group, GroupKind, Groups};
 use crate::metrics::{BrokerCollector, BrokerMetrics};
 use crate::name::{GroupId, TopicName};
-use crate::partition::{Offset, Partition, Run, TopicId, TopicPartition};
+use crate::partition::{Offset, Partition, TopicId, TopicPartition};
 use crate::quota::{QuotaSettings, Quotas};
 use crate::state::StateIndex;
 use crate::store::committer::{CommitQueue, Committer};
+use crate::store::recovery::Replayed;
+use crate::store::sealer::{SealerHandle, sealer};
 use crate::store::{Append, CatalogChange, Commit, Fence, OffsetChange, Receipt, Store, StoreError, StoreOptions};
-use crate::topic::{PARTITIONS_MAX, Topic, TopicMeta, TopicSettings};
+use crate::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};
 
 /// Bytes that may wait for the committer: half a second of a slow disk. A write beyond waits.
 const QUEUED_BYTES_MAX_DEFAULT: usize = 64 << 20;
+
+/// Bytes that the journal keeps: a quarter of a second to read at a start.
+pub const JOURNAL_BYTES_MAX_DEFAULT: u64 = 128 << 20;
 
 /// A permit of the queue's semaphore stands for this many bytes: permits are counted in 32 bits.
 const PERMIT_BYTES: usize = 1024;
@@ -43,11 +48,19 @@ pub struct BrokerSettings {
     pub queued_bytes_max: usize,
     /// What each client may produce and fetch. Default: all it can.
     pub quotas: QuotaSettings,
+    /// Bytes that the journal keeps, of whatever partitions: half is sealed while the other half fills. A
+    /// start reads it all, and no topic's `retention_bytes` can be less.
+    pub journal_bytes_max: u64,
 }
 
 impl Default for BrokerSettings {
     fn default() -> Self {
-        Self { limits: Limits::default(), queued_bytes_max: QUEUED_BYTES_MAX_DEFAULT, quotas: QuotaSettings::default() }
+        Self {
+            limits: Limits::default(),
+            queued_bytes_max: QUEUED_BYTES_MAX_DEFAULT,
+            quotas: QuotaSettings::default(),
+            journal_bytes_max: JOURNAL_BYTES_MAX_DEFAULT,
+        }
     }
 }
 
@@ -72,16 +85,24 @@ impl WeakBroker {
     }
 }
 
+/// Topics and groups: what the store's own threads see of the domain.
+pub(crate) struct Domain {
+    pub(crate) topics: Arc<RwLock<BTreeMap<TopicName, Arc<Topic>>>>,
+    pub(crate) groups: Arc<Groups>,
+}
+
 struct Inner {
     settings: BrokerSettings,
     clock: Arc<dyn Clock>,
     store: Arc<Store>,
-    topics: RwLock<BTreeMap<TopicName, Arc<Topic>>>,
+    topics: Arc<RwLock<BTreeMap<TopicName, Arc<Topic>>>>,
     /// Topics that must not be deleted, and the pipelines that use them.
-    in_use: RwLock<BTreeMap<String, BTreeSet<TopicName>>>,
-    /// Held while topics are made or deleted: the catalog and `topics` change together.
+    in_use: RwLock<BTreeMap<String, BTreeMap<TopicName, TopicUse>>>,
+    /// Counts alterations: who keeps what it knows of topics looks again.
+    altered: watch::Sender<u64>,
+    /// Held while topics are made, altered or deleted: the catalog and `topics` change together.
     changing_topics: tokio::sync::Mutex<()>,
-    groups: Groups,
+    groups: Arc<Groups>,
     state: Arc<StateIndex>,
     metrics: BrokerMetrics,
     quotas: Quotas,
@@ -89,7 +110,8 @@ struct Inner {
     room: Arc<Semaphore>,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
     stopping: watch::Sender<bool>,
-    committer: Mutex<Option<JoinHandle<()>>>,
+    /// The store's threads.
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// Where one group stands in one partition.
@@ -119,20 +141,27 @@ impl Broker {
     ) -> Result<Self, StoreError> {
         let store = Arc::new(Store::open(path, options)?);
         let topics = load_topics(&store)?;
-        let groups = Groups::default();
-        let state = Arc::new(StateIndex::default());
-        let next_seq = replay(&store, &topics, &groups, &state)?;
+        let groups = Arc::new(Groups::default());
+        let state = Arc::new(StateIndex::new(store.tables().clone()));
+        let (sealer_handle, sealer) = sealer(settings.journal_bytes_max / 2);
+        let restoring = Restoring { store: &store, topics: &topics, groups: &groups, state: &state };
+        let journal = restoring.run(&sealer_handle)?;
+        let topics = Arc::new(RwLock::new(topics));
+        let domain = Arc::new(Domain { topics: topics.clone(), groups: groups.clone() });
         let metrics = BrokerMetrics::register(registry);
         let (failed, failure) = watch::channel(None);
-        let (queue, committer) = Committer::start(store.clone(), state.clone(), metrics.clone(), next_seq, failed)?;
+        let (queue, committer) =
+            Committer::start(store.clone(), state.clone(), metrics.clone(), journal, sealer_handle, failed)?;
+        let sealer = sealer.start(store.clone(), domain, queue.downgrade())?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
             quotas: Quotas::new(settings.quotas.clone()),
             settings,
             clock,
             store,
-            topics: RwLock::new(topics),
+            topics,
             in_use: RwLock::default(),
+            altered: watch::Sender::new(0),
             changing_topics: tokio::sync::Mutex::default(),
             groups,
             state,
@@ -140,7 +169,7 @@ impl Broker {
             queue: RwLock::new(Some(queue)),
             failure,
             stopping: watch::Sender::new(false),
-            committer: Mutex::new(Some(committer)),
+            threads: Mutex::new(vec![committer, sealer]),
         }));
         registry.register_collector(Box::new(BrokerCollector(broker.downgrade())));
         Ok(broker)
@@ -207,14 +236,16 @@ impl Broker {
         self.0.stopping.send_replace(true);
     }
 
-    /// Commits what is queued, refuses what comes after, and waits for the committer's end. Blocks.
+    /// Commits what is queued, refuses what comes after, and waits for the end of the store's threads.
+    /// Blocks.
     pub fn stop(&self) {
         self.begin_stop();
         drop(self.0.queue.write().take());
-        if let Some(thread) = self.0.committer.lock().take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the committer panicked");
+        for thread in std::mem::take(&mut *self.0.threads.lock()) {
+            let name = thread.thread().name().unwrap_or_default().to_owned();
+            if thread.join().is_err() {
+                tracing::error!("the thread {name:?} panicked");
+            }
         }
     }
 
@@ -231,20 +262,15 @@ impl Broker {
         settings: TopicSettings,
         internal: bool,
     ) -> Result<Arc<Topic>, BrokerError> {
-        if !(1..=PARTITIONS_MAX).contains(&partitions) {
-            return Err(BrokerError::InvalidArgument {
-                what: "partitions",
-                value: partitions.to_string(),
-                allowed: format!("use 1 to {PARTITIONS_MAX}"),
-            });
-        }
-        settings.check()?;
+        check_partitions(partitions, 1)?;
+        settings.check(self.0.settings.journal_bytes_max)?;
         let _changing = self.0.changing_topics.lock().await;
         if self.0.topics.read().contains_key(name) {
             return Err(BrokerError::TopicExists { topic: name.clone() });
         }
         let id = next_topic_id(&self.0.store)?;
-        let meta = TopicMeta { id, partitions, settings, internal, created_at_ms: self.0.clock.now_ms() };
+        let created_at_ms = self.0.clock.now_ms();
+        let meta = TopicMeta { id, partitions, settings, internal, keys_moved: false, created_at_ms };
         let catalog = vec![
             CatalogChange::put(topic_key(name), to_json(&meta)),
             CatalogChange::put(NEXT_TOPIC_ID, (id + 1).to_string().into_bytes()),
@@ -256,6 +282,86 @@ impl Broker {
         Ok(topic)
     }
 
+    /// Changes a topic's settings, and adds partitions to it, while it is read and written. What began
+    /// before goes on with what it knew; requests that come afterwards see the change. Groups that read the
+    /// topic begin at the first record of each new partition, also those that began at the latest.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownTopic`], [`BrokerError::TopicInternal`], [`BrokerError::PartitionsInUse`],
+    /// [`BrokerError::InvalidArgument`], [`BrokerError::Storage`]. Nothing was changed then.
+    pub async fn alter_topic(&self, name: &TopicName, change: &TopicAlteration) -> Result<Arc<Topic>, BrokerError> {
+        let _changing = self.0.changing_topics.lock().await;
+        let before = self.topic(name.as_str())?;
+        if before.meta().internal {
+            return Err(BrokerError::TopicInternal { topic: name.clone() });
+        }
+        let current = before.partition_count();
+        let partitions = change.partitions.unwrap_or(current);
+        check_partitions(partitions, current)?;
+        let settings = change.settings(&before.meta().settings);
+        settings.check(self.0.settings.journal_bytes_max)?;
+        if partitions > current {
+            self.check_no_state(name, partitions, current)?;
+        }
+        // Also where nothing is stored yet: producers that don't know of the new partitions go on with the old.
+        let keys_moved = before.meta().keys_moved || partitions > current;
+        let meta = TopicMeta { partitions, settings, keys_moved, ..before.meta().clone() };
+        if meta == *before.meta() {
+            return Ok(before);
+        }
+        let catalog = vec![CatalogChange::put(topic_key(name), to_json(&meta))];
+        let offsets = self.offsets_of_added(&before, partitions);
+        self.commit(Commit { catalog, offsets, ..Commit::default() }).await?.await?;
+        let topic = Arc::new(before.altered(meta));
+        self.0.topics.write().insert(name.clone(), topic.clone());
+        if partitions > current {
+            self.topics_changed(name);
+        }
+        self.0.altered.send_modify(|times| *times += 1);
+        Ok(topic)
+    }
+
+    /// Refuses to move keys away from the state of an aggregate that takes the topic's partitioning as its own.
+    fn check_no_state(&self, topic: &TopicName, partitions: u32, current: u32) -> Result<(), BrokerError> {
+        for (pipeline, topics) in self.0.in_use.read().iter() {
+            if let Some(stage) = topics.get(topic).and_then(|of| of.aggregate.clone()) {
+                let (topic, pipeline) = (topic.clone(), pipeline.clone());
+                return Err(BrokerError::PartitionsInUse { topic, partitions, current, pipeline, stage });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every group that reads a topic begins new partitions at their first record: a group that began at the
+    /// latest must not miss what is written before its members learn of them.
+    fn offsets_of_added(&self, topic: &Topic, partitions: u32) -> Vec<OffsetChange> {
+        let added = topic.partition_count()..partitions;
+        if added.is_empty() {
+            return Vec::new();
+        }
+        let id = topic.id();
+        let mut groups = self.0.groups.all();
+        groups.retain(|group| group.members().reads(topic.name()) || group.has_committed(id));
+        let offset = |group: &Arc<Group>, partition| OffsetChange {
+            group: group.clone(),
+            topic: id,
+            partition,
+            offset: Offset::ZERO,
+            expected: None,
+        };
+        groups.iter().flat_map(|group| added.clone().map(|partition| offset(group, partition))).collect()
+    }
+
+    /// Wakes when a topic was altered.
+    pub fn watch_altered(&self) -> watch::Receiver<u64> {
+        self.0.altered.subscribe()
+    }
+
+    /// Waits until no topic is being made, altered or deleted, and keeps it so until the answer is dropped.
+    pub async fn hold_topics(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.changing_topics.lock().await
+    }
+
     /// Deletes a topic, its records, and every group's offsets in it.
     ///
     /// # Errors
@@ -263,7 +369,7 @@ impl Broker {
     pub async fn delete_topic(&self, name: &TopicName) -> Result<(), BrokerError> {
         let _changing = self.0.changing_topics.lock().await;
         let topic = self.topic(name.as_str())?;
-        if let Some((pipeline, _)) = self.0.in_use.read().iter().find(|(_, topics)| topics.contains(name)) {
+        if let Some((pipeline, _)) = self.0.in_use.read().iter().find(|(_, topics)| topics.contains_key(name)) {
             return Err(BrokerError::TopicInUse { topic: name.clone(), pipeline: pipeline.clone() });
         }
         // From here on the committer refuses writes to it.
@@ -279,8 +385,9 @@ impl Broker {
         Ok(())
     }
 
-    /// Says which topics a pipeline uses: they can't be deleted. None of them ends that.
-    pub fn set_topics_in_use(&self, pipeline: &str, topics: BTreeSet<TopicName>) {
+    /// Says which topics a pipeline uses, and how: they can't be deleted, nor what their use forbids. None of
+    /// them ends that.
+    pub fn set_topics_in_use(&self, pipeline: &str, topics: BTreeMap<TopicName, TopicUse>) {
         let mut in_use = self.0.in_use.write();
         match topics.is_empty() {
             true => in_use.remove(pipeline),
@@ -327,7 +434,8 @@ impl Broker {
     /// Appends batches to one partition; the receipt is answered when they are on disk.
     ///
     /// # Errors
-    /// [`BrokerError::BatchTooLarge`] and [`BrokerError::ShuttingDown`]; the receipt has the rest.
+    /// [`BrokerError::BatchTooLarge`], [`BrokerError::NullKey`] and [`BrokerError::ShuttingDown`]; the receipt has
+    /// the rest.
     pub async fn produce(
         &self,
         topic: &Topic,
@@ -349,6 +457,7 @@ impl Broker {
             records += u64::from(batch.record_count());
             bytes += len as u64;
         }
+        topic.check_keys(partition.name().partition, &batches, &self.0.settings.limits)?;
         let append = Append { partition: partition.clone(), batches };
         let receipt = self.commit(Commit { appends: vec![append], ..Commit::default() }).await?;
         self.0.metrics.appended(topic.name(), records, bytes);
@@ -516,6 +625,18 @@ fn unused(group: &Arc<Group>) -> Result<Fence, BrokerError> {
     Ok(fence)
 }
 
+fn check_partitions(partitions: u32, min: u32) -> Result<(), BrokerError> {
+    if (min..=PARTITIONS_MAX).contains(&partitions) {
+        return Ok(());
+    }
+    let why = if min > 1 { ": partitions can be added, not removed" } else { "" };
+    Err(BrokerError::InvalidArgument {
+        what: "partitions",
+        value: partitions.to_string(),
+        allowed: format!("use {min} to {PARTITIONS_MAX}{why}"),
+    })
+}
+
 fn topic_key(name: &TopicName) -> String {
     format!("{TOPIC_PREFIX}{name}")
 }
@@ -544,63 +665,104 @@ fn load_topics(store: &Store) -> Result<BTreeMap<TopicName, Arc<Topic>>, StoreEr
     Ok(topics)
 }
 
-/// Rebuilds partitions, offsets and state from the journal. Returns the next sequence number.
-fn replay(
-    store: &Store,
-    topics: &BTreeMap<TopicName, Arc<Topic>>,
-    groups: &Groups,
-    state: &StateIndex,
-) -> Result<u64, StoreError> {
-    use crate::store::recovery::{Entry, location};
-
-    let by_id: std::collections::HashMap<TopicId, &Arc<Topic>> =
-        topics.values().map(|topic| (topic.id(), topic)).collect();
-    store.replay(|seq, entry| {
-        match entry {
-            Entry::Batches { topic, partition, pos, batches } => {
-                // Records of a deleted topic stay in the journal until it is trimmed.
-                let Some(topic) = by_id.get(&topic) else { return Ok(()) };
-                let partition = topic.partition(partition).map_err(|e| e.to_string())?;
-                partition.publish(run_of(location(seq, pos, batches), batches)?);
-            }
-            Entry::Offset(entry) => {
-                if !by_id.contains_key(&entry.topic) {
-                    return Ok(());
-                }
-                let kind = GroupKind::from_journal(entry.kind).ok_or("a group of unknown kind")?;
-                let id = GroupId::new(entry.group).map_err(|e| e.to_string())?;
-                let offset = Offset::new(entry.offset).ok_or("a negative offset")?;
-                let group = groups.get_or_create(&id, kind).map_err(|e| e.to_string())?;
-                group.set_assigned(entry.topic, entry.partition, offset);
-                group.set_committed(entry.topic, entry.partition, offset);
-            }
-            Entry::State(change) => state.apply(&change),
-            Entry::DropState { store } => state.drop_store(store),
-            Entry::DropGroup { group } => {
-                if let Ok(id) = GroupId::new(group) {
-                    groups.remove(&id);
-                }
-            }
-        }
-        Ok(())
-    })
+/// Rebuilds memory at the start: from the registry and the tables what is sealed, then from the journal
+/// the rest.
+struct Restoring<'a> {
+    store: &'a Store,
+    topics: &'a BTreeMap<TopicName, Arc<Topic>>,
+    groups: &'a Groups,
+    state: &'a StateIndex,
 }
 
-/// The index entry of batches that stand in the journal.
-fn run_of(at: crate::store::Location, batches: &[u8]) -> Result<Run, String> {
-    let mut run = Run { base: Offset::ZERO, end: Offset::ZERO, max_timestamp_ms: i64::MIN, at };
-    let mut pos = 0;
-    while pos < batches.len() {
-        let header = BatchHeader::parse(&batches[pos..]).map_err(|e| e.to_string())?;
-        let base = Offset::new(header.base_offset).ok_or("a negative base offset")?;
-        if pos == 0 {
-            run.base = base;
-        } else if base != run.end {
-            return Err(format!("a batch at offset {base} follows offset {}", run.end));
-        }
-        run.end = base.plus(u64::from(header.record_count()));
-        run.max_timestamp_ms = run.max_timestamp_ms.max(header.max_timestamp_ms);
-        pos += header.batch_bytes;
+impl Restoring<'_> {
+    fn run(&self, sealer: &SealerHandle) -> Result<Replayed, StoreError> {
+        let by_id: HashMap<TopicId, &Arc<Topic>> = self.topics.values().map(|topic| (topic.id(), topic)).collect();
+        self.partitions(&by_id)?;
+        self.tables(&by_id)?;
+        self.journal(&by_id, sealer)
     }
-    Ok(run)
+
+    fn partitions(&self, by_id: &HashMap<TopicId, &Arc<Topic>>) -> Result<(), StoreError> {
+        let mut extents: HashMap<(TopicId, u32), Vec<_>> = HashMap::new();
+        for meta in self.store.registry().all() {
+            for owned in &meta.extents {
+                extents.entry((owned.topic, owned.partition)).or_default().push(owned.extent);
+            }
+        }
+        let mut starts: HashMap<(TopicId, u32), Offset> = HashMap::new();
+        for (topic, partition, start) in self.store.log_starts()? {
+            starts.insert((TopicId(topic), partition), Offset::new(start).unwrap_or_default());
+        }
+        // Extents and starts of deleted topics are left over, and no topic asks for them.
+        for partition in by_id.values().flat_map(|topic| topic.partitions()) {
+            let place = (partition.topic_id(), partition.name().partition);
+            let start = starts.remove(&place).unwrap_or_default();
+            let restored = partition.restore(start, extents.remove(&place).unwrap_or_default());
+            restored.map_err(|reason| StoreError::Corrupt { what: "the registry of segments".into(), reason })?;
+        }
+        Ok(())
+    }
+
+    fn tables(&self, by_id: &HashMap<TopicId, &Arc<Topic>>) -> Result<(), StoreError> {
+        let tables = self.store.tables();
+        for (store, partition, count) in tables.counts()? {
+            self.state.set_count(&store, partition, count);
+        }
+        tables.offsets(|group, kind, topic, partition, offset| {
+            let corrupt = |reason: String| StoreError::Corrupt { what: "table offsets".into(), reason };
+            if by_id.contains_key(&TopicId(topic)) {
+                let group = self.group(group, kind).map_err(corrupt)?;
+                let offset = Offset::new(offset).ok_or_else(|| corrupt("a negative offset".into()))?;
+                group.restore(TopicId(topic), partition, offset);
+            }
+            Ok(())
+        })
+    }
+
+    fn group(&self, id: &str, kind: u8) -> Result<Arc<Group>, String> {
+        let kind = GroupKind::from_journal(kind).ok_or("a group of unknown kind")?;
+        let id = GroupId::new(id).map_err(|e| e.to_string())?;
+        self.groups.get_or_create(&id, kind).map_err(|e| e.to_string())
+    }
+
+    fn journal(&self, by_id: &HashMap<TopicId, &Arc<Topic>>, sealer: &SealerHandle) -> Result<Replayed, StoreError> {
+        use crate::store::recovery::{Entry, location};
+
+        self.store.replay(|seq, entry| {
+            match entry {
+                Entry::Batches { run, pos, batches, sound } => {
+                    // Records of a deleted topic stay in the journal until it is trimmed.
+                    let Some(topic) = by_id.get(&run.topic) else { return Ok(()) };
+                    let partition = topic.partition(run.partition).map_err(|e| e.to_string())?;
+                    if !sound {
+                        tracing::error!(
+                            partition = %partition.name(), base = %run.base, end = %run.end,
+                            "a record batch in the journal is damaged; `millstream check` says which"
+                        );
+                    }
+                    // What retention removed is gone.
+                    if run.end > partition.start() {
+                        partition.publish(run.run(location(seq, pos, batches)));
+                    }
+                }
+                Entry::Offset(entry) => {
+                    if by_id.contains_key(&entry.topic) {
+                        let offset = Offset::new(entry.offset).ok_or("a negative offset")?;
+                        let group = self.group(entry.group, entry.kind)?;
+                        group.set_assigned(entry.topic, entry.partition, offset);
+                        group.set_committed(entry.topic, entry.partition, offset);
+                    }
+                }
+                Entry::State(change) => self.state.apply(&change, seq),
+                Entry::DropState { store } => self.state.drop_store(store, seq),
+                Entry::DropGroup { group } => {
+                    if let Ok(id) = GroupId::new(group) {
+                        self.groups.remove(&id);
+                        sealer.group_dropped(&id);
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
 }

@@ -61,6 +61,42 @@ pub enum BrokerError {
         /// Who uses it.
         pipeline: String,
     },
+    /// More partitions would move keys away from their state.
+    #[error(
+        "topic {topic} can't have {partitions} partitions: stage {stage} of pipeline {pipeline} keeps its state by the \
+         {current} there are, and keys would move away from it; delete the pipeline first, and apply it again afterwards"
+    )]
+    PartitionsInUse {
+        /// The topic.
+        topic: TopicName,
+        /// How many were asked for.
+        partitions: u32,
+        /// How many there are.
+        current: u32,
+        /// Who uses it.
+        pipeline: String,
+        /// The aggregate stage.
+        stage: String,
+    },
+    /// The topic is the runtime's own.
+    #[error("topic {topic} is a pipeline's repartition topic: only its pipeline makes, changes and deletes it")]
+    TopicInternal {
+        /// The topic.
+        topic: TopicName,
+    },
+    /// A record without a key in a topic that keeps the last record of each key.
+    #[error(
+        "topic {topic}, partition {partition}: record {index} of the request (from 0) has no key, and the topic is \
+         compacted by key; give each record a key; nothing of this request was stored"
+    )]
+    NullKey {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// Which record of the request, from 0.
+        index: usize,
+    },
     /// A record batch that is not sound.
     #[error("topic {topic}, partition {partition}: {source}; nothing of this request was stored")]
     Batch {
@@ -102,6 +138,23 @@ pub enum BrokerError {
         start: Offset,
         /// Log end offset.
         end: Offset,
+    },
+    /// Records that the disk did not give back as they were written.
+    #[error(
+        "topic {topic}, partition {partition}: the records at offsets {first} to {last} are damaged on disk \
+         ({reason}); those after them can be read from offset {}, and `millstream check` finds all damage", last.next()
+    )]
+    Damaged {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// The first offset that is lost.
+        first: Offset,
+        /// The last.
+        last: Offset,
+        /// What is wrong with them.
+        reason: String,
     },
     /// No such group.
     #[error("there is no group {group:?}: `millstream group list` shows those there are")]

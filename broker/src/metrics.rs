@@ -185,7 +185,7 @@ impl Collector for BrokerCollector {
             let labels = ThrottleLabels { client: waited.client.as_str().to_owned(), kind: waited.kind.as_str() };
             ConstCounter::new(waited.total.as_secs_f64()).encode(throttled.encode_family(&labels)?)?;
         }
-        let bytes = i64::try_from(broker.store().file_bytes()).unwrap_or(i64::MAX);
+        let bytes = i64::try_from(broker.store().size().journal_bytes).unwrap_or(i64::MAX);
         let metric = encode_gauge(&mut encoder, "millstream_database_bytes", "Bytes of the database file")?;
         ConstGauge::new(bytes).encode(metric)
     }

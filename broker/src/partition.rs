@@ -1,11 +1,13 @@
-//! One partition: its index of runs, its log end offset, and reading it.
+//! One partition: where its records are, its log end offset, and reading it.
 //!
 //! A run is the batches that one commit appended to one partition: they stand back to back in that
-//! commit's blob, so a run is read as one slice. The index is in memory and rebuilt at start.
+//! commit's blob, so a run is read as one slice. An extent is what a segment holds of the partition.
+//! Both are in an index in memory, runs from the journal and extents from the registry at start.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use bytes::Bytes;
 use millstream_record::{BATCH_HEADER_BYTES, BatchHeader, Limits, RecordBatch, split_batches};
@@ -14,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::error::BrokerError;
 use crate::name::TopicName;
+use crate::store::segment::{BlockFault, Extent, Sealed, sound_part};
 use crate::store::{Location, Store, StoreError};
 
 /// Position of a record in its partition, from 0.
@@ -87,6 +90,7 @@ pub(crate) struct Run {
     pub(crate) base: Offset,
     /// The offset after the run's last record.
     pub(crate) end: Offset,
+    pub(crate) first_timestamp_ms: i64,
     pub(crate) max_timestamp_ms: i64,
     pub(crate) at: Location,
 }
@@ -125,17 +129,75 @@ impl Slice {
     }
 }
 
+/// What a partition holds, in the order of offsets: extents of segments, then runs of the journal.
+#[derive(Debug, Default)]
+struct Index {
+    /// The first offset that is kept.
+    start: Offset,
+    extents: Vec<Extent>,
+    runs: VecDeque<Run>,
+}
+
+impl Index {
+    /// The offset after the last record.
+    fn end(&self) -> Offset {
+        let held = self.runs.back().map(|run| run.end).or_else(|| self.extents.last().map(|extent| extent.end));
+        held.unwrap_or_default().max(self.start)
+    }
+
+    /// Forgets what lies below the start.
+    fn trim(&mut self) {
+        let start = self.start;
+        self.extents.retain(|extent| extent.end > start);
+        while self.runs.front().is_some_and(|run| run.end <= start) {
+            self.runs.pop_front();
+        }
+    }
+
+    fn assert_in_order(&self, name: &TopicPartition) {
+        let mut at = None;
+        for extent in &self.extents {
+            let follows = at.is_none_or(|at| extent.base == at) && extent.base < extent.end;
+            assert!(follows, "{name}: an extent of offsets {}..{} cannot follow {at:?}", extent.base, extent.end);
+            at = Some(extent.end);
+        }
+        if let (Some(at), Some(run)) = (at, self.runs.front()) {
+            assert!(run.base == at, "{name}: a run at offset {} cannot follow extents to {at}", run.base);
+        }
+    }
+}
+
+/// How much a partition holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PartitionSize {
+    /// Bytes of record batches.
+    pub bytes: u64,
+    /// Of these, in the journal.
+    pub journal_bytes: u64,
+    /// Extents of segments.
+    pub segments: u32,
+    /// The timestamp of the first record that is kept; `None` while it is empty.
+    pub first_timestamp_ms: Option<i64>,
+    /// The largest timestamp; `None` while it is empty.
+    pub max_timestamp_ms: Option<i64>,
+}
+
+/// What a part of a read is.
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    Extent(Extent),
+    Run(Run),
+}
+
 /// One partition of a topic.
 pub struct Partition {
     topic_id: TopicId,
     name: TopicPartition,
     /// The next offset that the committer will assign. Only the committer writes it.
     assigned: AtomicI64,
-    runs: RwLock<Vec<Run>>,
+    index: RwLock<Index>,
     /// The log end offset: what is committed. Its watchers are the waiting readers.
     end: watch::Sender<Offset>,
-    bytes: AtomicU64,
-    max_timestamp_ms: AtomicI64,
     deleted: AtomicBool,
 }
 
@@ -151,10 +213,8 @@ impl Partition {
             topic_id,
             name,
             assigned: AtomicI64::new(0),
-            runs: RwLock::default(),
+            index: RwLock::default(),
             end: watch::Sender::new(Offset::ZERO),
-            bytes: AtomicU64::new(0),
-            max_timestamp_ms: AtomicI64::new(i64::MIN),
             deleted: AtomicBool::new(false),
         }
     }
@@ -171,7 +231,7 @@ impl Partition {
 
     /// The first offset that is kept.
     pub fn start(&self) -> Offset {
-        Offset::ZERO
+        self.index.read().start
     }
 
     /// The log end offset: the next one that a reader will see written.
@@ -184,15 +244,20 @@ impl Partition {
         self.end.subscribe()
     }
 
-    /// Bytes of the batches that are kept.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// The largest timestamp of its records, `None` while it is empty.
-    pub fn max_timestamp_ms(&self) -> Option<i64> {
-        let max = self.max_timestamp_ms.load(Ordering::Relaxed);
-        (max != i64::MIN).then_some(max)
+    /// How much it holds.
+    pub fn size(&self) -> PartitionSize {
+        let index = self.index.read();
+        let journal_bytes = index.runs.iter().map(|run| u64::from(run.at.len)).sum();
+        let first = index.extents.first().map(|extent| extent.first_timestamp_ms);
+        let extents_max = index.extents.iter().map(|extent| extent.max_timestamp_ms).max();
+        let runs_max = index.runs.iter().map(|run| run.max_timestamp_ms).max();
+        PartitionSize {
+            bytes: journal_bytes + index.extents.iter().map(|extent| extent.bytes).sum::<u64>(),
+            journal_bytes,
+            segments: index.extents.len() as u32,
+            first_timestamp_ms: first.or_else(|| index.runs.front().map(|run| run.first_timestamp_ms)),
+            max_timestamp_ms: extents_max.max(runs_max),
+        }
     }
 
     /// Whether the topic was deleted under whoever still holds this.
@@ -216,8 +281,8 @@ impl Partition {
     /// Makes a committed run visible and wakes the waiting. Committer and recovery only.
     pub(crate) fn publish(&self, run: Run) {
         {
-            let mut runs = self.runs.write();
-            let expected = runs.last().map_or(Offset::ZERO, |last| last.end);
+            let mut index = self.index.write();
+            let expected = index.end();
             assert!(
                 run.base == expected && run.end > run.base,
                 "{}: a run of offsets {}..{} cannot follow log end offset {expected}",
@@ -225,23 +290,110 @@ impl Partition {
                 run.base,
                 run.end,
             );
-            runs.push(run);
+            index.runs.push_back(run);
         }
-        self.bytes.fetch_add(u64::from(run.at.len), Ordering::Relaxed);
-        self.max_timestamp_ms.fetch_max(run.max_timestamp_ms, Ordering::Relaxed);
         // Recovery publishes what was assigned before.
         self.assigned.fetch_max(run.end.0, Ordering::Relaxed);
         self.end.send_replace(run.end);
+    }
+
+    /// What the start finds in the registry: where the log starts, and the extents that are kept. A log
+    /// that lost all its records ends where it starts.
+    pub(crate) fn restore(&self, start: Offset, mut extents: Vec<Extent>) -> Result<(), String> {
+        extents.sort_unstable_by_key(|extent| extent.base);
+        let mut index = self.index.write();
+        index.start = start;
+        index.extents = extents;
+        index.trim();
+        if let Some(hole) = index.extents.windows(2).find(|pair| pair[0].end != pair[1].base) {
+            return Err(format!("{}: offsets {} to {} are in no segment", self.name, hole[0].end, hole[1].base));
+        }
+        let end = index.end();
+        drop(index);
+        self.assigned.store(end.0, Ordering::Relaxed);
+        self.end.send_replace(end);
+        Ok(())
+    }
+
+    /// The runs that stand in the journal before sequence number `to`, in order.
+    pub(crate) fn runs_before(&self, to: u64) -> Vec<Run> {
+        self.index.read().runs.iter().take_while(|run| run.at.seq < to).copied().collect()
+    }
+
+    /// The extents, in order.
+    pub(crate) fn extents(&self) -> Vec<Extent> {
+        self.index.read().extents.clone()
+    }
+
+    /// The runs before sequence number `to` are in these extents now. Committer only.
+    pub(crate) fn sealed(&self, extents: &[Extent], to: u64) {
+        let mut index = self.index.write();
+        while index.runs.front().is_some_and(|run| run.at.seq < to) {
+            index.runs.pop_front();
+        }
+        index.extents.extend_from_slice(extents);
+        index.trim();
+        index.assert_in_order(&self.name);
+    }
+
+    /// These extents take the place of those with the same offsets. Committer only.
+    pub(crate) fn replace(&self, extents: &[Extent]) {
+        let mut index = self.index.write();
+        for new in extents {
+            index.extents.retain(|old| old.base < new.base || old.end > new.end);
+        }
+        index.extents.extend_from_slice(extents);
+        index.extents.sort_unstable_by_key(|extent| extent.base);
+        index.trim();
+        index.assert_in_order(&self.name);
+    }
+
+    /// Records below `start` are no longer kept. Committer only.
+    pub(crate) fn set_start(&self, start: Offset) {
+        let mut index = self.index.write();
+        index.start = index.start.max(start);
+        index.trim();
+    }
+
+    /// The offset from which records are kept where those last written before `time_ms` go, and of the
+    /// rest no more than `bytes_max` and one extent.
+    pub(crate) fn retained_from(&self, time_ms: Option<i64>, bytes_max: Option<u64>) -> Offset {
+        let index = self.index.read();
+        let mut start = index.start;
+        let pieces = index.extents.iter().map(|extent| (extent.end, extent.max_timestamp_ms, extent.bytes));
+        let runs = index.runs.iter().map(|run| (run.end, run.max_timestamp_ms, u64::from(run.at.len)));
+        let mut bytes: u64 = pieces.clone().chain(runs.clone()).map(|(_, _, bytes)| bytes).sum();
+        for (end, max_timestamp_ms, piece_bytes) in pieces.chain(runs) {
+            let too_old = time_ms.is_some_and(|time_ms| max_timestamp_ms < time_ms);
+            let too_much = bytes_max.is_some_and(|max| bytes - piece_bytes >= max);
+            if !too_old && !too_much {
+                break;
+            }
+            bytes -= piece_bytes;
+            start = end;
+        }
+        start
     }
 
     /// Reads whole batches from the one that holds the range's first offset: at least one where
     /// there is one, and no more than `bytes_max` beyond that. Blocks on the disk for what memory does not hold.
     ///
     /// # Errors
-    /// [`BrokerError::OffsetOutOfRange`], or [`BrokerError::Storage`] where the disk fails.
+    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::Damaged`], or [`BrokerError::Storage`] where the
+    /// disk fails.
     pub fn read(&self, store: &Store, range: ReadRange) -> Result<Slice, BrokerError> {
-        self.read_with(range, |at| store.read(at).map(Some))
-            .map(|slice| slice.expect("a blocking read finds every run"))
+        loop {
+            let read = self.read_with(range, |piece, from, room| match piece {
+                Piece::Run(run) => self.read_run(store, &run, from).map(Some),
+                Piece::Extent(extent) => self.read_extent(store, &extent, from, room).map(Some),
+            });
+            match read {
+                // Sealed or merged meanwhile: it is looked up anew.
+                Err(ReadError::Moved) => {}
+                Err(ReadError::Broker(error)) => return Err(error),
+                Ok(slice) => return Ok(slice.expect("a blocking read finds every piece")),
+            }
+        }
     }
 
     /// As [`Partition::read`], from memory alone: `None` where the disk would be needed.
@@ -249,81 +401,199 @@ impl Partition {
     /// # Errors
     /// [`BrokerError::OffsetOutOfRange`].
     pub fn read_in_memory(&self, store: &Store, range: ReadRange) -> Result<Option<Slice>, BrokerError> {
-        self.read_with(range, |at| Ok(store.read_in_memory(at)))
+        let read = self.read_with(range, |piece, _, _| {
+            let Piece::Run(run) = piece else { return Ok(None) };
+            Ok(store.read_in_memory(run.at).map(|bytes| (bytes, run.end)))
+        });
+        read.map_err(|error| match error {
+            ReadError::Broker(error) => error,
+            ReadError::Moved => unreachable!("what is in memory does not move"),
+        })
     }
 
+    /// `fetch` gives batches of a piece, from the one that holds an offset on, and the offset up to which
+    /// that is all there is.
     fn read_with(
         &self,
         ReadRange { from: offset, until, bytes_max, one_at_least }: ReadRange,
-        fetch: impl Fn(Location) -> Result<Option<Bytes>, StoreError>,
-    ) -> Result<Option<Slice>, BrokerError> {
+        fetch: impl Fn(Piece, Offset, usize) -> Result<Option<(Bytes, Offset)>, ReadError>,
+    ) -> Result<Option<Slice>, ReadError> {
         let (start, end) = (self.start(), self.end());
         if offset < start || offset > end {
-            return Err(self.out_of_range(offset));
+            return Err(self.out_of_range(offset).into());
         }
         let mut slice = Slice { runs: Vec::new(), next: offset, start, end };
         let until = until.unwrap_or(end).min(end);
         let mut room = bytes_max;
-        for run in self.runs_from(offset, until, bytes_max) {
-            let Some(bytes) = fetch(run.at)? else {
-                // What memory gave so far is an answer too.
-                return Ok((!slice.runs.is_empty()).then_some(slice));
+        'pieces: for piece in self.pieces_from(offset, until, bytes_max) {
+            let piece_end = match piece {
+                Piece::Extent(extent) => extent.end,
+                Piece::Run(run) => run.end,
             };
-            assert_eq!(base_offset(&bytes), run.base.get(), "{}: a run is not where the index says", self.name);
-            let taken = take_batches(&bytes, slice.next..until, room, one_at_least && slice.runs.is_empty())
-                .map_err(|source| self.corrupt(source))?;
-            let Some(taken) = taken else { break };
-            room = room.saturating_sub(taken.bytes.len());
-            slice.next = taken.next;
-            slice.runs.push(taken.bytes);
-            if slice.next < run.end {
-                break;
+            while slice.next < piece_end {
+                let fetched = match fetch(piece, slice.next, room) {
+                    Ok(Some(fetched)) => fetched,
+                    // What there is so far is an answer too.
+                    Ok(None) | Err(_) if !slice.runs.is_empty() => break 'pieces,
+                    Ok(None) => return Ok(None),
+                    Err(error) => return Err(error),
+                };
+                let (bytes, fetched_to) = fetched;
+                let taken = take_batches(&bytes, slice.next..until, room, one_at_least && slice.runs.is_empty())
+                    .map_err(|source| self.corrupt(source))?;
+                match taken {
+                    Took::Batches(batches) => {
+                        room = room.saturating_sub(batches.bytes.len());
+                        slice.next = batches.next;
+                        if batches.all {
+                            slice.next = slice.next.max(fetched_to.min(until));
+                        }
+                        slice.runs.push(batches.bytes);
+                        if !batches.all {
+                            break 'pieces;
+                        }
+                    }
+                    Took::NoRoom => break 'pieces,
+                    // Compaction left nothing there.
+                    Took::Nothing => slice.next = fetched_to.min(until).max(slice.next),
+                }
+                if slice.next >= until {
+                    break 'pieces;
+                }
             }
         }
         Ok(Some(slice))
     }
 
-    /// The runs that a read of `bytes_max` from `offset` may touch.
-    fn runs_from(&self, offset: Offset, end: Offset, bytes_max: usize) -> Vec<Run> {
-        let runs = self.runs.read();
-        let first = runs.partition_point(|run| run.end <= offset);
-        let mut bytes = 0usize;
-        runs[first..]
-            .iter()
-            .take_while(|run| {
-                // One run more than fits: the first may be cut at its front.
-                let wanted = bytes <= bytes_max;
-                bytes = bytes.saturating_add(run.at.len as usize);
-                wanted && run.base < end
-            })
-            .copied()
-            .collect()
+    /// What a read of `bytes_max` from `offset` may touch.
+    fn pieces_from(&self, offset: Offset, end: Offset, bytes_max: usize) -> Vec<Piece> {
+        let index = self.index.read();
+        let mut bytes = 0u64;
+        let mut wanted = |base: Offset, len: u64| {
+            // One piece more than fits: the first may be cut at its front.
+            let wanted = bytes <= bytes_max as u64 && base < end;
+            bytes = bytes.saturating_add(len);
+            wanted
+        };
+        let mut pieces = Vec::new();
+        let first = index.extents.partition_point(|extent| extent.end <= offset);
+        for extent in &index.extents[first..] {
+            if !wanted(extent.base, extent.bytes) {
+                return pieces;
+            }
+            pieces.push(Piece::Extent(*extent));
+        }
+        let first = index.runs.partition_point(|run| run.end <= offset);
+        for run in index.runs.range(first..) {
+            if !wanted(run.base, u64::from(run.at.len)) {
+                return pieces;
+            }
+            pieces.push(Piece::Run(*run));
+        }
+        pieces
+    }
+
+    fn read_run(&self, store: &Store, run: &Run, from: Offset) -> Result<(Bytes, Offset), ReadError> {
+        if let Some(bytes) = store.read_in_memory(run.at) {
+            return Ok((bytes, run.end));
+        }
+        let bytes = store.read(run.at)?;
+        self.sound(sound_part(&bytes, run.base..run.end, from, false))
+    }
+
+    fn read_extent(
+        &self,
+        store: &Store,
+        extent: &Extent,
+        from: Offset,
+        room: usize,
+    ) -> Result<(Bytes, Offset), ReadError> {
+        self.sound(store.registry().segment_of(extent)?.read(extent, from, room)?)
+    }
+
+    fn sound(&self, read: Result<Sealed, BlockFault>) -> Result<(Bytes, Offset), ReadError> {
+        read.map(|Sealed { bytes, end }| (bytes, end)).map_err(|fault| self.damaged(fault).into())
     }
 
     /// The offset of the first record whose timestamp is `timestamp_ms` or later; the log end
     /// offset where there is none. Blocks on the disk.
     ///
     /// # Errors
-    /// [`BrokerError::Storage`], or [`BrokerError::Batch`] for a batch that does not parse.
+    /// [`BrokerError::Storage`], [`BrokerError::Damaged`], or [`BrokerError::Batch`] for a batch that does
+    /// not parse.
     pub fn offset_at(&self, store: &Store, timestamp_ms: i64, limits: &Limits) -> Result<Offset, BrokerError> {
-        let end = self.end();
-        let candidates: Vec<Run> = {
-            let runs = self.runs.read();
-            runs.iter().filter(|run| run.max_timestamp_ms >= timestamp_ms).copied().collect()
+        loop {
+            match self.try_offset_at(store, timestamp_ms, limits) {
+                Err(ReadError::Moved) => {}
+                Err(ReadError::Broker(error)) => return Err(error),
+                Ok(offset) => return Ok(offset),
+            }
+        }
+    }
+
+    fn try_offset_at(&self, store: &Store, timestamp_ms: i64, limits: &Limits) -> Result<Offset, ReadError> {
+        let (start, end) = (self.start(), self.end());
+        let candidates: Vec<Piece> = {
+            let index = self.index.read();
+            let extents = index.extents.iter().filter(|extent| extent.max_timestamp_ms >= timestamp_ms);
+            let runs = index.runs.iter().filter(|run| run.max_timestamp_ms >= timestamp_ms);
+            extents.map(|extent| Piece::Extent(*extent)).chain(runs.map(|run| Piece::Run(*run))).collect()
         };
-        for run in candidates {
-            for batch in split_batches(store.read(run.at)?) {
-                let batch = batch.map_err(|source| self.corrupt(source))?;
-                if batch.max_timestamp_ms() < timestamp_ms {
-                    continue;
+        for piece in candidates {
+            let found = match piece {
+                Piece::Run(run) => {
+                    let (bytes, _) = self.read_run(store, &run, run.base)?;
+                    self.first_at(bytes, start, timestamp_ms, limits)?
                 }
-                let found = first_at(&batch, timestamp_ms, limits).map_err(|source| self.corrupt(source))?;
-                if let Some(offset) = found.and_then(Offset::new) {
-                    return Ok(offset.min(end));
+                Piece::Extent(extent) => {
+                    let mut found = None;
+                    let segment = store.registry().segment_of(&extent)?;
+                    for base in segment.blocks_at(&extent, timestamp_ms) {
+                        let (bytes, _) = self.read_extent(store, &extent, base, 0)?;
+                        found = self.first_at(bytes, start, timestamp_ms, limits)?;
+                        if found.is_some() {
+                            break;
+                        }
+                    }
+                    found
                 }
+            };
+            if let Some(offset) = found {
+                return Ok(offset.min(end));
             }
         }
         Ok(end)
+    }
+
+    fn first_at(
+        &self,
+        batches: Bytes,
+        start: Offset,
+        timestamp_ms: i64,
+        limits: &Limits,
+    ) -> Result<Option<Offset>, ReadError> {
+        for batch in split_batches(batches) {
+            let batch = batch.map_err(|source| self.corrupt(source))?;
+            if batch.max_timestamp_ms() < timestamp_ms || batch.next_offset() <= start.get() {
+                continue;
+            }
+            let found = first_at(&batch, start, timestamp_ms, limits).map_err(|source| self.corrupt(source))?;
+            if let Some(offset) = found.and_then(Offset::new) {
+                return Ok(Some(offset));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The error for records that the disk did not give back.
+    pub(crate) fn damaged(&self, fault: BlockFault) -> BrokerError {
+        BrokerError::Damaged {
+            topic: self.name.topic.clone(),
+            partition: self.name.partition,
+            first: fault.base,
+            last: Offset(fault.end.0 - 1),
+            reason: fault.reason,
+        }
     }
 
     /// The error for an offset that is not kept.
@@ -345,56 +615,92 @@ impl Partition {
     }
 }
 
+/// Why a read did not give what was asked.
+enum ReadError {
+    /// It stands elsewhere by now.
+    Moved,
+    Broker(BrokerError),
+}
+
+impl From<StoreError> for ReadError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Moved => Self::Moved,
+            other => Self::Broker(other.into()),
+        }
+    }
+}
+
+impl From<BrokerError> for ReadError {
+    fn from(error: BrokerError) -> Self {
+        Self::Broker(error)
+    }
+}
+
 fn first_at(
     batch: &RecordBatch,
+    start: Offset,
     timestamp_ms: i64,
     limits: &Limits,
 ) -> Result<Option<i64>, millstream_record::BatchError> {
     for record in batch.records(limits)?.iter() {
         let record = record?;
-        if record.timestamp_ms >= timestamp_ms {
+        if record.timestamp_ms >= timestamp_ms && record.offset >= start.get() {
             return Ok(Some(record.offset));
         }
     }
     Ok(None)
 }
 
-fn base_offset(run: &[u8]) -> i64 {
-    run.first_chunk::<8>().map_or(-1, |bytes| i64::from_be_bytes(*bytes))
+enum Took {
+    Batches(Batches),
+    /// There is a wanted batch, but no room for it.
+    NoRoom,
+    /// There is no wanted batch.
+    Nothing,
 }
 
-struct Taken {
+struct Batches {
     bytes: Bytes,
+    /// The offset after the last batch.
     next: Offset,
+    /// No wanted batch follows.
+    all: bool,
 }
 
-/// Cuts from a run the batches that hold `wanted`, up to `room` bytes; one at least where
+/// Cuts from batches back to back those that hold `wanted`, up to `room` bytes; one at least where
 /// `at_least_one`.
 fn take_batches(
-    run: &Bytes,
+    batches: &Bytes,
     wanted: Range<Offset>,
     room: usize,
     at_least_one: bool,
-) -> Result<Option<Taken>, millstream_record::BatchError> {
+) -> Result<Took, millstream_record::BatchError> {
     let mut begin = None;
     let mut at = 0;
     let mut next = wanted.start;
-    while at + BATCH_HEADER_BYTES <= run.len() {
-        let header = BatchHeader::parse(&run[at..])?;
+    let mut all = true;
+    while at + BATCH_HEADER_BYTES <= batches.len() {
+        let header = BatchHeader::parse(&batches[at..])?;
         if header.base_offset >= wanted.end.get() {
             break;
         }
         let batch_end = at + header.batch_bytes;
-        let next_offset = header.base_offset + i64::from(header.last_offset_delta) + 1;
+        let next_offset = header.next_offset();
         if next_offset > wanted.start.get() {
             let begin = *begin.get_or_insert(at);
             let first = at == begin && at_least_one;
             if batch_end - begin > room && !first {
+                all = false;
                 break;
             }
             next = Offset(next_offset);
         }
         at = batch_end;
     }
-    Ok(begin.filter(|&begin| at > begin).map(|begin| Taken { bytes: run.slice(begin..at), next }))
+    Ok(match begin {
+        None => Took::Nothing,
+        Some(begin) if at > begin => Took::Batches(Batches { bytes: batches.slice(begin..at), next, all }),
+        Some(_) => Took::NoRoom,
+    })
 }

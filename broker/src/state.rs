@@ -1,14 +1,20 @@
-//! The accumulators of aggregate stages, in memory: what the journal's state changes add up to.
+//! The accumulators of aggregate stages.
 //!
 //! A store is one stage's state, `pipeline/stage`; it is divided by the partition of the task that
-//! owns it. Only committed changes are here.
+//! owns it. Only committed changes are here. What the journal holds is in memory, in two layers: the
+//! `young` one takes what commits bring; when the sealer begins, it becomes the `old` one and stays
+//! until the tables have all of it. A look-up asks young, old, and then the tables.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use hashbrown::HashMap;
-use millstream_record::Column;
+use millstream_record::{Column, ColumnReader};
 use parking_lot::RwLock;
+
+use crate::store::{Count, StoreError, Tables};
 
 /// Changes that one step makes to one partition of a store.
 #[derive(Clone, Debug)]
@@ -17,45 +23,174 @@ pub struct StateChange {
     pub store: Arc<str>,
     /// The task's partition.
     pub partition: u32,
-    /// Keys, one a change; none is null.
+    /// Keys, one a change; none is null and none is there twice.
     pub keys: Column,
     /// The new accumulators, as many as keys. Null removes the key.
     pub accumulators: Column,
+    /// Keys that had no accumulator before, less those that have none after.
+    pub added: i64,
 }
 
-/// Accumulators by key.
-type Entries = HashMap<Box<[u8]>, Box<[u8]>>;
+/// Accumulators by key; `None` for a key that was removed.
+type Entries = HashMap<Box<[u8]>, Option<Box<[u8]>>>;
+
+/// Changes of a part of the journal.
+#[derive(Debug, Default)]
+struct Layer {
+    entries: Entries,
+    /// The store was dropped before these changes: what is older is not to be seen.
+    hides_older: bool,
+}
 
 /// The accumulators of one partition of a store.
-#[derive(Debug, Default)]
 pub struct StatePartition {
-    entries: RwLock<Entries>,
+    store: Arc<str>,
+    number: u32,
+    tables: Arc<Tables>,
+    young: RwLock<Layer>,
+    old: RwLock<Option<Arc<Layer>>>,
+    keys: AtomicI64,
+    /// `keys` counts the journal's changes up to this sequence number, before the start.
+    counted_to: AtomicU64,
+}
+
+impl fmt::Debug for StatePartition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StatePartition({}, {})", self.store, self.number)
+    }
+}
+
+/// What a layer has of a key.
+enum Seen<'a> {
+    Here(Option<&'a [u8]>),
+    Older,
+}
+
+impl Layer {
+    fn get(&self, key: &[u8]) -> Seen<'_> {
+        match self.entries.get(key) {
+            Some(entry) => Seen::Here(entry.as_deref()),
+            None if self.hides_older => Seen::Here(None),
+            None => Seen::Older,
+        }
+    }
 }
 
 impl StatePartition {
-    /// Calls `found` with the accumulator of each key in turn, under one lock.
-    pub fn look_up<'k>(&self, keys: impl Iterator<Item = &'k [u8]>, mut found: impl FnMut(Option<&[u8]>)) {
-        let entries = self.entries.read();
-        for key in keys {
-            found(entries.get(key).map(AsRef::as_ref));
+    fn new(store: Arc<str>, number: u32, tables: Arc<Tables>) -> Self {
+        Self {
+            store,
+            number,
+            tables,
+            young: RwLock::default(),
+            old: RwLock::default(),
+            keys: AtomicI64::new(0),
+            counted_to: AtomicU64::new(0),
         }
     }
 
+    /// Calls `found` with the accumulator of each key in turn. Blocks on the disk for what memory does
+    /// not hold.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn look_up<'k>(
+        &self,
+        keys: impl Iterator<Item = &'k [u8]>,
+        mut found: impl FnMut(Option<&[u8]>),
+    ) -> Result<(), StoreError> {
+        let mut in_memory = Column::default();
+        let mut older: Vec<(usize, &'k [u8])> = Vec::new();
+        {
+            let young = self.young.read();
+            // After young: what moves from there to old meanwhile is then found here.
+            let old = self.old.read().clone();
+            for (index, key) in keys.enumerate() {
+                let mut seen = young.get(key);
+                if let (Seen::Older, Some(old)) = (&seen, &old) {
+                    seen = old.get(key);
+                }
+                match seen {
+                    Seen::Here(accumulator) => in_memory.push(accumulator),
+                    Seen::Older => {
+                        older.push((index, key));
+                        in_memory.push(None);
+                    }
+                }
+            }
+        }
+        let mut stored = Column::default();
+        let older_keys = older.iter().map(|(_, key)| *key);
+        if !older.is_empty() {
+            self.tables.state_look_up(&self.store, self.number, older_keys, |entry| stored.push(entry))?;
+        }
+        let count = in_memory.len();
+        let (in_memory, stored) = (ColumnReader::new(&in_memory), ColumnReader::new(&stored));
+        let mut next_older = older.iter().enumerate().map(|(at, (index, _))| (*index, at)).peekable();
+        for index in 0..count {
+            match next_older.next_if(|(of, _)| *of == index) {
+                Some((_, at)) => found(stored.get(at)),
+                None => found(in_memory.get(index)),
+            }
+        }
+        Ok(())
+    }
+
     /// The accumulator of one key.
-    pub fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.entries.read().get(key).map(|accumulator| accumulator.to_vec())
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut found = None;
+        self.look_up(std::iter::once(key), |entry| found = entry.map(<[u8]>::to_vec))?;
+        Ok(found)
     }
 
     /// Up to `max` keys that begin with `prefix`, in no particular order.
-    pub fn scan(&self, prefix: &[u8], max: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let entries = self.entries.read();
-        let matching = entries.iter().filter(|(key, _)| key.starts_with(prefix));
-        matching.take(max).map(|(key, accumulator)| (key.to_vec(), accumulator.to_vec())).collect()
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn scan(&self, prefix: &[u8], max: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+        let mut found = Vec::new();
+        let mut hides_tables = false;
+        {
+            let young = self.young.read();
+            let old = self.old.read().clone();
+            let layers: Vec<&Layer> = std::iter::once(&*young).chain(old.as_deref()).collect();
+            for (depth, layer) in layers.iter().enumerate() {
+                for (key, entry) in layer.entries.iter().filter(|(key, _)| key.starts_with(prefix)) {
+                    if found.len() == max {
+                        return Ok(found);
+                    }
+                    let hidden = layers[..depth].iter().any(|newer| matches!(newer.get(key), Seen::Here(_)));
+                    if let (false, Some(accumulator)) = (hidden, entry) {
+                        found.push((key.to_vec(), accumulator.to_vec()));
+                    }
+                }
+                hides_tables |= layer.hides_older;
+            }
+        }
+        if found.len() == max || hides_tables {
+            return Ok(found);
+        }
+        // Without the locks: commits go on meanwhile.
+        self.tables.state_scan(&self.store, self.number, prefix, |key, accumulator| {
+            if !self.is_in_memory(key) {
+                found.push((key.to_vec(), accumulator.to_vec()));
+            }
+            found.len() < max
+        })?;
+        Ok(found)
+    }
+
+    fn is_in_memory(&self, key: &[u8]) -> bool {
+        let here = |layer: &Layer| matches!(layer.get(key), Seen::Here(_));
+        here(&self.young.read()) || self.old.read().as_deref().is_some_and(here)
     }
 
     /// How many keys it has.
     pub fn len(&self) -> usize {
-        self.entries.read().len()
+        usize::try_from(self.keys.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     /// Whether it has none.
@@ -63,24 +198,44 @@ impl StatePartition {
         self.len() == 0
     }
 
-    fn apply(&self, keys: &Column, accumulators: &Column) {
-        let mut entries = self.entries.write();
+    fn apply(&self, StateChange { keys, accumulators, added, .. }: &StateChange, seq: u64) {
+        if self.counts(seq) {
+            self.keys.fetch_add(*added, Ordering::Relaxed);
+        }
+        let entries = &mut self.young.write().entries;
         for (key, accumulator) in keys.iter().zip(accumulators.iter()) {
             let Some(key) = key else { continue };
-            match accumulator {
-                None => {
-                    entries.remove(key);
+            match (entries.get_mut(key), accumulator) {
+                // The usual accumulator keeps its size: no allocation.
+                (Some(Some(old)), Some(new)) if old.len() == new.len() => old.copy_from_slice(new),
+                (Some(entry), new) => *entry = new.map(Into::into),
+                (None, new) => {
+                    entries.insert(key.into(), new.map(Into::into));
                 }
-                Some(new) => match entries.get_mut(key) {
-                    // The usual accumulator keeps its size: no allocation.
-                    Some(old) if old.len() == new.len() => old.copy_from_slice(new),
-                    Some(old) => *old = new.into(),
-                    None => {
-                        entries.insert(key.into(), new.into());
-                    }
-                },
             }
         }
+    }
+
+    fn clear(&self, seq: u64) {
+        let mut young = self.young.write();
+        young.entries.clear();
+        young.hides_older = true;
+        if self.counts(seq) {
+            self.keys.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a change at this sequence number is not counted yet.
+    fn counts(&self, seq: u64) -> bool {
+        seq >= self.counted_to.load(Ordering::Relaxed)
+    }
+
+    /// The young layer becomes the old one.
+    fn freeze(&self) -> Arc<Layer> {
+        let mut young = self.young.write();
+        let frozen = Arc::new(std::mem::take(&mut *young));
+        *self.old.write() = Some(frozen.clone());
+        frozen
     }
 }
 
@@ -88,33 +243,109 @@ impl StatePartition {
 type Partitions = BTreeMap<u32, Arc<StatePartition>>;
 
 /// Every store's committed accumulators.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct StateIndex {
+    tables: Arc<Tables>,
     stores: RwLock<HashMap<Arc<str>, Partitions>>,
 }
 
+/// What one partition of a store changed in the part of the journal that is being sealed.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    partition: Arc<StatePartition>,
+    layer: Arc<Layer>,
+    /// Keys it had when it was frozen.
+    pub(crate) keys: i64,
+}
+
+impl Frozen {
+    pub(crate) fn store(&self) -> &str {
+        &self.partition.store
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.partition.number
+    }
+
+    /// Whether the store was dropped: its older keys are to be removed from the tables.
+    pub(crate) fn drops_older(&self) -> bool {
+        self.layer.hides_older
+    }
+
+    /// How many keys changed.
+    pub(crate) fn len(&self) -> usize {
+        self.layer.entries.len()
+    }
+
+    /// The changes, by key.
+    pub(crate) fn sorted(&self) -> Vec<(&[u8], Option<&[u8]>)> {
+        let mut rows: Vec<_> = self.layer.entries.iter().map(|(key, entry)| (&**key, entry.as_deref())).collect();
+        rows.sort_unstable_by_key(|(key, _)| *key);
+        rows
+    }
+
+    /// The tables have it all.
+    pub(crate) fn release(self) {
+        *self.partition.old.write() = None;
+    }
+}
+
 impl StateIndex {
+    pub(crate) fn new(tables: Arc<Tables>) -> Self {
+        Self { tables, stores: RwLock::default() }
+    }
+
     /// One partition of a store; made empty where it was not.
     pub fn partition(&self, store: &str, partition: u32) -> Arc<StatePartition> {
         if let Some(found) = self.stores.read().get(store).and_then(|parts| parts.get(&partition)) {
             return found.clone();
         }
         let mut stores = self.stores.write();
-        stores.entry(store.into()).or_default().entry(partition).or_default().clone()
+        let store: Arc<str> = store.into();
+        let new = || Arc::new(StatePartition::new(store.clone(), partition, self.tables.clone()));
+        stores.entry(store.clone()).or_default().entry(partition).or_insert_with(new).clone()
     }
 
-    /// The partitions that a store has, by number.
+    /// The partitions of a store that have keys, by number.
     pub fn partitions(&self, store: &str) -> Vec<(u32, Arc<StatePartition>)> {
         let stores = self.stores.read();
-        let partitions = stores.get(store).into_iter().flatten();
+        let partitions = stores.get(store).into_iter().flatten().filter(|(_, partition)| !partition.is_empty());
         partitions.map(|(number, partition)| (*number, partition.clone())).collect()
     }
 
-    pub(crate) fn apply(&self, change: &StateChange) {
-        self.partition(&change.store, change.partition).apply(&change.keys, &change.accumulators);
+    /// What the tables say of a partition: how many keys, counted up to which sequence number.
+    pub(crate) fn set_count(&self, store: &str, partition: u32, count: Count) {
+        let partition = self.partition(store, partition);
+        partition.keys.store(count.keys, Ordering::Relaxed);
+        partition.counted_to.store(count.counted_to, Ordering::Relaxed);
     }
 
-    pub(crate) fn drop_store(&self, store: &str) {
-        self.stores.write().remove(store);
+    /// Makes a change visible whose commit began at sequence number `seq`.
+    pub(crate) fn apply(&self, change: &StateChange, seq: u64) {
+        self.partition(&change.store, change.partition).apply(change, seq);
+    }
+
+    /// Empties a store, as [`StateIndex::apply`].
+    pub(crate) fn drop_store(&self, store: &str, seq: u64) {
+        let stores = self.stores.read();
+        stores.get(store).into_iter().flatten().for_each(|(_, partition)| partition.clear(seq));
+    }
+
+    /// Sets apart what changed since the last time, for the sealer. The commits' thread calls it,
+    /// between two commits.
+    pub(crate) fn freeze(&self) -> Vec<Frozen> {
+        let stores = self.stores.read();
+        let partitions = stores.values().flat_map(BTreeMap::values);
+        let changed = partitions.filter(|partition| {
+            let young = partition.young.read();
+            young.hides_older || !young.entries.is_empty()
+        });
+        changed
+            .map(|partition| Frozen {
+                keys: partition.keys.load(Ordering::Relaxed),
+                layer: partition.freeze(),
+                partition: partition.clone(),
+            })
+            .collect()
     }
 }

@@ -2,6 +2,7 @@
 //! server in this process. Start at `args.rs`; `commands/` has a file a command. No rule of the
 //! platform is decided here.
 
+mod amount;
 mod args;
 mod commands;
 mod exit;

@@ -8,7 +8,7 @@ use millstream_record::{BatchBuilder, Columns, ColumnsReader, Compression, Recor
 const BATCH_BYTES: usize = 256 << 10;
 
 /// A topic that a pipeline writes to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputTopic {
     /// Its name.
     pub name: TopicName,
@@ -16,35 +16,60 @@ pub struct OutputTopic {
     pub partitions: u32,
     /// The largest record batch that it takes.
     pub batch_bytes_max: usize,
+    /// Whether it keeps the last record of each key: each must have one.
+    pub compacted: bool,
 }
 
 /// A record that its output topic does not take.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error(
-    "an output record of {bytes} bytes is over the limit of topic {topic}, {batch_bytes_max} (batch_bytes_max): put out \
-     smaller records, or make the topic with a larger limit"
-)]
-pub struct OutputTooLarge {
-    /// The topic.
-    pub topic: TopicName,
-    /// The record's size.
-    pub bytes: usize,
-    /// The topic's limit.
-    pub batch_bytes_max: usize,
+pub enum OutputRefused {
+    /// It is too large.
+    #[error(
+        "an output record of {bytes} bytes is over the limit of topic {topic}, {batch_bytes_max} (batch_bytes_max): put \
+         out smaller records, or raise the topic's limit"
+    )]
+    TooLarge {
+        /// The topic.
+        topic: TopicName,
+        /// The record's size.
+        bytes: usize,
+        /// The topic's limit.
+        batch_bytes_max: usize,
+        /// The offset of the source record.
+        offset: i64,
+    },
+    /// It has no key, and the topic keeps the last record of each key.
+    #[error(
+        "an output record has no key, and topic {topic} is compacted by key: give each record a key, or set the \
+         topic's cleanup to \"delete\""
+    )]
+    NullKey {
+        /// The topic.
+        topic: TopicName,
+        /// The offset of the source record.
+        offset: i64,
+    },
+}
+
+impl OutputRefused {
     /// The offset of the source record.
-    pub offset: i64,
+    pub fn offset(&self) -> i64 {
+        match self {
+            Self::TooLarge { offset, .. } | Self::NullKey { offset, .. } => *offset,
+        }
+    }
 }
 
 /// Batches for `topic`: by Kafka's murmur2 of the key, and without a key by the source's partition,
 /// so that order is kept and the same input gives the same output.
 ///
 /// # Errors
-/// [`OutputTooLarge`].
+/// [`OutputRefused`].
 pub fn encode(
     columns: &Columns,
     topic: &OutputTopic,
     source_partition: u32,
-) -> Result<Vec<(TopicPartition, Vec<RecordBatch>)>, OutputTooLarge> {
+) -> Result<Vec<(TopicPartition, Vec<RecordBatch>)>, OutputRefused> {
     let mut partitions: Vec<Option<Partition>> = (0..topic.partitions).map(|_| None).collect();
     let cut = topic.batch_bytes_max.min(BATCH_BYTES);
     let expected = columns.bytes() + columns.len() * 12;
@@ -52,6 +77,9 @@ pub fn encode(
     let reader = ColumnsReader::new(columns);
     for index in 0..columns.len() {
         let row = reader.row(index);
+        if topic.compacted && row.key.is_none() {
+            return Err(OutputRefused::NullKey { topic: topic.name.clone(), offset: row.offset });
+        }
         let number = match row.key {
             _ if topic.partitions == 1 => 0,
             Some(key) => partition_for_key(key, topic.partitions),
@@ -69,7 +97,7 @@ pub fn encode(
             partition.batches.extend(partition.builder.finish());
             // The batch's header counts too.
             if partition.builder.encoded_bytes() + bytes > topic.batch_bytes_max {
-                return Err(OutputTooLarge {
+                return Err(OutputRefused::TooLarge {
                     topic: topic.name.clone(),
                     bytes,
                     batch_bytes_max: topic.batch_bytes_max,

@@ -1,11 +1,12 @@
 //! What users ask of the runtime: push modules, apply pipelines, pause, resume, delete, look at state.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use millstream_broker::group::{Group, GroupKind, PipelineState};
 use millstream_broker::store::{CatalogChange, Commit, OffsetChange};
-use millstream_broker::topic::{Topic, TopicSettings};
+use millstream_broker::topic::{Topic, TopicSettings, TopicUse};
 use millstream_broker::{Broker, BrokerError, GroupId, TopicName};
 use millstream_record::Column;
 use parking_lot::{Mutex, RwLock};
@@ -57,6 +58,8 @@ struct Inner {
     pipelines: RwLock<BTreeMap<String, Arc<Pipeline>>>,
     /// Held while pipelines or modules change.
     changing: tokio::sync::Mutex<()>,
+    /// Set under `changing`: no task begins any more.
+    stopped: AtomicBool,
 }
 
 /// What a user wants a pipeline to do, or what became of it.
@@ -128,6 +131,41 @@ pub struct Applied {
     pub pipeline: Option<Arc<Pipeline>>,
 }
 
+impl Ready {
+    fn sources(&self) -> impl Iterator<Item = &Arc<Topic>> {
+        self.segments.iter().flat_map(|(_, sources)| sources)
+    }
+
+    /// Every topic that is written to.
+    fn outputs(&self) -> impl Iterator<Item = &OutputTopic> {
+        let of_segments =
+            self.segments.iter().flat_map(|(segment, _)| segment.sinks.iter().chain(&segment.dead_letters));
+        of_segments.chain(self.stages.iter().filter_map(|stage| stage.settings().to.as_ref()))
+    }
+
+    /// Every topic that is read or written, and how.
+    fn uses(&self) -> BTreeMap<TopicName, TopicUse> {
+        let mut uses: BTreeMap<TopicName, TopicUse> =
+            self.outputs().map(|topic| (topic.name.clone(), TopicUse::default())).collect();
+        for (segment, sources) in &self.segments {
+            let aggregate = segment.stages.iter().find(|stage| stage.kind() == StageKind::Aggregate);
+            for topic in sources {
+                let of = uses.entry(topic.name().clone()).or_default();
+                of.aggregate = of.aggregate.take().or_else(|| aggregate.map(|stage| stage.name().to_string()));
+            }
+        }
+        uses
+    }
+}
+
+/// Looks after the pipelines whenever a topic was altered, as long as there are both.
+async fn follow_topics(runtime: Weak<Inner>, mut altered: watch::Receiver<u64>) {
+    while altered.changed().await.is_ok() {
+        let Some(inner) = runtime.upgrade() else { return };
+        Runtime(inner).follow_alterations().await;
+    }
+}
+
 impl Pipeline {
     /// Its name.
     pub fn name(&self) -> &str {
@@ -174,7 +212,21 @@ impl Pipeline {
     }
 
     fn sources(&self) -> impl Iterator<Item = &Arc<Topic>> {
-        self.ready.iter().flat_map(|ready| &ready.segments).flat_map(|(_, sources)| sources)
+        self.ready.iter().flat_map(Ready::sources)
+    }
+
+    /// The topics that it uses, and how; by its file where it could not be loaded.
+    fn uses(&self) -> BTreeMap<TopicName, TopicUse> {
+        if let Some(ready) = &self.ready {
+            return ready.uses();
+        }
+        let spec = self.spec();
+        let aggregate = spec.stages.iter().find(|stage| stage.kind.value == StageKind::Aggregate);
+        let aggregate = aggregate.map(|stage| stage.name.value.clone());
+        let outputs = spec.outputs().into_iter().map(str::to_owned).chain(spec.dead_letter_topic());
+        let outputs = outputs.map(|topic| (topic, TopicUse::default()));
+        let sources = spec.from.iter().map(|topic| (topic.value.clone(), TopicUse { aggregate: aggregate.clone() }));
+        outputs.chain(sources).filter_map(|(topic, of)| Some((TopicName::new(&topic).ok()?, of))).collect()
     }
 }
 
@@ -198,10 +250,13 @@ impl Runtime {
             metrics: RuntimeMetrics::register(registry),
             pipelines: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
+            stopped: AtomicBool::new(false),
             broker,
             engine,
         }));
+        let altered = runtime.0.broker.watch_altered();
         runtime.load_pipelines()?;
+        tokio::spawn(follow_topics(Arc::downgrade(&runtime.0), altered));
         Ok(runtime)
     }
 
@@ -306,7 +361,19 @@ impl Runtime {
         let group = self.group_for(&checked.spec)?;
         self.make_topics(&checked).await?;
         // Whatever can fail comes before the old version ends.
-        let ready = self.ready(&checked, &modules)?;
+        let ready = {
+            // What it is built on is reserved before it can change.
+            let _held = self.0.broker.hold_topics().await;
+            let ready = self.ready(&checked, &modules)?;
+            let mut uses = ready.uses();
+            // The old version runs until the new one is stored.
+            for (topic, old) in before.iter().flat_map(|before| before.uses()) {
+                let of = uses.entry(topic).or_default();
+                of.aggregate = of.aggregate.take().or(old.aggregate);
+            }
+            self.0.broker.set_topics_in_use(&name, uses);
+            ready
+        };
         if let Some(before) = &before {
             before.halt().await;
         }
@@ -373,7 +440,7 @@ impl Runtime {
         self.0.broker.commit(commit).await?.await?;
         self.0.broker.groups().remove(pipeline.group.id());
         self.0.pipelines.write().remove(name);
-        self.0.broker.set_topics_in_use(name, BTreeSet::new());
+        self.0.broker.set_topics_in_use(name, BTreeMap::new());
         for stage in pipeline.stages() {
             self.0.metrics.forget(name, stage.name());
         }
@@ -390,6 +457,7 @@ impl Runtime {
     /// Ends every task at a commit, to stop the server. What runs now runs again at the next start.
     pub async fn stop(&self) {
         let _changing = self.0.changing.lock().await;
+        self.0.stopped.store(true, Ordering::Release);
         for pipeline in self.pipelines() {
             pipeline.halt().await;
         }
@@ -563,6 +631,7 @@ impl Runtime {
             name: name.clone(),
             partitions: topic.partition_count(),
             batch_bytes_max: topic.meta().settings.batch_bytes_max(),
+            compacted: topic.meta().settings.cleanup.compacts(),
         })
     }
 
@@ -595,13 +664,47 @@ impl Runtime {
     }
 
     fn reserve_topics(&self, pipeline: &Pipeline) {
-        let mut topics: BTreeSet<TopicName> = pipeline.sources().map(|topic| topic.name().clone()).collect();
-        for (segment, _) in pipeline.ready.iter().flat_map(|ready| &ready.segments) {
-            let of_stages = segment.stages.iter().filter_map(|stage| stage.settings().to.as_ref());
-            let all = segment.sinks.iter().chain(&segment.dead_letters).chain(of_stages);
-            topics.extend(all.map(|topic| topic.name.clone()));
+        self.0.broker.set_topics_in_use(pipeline.name(), pipeline.uses());
+    }
+
+    /// Starts pipelines anew whose topics were altered, at a commit: new partitions of a source get their
+    /// tasks, and what is put out goes by the topics as they are now.
+    async fn follow_alterations(&self) {
+        let _changing = self.0.changing.lock().await;
+        if self.0.stopped.load(Ordering::Acquire) {
+            return;
         }
-        self.0.broker.set_topics_in_use(pipeline.name(), topics);
+        for before in self.pipelines() {
+            let Some(ready) = &before.ready else { continue };
+            if ready.outputs().all(|topic| self.output_topic(&topic.name).is_ok_and(|now| now == *topic))
+                && ready.sources().all(|topic| self.partition_count(topic) == Some(topic.partition_count()))
+            {
+                continue;
+            }
+            before.halt().await;
+            let mut stored = before.stored.lock().clone();
+            let (runtime, of) = (self.clone(), stored.clone());
+            let loaded = tokio::task::spawn_blocking(move || runtime.load_ready(&of)).await;
+            let ready = match loaded.unwrap_or_else(|error| Err(error.to_string())) {
+                Ok(ready) => Some(ready),
+                Err(reason) => {
+                    tracing::error!(pipeline = before.name(), reason, "a pipeline can't go on with its altered topics");
+                    stored.state = RunState::Stopped(reason);
+                    None
+                }
+            };
+            let (group, stored) = (before.group.clone(), Mutex::new(stored));
+            let pipeline = Arc::new(Pipeline { group, ready, stored, running: Mutex::default() });
+            self.0.pipelines.write().insert(before.name().to_owned(), pipeline.clone());
+            self.reserve_topics(&pipeline);
+            drop(before);
+            self.0.pool.retire_guests();
+            self.begin(&pipeline);
+        }
+    }
+
+    fn partition_count(&self, topic: &Topic) -> Option<u32> {
+        self.0.broker.topic(topic.name().as_str()).ok().map(|now| now.partition_count())
     }
 
     // ---- versions and tasks
@@ -813,6 +916,10 @@ impl World for Deployed<'_> {
         self.inner.broker.topic(topic).ok().map(|topic| topic.partition_count())
     }
 
+    fn keys_moved(&self, topic: &str) -> bool {
+        self.inner.broker.topic(topic).is_ok_and(|topic| topic.meta().keys_moved)
+    }
+
     fn state_partitions(&self, pipeline: &str, stage: &str) -> Option<u32> {
         let pipelines = self.inner.pipelines.read();
         let segments = &pipelines.get(pipeline)?.ready.as_ref()?.segments;
@@ -869,6 +976,10 @@ struct AsStored<'a> {
 impl World for AsStored<'_> {
     fn topic_partitions(&self, topic: &str) -> Option<u32> {
         self.inner.broker.topic(topic).ok().map(|topic| topic.partition_count())
+    }
+
+    fn keys_moved(&self, topic: &str) -> bool {
+        self.inner.broker.topic(topic).is_ok_and(|topic| topic.meta().keys_moved)
     }
 
     fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {

@@ -58,9 +58,12 @@ impl TaskState {
         &self.hasher
     }
 
-    /// What a step changed: seen by the next step at once, and by the commit.
-    pub fn change(&mut self, step: u64, groups: Groups, accumulators: Column) -> StateChange {
+    /// What a step changed: seen by the next step at once, and by the commit. `before` has the keys'
+    /// accumulators before the step.
+    pub fn change(&mut self, step: u64, groups: Groups, before: &Column, accumulators: Column) -> StateChange {
+        let present = |column: &Column| column.lengths.iter().filter(|length| **length >= 0).count() as i64;
         let change = StateChange {
+            added: present(&accumulators) - present(before),
             store: self.store.clone(),
             partition: self.partition,
             keys: groups.keys.clone(),
@@ -86,11 +89,11 @@ impl TaskState {
 }
 
 impl Accumulators for TaskState {
-    fn look_up(&self, groups: &Groups, found: &mut Column) {
+    fn look_up(&self, groups: &Groups, found: &mut Column) -> Result<(), String> {
         let all = 0..groups.len();
         if self.in_flight.is_empty() {
-            self.committed.look_up(all.map(|group| groups.key(group)), |entry| found.push(entry));
-            return;
+            let keys = all.map(|group| groups.key(group));
+            return self.committed.look_up(keys, |entry| found.push(entry)).map_err(|error| error.to_string());
         }
         // The newest change of a key wins; keys without one are looked up together.
         let newest = |group: usize| {
@@ -101,7 +104,8 @@ impl Accumulators for TaskState {
         let changed: Vec<Option<Option<&[u8]>>> = all.map(newest).collect();
         let missing = changed.iter().enumerate().filter(|(_, changed)| changed.is_none());
         let mut committed = Column::default();
-        self.committed.look_up(missing.map(|(group, _)| groups.key(group)), |entry| committed.push(entry));
+        let missing = missing.map(|(group, _)| groups.key(group));
+        self.committed.look_up(missing, |entry| committed.push(entry)).map_err(|error| error.to_string())?;
         let committed = ColumnReader::new(&committed);
         let mut next = 0;
         for changed in changed {
@@ -113,5 +117,6 @@ impl Accumulators for TaskState {
                 }
             }
         }
+        Ok(())
     }
 }

@@ -333,7 +333,7 @@ impl Run<'_> {
             (StageKind::Aggregate, Some(state)) => {
                 let hasher = state.hasher().clone();
                 let made = aggregate::run(guest, &input, state, &hasher)?;
-                ran.state.push(state.change(self.number, made.groups, made.accumulators));
+                ran.state.push(state.change(self.number, made.groups, &made.before, made.accumulators));
                 made.outcome
             }
             (StageKind::Aggregate, None) => unreachable!("every aggregate has a state"),
@@ -375,7 +375,7 @@ impl Run<'_> {
 
     fn write(&self, columns: &Columns, topic: &OutputTopic, ran: &mut Ran) -> Result<(), Stopped> {
         let encoded = encode(columns, topic, self.source.partition);
-        ran.outputs.extend(encoded.map_err(|error| self.stopped(None, error.offset, error.to_string()))?);
+        ran.outputs.extend(encoded.map_err(|error| self.stopped(None, error.offset(), error.to_string()))?);
         Ok(())
     }
 

@@ -5,11 +5,14 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use millstream_broker::state::StatePartition;
+use millstream_broker::clock::SystemClock;
+use millstream_broker::store::StoreOptions;
+use millstream_broker::{Broker, BrokerSettings};
 use millstream_record::{Columns, Limits, RecordBatch};
 use millstream_runtime::host::{CallLimits, Engine, EngineSettings, Guest, LogContext};
 use millstream_runtime::stage::{aggregate, filter, map};
 use millstream_runtime::state::TaskState;
+use prometheus_client::registry::Registry;
 
 use crate::Plan;
 use crate::report::{Report, Target, median};
@@ -63,12 +66,16 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) {
         add("map", &mut ours, &mut |input| drop(black_box(yardstick::map(&input))), None);
 
         let mut guest = self::guest(&engine, "bench-aggregate");
-        let mut state = TaskState::new("p/s".into(), 0, Arc::new(StatePartition::default()));
+        let data = tempfile::tempdir().unwrap();
+        let (settings, options) = (BrokerSettings::default(), StoreOptions::default());
+        let clock = Arc::new(SystemClock);
+        let broker = Broker::open(data.path(), settings, options, clock, &mut Registry::default()).unwrap();
+        let mut state = TaskState::new("p/s".into(), 0, broker.state().partition("p/s", 0));
         let mut step = 0;
         let mut ours = |input: Columns| {
             let hasher = state.hasher().clone();
             let made = aggregate::run(&mut guest, &input, &state, &hasher).unwrap();
-            drop(black_box(state.change(step, made.groups, made.accumulators)));
+            drop(black_box(state.change(step, made.groups, &made.before, made.accumulators)));
             // As when commits keep up: two steps are in flight.
             step += 1;
             state.committed_up_to(step.saturating_sub(3));
@@ -76,6 +83,7 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) {
         let mut sums = HashMap::new();
         let mut native = |input: Columns| drop(black_box(yardstick::aggregate(&input, &mut sums)));
         add("aggregate", &mut ours, &mut native, None);
+        broker.stop();
     }
 }
 

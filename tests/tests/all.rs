@@ -12,3 +12,4 @@ mod guests;
 mod invariants;
 mod model;
 mod readme;
+mod topics;

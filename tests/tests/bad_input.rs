@@ -20,7 +20,7 @@ use millstream_api::v1::topics_client::TopicsClient;
 use millstream_api::v1::{ErrorCode, Format, member_request, position, reset_group_request};
 use millstream_api::{ERROR_TRAILER, MESSAGE_BYTES_MAX, v1};
 use millstream_broker::clock::SystemClock;
-use millstream_broker::store::{FileBackend, StorageBackend, StoreError, StoreOptions};
+use millstream_broker::store::{StorageBackend, StoreError, StoreOptions};
 use millstream_broker::topic::TopicSettings;
 use millstream_broker::{Broker, BrokerError, BrokerSettings, TopicName};
 use millstream_client::{ClientError, ProducerRecord, ProducerSettings};
@@ -863,7 +863,7 @@ async fn a_data_directory_of_another_format_is_left_alone() {
     server.terminate();
     let format = data.path().join("FORMAT");
     let own = fs::read_to_string(&format).unwrap();
-    let newer = own.replace("format 1", "format 2");
+    let newer = own.replace("format 2", "format 3");
     assert_ne!(own, newer);
     for foreign in [newer.as_str(), "", "something else"] {
         fs::write(&format, foreign).unwrap();
@@ -891,7 +891,7 @@ fn a_folder_of_something_else_is_not_written_to() {
 /// A disk with room for so many more bytes: each write takes some, wherever it goes.
 #[derive(Debug)]
 struct FullDisk {
-    disk: FileBackend,
+    disk: Box<dyn StorageBackend>,
     room: Arc<AtomicU64>,
 }
 
@@ -931,7 +931,7 @@ async fn a_full_disk_loses_nothing_that_was_acknowledged() {
         let left = Arc::new(AtomicU64::new(u64::MAX));
         let of_disk = left.clone();
         let options = StoreOptions {
-            wrap: Some(Box::new(move |disk| Box::new(FullDisk { disk, room: of_disk }))),
+            wrap: Some(Arc::new(move |_, disk| Box::new(FullDisk { disk, room: of_disk.clone() }))),
             ..Default::default()
         };
         let (settings, clock) = (BrokerSettings::default(), Arc::new(SystemClock));

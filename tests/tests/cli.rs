@@ -118,9 +118,9 @@ fn topics_are_created_listed_described_and_deleted() {
         server.run(&["topic", "create", "flights", "--if-not-exists"]).ok(),
         "there was topic flights with 3 partitions\n"
     );
-    let limits = ["--retention-ms", "604800000", "--retention-bytes", "1048576", "--batch-bytes-max", "2048"];
+    let limits = ["--retention", "7d", "--retention-bytes", "1GiB", "--batch-bytes-max", "2KiB"];
     let created = json_of(&server, &[&["topic", "create", "clicks"][..], &limits].concat());
-    let settings = json!({ "retention_ms": 604_800_000, "retention_bytes": 1_048_576, "batch_bytes_max": 2048 });
+    let settings = settings_of(Some(604_800_000), Some(1 << 30), Some(2048));
     assert_eq!(
         (&created["name"], &created["partitions"], &created["settings"]),
         (&json!("clicks"), &json!(1), &settings)
@@ -129,7 +129,7 @@ fn topics_are_created_listed_described_and_deleted() {
     let list = server.run(&["topic", "list"]).ok();
     let rows: Vec<Vec<&str>> = list.lines().map(|line| line.split_whitespace().take(3).collect()).collect();
     assert_eq!(rows, [["TOPIC", "PARTITIONS", "RECORDS"], ["clicks", "1", "0"], ["flights", "3", "0"]]);
-    assert!(list.contains("7 d, 1.0 MiB"), "{list}");
+    assert!(list.contains("7 d, 1.0 GiB"), "{list}");
     let listed = json_of(&server, &["topic", "list"]);
     assert_eq!(listed[1]["name"], "flights");
     assert_eq!(listed[0]["internal"], false);
@@ -150,6 +150,40 @@ fn topics_are_created_listed_described_and_deleted() {
     // A topic of the same name is another one.
     server.run(&["topic", "create", "flights"]).ok();
     assert_eq!(server.run(&["consume", "flights", "--from", "earliest", "--until-end"]).ok(), "");
+}
+
+/// Of a topic whose old records retention deletes.
+fn settings_of(retention_ms: Option<u64>, retention_bytes: Option<u64>, batch_bytes_max: Option<u64>) -> Value {
+    json!({
+        "cleanup": "delete", "retention_ms": retention_ms, "retention_bytes": retention_bytes,
+        "delete_retention_ms": null, "batch_bytes_max": batch_bytes_max,
+    })
+}
+
+#[test]
+fn a_topic_is_altered_and_shown_as_it_is_then() {
+    let (server, _folder) = start();
+    server.run(&["topic", "create", "t", "--retention", "36h", "--retention-bytes", "1GiB"]).ok();
+    let altered = json_of(&server, &["topic", "alter", "t", "--partitions", "3", "--no-retention"]);
+    assert_eq!((&altered["partitions"], &altered["settings"]), (&json!(3), &settings_of(None, Some(1 << 30), None)));
+    let compacting = ["--cleanup", "compact", "--delete-retention", "1h", "--no-retention-bytes"];
+    let text = server.run(&[&["topic", "alter", "t"][..], &compacting].concat()).ok();
+    assert!(text.starts_with("altered topic t\n"), "{text}");
+    let described = server.run(&["topic", "describe", "t"]).ok();
+    for words in ["compact", "tombstones  1 h", "everything", "SEGMENTS", "EARLIEST RECORD"] {
+        assert!(described.contains(words), "{words}: {described}");
+    }
+    let described = json_of(&server, &["topic", "describe", "t"]);
+    assert_eq!(described["settings"]["cleanup"], "compact");
+    assert_eq!(described["settings"]["delete_retention_ms"], 3_600_000);
+    assert_eq!(described["partition_list"].as_array().unwrap().len(), 3);
+
+    fails(server.run(&["topic", "alter", "t"]), 2, &["nothing to alter"]);
+    fails(server.run(&["topic", "alter", "t", "--retention", "7"]), 2, &["--retention", "such as 7d"]);
+    fails(server.run(&["topic", "alter", "t", "--retention", "7d", "--no-retention"]), 2, &["cannot be used with"]);
+    fails(server.run(&["topic", "alter", "t", "--retention", "7d"]), 1, &["retention_ms: 604800000 is not allowed"]);
+    fails(server.run(&["topic", "alter", "t", "--partitions", "2"]), 1, &["partitions: 2 is not allowed"]);
+    fails(server.run(&["topic", "alter", "none", "--partitions", "2"]), 1, &["there is no topic \"none\""]);
 }
 
 // ---- produce

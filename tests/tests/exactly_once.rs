@@ -628,6 +628,7 @@ async fn a_task_of_an_old_generation_commits_nothing() {
                 partition: 0,
                 keys: column.clone(),
                 accumulators: column.clone(),
+                added: 1,
             }],
         }
     };

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use millstream_broker::group::{Group, GroupKind};
 use millstream_broker::partition::{Partition, ReadRange, Slice};
 use millstream_broker::state::StateChange;
 use millstream_broker::store::{
-    Append, Commit, Fence, FileBackend, OffsetChange, Receipt, StorageBackend, StoreError, StoreOptions,
+    Append, Commit, Fence, OffsetChange, Receipt, StorageBackend, StoreError, StoreOptions,
 };
 use millstream_broker::topic::{Topic, TopicSettings};
 use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
@@ -252,8 +252,10 @@ struct Driven {
     deleted: Option<Arc<Topic>>,
 }
 
+/// With a journal so small that sealing is always under way.
 fn open_with(data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
-    Broker::open(data, BrokerSettings::default(), options, Arc::new(SystemClock), &mut Registry::default())
+    let settings = BrokerSettings { journal_bytes_max: 40_000, ..BrokerSettings::default() };
+    Broker::open(data, settings, options, Arc::new(SystemClock), &mut Registry::default())
 }
 
 /// Opens it once whoever had it is through.
@@ -274,6 +276,16 @@ fn open(data: &Path) -> Broker {
 
 fn pipeline_group(broker: &Broker, pipeline: usize) -> Arc<Group> {
     broker.groups().get_or_create(&GroupId::new(PIPELINES[pipeline]).unwrap(), GroupKind::Pipeline).unwrap()
+}
+
+fn with_changes(mut accumulators: Accumulators, changes: &[(u8, Option<u8>)]) -> Accumulators {
+    for (key, accumulator) in changes {
+        match accumulator {
+            Some(new) => accumulators.insert(vec![*key], vec![*new]),
+            None => accumulators.remove(&vec![*key]),
+        };
+    }
+    accumulators
 }
 
 fn store_of(pipeline: usize) -> Arc<str> {
@@ -500,7 +512,16 @@ impl Driven {
                     column
                 };
                 let (keys, accumulators) = (column(&|entry| Some(entry.0)), column(&|entry| entry.1));
-                commit.state.push(StateChange { store: store_of(pipeline), partition: number, keys, accumulators });
+                let before = self.model.state.get(&(pipeline, number)).cloned().unwrap_or_default();
+                let after = with_changes(before.clone(), &step.state);
+                let added = after.len() as i64 - before.len() as i64;
+                commit.state.push(StateChange {
+                    store: store_of(pipeline),
+                    partition: number,
+                    keys,
+                    accumulators,
+                    added,
+                });
             }
             let receipt = self.broker.commit(commit).await.unwrap();
             let mut base = None;
@@ -551,7 +572,11 @@ impl Driven {
         }
         for pipeline in 0..PIPELINES.len() {
             let partitions = self.broker.state().partitions(&store_of(pipeline)).into_iter();
-            let found = partitions.map(|(number, state)| (number, state.scan(b"", usize::MAX).into_iter().collect()));
+            let found = partitions.map(|(number, state)| {
+                let entries: Accumulators = state.scan(b"", usize::MAX).unwrap().into_iter().collect();
+                assert_eq!(state.len(), entries.len(), "keys are counted, after {after}");
+                (number, entries)
+            });
             let found: BTreeMap<u32, Accumulators> =
                 found.filter(|(_, of): &(u32, Accumulators)| !of.is_empty()).collect();
             let expected = self.model.state.iter().filter(|((of, _), state)| *of == pipeline && !state.is_empty());
@@ -564,9 +589,9 @@ impl Driven {
         let name = partition.name();
         assert_eq!(partition.end(), offset(model.end()), "the log end offset of {name} after {after}");
         let bytes: usize = model.batches.iter().map(|(_, bytes)| bytes).sum();
-        assert_eq!(partition.bytes(), bytes as u64, "the bytes of {name} after {after}");
+        assert_eq!(partition.size().bytes, bytes as u64, "the bytes of {name} after {after}");
         let newest = model.records.iter().map(|(timestamp_ms, ..)| *timestamp_ms).max();
-        assert_eq!(partition.max_timestamp_ms(), newest, "the newest of {name} after {after}");
+        assert_eq!(partition.size().max_timestamp_ms, newest, "the newest of {name} after {after}");
         let mut from = Offset::ZERO;
         while from < partition.end() {
             let slice = self
@@ -696,7 +721,13 @@ fn number_commit(topic: &Topic, group: &Arc<Group>, number: usize) -> Commit {
             offset: offset(number + 1),
             expected: Some((number > 0).then(|| offset(number))),
         }],
-        state: vec![StateChange { store: "p/n".into(), partition: 0, keys: column.0, accumulators: column.1 }],
+        state: vec![StateChange {
+            store: "p/n".into(),
+            partition: 0,
+            keys: column.0,
+            accumulators: column.1,
+            added: i64::from(number == 0),
+        }],
         fence: Some(Fence { group: group.clone(), generation: group.generation() }),
         ..Commit::default()
     }
@@ -783,7 +814,8 @@ async fn check_numbers(broker: &Broker, progress: &mut Progress) {
     assert!(there <= progress.asked, "what nobody wrote: {there} are there, {progress:?}");
     let committed = broker.groups().get("g").ok().and_then(|group| group.committed(topic.id(), 0));
     assert_eq!(committed.unwrap_or_default(), offset(there), "the offset is of another commit: {progress:?}");
-    let accumulator = broker.state().partition("p/n", 0).get(b"n").map(|bytes| String::from_utf8(bytes).unwrap());
+    let accumulator =
+        broker.state().partition("p/n", 0).get(b"n").unwrap().map(|bytes| String::from_utf8(bytes).unwrap());
     assert_eq!(accumulator, there.checked_sub(1).map(|last| last.to_string()), "the state is of another commit");
     *progress = Progress { topic_acked: true, acked: there, asked: there, failed: false };
 }
@@ -805,7 +837,7 @@ enum Fault {
 /// A file of which one call fails, and all others work: a retry would seem to succeed.
 #[derive(Debug)]
 struct Failing {
-    file: FileBackend,
+    file: Box<dyn StorageBackend>,
     fault: Fault,
     calls: Arc<Mutex<Calls>>,
 }
@@ -870,8 +902,9 @@ async fn survives(fault: Fault) -> bool {
     let mut progress = Progress::default();
     let calls = Arc::new(Mutex::new(Calls::default()));
     let of_backend = calls.clone();
-    let wrap = move |file| Box::new(Failing { file, fault, calls: of_backend }) as Box<dyn StorageBackend>;
-    match open_with(data.path(), StoreOptions { wrap: Some(Box::new(wrap)), ..Default::default() }) {
+    let wrap =
+        move |_: &Path, file| Box::new(Failing { file, fault, calls: of_backend.clone() }) as Box<dyn StorageBackend>;
+    match open_with(data.path(), StoreOptions { wrap: Some(Arc::new(wrap)), ..Default::default() }) {
         Err(error) => assert!(error.to_string().contains("broken on purpose"), "{fault:?}: {error}"),
         Ok(broker) => {
             write_numbers(&broker, &mut progress, 12).await;
@@ -936,12 +969,17 @@ enum Change {
 /// A disk behind a cache: what was not synced when the power goes is lost in part, in no order.
 #[derive(Debug, Default)]
 struct Disk {
-    durable: Vec<u8>,
-    cached: Vec<u8>,
-    unsynced: Vec<Change>,
+    files: BTreeMap<PathBuf, DiskFile>,
     calls: u64,
     /// The call at which the power goes.
     off_at: u64,
+}
+
+#[derive(Debug, Default)]
+struct DiskFile {
+    durable: Vec<u8>,
+    cached: Vec<u8>,
+    unsynced: Vec<Change>,
 }
 
 impl Disk {
@@ -951,10 +989,21 @@ impl Disk {
     }
 
     /// What is on the disk when the power is back.
-    fn after_power_loss(mut self, seed: u64) -> Vec<u8> {
+    fn after_power_loss(&mut self, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
         // Now nearly all is lost, now hardly anything.
         let kept = random.random_range(0.0..=1.0);
+        for (path, file) in std::mem::take(&mut self.files) {
+            // Removed files stay removed: what they held was durable elsewhere before.
+            if path.exists() {
+                std::fs::write(&path, file.after_power_loss(kept, &mut random)).unwrap();
+            }
+        }
+    }
+}
+
+impl DiskFile {
+    fn after_power_loss(mut self, kept: f64, random: &mut StdRng) -> Vec<u8> {
         for change in std::mem::take(&mut self.unsynced) {
             match change {
                 Change::Write(at, data) if random.random_bool(0.2) => {
@@ -987,48 +1036,66 @@ fn apply(file: &mut Vec<u8>, change: &Change) {
     }
 }
 
+/// One file of the disk.
 #[derive(Clone, Debug)]
-struct Cached(Arc<Mutex<Disk>>);
+struct Cached {
+    disk: Arc<Mutex<Disk>>,
+    path: PathBuf,
+}
+
+impl Cached {
+    fn open(disk: Arc<Mutex<Disk>>, path: &Path, file: &dyn StorageBackend) -> Self {
+        let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
+        file.read(0, &mut bytes).unwrap();
+        // A file that is opened again is as it was left; one that was made anew begins empty.
+        let opened = || DiskFile { durable: bytes.clone(), cached: bytes.clone(), unsynced: Vec::new() };
+        disk.lock().files.entry(path.to_owned()).or_insert_with(opened);
+        Self { disk, path: path.to_owned() }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut DiskFile) -> T) -> T {
+        change(self.disk.lock().files.get_mut(&self.path).unwrap())
+    }
+}
 
 impl StorageBackend for Cached {
     fn len(&self) -> std::io::Result<u64> {
-        Ok(self.0.lock().cached.len() as u64)
+        Ok(self.with(|file| file.cached.len() as u64))
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        let disk = self.0.lock();
         let at = usize::try_from(offset).unwrap();
-        let Some(bytes) = disk.cached.get(at..at + out.len()) else {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        };
-        out.copy_from_slice(bytes);
-        Ok(())
+        self.with(|file| {
+            let bytes = file.cached.get(at..at + out.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+            out.copy_from_slice(bytes);
+            Ok(())
+        })
     }
 
     fn set_len(&self, len: u64) -> std::io::Result<()> {
-        let mut disk = self.0.lock();
-        disk.call()?;
-        let change = Change::SetLen(len);
-        apply(&mut disk.cached, &change);
-        disk.unsynced.push(change);
+        self.disk.lock().call()?;
+        self.with(|file| {
+            let change = Change::SetLen(len);
+            apply(&mut file.cached, &change);
+            file.unsynced.push(change);
+        });
         Ok(())
     }
 
     fn sync_data(&self) -> std::io::Result<()> {
-        let mut disk = self.0.lock();
-        disk.call()?;
-        let disk = &mut *disk;
-        disk.unsynced.drain(..).for_each(|change| apply(&mut disk.durable, &change));
+        self.disk.lock().call()?;
+        self.with(|file| file.unsynced.drain(..).for_each(|change| apply(&mut file.durable, &change)));
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        let mut disk = self.0.lock();
-        let change = Change::Write(offset, data.to_vec());
-        apply(&mut disk.cached, &change);
-        // The one that is under way when the power goes is as likely to be there as the others.
-        disk.unsynced.push(change);
-        disk.call()
+        self.with(|file| {
+            let change = Change::Write(offset, data.to_vec());
+            apply(&mut file.cached, &change);
+            // The one that is under way when the power goes is as likely to be there as the others.
+            file.unsynced.push(change);
+        });
+        self.disk.lock().call()
     }
 
     fn close(&self) -> std::io::Result<()> {
@@ -1042,20 +1109,14 @@ type PowerLoss = (u64, u64);
 /// One data directory through several power losses, some of them while it is opened.
 async fn survives_power_losses(losses: Vec<PowerLoss>) {
     let data = tempfile::tempdir().unwrap();
-    let file = data.path().join("millstream.redb");
     let mut progress = Progress::default();
     for (off_at, seed) in losses {
         let disk = Arc::new(Mutex::new(Disk { off_at, ..Disk::default() }));
-        let of_backend = disk.clone();
-        let wrap = move |file: FileBackend| {
-            let mut before = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
-            file.read(0, &mut before).unwrap();
-            let mut disk = of_backend.lock();
-            (disk.durable, disk.cached) = (before.clone(), before);
-            drop(disk);
-            Box::new(Cached(of_backend)) as Box<dyn StorageBackend>
+        let of_files = disk.clone();
+        let wrap = move |path: &Path, file: Box<dyn StorageBackend>| {
+            Box::new(Cached::open(of_files.clone(), path, &*file)) as Box<dyn StorageBackend>
         };
-        let options = StoreOptions { wrap: Some(Box::new(wrap)), tail_bytes_max: None };
+        let options = StoreOptions { wrap: Some(Arc::new(wrap)), tail_bytes_max: None };
         match open_with(data.path(), options) {
             Err(error) => assert!(error.to_string().contains("broken on purpose"), "{error}"),
             Ok(broker) => {
@@ -1064,8 +1125,7 @@ async fn survives_power_losses(losses: Vec<PowerLoss>) {
                 broker.stop();
             }
         }
-        let disk = std::mem::take(&mut *disk.lock());
-        std::fs::write(&file, disk.after_power_loss(seed)).unwrap();
+        disk.lock().after_power_loss(seed);
     }
     let broker = open(data.path());
     check_numbers(&broker, &mut progress).await;

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::BrokerError;
@@ -73,6 +73,8 @@ pub struct Group {
     assigned: Mutex<Offsets>,
     /// What is on disk.
     committed: RwLock<Offsets>,
+    /// What was committed since the journal was sealed, and is in no table.
+    unsealed: Mutex<HashSet<(TopicId, u32)>>,
     members: Mutex<Members>,
     pipeline: Mutex<Option<PipelineState>>,
 }
@@ -91,6 +93,7 @@ impl Group {
             generation: AtomicU64::new(0),
             assigned: Mutex::default(),
             committed: RwLock::default(),
+            unsealed: Mutex::default(),
             members: Mutex::default(),
             pipeline: Mutex::default(),
         }
@@ -128,6 +131,11 @@ impl Group {
             committed.iter().map(|((topic, partition), offset)| (*topic, *partition, *offset)).collect();
         all.sort_unstable();
         all
+    }
+
+    /// Whether an offset was committed in any partition of the topic.
+    pub fn has_committed(&self, topic: TopicId) -> bool {
+        self.committed.read().keys().any(|(of, _)| *of == topic)
     }
 
     /// For a pipeline's group: what the pipeline does.
@@ -195,6 +203,20 @@ impl Group {
 
     pub(crate) fn set_committed(&self, topic: TopicId, partition: u32, offset: Offset) {
         self.committed.write().insert((topic, partition), offset);
+        self.unsealed.lock().insert((topic, partition));
+    }
+
+    /// What the tables say, at the start.
+    pub(crate) fn restore(&self, topic: TopicId, partition: u32, offset: Offset) {
+        self.assigned.lock().insert((topic, partition), offset);
+        self.committed.write().insert((topic, partition), offset);
+    }
+
+    /// What was committed, or forgotten, since the last time this was called: for the tables.
+    pub(crate) fn take_unsealed(&self) -> Vec<(TopicId, u32, Option<Offset>)> {
+        let unsealed = std::mem::take(&mut *self.unsealed.lock());
+        let committed = self.committed.read();
+        unsealed.into_iter().map(|place| (place.0, place.1, committed.get(&place).copied())).collect()
     }
 
     pub(crate) fn clear_offsets(&self) {
@@ -204,7 +226,13 @@ impl Group {
 
     pub(crate) fn forget_topic(&self, topic: TopicId) {
         self.assigned.lock().retain(|(of, _), _| *of != topic);
-        self.committed.write().retain(|(of, _), _| *of != topic);
+        let mut unsealed = self.unsealed.lock();
+        self.committed.write().retain(|(of, partition), _| {
+            if *of == topic {
+                unsealed.insert((*of, *partition));
+            }
+            *of != topic
+        });
     }
 }
 

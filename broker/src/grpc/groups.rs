@@ -27,7 +27,7 @@ use crate::fetch::{Fetch, FetchFrom, Fetched};
 use crate::group::members::MemberEvent;
 use crate::group::{Group, GroupKind};
 use crate::name::{GroupId, TopicName};
-use crate::partition::{Offset, Partition, TopicPartition};
+use crate::partition::{Offset, Partition, TopicId, TopicPartition};
 use crate::store::Receipt;
 
 /// How long a member may take to give partitions back, unless it says otherwise.
@@ -224,6 +224,8 @@ struct Session {
     /// Unbounded, but records in it are bounded by the member's credit.
     answers: mpsc::UnboundedSender<Result<v1::MemberResponse, Status>>,
     from_earliest: bool,
+    /// The topics as they were when it joined: partitions added since are read from their first record.
+    joined: BTreeMap<TopicId, u32>,
     format: v1::Format,
     rebalance_timeout: Duration,
     credit_bytes: usize,
@@ -258,6 +260,8 @@ impl Session {
         let format = to_format(join.format)?;
         let topics: BTreeSet<TopicName> =
             join.topics.iter().map(|name| TopicName::new(name)).collect::<Result<_, _>>()?;
+        let known = topics.iter().filter_map(|topic| broker.topic(topic.as_str()).ok());
+        let joined = known.map(|topic| (topic.id(), topic.partition_count())).collect();
         let (group, member, events) = broker.join_group(&group, &join.client_id, topics)?;
         let (answers, receiver) = mpsc::unbounded_channel();
         let rebalance_timeout = match join.rebalance_timeout_ms {
@@ -273,6 +277,7 @@ impl Session {
             events,
             answers,
             from_earliest: join.from_earliest,
+            joined,
             format,
             rebalance_timeout,
             credit_bytes: 0,
@@ -431,7 +436,8 @@ impl Session {
                     let Ok(partition) = topic.and_then(|topic| topic.partition(name.partition).cloned()) else {
                         continue;
                     };
-                    let begin = if self.from_earliest { partition.start() } else { partition.end() };
+                    let known = self.joined.get(&partition.topic_id()).is_some_and(|count| name.partition < *count);
+                    let begin = if self.from_earliest || !known { partition.start() } else { partition.end() };
                     let committed = self.group.committed(partition.topic_id(), name.partition);
                     let offset = committed.unwrap_or(begin);
                     offsets.push(to_partition_offset(&name, offset));

@@ -44,11 +44,12 @@ pub(super) fn build_batches(
 ) -> Result<Vec<(u32, Vec<RecordBatch>)>, BrokerError> {
     let batch_bytes_max = topic.meta().settings.batch_bytes_max();
     let mut builders: HashMap<u32, (BatchBuilder, Vec<RecordBatch>)> = HashMap::new();
-    for record in records {
+    for (index, record) in records.iter().enumerate() {
         let to = partition.unwrap_or_else(|| match &record.key {
             Some(key) => partition_for_key(key, topic.partition_count()),
             None => keyless % topic.partition_count(),
         });
+        topic.check_key(to, index, record.key.as_deref())?;
         let (builder, done) = builders.entry(to).or_insert_with(|| (BatchBuilder::new(Compression::None), Vec::new()));
         let headers = record.headers.iter().map(|header| (header.name.as_str(), header.value.as_deref()));
         let header_bytes: usize =

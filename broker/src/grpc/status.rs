@@ -44,7 +44,11 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         BrokerError::UnknownTopic { .. } => (E::UnknownTopic, Code::NotFound),
         BrokerError::UnknownPartition { .. } => (E::UnknownPartition, Code::NotFound),
         BrokerError::TopicExists { .. } => (E::AlreadyExists, Code::AlreadyExists),
-        BrokerError::TopicInUse { .. } | BrokerError::GroupInUse { .. } => (E::InUse, Code::FailedPrecondition),
+        BrokerError::TopicInUse { .. }
+        | BrokerError::PartitionsInUse { .. }
+        | BrokerError::TopicInternal { .. }
+        | BrokerError::GroupInUse { .. } => (E::InUse, Code::FailedPrecondition),
+        BrokerError::NullKey { .. } => (E::InvalidBatch, Code::InvalidArgument),
         BrokerError::Batch { source, .. } => match source {
             BatchError::TooLarge { .. } => (E::BatchTooLarge, Code::InvalidArgument),
             BatchError::RecordTooLarge { .. } => (E::RecordTooLarge, Code::InvalidArgument),
@@ -58,6 +62,7 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
             (E::StaleGeneration, Code::Aborted)
         }
         BrokerError::ShuttingDown => (E::ShuttingDown, Code::Unavailable),
+        BrokerError::Damaged { .. } => (E::StorageFailed, Code::DataLoss),
         BrokerError::Storage(_) => (E::StorageFailed, Code::Internal),
     }
 }

@@ -5,8 +5,9 @@ use millstream_api::v1::topics_server::Topics;
 use tonic::{Request, Response, Status};
 
 use crate::broker::Broker;
+use crate::error::BrokerError;
 use crate::name::TopicName;
-use crate::topic::{Topic, TopicSettings};
+use crate::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
 
 pub(super) struct Service {
     broker: Broker,
@@ -26,7 +27,7 @@ impl Topics for Service {
     ) -> Result<Response<v1::CreateTopicResponse>, Status> {
         let request = request.into_inner();
         let name = TopicName::new(&request.name)?;
-        let settings = to_settings(request.settings.unwrap_or_default());
+        let settings = to_settings(&request.settings.unwrap_or_default())?;
         let topic = self.broker.create_topic(&name, request.partitions.unwrap_or(1), settings, false).await?;
         Ok(Response::new(v1::CreateTopicResponse { topic: Some(to_topic(&topic)) }))
     }
@@ -41,15 +42,30 @@ impl Topics for Service {
         request: Request<v1::DescribeTopicRequest>,
     ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
         let topic = self.broker.topic(&request.into_inner().name)?;
-        let partition_list = topic.partitions().iter().map(|partition| v1::Partition {
-            partition: partition.name().partition,
-            log_start_offset: partition.start().into(),
-            log_end_offset: partition.end().into(),
-            bytes: partition.bytes(),
-            max_timestamp_ms: partition.max_timestamp_ms(),
+        let partition_list = topic.partitions().iter().map(|partition| {
+            let size = partition.size();
+            v1::Partition {
+                partition: partition.name().partition,
+                log_start_offset: partition.start().into(),
+                log_end_offset: partition.end().into(),
+                bytes: size.bytes,
+                max_timestamp_ms: size.max_timestamp_ms,
+                segments: size.segments,
+                first_timestamp_ms: size.first_timestamp_ms,
+            }
         });
         let partition_list = partition_list.collect();
         Ok(Response::new(v1::DescribeTopicResponse { topic: Some(to_topic(&topic)), partition_list }))
+    }
+
+    async fn alter_topic(
+        &self,
+        request: Request<v1::AlterTopicRequest>,
+    ) -> Result<Response<v1::AlterTopicResponse>, Status> {
+        let request = request.into_inner();
+        let name = TopicName::new(&request.name)?;
+        let topic = self.broker.alter_topic(&name, &to_alteration(&request)?).await?;
+        Ok(Response::new(v1::AlterTopicResponse { topic: Some(to_topic(&topic)) }))
     }
 
     async fn delete_topic(
@@ -62,11 +78,72 @@ impl Topics for Service {
     }
 }
 
-fn to_settings(settings: v1::TopicSettings) -> TopicSettings {
-    TopicSettings {
-        retention_ms: settings.retention_ms,
-        retention_bytes: settings.retention_bytes,
-        batch_bytes_max: settings.batch_bytes_max.map(|bytes| bytes as usize),
+/// A new topic's settings: those that an alteration of none makes.
+fn to_settings(settings: &v1::TopicSettings) -> Result<TopicSettings, BrokerError> {
+    Ok(to_set(settings)?.settings(&TopicSettings::default()))
+}
+
+/// What is there is set.
+fn to_set(settings: &v1::TopicSettings) -> Result<TopicAlteration, BrokerError> {
+    fn set<T>(value: Option<T>) -> Change<T> {
+        value.map_or(Change::Keep, Change::Set)
+    }
+    Ok(TopicAlteration {
+        cleanup: set(settings.cleanup.map(to_cleanup).transpose()?),
+        retention_ms: set(settings.retention_ms),
+        retention_bytes: set(settings.retention_bytes),
+        delete_retention_ms: set(settings.delete_retention_ms),
+        batch_bytes_max: set(settings.batch_bytes_max.map(|bytes| bytes as usize)),
+        partitions: None,
+    })
+}
+
+fn to_alteration(request: &v1::AlterTopicRequest) -> Result<TopicAlteration, BrokerError> {
+    fn unset<T>(change: &mut Change<T>, name: &str) -> Result<(), BrokerError> {
+        if matches!(change, Change::Set(_)) {
+            let allowed = "the request sets it too: set it or unset it".to_owned();
+            return Err(BrokerError::InvalidArgument { what: "unset", value: name.to_owned(), allowed });
+        }
+        *change = Change::Unset;
+        Ok(())
+    }
+    let mut alteration =
+        TopicAlteration { partitions: request.partitions, ..to_set(&request.set.unwrap_or_default())? };
+    for number in &request.unset {
+        match v1::TopicSetting::try_from(*number) {
+            Ok(v1::TopicSetting::RetentionMs) => unset(&mut alteration.retention_ms, "retention_ms")?,
+            Ok(v1::TopicSetting::RetentionBytes) => unset(&mut alteration.retention_bytes, "retention_bytes")?,
+            Ok(v1::TopicSetting::BatchBytesMax) => unset(&mut alteration.batch_bytes_max, "batch_bytes_max")?,
+            Ok(v1::TopicSetting::Cleanup) => unset(&mut alteration.cleanup, "cleanup")?,
+            Ok(v1::TopicSetting::DeleteRetentionMs) => {
+                unset(&mut alteration.delete_retention_ms, "delete_retention_ms")?;
+            }
+            Ok(v1::TopicSetting::Unspecified) | Err(_) => {
+                let allowed = "it names no setting: use one of TopicSetting".to_owned();
+                return Err(BrokerError::InvalidArgument { what: "unset", value: number.to_string(), allowed });
+            }
+        }
+    }
+    Ok(alteration)
+}
+
+fn to_cleanup(number: i32) -> Result<Cleanup, BrokerError> {
+    match v1::Cleanup::try_from(number) {
+        Ok(v1::Cleanup::Delete) => Ok(Cleanup::Delete),
+        Ok(v1::Cleanup::Compact) => Ok(Cleanup::Compact),
+        Ok(v1::Cleanup::CompactAndDelete) => Ok(Cleanup::CompactAndDelete),
+        Err(_) => {
+            let allowed = "use CLEANUP_DELETE, CLEANUP_COMPACT or CLEANUP_COMPACT_AND_DELETE".to_owned();
+            Err(BrokerError::InvalidArgument { what: "cleanup", value: number.to_string(), allowed })
+        }
+    }
+}
+
+fn from_cleanup(cleanup: Cleanup) -> v1::Cleanup {
+    match cleanup {
+        Cleanup::Delete => v1::Cleanup::Delete,
+        Cleanup::Compact => v1::Cleanup::Compact,
+        Cleanup::CompactAndDelete => v1::Cleanup::CompactAndDelete,
     }
 }
 
@@ -79,10 +156,13 @@ fn to_topic(topic: &Topic) -> v1::Topic {
             retention_ms: meta.settings.retention_ms,
             retention_bytes: meta.settings.retention_bytes,
             batch_bytes_max: meta.settings.batch_bytes_max.and_then(|bytes| u32::try_from(bytes).ok()),
+            cleanup: Some(from_cleanup(meta.settings.cleanup) as i32),
+            delete_retention_ms: meta.settings.delete_retention_ms,
         }),
         internal: meta.internal,
         records: topic.partitions().iter().map(|p| p.end().since(p.start())).sum(),
-        bytes: topic.partitions().iter().map(|p| p.bytes()).sum(),
+        bytes: topic.partitions().iter().map(|p| p.size().bytes).sum(),
         created_at_ms: meta.created_at_ms,
+        segments: topic.partitions().iter().map(|p| p.size().segments).sum(),
     }
 }

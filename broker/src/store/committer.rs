@@ -4,9 +4,9 @@
 //! Nothing is answered with Ok before the commit that holds it returned Ok, and a failed commit is
 //! the last one: whoever waits gets its error, and so does whoever comes after.
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -17,8 +17,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::catalog::CatalogChange;
 use super::error::StoreError;
-use super::journal::{BlobWriter, CHUNK_BYTES, Location, OffsetEntry};
-use super::{CATALOG, JOURNAL, Store};
+use super::journal::{BlobWriter, CHUNK_BYTES, Location, OffsetEntry, RunHeader};
+use super::recovery::Replayed;
+use super::sealer::{SealJob, SealerHandle};
+use super::segment::{Extent, SegmentId, SegmentMeta};
+use super::{CATALOG, JOURNAL, LEADER_EPOCH, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store};
 use crate::error::BrokerError;
 use crate::group::Group;
 use crate::metrics::BrokerMetrics;
@@ -29,11 +32,13 @@ use crate::state::{StateChange, StateIndex};
 /// where a commit's cost a byte stops falling.
 pub(crate) const COMMIT_BYTES_MAX: usize = 16 * CHUNK_BYTES;
 
+/// Sealed values that a commit removes: two for each that it writes, so that removing keeps ahead, and
+/// a few more. Removing one reads it.
+const TRIM_A_VALUE: u64 = 2;
+const TRIM_VALUES_MIN: u64 = 4;
+
 /// A small request's own cost in bytes, so that a flood of empty ones is bounded too.
 const REQUEST_OVERHEAD_BYTES: usize = 128;
-
-/// The leader epoch that batches get: one node is always the leader.
-const LEADER_EPOCH: i32 = 0;
 
 /// What happens wholly or not at all.
 #[derive(Debug, Default)]
@@ -79,6 +84,22 @@ pub struct OffsetChange {
     pub expected: Option<Option<Offset>>,
 }
 
+/// What the store's own threads change, in a commit of its own or with others.
+#[derive(Debug, Default)]
+pub(crate) struct Upkeep {
+    /// Segments that become part of the store, or whose extents in use change.
+    pub(crate) segments: Vec<SegmentMeta>,
+    /// Segments that are no longer part of it.
+    pub(crate) removed: Vec<SegmentId>,
+    /// Journal values before this sequence number are in segments and tables now.
+    pub(crate) sealed_to: Option<u64>,
+    /// Whose extents change, with those that it gets: instead of runs where a part of the journal was
+    /// sealed, else instead of the extents with these offsets.
+    pub(crate) extents: Vec<(Arc<Partition>, Vec<Extent>)>,
+    /// Records below these offsets are no longer kept.
+    pub(crate) log_starts: Vec<(Arc<Partition>, Offset)>,
+}
+
 /// Proof that the sender still owns what it writes for.
 #[derive(Clone, Debug)]
 pub struct Fence {
@@ -115,6 +136,13 @@ impl Commit {
 #[derive(Debug)]
 pub struct Receipt(oneshot::Receiver<Result<Committed, BrokerError>>);
 
+impl Receipt {
+    /// Waits on a thread that may block.
+    pub(super) fn wait(self) -> Result<Committed, BrokerError> {
+        self.0.blocking_recv().unwrap_or(Err(BrokerError::ShuttingDown))
+    }
+}
+
 impl Future for Receipt {
     type Output = Result<Committed, BrokerError>;
 
@@ -130,15 +158,42 @@ pub(crate) struct CommitQueue(mpsc::UnboundedSender<Request>);
 impl CommitQueue {
     /// `permit` is held until the commit is answered: it bounds what is queued.
     pub(crate) fn push(&self, commit: Commit, permit: Option<OwnedSemaphorePermit>) -> Receipt {
+        self.send(commit, None, permit)
+    }
+
+    /// A handle that does not keep the committer running.
+    pub(crate) fn downgrade(&self) -> WeakCommitQueue {
+        WeakCommitQueue(self.0.downgrade())
+    }
+
+    fn send(&self, commit: Commit, upkeep: Option<Box<Upkeep>>, permit: Option<OwnedSemaphorePermit>) -> Receipt {
         let (answer, receipt) = oneshot::channel();
         // A committer that is gone drops the request, and the receipt says so.
-        let _ = self.0.send(Request { commit, answer, _permit: permit });
+        let _ = self.0.send(Request { commit, upkeep, answer, _permit: permit });
         Receipt(receipt)
+    }
+}
+
+/// The queue, for those who work for the committer and end with it.
+#[derive(Clone)]
+pub(crate) struct WeakCommitQueue(mpsc::WeakUnboundedSender<Request>);
+
+impl WeakCommitQueue {
+    /// `None` once the committer ends. Upkeep waits for no permit: who writes may be waiting for it.
+    pub(crate) fn push_upkeep(&self, upkeep: Upkeep) -> Option<Receipt> {
+        let queue = CommitQueue(self.0.upgrade()?);
+        Some(queue.send(Commit::default(), Some(Box::new(upkeep)), None))
+    }
+
+    /// Whether the committer ends.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.strong_count() == 0
     }
 }
 
 struct Request {
     commit: Commit,
+    upkeep: Option<Box<Upkeep>>,
     answer: oneshot::Sender<Result<Committed, BrokerError>>,
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -156,6 +211,13 @@ pub(crate) struct Committer {
     queue: mpsc::UnboundedReceiver<Request>,
     /// The sequence number of the next journal value.
     next_seq: u64,
+    /// Where the next part of the journal to be sealed begins.
+    seal_from: u64,
+    /// Bytes that the journal has from there on.
+    unsealed_bytes: u64,
+    /// Values that are sealed and can go.
+    trim: Range<u64>,
+    sealer: SealerHandle,
     failure: watch::Sender<Option<Arc<StoreError>>>,
 }
 
@@ -165,11 +227,24 @@ impl Committer {
         store: Arc<Store>,
         state: Arc<StateIndex>,
         metrics: BrokerMetrics,
-        next_seq: u64,
+        journal: Replayed,
+        sealer: SealerHandle,
         failure: watch::Sender<Option<Arc<StoreError>>>,
     ) -> Result<(CommitQueue, std::thread::JoinHandle<()>), StoreError> {
         let (sender, queue) = mpsc::unbounded_channel();
-        let committer = Self { store, state, metrics, queue, next_seq, failure };
+        sealer.set_sealed_values(journal.sealed_to - journal.trim_from);
+        let committer = Self {
+            store,
+            state,
+            metrics,
+            queue,
+            next_seq: journal.next_seq,
+            seal_from: journal.sealed_to,
+            unsealed_bytes: journal.bytes,
+            trim: journal.trim_from..journal.sealed_to,
+            sealer,
+            failure,
+        };
         let thread = std::thread::Builder::new()
             .name("committer".into())
             .spawn(move || committer.run())
@@ -185,16 +260,35 @@ impl Committer {
             if accepted.is_empty() {
                 continue;
             }
+            // Upkeep goes through: it is what is waited for.
+            if accepted.iter().any(|accepted| accepted.request.upkeep.is_none()) {
+                self.sealer.wait_until_allowed(self.unsealed_bytes);
+            }
+            if let Some(error) = self.store.failure() {
+                return self.fail(error, accepted);
+            }
             let begun = Instant::now();
             let (blob, runs) = self.pack(&accepted);
             match self.commit(&blob, &accepted) {
                 Ok(seq) => {
                     self.metrics.committed(begun.elapsed(), blob.len());
                     self.publish(seq, blob, runs);
-                    self.answer(accepted);
+                    self.answer(seq, accepted);
+                    self.sealer.set_sealed_values(self.trim.end - self.trim.start);
+                    self.seal();
                 }
                 Err(error) => return self.fail(Arc::new(error), accepted),
             }
+        }
+    }
+
+    /// Hands the journal so far to the sealer, once it is long enough and the part before is sealed.
+    fn seal(&mut self) {
+        if self.sealer.is_due(self.unsealed_bytes) {
+            let frozen = self.state.freeze();
+            self.sealer.seal(SealJob { journal: self.seal_from..self.next_seq, frozen });
+            self.seal_from = self.next_seq;
+            self.unsealed_bytes = 0;
         }
     }
 
@@ -235,12 +329,14 @@ impl Committer {
         let mut writer = BlobWriter::with_capacity(commits().map(Commit::bytes).sum());
         let mut runs = Vec::new();
         for (partition, batches) in by_partition(accepted) {
-            let (pos, len, run) = writer.batches(partition.topic_id(), partition.name().partition, |out| {
-                let mut run = Run {
+            let (pos, len, run) = writer.batches(|out| {
+                let mut run = RunHeader {
+                    topic: partition.topic_id(),
+                    partition: partition.name().partition,
                     base: batches[0].0,
                     end: Offset::ZERO,
+                    first_timestamp_ms: batches[0].1.base_timestamp_ms(),
                     max_timestamp_ms: i64::MIN,
-                    at: Location { seq: 0, pos: 0, len: 0 },
                 };
                 for (base, batch) in &batches {
                     let begin = out.len();
@@ -251,7 +347,7 @@ impl Committer {
                 }
                 run
             });
-            runs.push((partition, Run { at: Location { seq: self.next_seq, pos, len }, ..run }));
+            runs.push((partition, run.run(Location { seq: self.next_seq, pos, len })));
         }
         for commit in commits() {
             for change in &commit.offsets {
@@ -281,6 +377,11 @@ impl Committer {
                 journal.insert(self.next_seq, value)?;
                 self.next_seq += 1;
             }
+            let trimmed = (TRIM_VALUES_MIN + TRIM_A_VALUE * (self.next_seq - seq)).min(self.trim.end - self.trim.start);
+            for value in self.trim.start..self.trim.start + trimmed {
+                journal.remove(value)?;
+            }
+            self.trim.start += trimmed;
         }
         let mut changes = accepted.iter().flat_map(|a| &a.request.commit.catalog).peekable();
         if changes.peek().is_some() {
@@ -292,12 +393,17 @@ impl Committer {
                 };
             }
         }
+        for upkeep in accepted.iter().filter_map(|accepted| accepted.request.upkeep.as_deref()) {
+            write_upkeep(&transaction, upkeep)?;
+        }
         transaction.commit()?;
         Ok(seq)
     }
 
     /// Makes the commit's records visible, and wakes who waits for them.
-    fn publish(&self, seq: u64, blob: Bytes, runs: Vec<(Arc<Partition>, Run)>) {
+    fn publish(&mut self, seq: u64, blob: Bytes, runs: Vec<(Arc<Partition>, Run)>) {
+        // What a run takes in the index counts too: a journal of tiny commits must end as well.
+        self.unsealed_bytes += (blob.len() + runs.len() * size_of::<Run>()) as u64;
         if !blob.is_empty() {
             self.store.blobs.push(seq, blob);
         }
@@ -306,29 +412,51 @@ impl Committer {
         }
     }
 
-    fn answer(&self, accepted: Vec<Accepted>) {
-        for Accepted { request: Request { commit, answer, _permit }, committed } in accepted {
+    /// `seq` is the sequence number at which the commit's blob begins.
+    fn answer(&mut self, seq: u64, accepted: Vec<Accepted>) {
+        for Accepted { request: Request { commit, upkeep, answer, _permit }, committed } in accepted {
             for change in &commit.state {
-                self.state.apply(change);
+                self.state.apply(change, seq);
             }
             for store in &commit.drop_state {
-                self.state.drop_store(store);
+                self.state.drop_store(store, seq);
             }
             for change in &commit.offsets {
                 change.group.set_committed(change.topic, change.partition, change.offset);
             }
             for group in &commit.drop_groups {
                 group.clear_offsets();
+                self.sealer.group_dropped(group.id());
+            }
+            if let Some(upkeep) = upkeep {
+                self.publish_upkeep(*upkeep);
             }
             // Who asked may have gone; the commit stands.
             let _ = answer.send(Ok(committed));
         }
     }
 
+    fn publish_upkeep(&mut self, upkeep: Upkeep) {
+        self.trim.end = upkeep.sealed_to.unwrap_or(self.trim.end);
+        let _changing = self.store.registry().change();
+        self.store.registry().added(upkeep.segments);
+        for (partition, start) in &upkeep.log_starts {
+            partition.set_start(*start);
+        }
+        for (partition, extents) in &upkeep.extents {
+            match upkeep.sealed_to {
+                Some(to) => partition.sealed(extents, to),
+                None => partition.replace(extents),
+            }
+        }
+        // After the extents: who reads finds the new ones.
+        self.store.registry().removed(&upkeep.removed);
+    }
+
     /// Nothing is written after a failed commit: what is on disk is no longer known.
     fn fail(mut self, error: Arc<StoreError>, accepted: Vec<Accepted>) {
         tracing::error!(%error, "a commit failed: no more writes are taken");
-        self.store.failed.store(true, Ordering::Release);
+        self.store.fail(error.clone());
         self.failure.send_replace(Some(error.clone()));
         for Accepted { request, .. } in accepted {
             let _ = request.answer.send(Err(BrokerError::Storage(error.clone())));
@@ -337,6 +465,28 @@ impl Committer {
             let _ = request.answer.send(Err(BrokerError::Storage(error.clone())));
         }
     }
+}
+
+fn write_upkeep(transaction: &redb::WriteTransaction, upkeep: &Upkeep) -> Result<(), StoreError> {
+    if !upkeep.segments.is_empty() || !upkeep.removed.is_empty() {
+        let mut segments = transaction.open_table(SEGMENTS)?;
+        for meta in &upkeep.segments {
+            segments.insert(meta.id.0, meta.encode().as_slice())?;
+        }
+        for id in &upkeep.removed {
+            segments.remove(id.0)?;
+        }
+    }
+    if !upkeep.log_starts.is_empty() {
+        let mut starts = transaction.open_table(LOG_STARTS)?;
+        for (partition, start) in &upkeep.log_starts {
+            starts.insert((partition.topic_id().0, partition.name().partition), start.get())?;
+        }
+    }
+    if let Some(to) = upkeep.sealed_to {
+        transaction.open_table(MARKS)?.insert(SEALED_TO, to)?;
+    }
+    Ok(())
 }
 
 /// Why this commit must not be written, if so.

@@ -11,7 +11,7 @@ const LOCK_FILE: &str = "LOCK";
 const FORMAT_FILE: &str = "FORMAT";
 
 /// What this version writes to the format file. Another number is another layout.
-const FORMAT: &str = "millstream data directory, format 1";
+const FORMAT: &str = "millstream data directory, format 2";
 
 /// Held while the directory is open. The system releases it when the process ends, however it ends.
 pub(super) struct DirectoryLock {
@@ -105,19 +105,17 @@ fn write_format(path: &Path, format_path: &Path) -> Result<(), StoreError> {
     write().map_err(|source| StoreError::io("write", format_path, source))
 }
 
-const DATABASE_FILE_NEW: &str = "millstream.redb.new";
-
 /// Whole or not at all: redb refuses a file that a crash left before it was laid out.
-pub(super) fn make_database(path: &Path, file: &Path, builder: &redb::Builder) -> Result<(), StoreError> {
-    let new = path.join(DATABASE_FILE_NEW);
+pub(super) fn make_database(path: &Path, name: &str) -> Result<(), StoreError> {
+    let (file, new) = (path.join(name), path.join(format!("{name}.new")));
     if let Err(error) = fs::remove_file(&new)
         && error.kind() != std::io::ErrorKind::NotFound
     {
         return Err(StoreError::io("remove", &new, error));
     }
-    drop(builder.create(&new).map_err(|source| StoreError::open(&new, source))?);
+    drop(redb::Builder::new().create(&new).map_err(|source| StoreError::open(&new, source))?);
     let rename = || -> std::io::Result<()> {
-        fs::rename(&new, file)?;
+        fs::rename(&new, &file)?;
         File::open(path)?.sync_all()
     };
     rename().map_err(|source| StoreError::io("rename", &new, source))

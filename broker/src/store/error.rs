@@ -58,6 +58,9 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What was to be read is elsewhere by now: look it up again.
+    #[error("the records were moved while they were read")]
+    Moved,
     /// The committer ended by a defect of ours.
     #[error("the committer stopped: {0}")]
     Stopped(String),

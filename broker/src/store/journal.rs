@@ -7,9 +7,10 @@
 //! ```text
 //! blob   = magic u32, blob_bytes u32, entry*
 //! entry  = kind u8, 0 u8 x3, body_bytes u32, crc u32, body
+//! body of batches = topic u32, partition u32, base i64, end i64, first timestamp i64, max timestamp i64,
+//!                   crc u32 of these, whole record batches back to back
 //! ```
-//! All integers are little-endian. `crc` is the CRC-32C of the body; 0 for batches, which carry
-//! their own.
+//! All integers are little-endian. `crc` is the CRC-32C of the body.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use millstream_record::Column;
 
 use super::error::StoreError;
-use crate::partition::TopicId;
+use crate::partition::{Offset, Run, TopicId};
 use crate::state::StateChange;
 
 /// The largest journal value: 64 KiB less the 16 bytes of a redb leaf's overhead, so that a value
@@ -27,12 +28,22 @@ pub(crate) const CHUNK_BYTES: usize = 65_520;
 const MAGIC: u32 = u32::from_le_bytes(*b"MSJ1");
 const BLOB_HEADER_BYTES: usize = 8;
 const ENTRY_HEADER_BYTES: usize = 12;
+/// What stands before the batches in their entry.
+const RUN_HEADER_BYTES: usize = 44;
 
 const BATCHES: u8 = 1;
 const OFFSET: u8 = 2;
 const STATE: u8 = 3;
 const DROP_STATE: u8 = 4;
 const DROP_GROUP: u8 = 5;
+
+impl RunHeader {
+    /// The index entry of the run, whose batches stand there.
+    pub(crate) fn run(&self, at: Location) -> Run {
+        let Self { base, end, first_timestamp_ms, max_timestamp_ms, .. } = *self;
+        Run { base, end, first_timestamp_ms, max_timestamp_ms, at }
+    }
+}
 
 /// Where bytes stand in the journal: in the blob that begins at value `seq`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,15 +92,30 @@ pub(crate) struct OffsetEntry<'a> {
     pub(crate) offset: i64,
 }
 
+/// What an entry says of its batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunHeader {
+    pub(crate) topic: TopicId,
+    pub(crate) partition: u32,
+    /// Of the first batch.
+    pub(crate) base: Offset,
+    /// The offset after the last record.
+    pub(crate) end: Offset,
+    /// Of the first record.
+    pub(crate) first_timestamp_ms: i64,
+    pub(crate) max_timestamp_ms: i64,
+}
+
 /// One entry, read back.
 #[derive(Debug)]
 pub(crate) enum Entry<'a> {
-    /// Batches of one partition, at this position and length in the blob.
+    /// Batches of one partition, at this position in the blob. One of them may be damaged: `sound`
+    /// says whether the checksum of them all matches.
     Batches {
-        topic: TopicId,
-        partition: u32,
+        run: RunHeader,
         pos: u32,
         batches: &'a [u8],
+        sound: bool,
     },
     Offset(OffsetEntry<'a>),
     State(StateChange),
@@ -114,21 +140,23 @@ impl BlobWriter {
         Self { blob }
     }
 
-    /// `write` appends the batches; what it returns is returned with where they stand.
-    pub(crate) fn batches<T>(
-        &mut self,
-        topic: TopicId,
-        partition: u32,
-        write: impl FnOnce(&mut BytesMut) -> T,
-    ) -> (u32, u32, T) {
+    /// `write` appends the batches and says what they are. Returns where they stand, and that.
+    pub(crate) fn batches(&mut self, write: impl FnOnce(&mut BytesMut) -> RunHeader) -> (u32, u32, RunHeader) {
         let header = self.begin(BATCHES);
-        self.blob.put_u32_le(topic.0);
-        self.blob.put_u32_le(partition);
-        let begin = self.blob.len();
-        let written = write(&mut self.blob);
-        let (pos, len) = (begin as u32, (self.blob.len() - begin) as u32);
-        self.end(header, false);
-        (pos, len, written)
+        let begin = self.blob.len() + RUN_HEADER_BYTES;
+        self.blob.put_bytes(0, RUN_HEADER_BYTES);
+        let run = write(&mut self.blob);
+        let mut head = &mut self.blob[begin - RUN_HEADER_BYTES..begin];
+        head.put_u32_le(run.topic.0);
+        head.put_u32_le(run.partition);
+        head.put_i64_le(run.base.get());
+        head.put_i64_le(run.end.get());
+        head.put_i64_le(run.first_timestamp_ms);
+        head.put_i64_le(run.max_timestamp_ms);
+        let crc = crc32c::crc32c(&self.blob[begin - RUN_HEADER_BYTES..begin - 4]);
+        self.blob[begin - 4..begin].copy_from_slice(&crc.to_le_bytes());
+        self.end(header);
+        (begin as u32, (self.blob.len() - begin) as u32, run)
     }
 
     pub(crate) fn offset(&mut self, entry: &OffsetEntry<'_>) {
@@ -138,29 +166,30 @@ impl BlobWriter {
         self.blob.put_u32_le(entry.partition);
         self.blob.put_i64_le(entry.offset);
         self.blob.put_slice(entry.group.as_bytes());
-        self.end(header, true);
+        self.end(header);
     }
 
     pub(crate) fn state(&mut self, change: &StateChange) {
         let header = self.begin(STATE);
         self.blob.put_u32_le(change.partition);
+        self.blob.put_i64_le(change.added);
         self.blob.put_u32_le(change.store.len() as u32);
         self.blob.put_slice(change.store.as_bytes());
         self.column(&change.keys);
         self.column(&change.accumulators);
-        self.end(header, true);
+        self.end(header);
     }
 
     pub(crate) fn drop_state(&mut self, store: &str) {
         let header = self.begin(DROP_STATE);
         self.blob.put_slice(store.as_bytes());
-        self.end(header, true);
+        self.end(header);
     }
 
     pub(crate) fn drop_group(&mut self, group: &str) {
         let header = self.begin(DROP_GROUP);
         self.blob.put_slice(group.as_bytes());
-        self.end(header, true);
+        self.end(header);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -180,10 +209,10 @@ impl BlobWriter {
         header
     }
 
-    fn end(&mut self, header: usize, with_crc: bool) {
+    fn end(&mut self, header: usize) {
         let body = header + ENTRY_HEADER_BYTES;
         let bytes = (self.blob.len() - body) as u32;
-        let crc = if with_crc { crc32c::crc32c(&self.blob[body..]) } else { 0 };
+        let crc = crc32c::crc32c(&self.blob[body..]);
         self.blob[header + 4..header + 8].copy_from_slice(&bytes.to_le_bytes());
         self.blob[header + 8..header + 12].copy_from_slice(&crc.to_le_bytes());
     }
@@ -219,23 +248,37 @@ pub(crate) fn read_blob<'a>(
         let (bytes, crc) = (reader.u32()? as usize, reader.u32()?);
         let pos = blob.len() - reader.0.len();
         let body = reader.take(bytes)?;
-        if kind != BATCHES && crc32c::crc32c(body) != crc {
+        let sound = crc32c::crc32c(body) == crc;
+        // Damage in one batch must not cost the others; all else must be whole.
+        if !sound && kind != BATCHES {
             return Err(format!("an entry at byte {pos} does not match its checksum"));
         }
-        visit(read_entry(kind, body, pos)?)?;
+        visit(read_entry(kind, body, pos, sound)?)?;
     }
     Ok(())
 }
 
-fn read_entry(kind: u8, body: &[u8], pos: usize) -> Result<Entry<'_>, String> {
+fn read_run_header(reader: &mut Reader<'_>, pos: usize) -> Result<RunHeader, String> {
+    let head = reader.take(RUN_HEADER_BYTES)?;
+    let (fields, crc) = head.split_at(RUN_HEADER_BYTES - 4);
+    if crc32c::crc32c(fields).to_le_bytes() != crc {
+        return Err(format!("the head of batches at byte {pos} does not match its checksum"));
+    }
+    let mut fields = Reader(fields);
+    let (topic, partition) = (TopicId(fields.u32()?), fields.u32()?);
+    let (base, end) = (Offset::new(fields.u64()? as i64), Offset::new(fields.u64()? as i64));
+    let (Some(base), Some(end)) = (base, end) else { return Err("a negative offset".to_owned()) };
+    let (first_timestamp_ms, max_timestamp_ms) = (fields.u64()? as i64, fields.u64()? as i64);
+    Ok(RunHeader { topic, partition, base, end, first_timestamp_ms, max_timestamp_ms })
+}
+
+fn read_entry(kind: u8, body: &[u8], pos: usize, sound: bool) -> Result<Entry<'_>, String> {
     let mut reader = Reader(body);
     Ok(match kind {
-        BATCHES => Entry::Batches {
-            topic: TopicId(reader.u32()?),
-            partition: reader.u32()?,
-            pos: pos as u32 + 8,
-            batches: reader.0,
-        },
+        BATCHES => {
+            let run = read_run_header(&mut reader, pos)?;
+            Entry::Batches { run, pos: (pos + RUN_HEADER_BYTES) as u32, batches: reader.0, sound }
+        }
         OFFSET => Entry::Offset(OffsetEntry {
             kind: reader.take(1)?[0],
             topic: TopicId(reader.u32()?),
@@ -244,10 +287,11 @@ fn read_entry(kind: u8, body: &[u8], pos: usize) -> Result<Entry<'_>, String> {
             group: reader.rest()?,
         }),
         STATE => {
-            let partition = reader.u32()?;
+            let (partition, added) = (reader.u32()?, reader.u64()? as i64);
             let name_bytes = reader.u32()? as usize;
             let store: Arc<str> = Reader(reader.take(name_bytes)?).rest()?.into();
-            Entry::State(StateChange { store, partition, keys: reader.column()?, accumulators: reader.column()? })
+            let (keys, accumulators) = (reader.column()?, reader.column()?);
+            Entry::State(StateChange { store, partition, keys, accumulators, added })
         }
         DROP_STATE => Entry::DropState { store: reader.rest()? },
         DROP_GROUP => Entry::DropGroup { group: reader.rest()? },
@@ -310,12 +354,24 @@ mod tests {
     #[test]
     fn entries_come_back_as_written() {
         let mut writer = BlobWriter::with_capacity(100);
-        let (pos, len, ()) = writer.batches(TopicId(7), 3, |out| out.put_slice(b"batches"));
+        let run = RunHeader {
+            topic: TopicId(7),
+            partition: 3,
+            base: Offset::ZERO,
+            end: Offset::ZERO.plus(5),
+            first_timestamp_ms: -2,
+            max_timestamp_ms: -1,
+        };
+        let (pos, len, _) = writer.batches(|out| {
+            out.put_slice(b"batches");
+            run
+        });
         let offset = OffsetEntry { group: "g", kind: 2, topic: TopicId(7), partition: 3, offset: 99 };
         writer.offset(&offset);
         let change = StateChange {
             store: "p/s".into(),
             partition: 1,
+            added: -1,
             keys: column(&[Some(b"a"), Some(b"")]),
             accumulators: column(&[None, Some(b"acc")]),
         };
@@ -329,12 +385,13 @@ mod tests {
         let mut seen = 0;
         read_blob(&blob, |entry| {
             match (seen, entry) {
-                (0, Entry::Batches { topic, partition, pos: at, batches }) => {
-                    assert_eq!((topic, partition, at, batches), (TopicId(7), 3, pos, &b"batches"[..]));
+                (0, Entry::Batches { run: read, pos: at, batches, sound }) => {
+                    assert_eq!((read, at, batches, sound), (run, pos, &b"batches"[..], true));
                 }
                 (1, Entry::Offset(entry)) => assert_eq!(entry, offset),
                 (2, Entry::State(read)) => {
                     assert_eq!((read.keys, read.accumulators), (change.keys.clone(), change.accumulators.clone()));
+                    assert_eq!(read.added, change.added);
                 }
                 (3, Entry::DropState { store }) => assert_eq!(store, "p/s"),
                 (4, Entry::DropGroup { group }) => assert_eq!(group, "g"),

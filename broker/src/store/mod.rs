@@ -7,11 +7,16 @@ pub(crate) mod catalog;
 pub(crate) mod committer;
 mod directory;
 mod error;
+mod files;
 mod journal;
 pub(crate) mod recovery;
+mod registry;
+pub(crate) mod sealer;
+pub(crate) mod segment;
+mod tables;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use redb::{Builder, Database, ReadableDatabase, TableDefinition};
@@ -21,9 +26,13 @@ pub use catalog::CatalogChange;
 pub use committer::{Append, Commit, Committed, Fence, OffsetChange, Receipt};
 use directory::DirectoryLock;
 pub use error::StoreError;
+use files::Files;
+pub use files::WrapFile;
 pub(crate) use journal::Location;
 /// What a test harness puts under the store to break it.
-pub use redb::{BackendError, StorageBackend, backends::FileBackend};
+pub use redb::{BackendError, StorageBackend};
+pub(crate) use registry::Registry;
+pub(crate) use tables::{Count, Tables};
 
 /// Every commit's blob, cut into values of at most [`journal::CHUNK_BYTES`], by sequence number.
 const JOURNAL: TableDefinition<u64, &[u8]> = TableDefinition::new("journal");
@@ -31,28 +40,48 @@ const JOURNAL: TableDefinition<u64, &[u8]> = TableDefinition::new("journal");
 /// Small things that change seldom: topics, modules, pipelines. By kind and name, `topic/flights`.
 const CATALOG: TableDefinition<&str, &[u8]> = TableDefinition::new("catalog");
 
-/// redb's page cache, in bytes. Tail reads come from [`BlobCache`] and commits from the committer's
-/// own buffers, so this needs to hold little but branch pages.
+/// The segments that are part of the store, by number, with their extents.
+const SEGMENTS: TableDefinition<u64, &[u8]> = TableDefinition::new("segments");
+
+/// The first offset that is kept, by topic and partition; 0 where there is no entry.
+const LOG_STARTS: TableDefinition<(u32, u32), i64> = TableDefinition::new("log-starts");
+
+/// Places in the journal.
+const MARKS: TableDefinition<&str, u64> = TableDefinition::new("marks");
+
+/// Journal values before this sequence number are in segments and tables.
+const SEALED_TO: &str = "sealed-to";
+
+/// redb's page cache of the journal, in bytes. Tail reads come from [`BlobCache`] and commits from the
+/// committer's own buffers, so this needs to hold little but branch pages.
 const PAGE_CACHE_BYTES: usize = 16 << 20;
 
+/// The leader epoch that batches get: one node is always the leader.
+pub(crate) const LEADER_EPOCH: i32 = 0;
+
 /// How to open a store.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct StoreOptions {
-    /// Wraps the file that redb writes to: for tests that break it.
-    pub wrap: Option<WrapBackend>,
+    /// Put between the store and each of its files: for tests that break them.
+    pub wrap: Option<WrapFile>,
     /// Recent blobs kept in memory for tail reads, in bytes. Default [`blobs::TAIL_BYTES_MAX`].
     pub tail_bytes_max: Option<usize>,
 }
 
-/// See [`StoreOptions::wrap`].
-pub type WrapBackend = Box<dyn FnOnce(FileBackend) -> Box<dyn StorageBackend>>;
+impl std::fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreOptions").field("tail_bytes_max", &self.tail_bytes_max).finish_non_exhaustive()
+    }
+}
 
 /// A data directory, open and locked.
 pub struct Store {
     db: Database,
+    tables: Arc<Tables>,
+    registry: Arc<Registry>,
     blobs: BlobCache,
     /// Set by the first failed write: nothing is written after it.
-    failed: AtomicBool,
+    failure: OnceLock<Arc<StoreError>>,
     path: PathBuf,
     _lock: DirectoryLock,
 }
@@ -66,34 +95,39 @@ impl Store {
     pub(crate) fn open(path: &Path, options: StoreOptions) -> Result<Self, StoreError> {
         let lock = DirectoryLock::take(path)?;
         directory::check_format(path)?;
-        let file = path.join(directory::DATABASE_FILE);
+        let files = Arc::new(Files::new(path, options.wrap));
+        for name in [directory::DATABASE_FILE, tables::FILE] {
+            if !files.path(name).exists() {
+                directory::make_database(path, name)?;
+            }
+        }
+        let file = files.path(directory::DATABASE_FILE);
         let mut builder = Builder::new();
         builder.set_cache_size(PAGE_CACHE_BYTES);
-        if !file.exists() {
-            directory::make_database(path, &file, &builder)?;
-        }
-        let opened = match options.wrap {
-            None => builder.create(&file),
-            Some(wrap) => {
-                let handle = std::fs::OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .create(true)
-                    .truncate(false)
-                    .open(&file)
-                    .map_err(|source| StoreError::io("open", &file, source))?;
-                let backend = FileBackend::new(handle).map_err(|e| StoreError::open(&file, e))?;
-                builder.create_with_backend(Boxed(wrap(backend)))
-            }
-        };
-        let db = opened.map_err(|source| StoreError::open(&file, source))?;
+        let db = builder
+            .create_with_backend(files.database(directory::DATABASE_FILE)?)
+            .map_err(|source| StoreError::open(&file, source))?;
+        let tables = Arc::new(Tables::open(&files)?);
+        let registry = Arc::new(Registry::open(files, recovery::segments(&db)?)?);
         Ok(Self {
             db,
+            tables,
+            registry,
             blobs: BlobCache::new(options.tail_bytes_max.unwrap_or(blobs::TAIL_BYTES_MAX)),
-            failed: AtomicBool::new(false),
+            failure: OnceLock::new(),
             path: path.to_owned(),
             _lock: lock,
         })
+    }
+
+    /// The segments.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// State, offsets and producers of the sealed part of the journal.
+    pub(crate) fn tables(&self) -> &Arc<Tables> {
+        &self.tables
     }
 
     /// The data directory.
@@ -101,14 +135,31 @@ impl Store {
         &self.path
     }
 
-    /// Bytes of the database file.
-    pub fn file_bytes(&self) -> u64 {
-        std::fs::metadata(self.path.join(directory::DATABASE_FILE)).map_or(0, |meta| meta.len())
+    /// Bytes of all its files.
+    pub fn size(&self) -> StoreSize {
+        let file = |name| std::fs::metadata(self.path.join(name)).map_or(0, |meta| meta.len());
+        let (segments, segment_bytes) = self.registry.size();
+        StoreSize {
+            journal_bytes: file(directory::DATABASE_FILE),
+            table_bytes: file(tables::FILE),
+            segments,
+            segment_bytes,
+        }
     }
 
     /// Whether a write failed: the store takes no more.
     pub fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+        self.failure.get().is_some()
+    }
+
+    /// Why the store takes no more writes, if so.
+    pub(crate) fn failure(&self) -> Option<Arc<StoreError>> {
+        self.failure.get().cloned()
+    }
+
+    /// Takes no more writes. The first reason stays.
+    pub(crate) fn fail(&self, error: Arc<StoreError>) {
+        self.failure.get_or_init(|| error);
     }
 
     /// Reads a part of a blob, from memory or the disk.
@@ -118,8 +169,12 @@ impl Store {
         }
         let read = self.db.begin_read()?;
         let table = read.open_table(JOURNAL)?;
-        let bytes =
-            journal::read_location(at, |seq| Ok(table.get(seq)?.map(|value| Bytes::copy_from_slice(value.value()))))?;
+        let value = |seq| Ok(table.get(seq)?.map(|value| Bytes::copy_from_slice(value.value())));
+        let bytes = match journal::read_location(at, value) {
+            // Sealed since it was looked up, and gone from the journal.
+            Err(_) if at.seq < recovery::sealed_to(&read)? => return Err(StoreError::Moved),
+            read => read?,
+        };
         self.blobs.keep_cold(at, bytes.clone());
         Ok(bytes)
     }
@@ -164,27 +219,15 @@ impl Store {
     }
 }
 
-/// redb takes a backend by type; ours comes as a trait object.
-#[derive(Debug)]
-struct Boxed(Box<dyn StorageBackend>);
-
-impl StorageBackend for Boxed {
-    fn len(&self) -> Result<u64, std::io::Error> {
-        self.0.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
-        self.0.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
-        self.0.set_len(len)
-    }
-    fn sync_data(&self) -> Result<(), std::io::Error> {
-        self.0.sync_data()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
-        self.0.write(offset, data)
-    }
-    fn close(&self) -> Result<(), std::io::Error> {
-        self.0.close()
-    }
+/// Bytes on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreSize {
+    /// Of the journal's database.
+    pub journal_bytes: u64,
+    /// Of the tables' database.
+    pub table_bytes: u64,
+    /// How many segments there are.
+    pub segments: usize,
+    /// Of their files.
+    pub segment_bytes: u64,
 }

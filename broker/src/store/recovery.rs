@@ -1,29 +1,85 @@
 //! Start: reads the journal once and hands every entry to whoever rebuilds memory from it.
 
-use redb::ReadableDatabase;
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 
 pub(crate) use super::journal::Entry;
 use super::journal::{self, Location};
-use super::{JOURNAL, Store, StoreError};
+use super::segment::{SegmentId, SegmentMeta};
+use super::{JOURNAL, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store, StoreError};
+
+/// What the journal holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Replayed {
+    /// Values from here to `sealed_to` are sealed and can go.
+    pub(crate) trim_from: u64,
+    /// Values before this one are in segments and tables.
+    pub(crate) sealed_to: u64,
+    /// The sequence number after the last value.
+    pub(crate) next_seq: u64,
+    /// Of the blobs that are not sealed.
+    pub(crate) bytes: u64,
+}
+
+/// The segments that are part of the store.
+pub(super) fn segments(db: &Database) -> Result<Vec<SegmentMeta>, StoreError> {
+    let read = db.begin_read()?;
+    let table = match read.open_table(SEGMENTS) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut segments = Vec::new();
+    for entry in table.iter()? {
+        let (id, row) = entry?;
+        segments.push(SegmentMeta::decode(SegmentId(id.value()), row.value())?);
+    }
+    Ok(segments)
+}
+
+/// Journal values before this sequence number are in segments and tables.
+pub(super) fn sealed_to(read: &ReadTransaction) -> Result<u64, StoreError> {
+    match read.open_table(MARKS) {
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(0),
+        table => Ok(table?.get(SEALED_TO)?.map_or(0, |mark| mark.value())),
+    }
+}
 
 impl Store {
-    /// Calls `visit` with each entry in the order of the commits, and with the sequence number of
-    /// its blob. Returns the sequence number after the last value.
+    /// The first offset that is kept, of each topic and partition where it is not 0.
+    pub(crate) fn log_starts(&self) -> Result<Vec<(u32, u32, i64)>, StoreError> {
+        let read = self.db.begin_read()?;
+        let table = match read.open_table(LOG_STARTS) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let mut starts = Vec::new();
+        for entry in table.iter()? {
+            let (place, start) = entry?;
+            let (topic, partition) = place.value();
+            starts.push((topic, partition, start.value()));
+        }
+        Ok(starts)
+    }
+
+    /// Calls `visit` with each entry that is not sealed in the order of the commits, and with the
+    /// sequence number of its blob.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] for a journal that is not whole, or what the disk says.
     pub(crate) fn replay(
         &self,
         mut visit: impl FnMut(u64, Entry<'_>) -> Result<(), String>,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<Replayed, StoreError> {
         let read = self.db.begin_read()?;
+        let sealed_to = sealed_to(&read)?;
         let table = match read.open_table(JOURNAL) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(0),
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Replayed::default()),
             other => other?,
         };
-        let mut next_seq = 0;
+        let first = table.first()?.map_or(sealed_to, |(seq, _)| seq.value());
+        let mut next_seq = sealed_to;
+        let mut replayed_bytes = 0;
         let mut blob: Vec<u8> = Vec::new();
-        let mut values = table.range::<u64>(..)?;
+        let mut values = table.range(sealed_to..)?;
         while let Some(value) = values.next().transpose()? {
             let seq = value.0.value();
             let corrupt = |reason: String| StoreError::Corrupt { what: format!("journal value {seq}"), reason };
@@ -42,9 +98,10 @@ impl Store {
             if blob.len() != bytes {
                 return Err(corrupt(format!("its blob has {} bytes, not {bytes}", blob.len())));
             }
+            replayed_bytes += blob.len() as u64;
             journal::read_blob(&blob, |entry| visit(seq, entry)).map_err(corrupt)?;
         }
-        Ok(next_seq)
+        Ok(Replayed { trim_from: first.min(sealed_to), sealed_to, next_seq, bytes: replayed_bytes })
     }
 }
 

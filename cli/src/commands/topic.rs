@@ -1,14 +1,15 @@
-//! `millstream topic`: create, list, describe, delete.
+//! `millstream topic`: create, list, describe, alter, delete.
 
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use millstream_api::v1;
 use millstream_client::Client;
 use serde_json::{Value, json};
 
+use crate::exit::Usage;
 use crate::output::{Column, Out, OutputArgs, Table};
-use crate::{text, timestamp};
+use crate::{amount, text, timestamp};
 
 /// What can be done with topics.
 #[derive(Debug, Subcommand)]
@@ -17,7 +18,8 @@ pub(crate) enum Command {
     #[command(after_help = "\
 Examples:
   millstream topic create flights --partitions 4
-  millstream topic create clicks --partitions 8 --retention-ms 604800000    # a week")]
+  millstream topic create clicks --partitions 8 --retention 7d --retention-bytes 10GiB
+  millstream topic create balances --cleanup compact --delete-retention 1h")]
     Create(Create),
     /// List the topics
     #[command(after_help = "\
@@ -35,6 +37,13 @@ Example:
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Change a topic's settings and add partitions, while it is read and written
+    #[command(after_help = "\
+Examples:
+  millstream topic alter clicks --retention 30d --no-retention-bytes
+  millstream topic alter clicks --cleanup compact,delete --delete-retention 1h
+  millstream topic alter clicks --partitions 16    # keys may go to other partitions from then on")]
+    Alter(Alter),
     /// Delete a topic with its records and every group's offsets in it
     #[command(after_help = "\
 Example:
@@ -48,26 +57,99 @@ Example:
     },
 }
 
+/// What a topic's settings can be set to.
+#[derive(Debug, clap::Args)]
+struct Settings {
+    /// What becomes of old records: deleted by retention, compacted to the last of each key, or both
+    #[arg(long, value_enum, value_name = "HOW")]
+    cleanup: Option<Cleanup>,
+    /// How long records are kept, such as 7d or 36h [default: for ever]
+    #[arg(long, value_name = "DURATION", value_parser = amount::milliseconds)]
+    retention: Option<u64>,
+    /// How much is kept of each partition, such as 10GiB [default: everything]
+    #[arg(long, value_name = "SIZE", value_parser = amount::bytes)]
+    retention_bytes: Option<u64>,
+    /// How long a compacted topic keeps a record with a null value [default: 24h]
+    #[arg(long, value_name = "DURATION", value_parser = amount::milliseconds)]
+    delete_retention: Option<u64>,
+    /// The largest record batch that is taken, such as 1MiB [default: the server's]
+    #[arg(long, value_name = "SIZE", value_parser = batch_bytes)]
+    batch_bytes_max: Option<u32>,
+}
+
+/// The words of `--cleanup`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Cleanup {
+    /// Records are deleted by retention [default]
+    Delete,
+    /// The last record of each key is kept
+    Compact,
+    /// Both
+    #[value(name = "compact,delete")]
+    CompactAndDelete,
+}
+
+impl Settings {
+    fn to_wire(&self) -> v1::TopicSettings {
+        let cleanup = self.cleanup.map(|cleanup| match cleanup {
+            Cleanup::Delete => v1::Cleanup::Delete,
+            Cleanup::Compact => v1::Cleanup::Compact,
+            Cleanup::CompactAndDelete => v1::Cleanup::CompactAndDelete,
+        });
+        v1::TopicSettings {
+            retention_ms: self.retention,
+            retention_bytes: self.retention_bytes,
+            batch_bytes_max: self.batch_bytes_max,
+            cleanup: cleanup.map(i32::from),
+            delete_retention_ms: self.delete_retention,
+        }
+    }
+}
+
+fn batch_bytes(text: &str) -> Result<u32, String> {
+    u32::try_from(amount::bytes(text)?).map_err(|_| "no batch can be as large".to_owned())
+}
+
 /// `topic create`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Create {
     /// 1 to 249 of the characters a-z A-Z 0-9 . _ -
     name: String,
-    /// How many partitions; their number stays
+    /// How many partitions; more can be added later
     #[arg(long, value_name = "N", default_value = "1")]
     partitions: u32,
-    /// How long records are kept, in milliseconds [default: for ever]
-    #[arg(long, value_name = "MS")]
-    retention_ms: Option<u64>,
-    /// How much is kept of each partition, in bytes [default: everything]
-    #[arg(long, value_name = "BYTES")]
-    retention_bytes: Option<u64>,
-    /// The largest record batch that is taken, in bytes [default: the server's]
-    #[arg(long, value_name = "BYTES")]
-    batch_bytes_max: Option<u32>,
+    #[command(flatten)]
+    settings: Settings,
     /// A topic that is there already is no error; it stays as it is
     #[arg(long)]
     if_not_exists: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// `topic alter`. What is not named stays as it is.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(crate) struct Alter {
+    /// The topic
+    name: String,
+    /// How many partitions there are to be: as many as there are, or more
+    #[arg(long, value_name = "N")]
+    partitions: Option<u32>,
+    #[command(flatten)]
+    set: Settings,
+    /// Keep records for ever
+    #[arg(long, conflicts_with = "retention")]
+    no_retention: bool,
+    /// Keep everything of each partition
+    #[arg(long, conflicts_with = "retention_bytes")]
+    no_retention_bytes: bool,
+    /// Keep records with a null value as long as by default
+    #[arg(long, conflicts_with = "delete_retention")]
+    no_delete_retention: bool,
+    /// Take record batches as large as by default
+    #[arg(long, conflicts_with = "batch_bytes_max")]
+    no_batch_bytes_max: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -78,16 +160,13 @@ pub(crate) async fn run(command: Command, client: &Client) -> anyhow::Result<Exi
         Command::Create(args) => create(args, client).await,
         Command::List(output) => list(&output, client).await,
         Command::Describe { name, output } => describe(&name, &output, client).await,
+        Command::Alter(args) => alter(args, client).await,
         Command::Delete { name, if_exists } => delete(&name, if_exists, client).await,
     }
 }
 
 async fn create(args: Create, client: &Client) -> anyhow::Result<ExitCode> {
-    let settings = v1::TopicSettings {
-        retention_ms: args.retention_ms,
-        retention_bytes: args.retention_bytes,
-        batch_bytes_max: args.batch_bytes_max,
-    };
+    let settings = args.settings.to_wire();
     let (topic, what) = match client.admin().create_topic(&args.name, Some(args.partitions), settings).await {
         Ok(topic) => (topic, "created"),
         Err(error) if args.if_not_exists && error.code() == Some(v1::ErrorCode::AlreadyExists) => {
@@ -102,6 +181,36 @@ async fn create(args: Create, client: &Client) -> anyhow::Result<ExitCode> {
     } else {
         let partitions = text::plural(topic.partitions.into(), "partition");
         out.line(format_args!("{what} topic {} with {partitions}", topic.name))?;
+    }
+    out.finish()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn alter(args: Alter, client: &Client) -> anyhow::Result<ExitCode> {
+    use v1::TopicSetting as Setting;
+    let unset = [
+        (args.no_retention, Setting::RetentionMs),
+        (args.no_retention_bytes, Setting::RetentionBytes),
+        (args.no_delete_retention, Setting::DeleteRetentionMs),
+        (args.no_batch_bytes_max, Setting::BatchBytesMax),
+    ];
+    let request = v1::AlterTopicRequest {
+        name: args.name,
+        set: Some(args.set.to_wire()),
+        unset: unset.into_iter().filter(|(named, _)| *named).map(|(_, setting)| setting.into()).collect(),
+        partitions: args.partitions,
+    };
+    if request.set == Some(v1::TopicSettings::default()) && request.unset.is_empty() && request.partitions.is_none() {
+        let what = "nothing to alter: name a setting or --partitions, see `millstream topic alter --help`";
+        return Err(Usage(what.to_owned()).into());
+    }
+    let topic = client.admin().alter_topic(request).await?;
+    let mut out = Out::new();
+    if args.output.json() {
+        out.json(&to_json(&topic))?;
+    } else {
+        out.line(format_args!("altered topic {}", topic.name))?;
+        out.table(&fields(&topic))?;
     }
     out.finish()?;
     Ok(ExitCode::SUCCESS)
@@ -157,22 +266,35 @@ async fn describe(name: &str, output: &OutputArgs, client: &Client) -> anyhow::R
         shown["partition_list"] = described.partition_list.iter().map(partition_to_json).collect();
         out.json(&shown)?;
     } else {
-        let settings = topic.settings.unwrap_or_default();
-        let batch_bytes_max = settings.batch_bytes_max.map(|bytes| text::size(bytes.into()));
-        out.table(&Table::fields([
-            ("topic", named(&topic)),
-            ("partitions", text::count(topic.partitions.into())),
-            ("records", text::count(topic.records)),
-            ("size", text::size(topic.bytes)),
-            ("retention", retention(&settings)),
-            ("batch size", batch_bytes_max.map_or_else(|| "the server's limit".into(), |max| format!("up to {max}"))),
-            ("created", timestamp::format(topic.created_at_ms)),
-        ]))?;
+        out.table(&fields(&topic))?;
         out.line("")?;
         out.table(&partitions(&described.partition_list))?;
     }
     out.finish()?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn fields(topic: &v1::Topic) -> Table {
+    let settings = topic.settings.unwrap_or_default();
+    let batch_bytes_max = settings.batch_bytes_max.map(|bytes| text::size(bytes.into()));
+    let mut fields = vec![
+        ("topic", named(topic)),
+        ("partitions", text::count(topic.partitions.into())),
+        ("records", text::count(topic.records)),
+        ("size", text::size(topic.bytes)),
+        ("segments", text::count(topic.segments.into())),
+        ("cleanup", cleanup(&settings).to_owned()),
+        ("retention", retention(&settings)),
+    ];
+    if settings.cleanup() != v1::Cleanup::Delete {
+        let kept = settings.delete_retention_ms.map_or_else(|| "the server's default".into(), text::milliseconds);
+        fields.push(("tombstones", kept));
+    }
+    fields.extend([
+        ("batch size", batch_bytes_max.map_or_else(|| "the server's limit".into(), |max| format!("up to {max}"))),
+        ("created", timestamp::format(topic.created_at_ms)),
+    ]);
+    Table::fields(fields)
 }
 
 fn partitions(list: &[v1::Partition]) -> Table {
@@ -181,6 +303,8 @@ fn partitions(list: &[v1::Partition]) -> Table {
         Column::Number("log start"),
         Column::Number("log end"),
         Column::Number("size"),
+        Column::Number("segments"),
+        Column::Text("earliest record"),
         Column::Text("latest record"),
     ]);
     for partition in list {
@@ -189,6 +313,8 @@ fn partitions(list: &[v1::Partition]) -> Table {
             text::count(partition.log_start_offset),
             text::count(partition.log_end_offset),
             text::size(partition.bytes),
+            text::count(partition.segments.into()),
+            partition.first_timestamp_ms.map_or_else(|| "-".into(), timestamp::format),
             partition.max_timestamp_ms.map_or_else(|| "-".into(), timestamp::format),
         ]);
     }
@@ -198,6 +324,15 @@ fn partitions(list: &[v1::Partition]) -> Table {
 fn named(topic: &v1::Topic) -> String {
     let note = if topic.internal { " (internal)" } else { "" };
     format!("{}{note}", topic.name)
+}
+
+/// As Kafka has it, and `--cleanup`.
+fn cleanup(settings: &v1::TopicSettings) -> &'static str {
+    match settings.cleanup() {
+        v1::Cleanup::Delete => "delete",
+        v1::Cleanup::Compact => "compact",
+        v1::Cleanup::CompactAndDelete => "compact,delete",
+    }
 }
 
 fn retention(settings: &v1::TopicSettings) -> String {
@@ -213,9 +348,12 @@ fn to_json(topic: &v1::Topic) -> Value {
         "partitions": topic.partitions,
         "records": topic.records,
         "bytes": topic.bytes,
+        "segments": topic.segments,
         "settings": {
+            "cleanup": cleanup(&settings),
             "retention_ms": settings.retention_ms,
             "retention_bytes": settings.retention_bytes,
+            "delete_retention_ms": settings.delete_retention_ms,
             "batch_bytes_max": settings.batch_bytes_max,
         },
         "internal": topic.internal,
@@ -229,6 +367,8 @@ fn partition_to_json(partition: &v1::Partition) -> Value {
         "log_start_offset": partition.log_start_offset,
         "log_end_offset": partition.log_end_offset,
         "bytes": partition.bytes,
+        "segments": partition.segments,
+        "first_timestamp_ms": partition.first_timestamp_ms,
         "max_timestamp_ms": partition.max_timestamp_ms,
     })
 }

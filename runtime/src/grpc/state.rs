@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::Stream;
 use millstream_api::v1;
 use millstream_api::v1::state_server::State;
+use millstream_broker::BrokerError;
 use millstream_record::{Column, ColumnReader};
 use tonic::{Request, Response, Status};
 
@@ -57,10 +58,13 @@ impl State for Service {
         let request = request.into_inner();
         let stage = self.runtime.aggregate_stage(&request.pipeline, named(&request.stage))?;
         let partitions = self.runtime.broker().state().partitions(stage.store());
-        let found = partitions.iter().find_map(|(number, partition)| {
-            let accumulator = partition.get(&request.key)?;
-            Some((*number, request.key.to_vec(), accumulator))
-        });
+        let mut found = None;
+        for (number, partition) in partitions {
+            if let Some(accumulator) = partition.get(&request.key).map_err(BrokerError::from)? {
+                found = Some((number, request.key.to_vec(), accumulator));
+                break;
+            }
+        }
         let entry = match found {
             None => None,
             Some(found) => self.entries(&stage, vec![found]).await?.pop(),
@@ -82,7 +86,7 @@ impl State for Service {
         };
         let mut found = Vec::new();
         for (number, partition) in self.runtime.broker().state().partitions(stage.store()) {
-            let entries = partition.scan(&request.key_prefix, room);
+            let entries = partition.scan(&request.key_prefix, room).map_err(BrokerError::from)?;
             room -= entries.len();
             found.extend(entries.into_iter().map(|(key, accumulator)| (number, key, accumulator)));
         }

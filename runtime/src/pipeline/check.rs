@@ -15,6 +15,11 @@ pub trait World {
     /// How many partitions a topic has; None where there is no such topic.
     fn topic_partitions(&self, topic: &str) -> Option<u32>;
 
+    /// Whether records of one key may be in two partitions of a topic, because partitions were added to it.
+    fn keys_moved(&self, _topic: &str) -> bool {
+        false
+    }
+
     /// Over how many partitions the running version of a pipeline's aggregate keeps its state.
     fn state_partitions(&self, _pipeline: &str, _stage: &str) -> Option<u32> {
         None
@@ -87,6 +92,7 @@ pub fn check(spec: &PipelineSpec, world: &dyn World) -> Result<CheckedPipeline, 
     let plan = plan::plan(
         spec,
         &|topic| world.topic_partitions(topic),
+        &|topic| world.keys_moved(topic),
         &|stage| world.state_partitions(&spec.name.value, stage),
         &mut checker.mistakes,
     );

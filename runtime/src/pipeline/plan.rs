@@ -87,13 +87,15 @@ pub struct Repartition {
     pub partitions: u32,
 }
 
-/// Cuts the pipeline into segments. `partitions` tells how many a topic has.
+/// Cuts the pipeline into segments. `partitions` tells how many a topic has, `keys_moved` whether one key's records
+/// may be in two of them.
 ///
 /// `state_partitions` tells over how many partitions the running version of an aggregate keeps its state. What has a
 /// repartition topic keeps it: records are on their way in it, and the state is divided as it is.
 pub(super) fn plan(
     spec: &PipelineSpec,
     partitions: &dyn Fn(&str) -> Option<u32>,
+    keys_moved: &dyn Fn(&str) -> bool,
     state_partitions: &dyn Fn(&str) -> Option<u32>,
     mistakes: &mut Vec<Mistake>,
 ) -> Plan {
@@ -101,7 +103,7 @@ pub(super) fn plan(
     let mut sources: Vec<Source> =
         spec.from.iter().filter_map(|topic| TopicName::new(&topic.value).ok()).map(Source::Topic).collect();
     let mut first = 0;
-    let mut keys_changed = false;
+    let mut keys_changed = spec.from.iter().any(|topic| keys_moved(&topic.value));
     for (index, stage) in spec.stages.iter().enumerate() {
         let needs_owner = stage.kind.value == StageKind::Aggregate;
         let topic = format!("{}.{}{REPARTITION_SUFFIX}", spec.name.value, stage.name.value);

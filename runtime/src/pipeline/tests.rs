@@ -580,6 +580,7 @@ fn mangled_files_are_refused_or_read_but_never_panic() {
 #[derive(Default)]
 struct Tables {
     topics: BTreeMap<&'static str, u32>,
+    keys_moved: &'static [&'static str],
     modules: BTreeMap<&'static str, StageKind>,
     pipelines: Vec<OtherPipeline>,
 }
@@ -589,7 +590,7 @@ impl Tables {
         use StageKind::{Aggregate, Filter, Map};
         let topics = [("a", 4), ("b", 6), ("flights", 8)].into();
         let modules = [("f", Filter), ("m", Map), ("n", Map), ("g", Aggregate), ("h", Aggregate), ("./m.wasm", Map)];
-        Self { topics, modules: modules.into(), pipelines: Vec::new() }
+        Self { topics, keys_moved: &[], modules: modules.into(), pipelines: Vec::new() }
     }
 
     fn pipeline(mut self, name: &str, from: &[&str], to: &[&str]) -> Self {
@@ -602,6 +603,10 @@ impl Tables {
 impl World for Tables {
     fn topic_partitions(&self, topic: &str) -> Option<u32> {
         self.topics.get(topic).copied()
+    }
+
+    fn keys_moved(&self, topic: &str) -> bool {
+        self.keys_moved.contains(&topic)
     }
 
     fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {
@@ -815,6 +820,15 @@ fn a_repartition_topic_keeps_its_partitions() {
         segments("a", "  - map: m\n  - aggregate: g", &world),
         ["a | m | p.g.repartition/3", "p.g.repartition | g | z"]
     );
+}
+
+#[test]
+fn a_topic_whose_keys_have_moved_is_repartitioned_before_an_aggregate_and_only_there() {
+    let world = Tables { keys_moved: &["a"], ..Tables::new() };
+    let stages = "  - filter: f\n  - aggregate: g\n  - aggregate: h";
+    assert_eq!(segments("a", stages, &world), ["a | f | p.g.repartition/4", "p.g.repartition | g h | z"]);
+    assert_eq!(segments("a", "  - filter: f", &world), ["a | f | z"]);
+    assert_eq!(segments("b", "  - aggregate: g", &world), ["b | g | z"]);
 }
 
 #[test]

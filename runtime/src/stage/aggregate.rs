@@ -76,7 +76,10 @@ impl Groups {
 /// Where a task's accumulators are.
 pub trait Accumulators {
     /// Appends to `found` the accumulator of each group's key; null where it has none.
-    fn look_up(&self, groups: &Groups, found: &mut Column);
+    ///
+    /// # Errors
+    /// Why the state can't be read.
+    fn look_up(&self, groups: &Groups, found: &mut Column) -> Result<(), String>;
 }
 
 /// What an aggregate made of a batch: updates, failures, and the accumulators to keep.
@@ -87,6 +90,8 @@ pub struct Aggregated {
     pub outcome: Outcome,
     /// The keys.
     pub groups: Groups,
+    /// The accumulators before the batch, one a key; null where it had none.
+    pub before: Column,
     /// The accumulators after the batch, one a key; null removes it.
     pub accumulators: Column,
 }
@@ -134,7 +139,7 @@ fn fold(
     state: &dyn Accumulators,
 ) -> Result<Aggregated, StageError> {
     let mut before = Column::default();
-    state.look_up(&groups, &mut before);
+    state.look_up(&groups, &mut before).map_err(StageError::State)?;
     let mut whole = None;
     let mut parts: Option<Parts> = None;
     let failures = halve(input.len(), |part| {
@@ -153,7 +158,7 @@ fn fold(
         (None, None) => (Column::default(), Column::default(), None),
     };
     let output = updates(input, of_record, &groups, values, &failures, updated.as_deref());
-    Ok(Aggregated { outcome: Outcome { output, failures, failed }, groups, accumulators })
+    Ok(Aggregated { outcome: Outcome { output, failures, failed }, groups, before, accumulators })
 }
 
 struct Evaluated {

@@ -28,6 +28,9 @@ pub enum StageError {
     /// The guest can't be started or configured.
     #[error(transparent)]
     Guest(CallError),
+    /// The accumulators can't be read.
+    #[error("the state can't be read: {0}")]
+    State(String),
     /// Finding the records at fault takes too long.
     #[error(
         "the module did not return in time {calls} times on one batch of {records} records: it is stuck on too many \

@@ -68,6 +68,15 @@ impl Admin {
         self.answer("DescribeTopic", self.topics().describe_topic(request)).await
     }
 
+    /// Changes a topic's settings and adds partitions to it, while it is read and written. All of it, or nothing.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn alter_topic(&self, request: v1::AlterTopicRequest) -> Result<v1::Topic, ClientError> {
+        let answer = self.answer("AlterTopic", self.topics().alter_topic(request)).await?;
+        self.field(answer.topic, "topic")
+    }
+
     /// Deletes a topic with its records and every group's offsets in it.
     ///
     /// # Errors

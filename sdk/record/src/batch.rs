@@ -62,6 +62,8 @@ pub struct BatchHeader {
     pub batch_bytes: usize,
     /// Last record's offset less the base offset.
     pub last_offset_delta: i32,
+    /// What the records' timestamps are relative to, in ms since the epoch.
+    pub base_timestamp_ms: i64,
     /// The largest timestamp, in ms since the epoch.
     pub max_timestamp_ms: i64,
 }
@@ -97,7 +99,15 @@ impl BatchHeader {
         if base_offset.checked_add(i64::from(last_offset_delta) + 1).is_none() {
             return Err(BatchError::BaseOffset(base_offset));
         }
-        Ok(Self { base_offset, batch_bytes, last_offset_delta, max_timestamp_ms: i64_at(bytes, at::MAX_TIMESTAMP) })
+        let base_timestamp_ms = i64_at(bytes, at::BASE_TIMESTAMP);
+        let max_timestamp_ms = i64_at(bytes, at::MAX_TIMESTAMP);
+        Ok(Self { base_offset, batch_bytes, last_offset_delta, base_timestamp_ms, max_timestamp_ms })
+    }
+
+    /// The offset after the last record.
+    pub fn next_offset(&self) -> i64 {
+        // Checked by `parse`.
+        self.base_offset + i64::from(self.last_offset_delta) + 1
     }
 
     /// Offsets that the batch takes.

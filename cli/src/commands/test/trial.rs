@@ -176,7 +176,7 @@ impl Trial {
         for stage in pipeline.stages().iter().filter(|stage| stage.kind() == StageKind::Aggregate) {
             let mut found = Vec::new();
             for (_, partition) in self.broker.state().partitions(stage.store()) {
-                found.extend(partition.scan(b"", usize::MAX));
+                found.extend(partition.scan(b"", usize::MAX)?);
             }
             found.sort();
             let keys: Column = found.iter().map(|(key, _)| Some(key.as_slice())).collect();

@@ -51,6 +51,11 @@ pub(super) struct Topic {
     stale: AtomicBool,
 }
 
+fn batch_bytes_max(described: &v1::Topic) -> usize {
+    let from_settings = described.settings.as_ref().and_then(|settings| settings.batch_bytes_max);
+    from_settings.map_or(BATCH_BYTES_MAX_DEFAULT, |bytes| bytes as usize)
+}
+
 /// Where records without a key go: a partition for a batch.
 #[derive(Debug)]
 struct Sticky {
@@ -81,8 +86,7 @@ impl Topic {
         settings: &ProducerSettings,
     ) -> Self {
         let count = described.partitions.max(1);
-        let from_settings = described.settings.as_ref().and_then(|settings| settings.batch_bytes_max);
-        let batch_bytes_max = from_settings.map_or(BATCH_BYTES_MAX_DEFAULT, |bytes| bytes as usize);
+        let batch_bytes_max = batch_bytes_max(described);
         let sticky = Arc::new(Sticky::new(count));
         let partitions = (0..count).map(|number| {
             let known = before.and_then(|topic| topic.partitions.get(number as usize));
@@ -95,6 +99,11 @@ impl Topic {
             batch_bytes_max,
             stale: AtomicBool::new(false),
         }
+    }
+
+    /// Whether it is still as the server describes it.
+    pub(super) fn is_as(&self, described: &v1::Topic) -> bool {
+        self.partition_count() == described.partitions && self.batch_bytes_max == batch_bytes_max(described)
     }
 
     pub(super) fn name(&self) -> &Arc<str> {

@@ -2,10 +2,12 @@
 //!
 //! `send` encodes a record straight into the open batch of its partition (`batching.rs`). One task
 //! a producer (`sender.rs`) sends the batches that are full or have waited long enough, and tells
-//! each batch's deliveries how it went (`delivery.rs`).
+//! each batch's deliveries how it went (`delivery.rs`). Another looks the topics up again now and then
+//! (`metadata.rs`).
 
 mod batching;
 mod delivery;
+mod metadata;
 mod record;
 mod sender;
 
@@ -14,10 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use millstream_api::v1;
 use millstream_record::{BATCH_HEADER_BYTES, BatchBuilder, Compression};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use self::batching::{Appended, Encode, Event, Outbox, Topic};
 pub use self::delivery::{Delivery, RecordMetadata};
@@ -52,6 +55,9 @@ pub struct ProducerSettings {
     /// [`ClientError::UnknownOutcome`], and are stored once or not at all. True: they are stored
     /// once or more.
     pub retry_unknown: bool,
+    /// How long it goes by what it knows of a topic before it looks again: partitions that were added are
+    /// used by then. Default 60,000: Kafka's producers take five minutes, and a look is cheap here.
+    pub metadata_max_age_ms: u64,
 }
 
 impl Default for ProducerSettings {
@@ -65,6 +71,7 @@ impl Default for ProducerSettings {
             delivery_timeout_ms: 120_000,
             retry_backoff_ms: 100,
             retry_unknown: false,
+            metadata_max_age_ms: 60_000,
         }
     }
 }
@@ -90,11 +97,13 @@ pub struct Producer(Arc<Handle>);
 struct Handle {
     shared: Arc<Shared>,
     sender: Mutex<Option<JoinHandle<()>>>,
+    refresher: AbortHandle,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.outbox.close();
+        self.refresher.abort();
     }
 }
 
@@ -124,7 +133,10 @@ impl Producer {
             closed: AtomicBool::new(false),
         });
         let sender = tokio::spawn(Sender::new(shared.clone()).run());
-        Self(Arc::new(Handle { shared, sender: Mutex::new(Some(sender)) }))
+        // A millisecond at least: what never ages would be looked up without end.
+        let metadata_max_age = Duration::from_millis(shared.settings.metadata_max_age_ms.max(1));
+        let refresher = tokio::spawn(metadata::refresh(Arc::downgrade(&shared), metadata_max_age)).abort_handle();
+        Self(Arc::new(Handle { shared, sender: Mutex::new(Some(sender)), refresher }))
     }
 
     /// Takes a record, and waits only while the buffer is full (and, for the first record of a
@@ -275,12 +287,16 @@ impl Shared {
         if let Some(topic) = self.known_topic(name) {
             return Ok(topic);
         }
-        let described = self.client.admin().describe_topic(name).await?;
-        let described = described.topic.ok_or_else(|| ClientError::lacks(self.client.server(), "topic"))?;
+        let described = self.lookup(name).await?;
         let before = self.topics.read().get(name).cloned();
         let topic = Arc::new(Topic::new(name, &described, before.as_deref(), &self.settings));
         self.topics.write().insert(name.clone(), topic.clone());
         Ok(topic)
+    }
+
+    async fn lookup(&self, name: &str) -> Result<v1::Topic, ClientError> {
+        let described = self.client.admin().describe_topic(name).await?;
+        described.topic.ok_or_else(|| ClientError::lacks(self.client.server(), "topic"))
     }
 
     fn check_open(&self) -> Result<(), ClientError> {

@@ -1,0 +1,165 @@
+//! Which segments there are, and those that are open. The table `segments` says it durably; this is
+//! its image in memory.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
+use super::error::StoreError;
+use super::files::Files;
+use super::segment::{Extent, FOLDER, OpenSegment, SegmentId, SegmentMeta, SegmentWriter};
+
+/// Segments that are open at a time. Each takes a file descriptor and its index, some tens of KiB.
+const OPEN_SEGMENTS_MAX: usize = 128;
+
+#[derive(Debug)]
+pub(crate) struct Registry {
+    files: Arc<Files>,
+    segments: RwLock<BTreeMap<SegmentId, Arc<SegmentMeta>>>,
+    /// The most recently used last.
+    open: Mutex<VecDeque<(SegmentId, Arc<OpenSegment>)>>,
+    next: AtomicU64,
+    pins: Mutex<Pins>,
+    changing: Mutex<()>,
+}
+
+/// Files that must outlast their segments: somebody copies them.
+#[derive(Debug, Default)]
+struct Pins {
+    held: usize,
+    removed: Vec<SegmentId>,
+}
+
+impl Registry {
+    /// With the segments that the table lists. Files that it does not list are removed: what wrote
+    /// them did not come to its end.
+    pub(super) fn open(files: Arc<Files>, metas: Vec<SegmentMeta>) -> Result<Self, StoreError> {
+        let segments: BTreeMap<_, _> = metas.into_iter().map(|meta| (meta.id, Arc::new(meta))).collect();
+        let mut next = segments.keys().next_back().map_or(0, |id| id.0 + 1);
+        for name in files.names(FOLDER)? {
+            let Some(id) = SegmentId::from_file_name(&name) else { continue };
+            next = next.max(id.0 + 1);
+            if !segments.contains_key(&id) {
+                files.remove(&id.file_name())?;
+            }
+        }
+        Ok(Self {
+            files,
+            segments: RwLock::new(segments),
+            open: Mutex::default(),
+            next: AtomicU64::new(next),
+            pins: Mutex::default(),
+            changing: Mutex::default(),
+        })
+    }
+
+    /// A new segment, not yet part of the store.
+    pub(super) fn create(&self) -> Result<SegmentWriter, StoreError> {
+        SegmentWriter::create(&self.files, SegmentId(self.next.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    pub(super) fn finish(&self, writer: SegmentWriter) -> Result<SegmentMeta, StoreError> {
+        writer.finish(&self.files)
+    }
+
+    /// An extent's segment, open.
+    ///
+    /// # Errors
+    /// [`StoreError::Moved`] where the segment is gone: its records are elsewhere, or nowhere.
+    pub(crate) fn segment_of(&self, extent: &Extent) -> Result<Arc<OpenSegment>, StoreError> {
+        let id = extent.segment;
+        {
+            let mut open = self.open.lock();
+            if let Some(at) = open.iter().position(|(of, _)| *of == id)
+                && let Some(found) = open.remove(at)
+            {
+                let segment = found.1.clone();
+                open.push_back(found);
+                return Ok(segment);
+            }
+        }
+        let meta = self.segments.read().get(&id).cloned().ok_or(StoreError::Moved)?;
+        let opened = OpenSegment::open(&self.files, &meta);
+        // Removed meanwhile: then it is no fault that its file is not there.
+        if !self.segments.read().contains_key(&id) {
+            return Err(StoreError::Moved);
+        }
+        let segment = Arc::new(opened?);
+        let mut open = self.open.lock();
+        if open.len() >= OPEN_SEGMENTS_MAX {
+            open.pop_front();
+        }
+        open.push_back((id, segment.clone()));
+        Ok(segment)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<SegmentMeta>> {
+        self.segments.read().values().cloned().collect()
+    }
+
+    /// How many there are, and the bytes of their files.
+    pub(crate) fn size(&self) -> (usize, u64) {
+        let segments = self.segments.read();
+        (segments.len(), segments.values().map(|meta| meta.file_bytes).sum())
+    }
+
+    /// Held while segments and the extents of partitions change together.
+    pub(crate) fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock()
+    }
+
+    /// A commit made them part of the store, or changed which of their extents are in use.
+    pub(super) fn added(&self, metas: Vec<SegmentMeta>) {
+        let mut segments = self.segments.write();
+        for meta in metas {
+            segments.insert(meta.id, Arc::new(meta));
+        }
+    }
+
+    /// A commit took them out of the store: their files go, once nobody copies them.
+    pub(super) fn removed(&self, ids: &[SegmentId]) {
+        {
+            let mut segments = self.segments.write();
+            ids.iter().for_each(|id| drop(segments.remove(id)));
+        }
+        self.open.lock().retain(|(id, _)| !ids.contains(id));
+        let mut pins = self.pins.lock();
+        if pins.held > 0 {
+            pins.removed.extend_from_slice(ids);
+        } else {
+            self.unlink(ids);
+        }
+    }
+
+    fn unlink(&self, ids: &[SegmentId]) {
+        for id in ids {
+            if let Err(error) = self.files.remove(&id.file_name()) {
+                // The next start removes what is not registered.
+                tracing::warn!(%error, "a segment that is no longer used stays on disk");
+            }
+        }
+    }
+
+    /// Keeps the files of removed segments until the pin is dropped.
+    pub(crate) fn pin(self: &Arc<Self>) -> Pin {
+        self.pins.lock().held += 1;
+        Pin(self.clone())
+    }
+}
+
+/// See [`Registry::pin`].
+#[derive(Debug)]
+pub(crate) struct Pin(Arc<Registry>);
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = self.0.pins.lock();
+        pins.held -= 1;
+        if pins.held == 0 {
+            let removed = std::mem::take(&mut pins.removed);
+            self.0.unlink(&removed);
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! The sealer: moves a part of the journal to where it stays. Record batches go to segments; the last
+//! accumulator of each key, the last offset of each group and what is remembered of producers go to
+//! their tables. Then one commit makes the segments part of the store and ends that part of the
+//! journal; the commits that follow remove its values, some each.
+//!
+//! One thread does it beside the commits, in steps short enough that no commit waits long for the disk.
+//! When commits fill the journal faster than it is sealed, they wait for the sealer's progress, a
+//! little each.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+
+use super::Store;
+use super::committer::{Receipt, Upkeep, WeakCommitQueue};
+use super::error::StoreError;
+use super::segment::{Piece, SegmentMeta, SegmentWriter, pieces};
+use super::tables::{Count, SLICE_ROWS, Tables};
+use crate::broker::Domain;
+use crate::error::BrokerError;
+use crate::name::GroupId;
+use crate::partition::{Partition, Run, TopicId};
+use crate::state::Frozen;
+
+/// A topic with at least this many bytes in a part of the journal gets a segment of its own; the others
+/// share one, so that many small topics cost no file each.
+const OWN_SEGMENT_BYTES_MIN: u64 = 8 << 20;
+
+/// With no part to seal for this time, values that are sealed are removed all the same.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// A full disk is tried again after this time: what is to be sealed is safe in the journal.
+const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
+
+/// What a row of state counts as, in bytes, beside the bytes of batches: both take about as long.
+const STATE_ROW_BYTES: u64 = 256;
+
+/// A part of the journal to be sealed.
+#[derive(Debug)]
+pub(crate) struct SealJob {
+    /// Its sequence numbers.
+    pub(crate) journal: Range<u64>,
+    /// What aggregates changed in it.
+    pub(crate) frozen: Vec<Frozen>,
+}
+
+/// How far the sealer is.
+#[derive(Debug, Default)]
+struct Progress {
+    sealing: bool,
+    stopped: bool,
+    done: u64,
+    total: u64,
+    /// Upkeep that waits for its commit: the committer must not wait for it in turn.
+    upkeep: u32,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    progress: Mutex<Progress>,
+    moved: Condvar,
+    /// Journal values that are sealed and still there.
+    sealed_values: AtomicU64,
+    /// Groups that were dropped since the last part was sealed.
+    dropped_groups: Mutex<Vec<String>>,
+}
+
+/// The committer's side of the sealer.
+#[derive(Debug)]
+pub(crate) struct SealerHandle {
+    shared: Arc<Shared>,
+    jobs: mpsc::Sender<SealJob>,
+    /// The journal is handed over in parts of this many bytes.
+    seal_bytes: u64,
+}
+
+impl SealerHandle {
+    /// Whether so many bytes are to be sealed now.
+    pub(crate) fn is_due(&self, unsealed_bytes: u64) -> bool {
+        unsealed_bytes >= self.seal_bytes && !self.shared.progress.lock().sealing
+    }
+
+    pub(crate) fn seal(&self, job: SealJob) {
+        let mut progress = self.shared.progress.lock();
+        *progress = Progress { sealing: true, done: 0, total: 0, ..*progress };
+        drop(progress);
+        // A sealer that ended said why: the store has failed.
+        let _ = self.jobs.send(job);
+    }
+
+    /// Waits while the journal is ahead of the sealer: the next part may be as full as the one that is
+    /// being sealed is done, beyond a whole one.
+    pub(crate) fn wait_until_allowed(&self, unsealed_bytes: u64) {
+        let mut progress = self.shared.progress.lock();
+        loop {
+            let Progress { sealing, stopped, done, total, upkeep } = *progress;
+            if stopped || !sealing || upkeep > 0 || unsealed_bytes < self.seal_bytes {
+                return;
+            }
+            let share = if total == 0 { 0.0 } else { done as f64 / total as f64 };
+            if (unsealed_bytes as f64) < self.seal_bytes as f64 * (1.0 + share) {
+                return;
+            }
+            self.shared.moved.wait(&mut progress);
+        }
+    }
+
+    /// Says how many sealed values the journal still has.
+    pub(crate) fn set_sealed_values(&self, values: u64) {
+        self.shared.sealed_values.store(values, Ordering::Relaxed);
+    }
+
+    pub(crate) fn group_dropped(&self, group: &GroupId) {
+        self.shared.dropped_groups.lock().push(group.as_str().to_owned());
+    }
+}
+
+/// The thread's side.
+pub(crate) struct Sealer {
+    store: Arc<Store>,
+    domain: Arc<Domain>,
+    queue: WeakCommitQueue,
+    jobs: mpsc::Receiver<SealJob>,
+    shared: Arc<Shared>,
+}
+
+/// What connects committer and sealer, before either runs.
+pub(crate) struct SealerStart {
+    shared: Arc<Shared>,
+    jobs: mpsc::Receiver<SealJob>,
+}
+
+/// The two sides of a sealer for a journal that is handed over in parts of `seal_bytes`.
+pub(crate) fn sealer(seal_bytes: u64) -> (SealerHandle, SealerStart) {
+    let shared = Arc::new(Shared::default());
+    let (sender, jobs) = mpsc::channel();
+    (SealerHandle { shared: shared.clone(), jobs: sender, seal_bytes }, SealerStart { shared, jobs })
+}
+
+impl SealerStart {
+    /// Starts the thread; it ends with the committer.
+    pub(crate) fn start(
+        self,
+        store: Arc<Store>,
+        domain: Arc<Domain>,
+        queue: WeakCommitQueue,
+    ) -> Result<JoinHandle<()>, StoreError> {
+        let Self { shared, jobs } = self;
+        let sealer = Sealer { store, domain, queue, jobs, shared };
+        std::thread::Builder::new()
+            .name("sealer".into())
+            .spawn(move || sealer.run())
+            .map_err(|source| StoreError::Stopped(format!("no thread: {source}")))
+    }
+}
+
+/// Why a part was not sealed.
+enum Unsealed {
+    /// The store closes; the journal has it all.
+    Stopping,
+    Failed(StoreError),
+}
+
+impl From<StoreError> for Unsealed {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<BrokerError> for Unsealed {
+    fn from(_: BrokerError) -> Self {
+        // The committer ended, and said why itself.
+        Self::Stopping
+    }
+}
+
+impl Sealer {
+    fn run(self) {
+        // Committers must not wait for a sealer that is gone, however it went.
+        let _stopped = OnEnd(&self.shared, &self.store);
+        let ended = loop {
+            let next = match self.jobs.recv_timeout(IDLE) {
+                Ok(job) => self.seal(job),
+                // A commit removes some; with none to come, one is made for that.
+                Err(RecvTimeoutError::Timeout) if self.shared.sealed_values.load(Ordering::Relaxed) > 0 => {
+                    self.commit(Upkeep::default())
+                }
+                Err(RecvTimeoutError::Timeout) => Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if next.is_err() {
+                break next;
+            }
+        };
+        if let Err(Unsealed::Failed(error)) = ended {
+            tracing::error!(%error, "the journal can't be sealed: no more writes are taken");
+            self.store.fail(Arc::new(error));
+            // Wakes the committer, which tells everyone.
+            drop(self.queue.push_upkeep(Upkeep::default()));
+        }
+    }
+
+    fn seal(&self, job: SealJob) -> Result<(), Unsealed> {
+        let plan = self.plan(job.journal.end);
+        let rows: usize = job.frozen.iter().map(Frozen::len).sum();
+        let batch_bytes: u64 = plan.values().map(|topic| topic.bytes).sum();
+        self.shared.progress.lock().total = batch_bytes + rows as u64 * STATE_ROW_BYTES + 1;
+
+        let mut upkeep = self.segments(plan)?;
+        self.offsets_and_producers()?;
+        self.state(job.frozen, job.journal.end)?;
+        upkeep.sealed_to = Some(job.journal.end);
+        self.commit(upkeep)?;
+        self.shared.progress.lock().sealing = false;
+        self.shared.moved.notify_all();
+        Ok(())
+    }
+
+    fn commit(&self, upkeep: Upkeep) -> Result<(), Unsealed> {
+        self.shared.progress.lock().upkeep += 1;
+        self.shared.moved.notify_all();
+        let committed = self.queue.push_upkeep(upkeep).map(Receipt::wait);
+        self.shared.progress.lock().upkeep -= 1;
+        committed.ok_or(Unsealed::Stopping)??;
+        Ok(())
+    }
+
+    fn advance(&self, by: u64) {
+        self.shared.progress.lock().done += by;
+        self.shared.moved.notify_all();
+    }
+
+    // ---- batches
+
+    /// The runs of each topic that the journal holds before `to`.
+    fn plan(&self, to: u64) -> BTreeMap<TopicId, TopicRuns> {
+        let mut plan: BTreeMap<TopicId, TopicRuns> = BTreeMap::new();
+        for topic in self.domain.topics.read().values() {
+            for partition in topic.partitions() {
+                let runs = partition.runs_before(to);
+                if !runs.is_empty() {
+                    let planned = plan.entry(topic.id()).or_default();
+                    planned.bytes += runs.iter().map(|run| u64::from(run.at.len)).sum::<u64>();
+                    planned.partitions.push((partition.clone(), runs));
+                }
+            }
+        }
+        plan
+    }
+
+    fn segments(&self, plan: BTreeMap<TopicId, TopicRuns>) -> Result<Upkeep, Unsealed> {
+        let (large, small): (Vec<_>, Vec<_>) =
+            plan.into_values().partition(|topic| topic.bytes >= OWN_SEGMENT_BYTES_MIN);
+        let mut upkeep = Upkeep::default();
+        for topic in large {
+            self.segment(&topic.partitions, &mut upkeep)?;
+        }
+        let small: Vec<_> = small.into_iter().flat_map(|topic| topic.partitions).collect();
+        if !small.is_empty() {
+            self.segment(&small, &mut upkeep)?;
+        }
+        Ok(upkeep)
+    }
+
+    /// One segment of these partitions, sorted by topic and number.
+    fn segment(&self, partitions: &[(Arc<Partition>, Vec<Run>)], upkeep: &mut Upkeep) -> Result<(), Unsealed> {
+        let meta = loop {
+            match self.try_segment(partitions) {
+                Ok(meta) => break meta,
+                Err(Unsealed::Failed(error)) if error.is_disk_full() => {
+                    tracing::warn!(%error, "the disk is full: sealing is tried again");
+                    if self.queue.is_closed() {
+                        return Err(Unsealed::Stopping);
+                    }
+                    std::thread::sleep(DISK_FULL_RETRY);
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        // A partition has one extent, in the order in which they were written.
+        let extents = meta.extents.iter().map(|owned| vec![owned.extent]);
+        upkeep.extents.extend(partitions.iter().map(|(partition, _)| partition.clone()).zip(extents));
+        upkeep.segments.push(meta);
+        Ok(())
+    }
+
+    fn try_segment(&self, partitions: &[(Arc<Partition>, Vec<Run>)]) -> Result<SegmentMeta, Unsealed> {
+        let registry = self.store.registry();
+        let mut writer = registry.create()?;
+        for (partition, runs) in partitions {
+            let (Some(first), Some(last)) = (runs.first(), runs.last()) else { continue };
+            writer.begin(partition.topic_id(), partition.name().partition, first.base, false);
+            for run in runs {
+                let bytes = self.store.read(run.at)?;
+                copy_run(&mut writer, &bytes, run)?;
+                self.advance(bytes.len() as u64);
+                if self.queue.is_closed() {
+                    return Err(Unsealed::Stopping);
+                }
+            }
+            writer.end(last.end);
+        }
+        Ok(registry.finish(writer)?)
+    }
+
+    // ---- tables
+
+    fn offsets_and_producers(&self) -> Result<(), Unsealed> {
+        let tables = self.store.tables();
+        let dropped = std::mem::take(&mut *self.shared.dropped_groups.lock());
+        tables.drop_groups(&dropped)?;
+        let mut rows = Vec::new();
+        for group in self.domain.groups.all() {
+            for (topic, partition, offset) in group.take_unsealed() {
+                let key = Tables::offset_key(group.id().as_str(), topic.0, partition);
+                rows.push((key, offset.map(|offset| Tables::offset_row(group.kind() as u8, offset.get()))));
+            }
+        }
+        rows.chunks(SLICE_ROWS).try_for_each(|slice| tables.write_offsets(slice))?;
+        Ok(())
+    }
+
+    fn state(&self, frozen: Vec<Frozen>, to: u64) -> Result<(), Unsealed> {
+        let tables = self.store.tables();
+        let mut dropped: Vec<&str> = frozen.iter().filter(|part| part.drops_older()).map(Frozen::store).collect();
+        dropped.sort_unstable();
+        dropped.dedup();
+        dropped.into_iter().try_for_each(|store| tables.drop_state(store))?;
+        for part in &frozen {
+            for slice in part.sorted().chunks(SLICE_ROWS) {
+                tables.write_state(part.store(), part.number(), slice.iter().copied())?;
+                self.advance(slice.len() as u64 * STATE_ROW_BYTES);
+                if self.queue.is_closed() {
+                    return Err(Unsealed::Stopping);
+                }
+            }
+        }
+        let count = |part: &Frozen| Count { keys: part.keys, counted_to: to };
+        let counts: Vec<_> = frozen.iter().map(|part| (part.store(), part.number(), count(part))).collect();
+        tables.write_counts(&counts)?;
+        drop(counts);
+        frozen.into_iter().for_each(Frozen::release);
+        Ok(())
+    }
+}
+
+/// A topic's part of what is sealed.
+#[derive(Debug, Default)]
+struct TopicRuns {
+    bytes: u64,
+    partitions: Vec<(Arc<Partition>, Vec<Run>)>,
+}
+
+/// Copies a run's batches. One that the disk damaged stays as it is and is marked: its offsets are
+/// lost, and no others.
+fn copy_run(writer: &mut SegmentWriter, bytes: &Bytes, run: &Run) -> Result<(), StoreError> {
+    for piece in pieces(bytes, run.base..run.end, false) {
+        match piece {
+            Piece::Batch { at, header } => writer.push(&bytes[at..at + header.batch_bytes], &header)?,
+            Piece::Damaged { bytes: range, fault } => {
+                tracing::error!(first = %fault.base, end = %fault.end, reason = fault.reason, "damaged batch in the journal");
+                writer.push_damaged(&bytes[range], fault.base)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// However the sealer ends: nobody waits for its progress any more, and a panic fails the store.
+struct OnEnd<'a>(&'a Shared, &'a Arc<Store>);
+
+impl Drop for OnEnd<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.1.fail(Arc::new(StoreError::Stopped("the sealer panicked, see the log".into())));
+        }
+        self.0.progress.lock().stopped = true;
+        self.0.moved.notify_all();
+    }
+}

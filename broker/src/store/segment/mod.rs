@@ -1,0 +1,173 @@
+//! Segments: immutable files with older batches, sorted by topic, partition and offset.
+//!
+//! ```text
+//! file    = header, blocks of extents, index, footer
+//! header  = magic u32, version u32
+//! block   = whole record batches of one partition, back to back
+//! index   = extent count u32, extent*, block*            the blocks in the order of the extents
+//! extent  = topic u32, partition u32, base i64, end i64, first timestamp i64, max timestamp i64,
+//!           position u64, bytes u64, first block u32, blocks u32, flags u32
+//! block   = base i64, max timestamp i64, bytes u32, crc u32
+//! footer  = index position u64, index bytes u32, index crc u32, version u32, magic u32
+//! ```
+//! All integers are little-endian. An extent is a range of offsets of one partition; its blocks stand
+//! back to back. A block's CRC-32C covers all its bytes, so also the fields that a batch's own
+//! checksum leaves out.
+
+mod read;
+mod write;
+
+pub(crate) use read::{BlockFault, OpenSegment, Piece, Sealed, pieces, sound_part};
+pub(super) use write::SegmentWriter;
+
+use super::error::StoreError;
+use crate::partition::{Offset, TopicId};
+
+const MAGIC: u32 = u32::from_le_bytes(*b"MSSG");
+const VERSION: u32 = 1;
+const HEADER_BYTES: u64 = 8;
+const FOOTER_BYTES: usize = 24;
+const EXTENT_BYTES: usize = 68;
+const BLOCK_ENTRY_BYTES: usize = 24;
+
+/// A block is closed once it has this many bytes: what is read and checked at least, 64 KiB.
+const BLOCK_BYTES: usize = 64 << 10;
+
+/// The folder of segments in the data directory.
+pub(super) const FOLDER: &str = "segments";
+
+/// Names a segment. Numbers ascend and are never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SegmentId(pub(crate) u64);
+
+impl SegmentId {
+    /// Its file in the data directory.
+    pub(super) fn file_name(self) -> String {
+        format!("{FOLDER}/{:016x}.segment", self.0)
+    }
+
+    pub(super) fn from_file_name(name: &str) -> Option<Self> {
+        let hex = name.strip_suffix(".segment")?;
+        u64::from_str_radix(hex, 16).ok().map(Self)
+    }
+}
+
+/// A range of offsets of one partition in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) segment: SegmentId,
+    pub(crate) base: Offset,
+    /// The offset after its range. Compaction may have removed records before it.
+    pub(crate) end: Offset,
+    pub(crate) first_timestamp_ms: i64,
+    pub(crate) max_timestamp_ms: i64,
+    /// In the file.
+    pub(crate) pos: u64,
+    pub(crate) bytes: u64,
+    /// Its blocks in the segment's index.
+    pub(crate) blocks_from: u32,
+    pub(crate) blocks: u32,
+    /// Compaction has seen it.
+    pub(crate) compacted: bool,
+}
+
+/// An extent and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OwnedExtent {
+    pub(crate) topic: TopicId,
+    pub(crate) partition: u32,
+    pub(crate) extent: Extent,
+}
+
+/// What the registry keeps of a segment: the extents that are in use. The file's index has all that were
+/// written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentMeta {
+    pub(crate) id: SegmentId,
+    /// Of the whole file.
+    pub(crate) file_bytes: u64,
+    pub(crate) extents: Vec<OwnedExtent>,
+}
+
+impl SegmentMeta {
+    /// As the registry's table holds it: file bytes u64, then extents as in the file's index.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(8 + self.extents.len() * EXTENT_BYTES);
+        out.extend_from_slice(&self.file_bytes.to_le_bytes());
+        self.extents.iter().for_each(|owned| encode_extent(owned, &mut out));
+        out
+    }
+
+    pub(super) fn decode(id: SegmentId, row: &[u8]) -> Result<Self, StoreError> {
+        let corrupt = || StoreError::Corrupt {
+            what: format!("the registry's entry of segment {:016x}", id.0),
+            reason: format!("{} bytes are no list of extents", row.len()),
+        };
+        let (file_bytes, extents) = row.split_first_chunk::<8>().ok_or_else(corrupt)?;
+        if !extents.len().is_multiple_of(EXTENT_BYTES) {
+            return Err(corrupt());
+        }
+        let extents = decode_extents(id, extents).ok_or_else(corrupt)?;
+        Ok(Self { id, file_bytes: u64::from_le_bytes(*file_bytes), extents })
+    }
+}
+
+const COMPACTED: u32 = 1;
+
+fn encode_extent(OwnedExtent { topic, partition, extent }: &OwnedExtent, out: &mut Vec<u8>) {
+    out.extend_from_slice(&topic.0.to_le_bytes());
+    out.extend_from_slice(&partition.to_le_bytes());
+    out.extend_from_slice(&extent.base.get().to_le_bytes());
+    out.extend_from_slice(&extent.end.get().to_le_bytes());
+    out.extend_from_slice(&extent.first_timestamp_ms.to_le_bytes());
+    out.extend_from_slice(&extent.max_timestamp_ms.to_le_bytes());
+    out.extend_from_slice(&extent.pos.to_le_bytes());
+    out.extend_from_slice(&extent.bytes.to_le_bytes());
+    out.extend_from_slice(&extent.blocks_from.to_le_bytes());
+    out.extend_from_slice(&extent.blocks.to_le_bytes());
+    out.extend_from_slice(&u32::from(extent.compacted).to_le_bytes());
+}
+
+fn decode_extents(segment: SegmentId, bytes: &[u8]) -> Option<Vec<OwnedExtent>> {
+    bytes
+        .chunks_exact(EXTENT_BYTES)
+        .map(|bytes| {
+            let extent = Extent {
+                segment,
+                base: Offset::new(u64_at(bytes, 8) as i64)?,
+                end: Offset::new(u64_at(bytes, 16) as i64)?,
+                first_timestamp_ms: u64_at(bytes, 24) as i64,
+                max_timestamp_ms: u64_at(bytes, 32) as i64,
+                pos: u64_at(bytes, 40),
+                bytes: u64_at(bytes, 48),
+                blocks_from: u32_at(bytes, 56),
+                blocks: u32_at(bytes, 60),
+                compacted: u32_at(bytes, 64) & COMPACTED != 0,
+            };
+            let sound = extent.base < extent.end && extent.pos.checked_add(extent.bytes).is_some();
+            sound.then_some(OwnedExtent { topic: TopicId(u32_at(bytes, 0)), partition: u32_at(bytes, 4), extent })
+        })
+        .collect()
+}
+
+/// A block of an extent, as the index has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// Of its first batch.
+    pub(crate) base: Offset,
+    pub(crate) max_timestamp_ms: i64,
+    pub(crate) bytes: u32,
+    pub(crate) crc: u32,
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut four = [0; 4];
+    four.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(four)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut eight = [0; 8];
+    eight.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(eight)
+}

@@ -1,0 +1,299 @@
+//! Reading a segment. What is handed out was checked against its block's checksum; where that does
+//! not match, each batch is looked at, so that damage costs only the batch that it is in.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use millstream_record::{BatchHeader, RecordBatch};
+use redb::StorageBackend;
+
+use super::super::error::StoreError;
+use super::super::files::{Backend, Files};
+use super::{
+    BLOCK_ENTRY_BYTES, Block, EXTENT_BYTES, Extent, FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, SegmentMeta,
+    VERSION, u32_at, u64_at,
+};
+use crate::partition::Offset;
+use crate::store::LEADER_EPOCH;
+
+/// A segment that is open for reading.
+#[derive(Debug)]
+pub(crate) struct OpenSegment {
+    name: String,
+    file: Backend,
+    blocks: Vec<Block>,
+    /// The index was damaged: each extent is one block, in which compaction may have left holes.
+    scanned: bool,
+}
+
+/// What a read of an extent gave: whole batches, from the one that holds the asked offset or comes
+/// after it.
+#[derive(Clone, Debug)]
+pub(crate) struct Sealed {
+    pub(crate) bytes: Bytes,
+    /// Everything in the extent below this offset was read.
+    pub(crate) end: Offset,
+}
+
+/// Offsets whose records are lost, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BlockFault {
+    pub(crate) base: Offset,
+    pub(crate) end: Offset,
+    pub(crate) reason: String,
+}
+
+impl OpenSegment {
+    pub(in crate::store) fn open(files: &Files, meta: &SegmentMeta) -> Result<Self, StoreError> {
+        let name = meta.id.file_name();
+        let file = files.open(&name)?;
+        let mut segment = Self { name, file, blocks: Vec::new(), scanned: false };
+        segment.blocks = match segment.read_index(meta)? {
+            Ok(blocks) => blocks,
+            Err(reason) => {
+                tracing::warn!(
+                    segment = segment.name,
+                    reason,
+                    "the index of a segment is damaged: its batches are read instead"
+                );
+                segment.scanned = true;
+                segment.whole_extents(meta)?
+            }
+        };
+        Ok(segment)
+    }
+
+    /// The blocks that the file's index lists, or what is wrong with it.
+    pub(in crate::store) fn read_index(&self, meta: &SegmentMeta) -> Result<Result<Vec<Block>, String>, StoreError> {
+        let Some(footer_pos) = meta.file_bytes.checked_sub(FOOTER_BYTES as u64) else {
+            return Ok(Err(format!("a file of {} bytes has no footer", meta.file_bytes)));
+        };
+        let footer = self.bytes_at(footer_pos, FOOTER_BYTES)?;
+        let (index_pos, index_bytes, crc) = (u64_at(&footer, 0), u32_at(&footer, 8) as usize, u32_at(&footer, 12));
+        if u32_at(&footer, 16) != VERSION || u32_at(&footer, 20) != MAGIC {
+            return Ok(Err("its footer has not its mark".to_owned()));
+        }
+        if index_bytes < 4 || index_pos.checked_add(index_bytes as u64) != Some(footer_pos) {
+            return Ok(Err("its index is not before its footer".to_owned()));
+        }
+        let index = self.bytes_at(index_pos, index_bytes)?;
+        if crc32c::crc32c(&index) != crc {
+            return Ok(Err("its index does not match its checksum".to_owned()));
+        }
+        let extents_bytes = 4 + u32_at(&index, 0) as usize * EXTENT_BYTES;
+        let Some(blocks) = index.get(extents_bytes..) else {
+            return Ok(Err("its index is too short".to_owned()));
+        };
+        let block = |entry: &[u8]| {
+            let base = Offset::new(u64_at(entry, 0) as i64)?;
+            Some(Block {
+                base,
+                max_timestamp_ms: u64_at(entry, 8) as i64,
+                bytes: u32_at(entry, 16),
+                crc: u32_at(entry, 20),
+            })
+        };
+        let blocks: Option<Vec<Block>> = blocks.chunks_exact(BLOCK_ENTRY_BYTES).map(block).collect();
+        Ok(blocks.ok_or_else(|| "a block begins at a negative offset".to_owned()))
+    }
+
+    /// One block an extent, where the index does not say more. The registry places each extent's blocks, so
+    /// its others are empty.
+    fn whole_extents(&self, meta: &SegmentMeta) -> Result<Vec<Block>, StoreError> {
+        let mut blocks = Vec::new();
+        for OwnedExtent { extent, .. } in &meta.extents {
+            let whole = Block {
+                base: extent.base,
+                max_timestamp_ms: extent.max_timestamp_ms,
+                bytes: u32::try_from(extent.bytes).map_err(|_| self.corrupt("an extent is over 4 GiB"))?,
+                crc: 0,
+            };
+            let nothing = Block { base: extent.end, max_timestamp_ms: i64::MIN, bytes: 0, crc: 0 };
+            let (from, count) = (extent.blocks_from as usize, extent.blocks as usize);
+            if blocks.len() < from + count {
+                blocks.resize(from + count, nothing);
+            }
+            blocks[from..from + count].fill(nothing);
+            if let Some(first) = blocks[from..from + count].first_mut() {
+                *first = whole;
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// The blocks of an extent.
+    pub(in crate::store) fn blocks(&self, extent: &Extent) -> &[Block] {
+        let from = extent.blocks_from as usize;
+        self.blocks.get(from..from + extent.blocks as usize).unwrap_or_default()
+    }
+
+    /// Where the blocks of an extent begin that may hold records of `timestamp_ms` or later.
+    pub(crate) fn blocks_at(&self, extent: &Extent, timestamp_ms: i64) -> Vec<Offset> {
+        let blocks = self.blocks(extent).iter();
+        blocks
+            .filter(|block| block.bytes > 0 && block.max_timestamp_ms >= timestamp_ms)
+            .map(|block| block.base)
+            .collect()
+    }
+
+    /// Reads from the batch that holds `from`, at least one block and about `bytes_max`.
+    ///
+    /// # Errors
+    /// The outer one where the file can't be read, the inner one where the records at `from` are
+    /// damaged.
+    pub(crate) fn read(
+        &self,
+        extent: &Extent,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<Result<Sealed, BlockFault>, StoreError> {
+        let blocks = self.blocks(extent);
+        let first = blocks.partition_point(|block| block.base <= from).saturating_sub(1);
+        let pos = extent.pos + blocks[..first].iter().map(|block| u64::from(block.bytes)).sum::<u64>();
+        let mut last = first;
+        let mut len = 0usize;
+        while last < blocks.len() && (last == first || len + blocks[last].bytes as usize <= bytes_max) {
+            len += blocks[last].bytes as usize;
+            last += 1;
+        }
+        let bytes = Bytes::from(self.bytes_at(pos, len)?);
+        let mut at = 0;
+        for (index, block) in blocks[first..last].iter().enumerate() {
+            let block_end = blocks.get(first + index + 1).map_or(extent.end, |next| next.base);
+            let block_bytes = bytes.slice(at..at + block.bytes as usize);
+            if !self.scanned && crc32c::crc32c(&block_bytes) == block.crc {
+                at += block.bytes as usize;
+                continue;
+            }
+            if index > 0 {
+                // What comes before is sound; this block is looked at when it is asked for.
+                return Ok(Ok(Sealed { bytes: bytes.slice(..at), end: block.base }));
+            }
+            return Ok(sound_part(&block_bytes, block.base..block_end, from, self.has_holes(extent)));
+        }
+        let end = blocks.get(last).map_or(extent.end, |next| next.base);
+        Ok(Ok(Sealed { bytes, end }))
+    }
+
+    /// Reads an extent block by block and calls `visit` with each sound batch and each damaged part.
+    pub(in crate::store) fn visit(
+        &self,
+        extent: &Extent,
+        mut visit: impl FnMut(&Bytes, Piece) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let blocks = self.blocks(extent);
+        let mut pos = extent.pos;
+        for (index, block) in blocks.iter().enumerate() {
+            let end = blocks.get(index + 1).map_or(extent.end, |next| next.base);
+            let bytes = Bytes::from(self.bytes_at(pos, block.bytes as usize)?);
+            pos += u64::from(block.bytes);
+            for piece in pieces(&bytes, block.base..end, self.has_holes(extent)) {
+                visit(&bytes, piece)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn has_holes(&self, extent: &Extent) -> bool {
+        // Elsewhere each batch of a compacted extent is a block of its own, with its place in the index.
+        self.scanned && extent.compacted
+    }
+
+    fn bytes_at(&self, pos: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = vec![0; len];
+        self.file.read(pos, &mut bytes).map_err(|source| match source.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.corrupt("it is shorter than the registry says"),
+            _ => StoreError::io("read", std::path::Path::new(&self.name), source),
+        })?;
+        Ok(bytes)
+    }
+
+    fn corrupt(&self, reason: &str) -> StoreError {
+        StoreError::Corrupt { what: self.name.clone(), reason: reason.to_owned() }
+    }
+
+    /// Whether the file begins as a segment does.
+    pub(in crate::store) fn has_header(&self) -> Result<bool, StoreError> {
+        let header = self.bytes_at(0, HEADER_BYTES as usize)?;
+        Ok(u32_at(&header, 0) == MAGIC && u32_at(&header, 4) == VERSION)
+    }
+}
+
+/// The sound batches of a damaged block that hold `from` or follow it, up to the next damaged one.
+pub(crate) fn sound_part(
+    block: &Bytes,
+    offsets: Range<Offset>,
+    from: Offset,
+    holes: bool,
+) -> Result<Sealed, BlockFault> {
+    let end = offsets.end;
+    let mut found: Option<Range<usize>> = None;
+    for piece in pieces(block, offsets, holes) {
+        match piece {
+            Piece::Batch { at, header } if header.next_offset() > from.get() => {
+                let begin = found.map_or(at, |found| found.start);
+                found = Some(begin..at + header.batch_bytes);
+            }
+            Piece::Damaged { fault, .. } if fault.end > from => {
+                return match found {
+                    Some(found) => Ok(Sealed { bytes: block.slice(found), end: fault.base }),
+                    None => Err(fault),
+                };
+            }
+            _ => {}
+        }
+    }
+    Ok(Sealed { bytes: block.slice(found.unwrap_or_default()), end })
+}
+
+/// A part of what should be batches back to back.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece {
+    /// A sound batch at this position.
+    Batch { at: usize, header: BatchHeader },
+    /// Bytes without a sound batch.
+    Damaged { bytes: Range<usize>, fault: BlockFault },
+}
+
+/// Walks batches that stand back to back and hold `offsets`, one after the other unless there are
+/// `holes`. Where lengths no longer lead from one to the next, the rest is one damaged piece.
+pub(crate) fn pieces(bytes: &Bytes, offsets: Range<Offset>, holes: bool) -> Vec<Piece> {
+    let mut found = Vec::new();
+    let (mut at, mut next) = (0, offsets.start);
+    while at < bytes.len() {
+        let header = match BatchHeader::parse(&bytes[at..]) {
+            Ok(header) if next.plus(header.record_count().into()) <= offsets.end => header,
+            other => {
+                let reason = other.map_or_else(|error| error.to_string(), |_| "its count is not its own".to_owned());
+                let fault = BlockFault { base: next, end: offsets.end, reason };
+                found.push(Piece::Damaged { bytes: at..bytes.len(), fault });
+                return found;
+            }
+        };
+        let batch_bytes = at..at + header.batch_bytes;
+        let base = Offset::new(header.base_offset).unwrap_or_default();
+        let in_place = base == next || holes && base > next && header.next_offset() <= offsets.end.get();
+        let after = if in_place { base } else { next }.plus(header.record_count().into());
+        match check(bytes.slice(batch_bytes.clone()), in_place) {
+            Ok(()) => found.push(Piece::Batch { at, header }),
+            Err(reason) => {
+                let fault = BlockFault { base: next, end: after, reason };
+                found.push(Piece::Damaged { bytes: batch_bytes.clone(), fault });
+            }
+        }
+        (at, next) = (batch_bytes.end, after);
+    }
+    found
+}
+
+fn check(batch: Bytes, in_place: bool) -> Result<(), String> {
+    let batch = RecordBatch::from_log(batch).map_err(|error| error.to_string())?;
+    batch.verify_crc().map_err(|error| error.to_string())?;
+    if !in_place {
+        return Err(format!("it says that it begins at offset {}", batch.base_offset()));
+    }
+    if batch.leader_epoch() != LEADER_EPOCH {
+        return Err(format!("its leader epoch is {}, not {LEADER_EPOCH}", batch.leader_epoch()));
+    }
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! Writing a segment: batches in, blocks and index out. Bytes go to the disk in small steps, so that
+//! the journal's commits do not wait behind a large one.
+
+use millstream_record::BatchHeader;
+use redb::StorageBackend;
+
+use super::super::error::StoreError;
+use super::super::files::{Backend, Files};
+use super::{
+    BLOCK_BYTES, BLOCK_ENTRY_BYTES, Block, Extent, FOLDER, FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, SegmentId,
+    SegmentMeta, VERSION, encode_extent,
+};
+use crate::partition::{Offset, TopicId};
+
+/// Bytes gathered for one write.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// Bytes after which what was written is synced: what a commit of the journal may have to wait for.
+const SYNC_BYTES: usize = 4 << 20;
+
+/// A segment in the making. Dropped before `finish`, it leaves a file that no registry knows and the
+/// next start removes.
+pub(in crate::store) struct SegmentWriter {
+    id: SegmentId,
+    file: Backend,
+    /// Not yet written.
+    buffer: Vec<u8>,
+    /// Where the buffer goes.
+    at: u64,
+    unsynced: usize,
+    extents: Vec<OwnedExtent>,
+    blocks: Vec<Block>,
+    open: Option<OpenBlock>,
+}
+
+struct OpenBlock {
+    block: Block,
+    /// Whether a batch in it is known to be damaged: its checksum is then made not to match, so that
+    /// readers look at each batch.
+    damaged: bool,
+}
+
+impl SegmentWriter {
+    pub(in crate::store) fn create(files: &Files, id: SegmentId) -> Result<Self, StoreError> {
+        let file = files.create(&id.file_name())?;
+        let mut buffer = Vec::with_capacity(WRITE_BYTES + BLOCK_BYTES);
+        buffer.extend_from_slice(&MAGIC.to_le_bytes());
+        buffer.extend_from_slice(&VERSION.to_le_bytes());
+        debug_assert_eq!(buffer.len() as u64, HEADER_BYTES);
+        Ok(Self { id, file, buffer, at: 0, unsynced: 0, extents: Vec::new(), blocks: Vec::new(), open: None })
+    }
+
+    /// Begins the extent of a partition at `base`. Extents come sorted.
+    pub(in crate::store) fn begin(&mut self, topic: TopicId, partition: u32, base: Offset, compacted: bool) {
+        self.close_block();
+        let extent = Extent {
+            segment: self.id,
+            base,
+            end: base,
+            first_timestamp_ms: i64::MAX,
+            max_timestamp_ms: i64::MIN,
+            pos: self.position(),
+            bytes: 0,
+            blocks_from: self.blocks.len() as u32,
+            blocks: 0,
+            compacted,
+        };
+        self.extents.push(OwnedExtent { topic, partition, extent });
+    }
+
+    /// Appends one sound batch to the open extent.
+    pub(in crate::store) fn push(&mut self, batch: &[u8], header: &BatchHeader) -> Result<(), StoreError> {
+        let base = Offset::new(header.base_offset).unwrap_or_default();
+        self.append(batch, base, header.max_timestamp_ms, false)?;
+        if let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() {
+            extent.first_timestamp_ms = extent.first_timestamp_ms.min(header.base_timestamp_ms);
+        }
+        Ok(())
+    }
+
+    /// Appends bytes of the open extent that are known to be damaged, as they are.
+    pub(in crate::store) fn push_damaged(&mut self, bytes: &[u8], base: Offset) -> Result<(), StoreError> {
+        self.append(bytes, base, i64::MIN, true)
+    }
+
+    /// Ends the open extent; `end` is the offset after its range. An extent without a batch is no extent.
+    pub(in crate::store) fn end(&mut self, end: Offset) {
+        self.close_block();
+        let (position, blocks) = (self.position(), self.blocks.len() as u32);
+        let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() else { return };
+        extent.end = end;
+        extent.bytes = position - extent.pos;
+        extent.blocks = blocks - extent.blocks_from;
+        if extent.first_timestamp_ms == i64::MAX {
+            extent.first_timestamp_ms = extent.max_timestamp_ms;
+        }
+        debug_assert!(extent.base < extent.end);
+    }
+
+    /// Bytes so far.
+    pub(in crate::store) fn position(&self) -> u64 {
+        self.at + self.buffer.len() as u64
+    }
+
+    /// Writes index and footer and makes the file durable. The registry makes it part of the store.
+    pub(in crate::store) fn finish(mut self, files: &Files) -> Result<SegmentMeta, StoreError> {
+        self.close_block();
+        let index_pos = self.position();
+        let mut index = Vec::with_capacity(4 + self.blocks.len() * BLOCK_ENTRY_BYTES);
+        index.extend_from_slice(&(self.extents.len() as u32).to_le_bytes());
+        self.extents.iter().for_each(|owned| encode_extent(owned, &mut index));
+        for block in &self.blocks {
+            index.extend_from_slice(&block.base.get().to_le_bytes());
+            index.extend_from_slice(&block.max_timestamp_ms.to_le_bytes());
+            index.extend_from_slice(&block.bytes.to_le_bytes());
+            index.extend_from_slice(&block.crc.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&index);
+        let index_bytes = index.len() as u32;
+        self.buffer.append(&mut index);
+        self.buffer.extend_from_slice(&index_pos.to_le_bytes());
+        for field in [index_bytes, crc, VERSION, MAGIC] {
+            self.buffer.extend_from_slice(&field.to_le_bytes());
+        }
+        debug_assert_eq!(self.position(), index_pos + u64::from(index_bytes) + FOOTER_BYTES as u64);
+        self.write()?;
+        self.sync()?;
+        self.file.close().map_err(|source| self.failed(source))?;
+        files.sync_folder(FOLDER)?;
+        Ok(SegmentMeta { id: self.id, file_bytes: self.at, extents: self.extents })
+    }
+
+    fn append(&mut self, bytes: &[u8], base: Offset, max_timestamp_ms: i64, damaged: bool) -> Result<(), StoreError> {
+        let open = self.open.get_or_insert(OpenBlock {
+            block: Block { base, max_timestamp_ms: i64::MIN, bytes: 0, crc: 0 },
+            damaged: false,
+        });
+        open.block.crc = crc32c::crc32c_append(open.block.crc, bytes);
+        open.block.bytes += bytes.len() as u32;
+        open.block.max_timestamp_ms = open.block.max_timestamp_ms.max(max_timestamp_ms);
+        open.damaged |= damaged;
+        let mut full = damaged || open.block.bytes as usize >= BLOCK_BYTES;
+        if let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() {
+            extent.max_timestamp_ms = extent.max_timestamp_ms.max(max_timestamp_ms);
+            // Compaction leaves holes between batches, so the index has each one's place.
+            full |= extent.compacted;
+        }
+        self.buffer.extend_from_slice(bytes);
+        if full {
+            self.close_block();
+        }
+        if self.buffer.len() >= WRITE_BYTES { self.write() } else { Ok(()) }
+    }
+
+    fn close_block(&mut self) {
+        if let Some(OpenBlock { mut block, damaged }) = self.open.take() {
+            if damaged {
+                block.crc = !block.crc;
+            }
+            self.blocks.push(block);
+        }
+    }
+
+    fn write(&mut self) -> Result<(), StoreError> {
+        let end = self.position();
+        self.file
+            .set_len(end)
+            .and_then(|()| self.file.write(self.at, &self.buffer))
+            .map_err(|source| self.failed(source))?;
+        self.at = end;
+        self.unsynced += self.buffer.len();
+        self.buffer.clear();
+        if self.unsynced >= SYNC_BYTES { self.sync() } else { Ok(()) }
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        self.unsynced = 0;
+        self.file.sync_data().map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: std::io::Error) -> StoreError {
+        StoreError::io("write", std::path::Path::new(&self.id.file_name()), source)
+    }
+}

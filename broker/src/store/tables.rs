@@ -1,0 +1,349 @@
+//! Tables: where what the journal held goes when a part of it is sealed and is no record batch. The
+//! last accumulator of each key, the last committed offset of each group and partition, what is
+//! remembered of each producer.
+//!
+//! They have a database of their own, written by the sealer alone, in short transactions that no
+//! commit of the journal waits for. A value may be newer here than the sealed part of the journal:
+//! replaying the rest over it ends at the same value. Commits here save the allocator's state, so a
+//! start after a crash does not walk the file, however large.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, TableHandle};
+
+use super::error::StoreError;
+use super::files::Files;
+
+pub(super) const FILE: &str = "tables.redb";
+
+/// redb's page cache for the tables, in bytes: the upper levels of the state of some ten million keys
+/// and what of the leaves is hot.
+const CACHE_BYTES: usize = 128 << 20;
+
+/// Rows that one transaction writes: some tens of milliseconds of work beside the commits.
+pub(super) const SLICE_ROWS: usize = 8_192;
+
+/// Committed offsets. Key: group, 0, topic u32, partition u32 (big-endian). Value: kind u8, offset i64.
+const OFFSETS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("offsets");
+
+/// What partitions remember of producers. Key: topic u32, partition u32, producer id i64 (big-endian).
+const PRODUCERS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("producers");
+
+/// How many keys a partition of a store has. Key: store, 0, partition u32 (big-endian). Value: count i64 and
+/// the journal's sequence number up to which it counts.
+const COUNTS: TableDefinition<&[u8], (i64, u64)> = TableDefinition::new("counts");
+
+const STATE_PREFIX: &str = "state/";
+
+/// A row to set, or to remove.
+pub(crate) type Row = (Vec<u8>, Option<Vec<u8>>);
+
+/// How many keys a partition of a store has, counted up to a place in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) keys: i64,
+    pub(crate) counted_to: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Tables {
+    db: Database,
+}
+
+fn state_table(store: &str) -> String {
+    format!("{STATE_PREFIX}{store}")
+}
+
+fn state_key(partition: u32, key: &[u8]) -> Vec<u8> {
+    let mut row = Vec::with_capacity(4 + key.len());
+    row.extend_from_slice(&partition.to_be_bytes());
+    row.extend_from_slice(key);
+    row
+}
+
+fn named_key(name: &str, rest: &[u8]) -> Vec<u8> {
+    [name.as_bytes(), &[0], rest].concat()
+}
+
+impl Tables {
+    pub(super) fn open(files: &Files) -> Result<Self, StoreError> {
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES);
+        let path = files.path(FILE);
+        let db =
+            builder.create_with_backend(files.database(FILE)?).map_err(|source| StoreError::open(&path, source))?;
+        Ok(Self { db })
+    }
+
+    fn write(&self, work: impl FnOnce(&redb::WriteTransaction) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let mut transaction = self.db.begin_write()?;
+        transaction.set_quick_repair(true);
+        work(&transaction)?;
+        Ok(transaction.commit()?)
+    }
+
+    // ---- state
+
+    /// Calls `found` with the accumulator of each key in turn.
+    pub(crate) fn state_look_up<'k>(
+        &self,
+        store: &str,
+        partition: u32,
+        keys: impl Iterator<Item = &'k [u8]>,
+        mut found: impl FnMut(Option<&[u8]>),
+    ) -> Result<(), StoreError> {
+        let read = self.db.begin_read()?;
+        let name = state_table(store);
+        let table = match read.open_table(TableDefinition::<&[u8], &[u8]>::new(&name)) {
+            Err(redb::TableError::TableDoesNotExist(_)) => {
+                keys.for_each(|_| found(None));
+                return Ok(());
+            }
+            other => other?,
+        };
+        let mut row = partition.to_be_bytes().to_vec();
+        for key in keys {
+            row.truncate(4);
+            row.extend_from_slice(key);
+            let value = table.get(row.as_slice())?;
+            found(value.as_ref().map(|value| value.value()));
+        }
+        Ok(())
+    }
+
+    /// Calls `found` with each key that begins with `prefix` and its accumulator, until it says stop.
+    pub(crate) fn state_scan(
+        &self,
+        store: &str,
+        partition: u32,
+        prefix: &[u8],
+        mut found: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let read = self.db.begin_read()?;
+        let name = state_table(store);
+        let table = match read.open_table(TableDefinition::<&[u8], &[u8]>::new(&name)) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+            other => other?,
+        };
+        let from = state_key(partition, prefix);
+        for entry in table.range(from.as_slice()..)? {
+            let (key, value) = entry?;
+            if !key.value().starts_with(&from) || !found(&key.value()[4..], value.value()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One slice of a store's partition: keys, ascending, and their accumulators; `None` removes a key.
+    pub(crate) fn write_state<'r>(
+        &self,
+        store: &str,
+        partition: u32,
+        rows: impl Iterator<Item = (&'r [u8], Option<&'r [u8]>)>,
+    ) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let name = state_table(store);
+            let mut table = transaction.open_table(TableDefinition::<&[u8], &[u8]>::new(&name))?;
+            let mut row = partition.to_be_bytes().to_vec();
+            for (key, accumulator) in rows {
+                row.truncate(4);
+                row.extend_from_slice(key);
+                match accumulator {
+                    Some(accumulator) => table.insert(row.as_slice(), accumulator)?,
+                    None => table.remove(row.as_slice())?,
+                };
+            }
+            Ok(())
+        })
+    }
+
+    /// Sets how many keys partitions have.
+    pub(crate) fn write_counts(&self, counts: &[(&str, u32, Count)]) -> Result<(), StoreError> {
+        if counts.is_empty() {
+            return Ok(());
+        }
+        self.write(|transaction| {
+            let mut table = transaction.open_table(COUNTS)?;
+            for (store, partition, count) in counts {
+                let key = named_key(store, &partition.to_be_bytes());
+                table.insert(key.as_slice(), (count.keys, count.counted_to))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes a store with all its keys.
+    pub(crate) fn drop_state(&self, store: &str) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let name = state_table(store);
+            transaction.delete_table(TableDefinition::<&[u8], &[u8]>::new(&name))?;
+            let mut counts = transaction.open_table(COUNTS)?;
+            remove_prefix(&mut counts, &named_key(store, &[]))
+        })
+    }
+
+    /// The partitions of every store and how many keys each has.
+    pub(crate) fn counts(&self) -> Result<Vec<(String, u32, Count)>, StoreError> {
+        let read = self.db.begin_read()?;
+        let table = match read.open_table(COUNTS) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let mut counts = Vec::new();
+        for entry in table.iter()? {
+            let (key, value) = entry?;
+            let (keys, counted_to) = value.value();
+            let (store, partition) = split_named(key.value(), "counts")?;
+            let partition = u32_be(partition, "counts")?;
+            counts.push((store.to_owned(), partition, Count { keys, counted_to }));
+        }
+        Ok(counts)
+    }
+
+    /// Rows of all stores together.
+    pub(crate) fn state_rows(&self) -> Result<BTreeMap<String, u64>, StoreError> {
+        let read = self.db.begin_read()?;
+        let mut rows = BTreeMap::new();
+        for table in read.list_tables()? {
+            if let Some(store) = table.name().strip_prefix(STATE_PREFIX) {
+                rows.insert(store.to_owned(), read.open_untyped_table(table.clone())?.len()?);
+            }
+        }
+        Ok(rows)
+    }
+
+    // ---- offsets and producers
+
+    /// Removes what groups have committed.
+    pub(crate) fn drop_groups(&self, groups: &[String]) -> Result<(), StoreError> {
+        if groups.is_empty() {
+            return Ok(());
+        }
+        self.write(|transaction| {
+            let mut table = transaction.open_table(OFFSETS)?;
+            groups.iter().try_for_each(|group| remove_prefix(&mut table, &named_key(group, &[])))
+        })
+    }
+
+    /// The key of a committed offset's row.
+    pub(crate) fn offset_key(group: &str, topic: u32, partition: u32) -> Vec<u8> {
+        named_key(group, &[topic.to_be_bytes(), partition.to_be_bytes()].concat())
+    }
+
+    /// One slice of committed offsets.
+    pub(crate) fn write_offsets(&self, rows: &[Row]) -> Result<(), StoreError> {
+        self.write_rows(OFFSETS, rows)
+    }
+
+    /// Every committed offset: group, kind, topic, partition, offset.
+    pub(crate) fn offsets(
+        &self,
+        mut visit: impl FnMut(&str, u8, u32, u32, i64) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.rows(OFFSETS, |key, value| {
+            let (group, rest) = split_named(key, "offsets")?;
+            let place = rest.split_first_chunk::<4>().zip(value.split_first());
+            let Some(((topic, partition), (kind, offset))) = place else { return Err(malformed("offsets")) };
+            let offset: [u8; 8] = offset.try_into().map_err(|_| malformed("offsets"))?;
+            visit(group, *kind, u32::from_be_bytes(*topic), u32_be(partition, "offsets")?, i64::from_le_bytes(offset))
+        })
+    }
+
+    /// A committed offset's row.
+    pub(crate) fn offset_row(kind: u8, offset: i64) -> Vec<u8> {
+        [&[kind][..], &offset.to_le_bytes()].concat()
+    }
+
+    /// The key of a producer's row.
+    pub(crate) fn producer_key(topic: u32, partition: u32, producer: i64) -> Vec<u8> {
+        [&topic.to_be_bytes()[..], &partition.to_be_bytes(), &producer.to_be_bytes()].concat()
+    }
+
+    /// One slice of producers.
+    pub(crate) fn write_producers(&self, rows: &[Row]) -> Result<(), StoreError> {
+        self.write_rows(PRODUCERS, rows)
+    }
+
+    /// Every producer: topic, partition, producer id, what is remembered.
+    pub(crate) fn producers(
+        &self,
+        mut visit: impl FnMut(u32, u32, i64, &[u8]) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.rows(PRODUCERS, |key, value| {
+            let key: [u8; 16] = key.try_into().map_err(|_| malformed("producers"))?;
+            let (topic, rest) = key.split_at(4);
+            let (partition, id) = rest.split_at(4);
+            let id: [u8; 8] = id.try_into().map_err(|_| malformed("producers"))?;
+            visit(u32_be(topic, "producers")?, u32_be(partition, "producers")?, i64::from_be_bytes(id), value)
+        })
+    }
+
+    fn write_rows(&self, definition: TableDefinition<&[u8], &[u8]>, rows: &[Row]) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.write(|transaction| {
+            let mut table = transaction.open_table(definition)?;
+            for (key, value) in rows {
+                match value {
+                    Some(value) => table.insert(key.as_slice(), value.as_slice())?,
+                    None => table.remove(key.as_slice())?,
+                };
+            }
+            Ok(())
+        })
+    }
+
+    fn rows(
+        &self,
+        definition: TableDefinition<&[u8], &[u8]>,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let read = self.db.begin_read()?;
+        let table = match read.open_table(definition) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+            other => other?,
+        };
+        for entry in table.iter()? {
+            let (key, value) = entry?;
+            visit(key.value(), value.value())?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of its file.
+    pub(crate) fn file_bytes(files: &Files) -> u64 {
+        std::fs::metadata(files.path(FILE)).map_or(0, |meta| meta.len())
+    }
+}
+
+fn remove_prefix<V: redb::Value>(table: &mut redb::Table<'_, &[u8], V>, prefix: &[u8]) -> Result<(), StoreError> {
+    let mut keys = Vec::new();
+    for entry in table.range(prefix..)? {
+        let (key, _) = entry?;
+        if !key.value().starts_with(prefix) {
+            break;
+        }
+        keys.push(Bytes::copy_from_slice(key.value()));
+    }
+    for key in keys {
+        table.remove(key.as_ref())?;
+    }
+    Ok(())
+}
+
+fn malformed(table: &str) -> StoreError {
+    StoreError::Corrupt { what: format!("table {table}"), reason: "a row is of the wrong form".to_owned() }
+}
+
+fn u32_be(bytes: &[u8], table: &str) -> Result<u32, StoreError> {
+    bytes.try_into().map(u32::from_be_bytes).map_err(|_| malformed(table))
+}
+
+fn split_named<'k>(key: &'k [u8], table: &str) -> Result<(&'k str, &'k [u8]), StoreError> {
+    let end = key.iter().position(|byte| *byte == 0).ok_or_else(|| malformed(table))?;
+    let name = std::str::from_utf8(&key[..end]).map_err(|_| malformed(table))?;
+    Ok((name, &key[end + 1..]))
+}
