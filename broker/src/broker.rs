@@ -18,6 +18,7 @@ use crate::group::{Group, GroupKind, Groups};
 use crate::metrics::{BrokerCollector, BrokerMetrics};
 use crate::name::{GroupId, TopicName};
 use crate::partition::{Offset, Partition, TopicId, TopicPartition};
+use crate::quota::{QuotaSettings, Quotas};
 use crate::state::StateIndex;
 use crate::store::cleaner::Cleaner;
 use crate::store::committer::{CommitQueue, Committer};
@@ -40,12 +41,14 @@ const TOPIC_PREFIX: &str = "topic/";
 const NEXT_TOPIC_ID: &str = "next-topic-id";
 
 /// The broker's settings, checked and with defaults filled in.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct BrokerSettings {
     /// Bounds for record batches from outside.
     pub limits: Limits,
     /// Bytes that may wait for the committer.
     pub queued_bytes_max: usize,
+    /// What each client may produce and fetch. Default: all it can.
+    pub quotas: QuotaSettings,
     /// Bytes that the journal keeps, of whatever partitions: half is sealed while the other half fills. A
     /// start reads it all, and no topic's `retention_bytes` can be less.
     pub journal_bytes_max: u64,
@@ -56,6 +59,7 @@ impl Default for BrokerSettings {
         Self {
             limits: Limits::default(),
             queued_bytes_max: QUEUED_BYTES_MAX_DEFAULT,
+            quotas: QuotaSettings::default(),
             journal_bytes_max: JOURNAL_BYTES_MAX_DEFAULT,
         }
     }
@@ -102,6 +106,7 @@ struct Inner {
     groups: Arc<Groups>,
     state: Arc<StateIndex>,
     metrics: BrokerMetrics,
+    quotas: Quotas,
     queue: RwLock<Option<CommitQueue>>,
     room: Arc<Semaphore>,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
@@ -159,6 +164,7 @@ impl Broker {
         let cleaner = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
+            quotas: Quotas::new(settings.quotas.clone()),
             settings,
             clock,
             store,
@@ -211,6 +217,11 @@ impl Broker {
     /// The broker's counters.
     pub fn metrics(&self) -> &BrokerMetrics {
         &self.0.metrics
+    }
+
+    /// Who may read and write how fast.
+    pub fn quotas(&self) -> &Quotas {
+        &self.0.quotas
     }
 
     /// Becomes `Some` when the store fails: the process must end with that reason.

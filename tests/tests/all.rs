@@ -1,6 +1,7 @@
 //! One binary of tests, a module a feature.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod backpressure;
 mod bad_input;
 mod cli;
 mod client;
