@@ -18,6 +18,7 @@ use crate::group::{Group, GroupKind, Groups};
 use crate::metrics::{BrokerCollector, BrokerMetrics};
 use crate::name::{GroupId, TopicName};
 use crate::partition::{Offset, Partition, Run, TopicId, TopicPartition};
+use crate::producer::{ProducerId, ProducerIdentity, ProducerIds};
 use crate::state::StateIndex;
 use crate::store::committer::{CommitQueue, Committer};
 use crate::store::{Append, CatalogChange, Commit, Fence, OffsetChange, Receipt, Store, StoreError, StoreOptions};
@@ -33,6 +34,12 @@ const TOPIC_PREFIX: &str = "topic/";
 /// The id of the next topic: ids are never used again, so records of a deleted topic stay dead.
 const NEXT_TOPIC_ID: &str = "next-topic-id";
 
+/// Producer ids from this one on are not reserved by any process yet.
+const NEXT_PRODUCER_ID: &str = "next-producer-id";
+
+/// A week: as long as Kafka keeps a producer's transactional id.
+const PRODUCER_EXPIRY_MS_DEFAULT: u64 = 7 * 24 * 60 * 60 * 1_000;
+
 /// The broker's settings, checked and with defaults filled in.
 #[derive(Clone, Copy, Debug)]
 pub struct BrokerSettings {
@@ -40,11 +47,17 @@ pub struct BrokerSettings {
     pub limits: Limits,
     /// Bytes that may wait for the committer.
     pub queued_bytes_max: usize,
+    /// A partition forgets an idempotent producer that appended nothing for this long.
+    pub producer_expiry_ms: u64,
 }
 
 impl Default for BrokerSettings {
     fn default() -> Self {
-        Self { limits: Limits::default(), queued_bytes_max: QUEUED_BYTES_MAX_DEFAULT }
+        Self {
+            limits: Limits::default(),
+            queued_bytes_max: QUEUED_BYTES_MAX_DEFAULT,
+            producer_expiry_ms: PRODUCER_EXPIRY_MS_DEFAULT,
+        }
     }
 }
 
@@ -78,6 +91,7 @@ struct Inner {
     in_use: RwLock<BTreeMap<String, BTreeSet<TopicName>>>,
     /// Held while topics are made or deleted: the catalog and `topics` change together.
     changing_topics: tokio::sync::Mutex<()>,
+    producer_ids: ProducerIds,
     groups: Groups,
     state: Arc<StateIndex>,
     metrics: BrokerMetrics,
@@ -117,10 +131,12 @@ impl Broker {
         let topics = load_topics(&store)?;
         let groups = Groups::default();
         let state = Arc::new(StateIndex::default());
-        let next_seq = replay(&store, &topics, &groups, &state)?;
+        let next_seq = replay(&store, &topics, &groups, &state, clock.now_ms())?;
+        let producer_ids = ProducerIds::new(catalog_number(&store, NEXT_PRODUCER_ID)?.unwrap_or(0));
         let metrics = BrokerMetrics::register(registry);
         let (failed, failure) = watch::channel(None);
-        let (queue, committer) = Committer::start(store.clone(), state.clone(), metrics.clone(), next_seq, failed)?;
+        let (queue, committer) =
+            Committer::start(store.clone(), state.clone(), clock.clone(), metrics.clone(), next_seq, failed)?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
             settings,
@@ -129,6 +145,7 @@ impl Broker {
             topics: RwLock::new(topics),
             in_use: RwLock::default(),
             changing_topics: tokio::sync::Mutex::default(),
+            producer_ids,
             groups,
             state,
             metrics,
@@ -314,10 +331,13 @@ impl Broker {
         Ok(queue.push(commit, Some(permit)))
     }
 
-    /// Appends batches to one partition; the receipt is answered when they are on disk.
+    /// Appends batches to one partition; the receipt is answered when they are on disk. Batches of an
+    /// idempotent producer that are there already are not appended again: the receipt says where they
+    /// are.
     ///
     /// # Errors
-    /// [`BrokerError::BatchTooLarge`] and [`BrokerError::ShuttingDown`]; the receipt has the rest.
+    /// [`BrokerError::BatchTooLarge`], [`BrokerError::UnknownProducerId`] and
+    /// [`BrokerError::ShuttingDown`]; the receipt has the rest.
     pub async fn produce(
         &self,
         topic: &Topic,
@@ -336,6 +356,9 @@ impl Broker {
                     batch_bytes_max,
                 });
             }
+            if let Some(producer_id) = ProducerId::new(batch.producer_id()) {
+                self.check_handed_out(producer_id)?;
+            }
             records += u64::from(batch.record_count());
             bytes += len as u64;
         }
@@ -343,6 +366,55 @@ impl Broker {
         let receipt = self.commit(Commit { appends: vec![append], ..Commit::default() }).await?;
         self.0.metrics.appended(topic.name(), records, bytes);
         Ok(receipt)
+    }
+
+    // ---- idempotent producers
+
+    /// Gives a producer an id of its own, or the one that it has the next epoch (KIP-98, KIP-360). An
+    /// epoch that is the last gives way to a new id.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownProducerId`], [`BrokerError::InvalidArgument`] for a negative epoch,
+    /// [`BrokerError::ShuttingDown`], [`BrokerError::Storage`].
+    pub async fn init_producer(&self, current: Option<ProducerIdentity>) -> Result<ProducerIdentity, BrokerError> {
+        if let Some(ProducerIdentity { id, epoch }) = current {
+            self.check_handed_out(id)?;
+            if epoch < 0 {
+                return Err(BrokerError::InvalidArgument {
+                    what: "producer epoch",
+                    value: epoch.to_string(),
+                    allowed: format!("use 0 to {}", i16::MAX),
+                });
+            }
+            if let Some(epoch) = epoch.checked_add(1) {
+                return Ok(ProducerIdentity { id, epoch });
+            }
+        }
+        let reserve = async |until: i64| {
+            let catalog = vec![CatalogChange::put(NEXT_PRODUCER_ID, until.to_string().into_bytes())];
+            self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
+            // What many short-lived producers leave behind is bounded by this.
+            self.forget_idle_producers();
+            Ok(())
+        };
+        Ok(ProducerIdentity { id: self.0.producer_ids.next(reserve).await?, epoch: 0 })
+    }
+
+    /// Forgets, in every partition, the producers that were idle for longer than
+    /// [`BrokerSettings::producer_expiry_ms`].
+    pub fn forget_idle_producers(&self) {
+        let expiry_ms = i64::try_from(self.0.settings.producer_expiry_ms).unwrap_or(i64::MAX);
+        let before_ms = self.0.clock.now_ms().saturating_sub(expiry_ms);
+        for topic in self.topics() {
+            topic.partitions().iter().for_each(|partition| partition.producers().forget_idle(before_ms));
+        }
+    }
+
+    fn check_handed_out(&self, producer_id: ProducerId) -> Result<(), BrokerError> {
+        if self.0.producer_ids.knows(producer_id) {
+            return Ok(());
+        }
+        Err(BrokerError::UnknownProducerId { producer_id })
     }
 
     // ---- groups
@@ -515,12 +587,17 @@ fn to_json<T: serde::Serialize>(value: &T) -> Vec<u8> {
 }
 
 fn next_topic_id(store: &Store) -> Result<u32, StoreError> {
-    let Some(stored) = store.catalog_get(NEXT_TOPIC_ID)? else { return Ok(1) };
+    Ok(catalog_number(store, NEXT_TOPIC_ID)?.unwrap_or(1))
+}
+
+fn catalog_number<N: std::str::FromStr>(store: &Store, key: &str) -> Result<Option<N>, StoreError> {
+    let Some(stored) = store.catalog_get(key)? else { return Ok(None) };
     let parsed = std::str::from_utf8(&stored).ok().and_then(|text| text.parse().ok());
-    parsed.ok_or_else(|| StoreError::Corrupt {
-        what: format!("catalog entry {NEXT_TOPIC_ID:?}"),
+    let corrupt = || StoreError::Corrupt {
+        what: format!("catalog entry {key:?}"),
         reason: format!("{stored:?} is no number"),
-    })
+    };
+    parsed.map(Some).ok_or_else(corrupt)
 }
 
 fn load_topics(store: &Store) -> Result<BTreeMap<TopicName, Arc<Topic>>, StoreError> {
@@ -540,6 +617,7 @@ fn replay(
     topics: &BTreeMap<TopicName, Arc<Topic>>,
     groups: &Groups,
     state: &StateIndex,
+    now_ms: i64,
 ) -> Result<u64, StoreError> {
     use crate::store::recovery::{Entry, location};
 
@@ -552,6 +630,7 @@ fn replay(
                 let Some(topic) = by_id.get(&topic) else { return Ok(()) };
                 let partition = topic.partition(partition).map_err(|e| e.to_string())?;
                 partition.publish(run_of(location(seq, pos, batches), batches)?);
+                replay_producers(partition, batches, now_ms)?;
             }
             Entry::Offset(entry) => {
                 if !by_id.contains_key(&entry.topic) {
@@ -574,6 +653,19 @@ fn replay(
         }
         Ok(())
     })
+}
+
+/// What a partition knows of the producers of batches that stand in the journal. When they came is not
+/// known there: it counts from now.
+fn replay_producers(partition: &Partition, batches: &[u8], now_ms: i64) -> Result<(), String> {
+    let mut producers = partition.producers();
+    let mut pos = 0;
+    while pos < batches.len() {
+        let header = BatchHeader::parse(&batches[pos..]).map_err(|e| e.to_string())?;
+        producers.replay(&header, now_ms);
+        pos += header.batch_bytes;
+    }
+    Ok(())
 }
 
 /// The index entry of batches that stand in the journal.

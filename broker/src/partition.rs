@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use millstream_record::{BATCH_HEADER_BYTES, BatchHeader, Limits, RecordBatch, split_batches};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::watch;
 
 use crate::error::BrokerError;
 use crate::name::TopicName;
+use crate::producer::Producers;
 use crate::store::{Location, Store, StoreError};
 
 /// Position of a record in its partition, from 0.
@@ -137,6 +138,7 @@ pub struct Partition {
     bytes: AtomicU64,
     max_timestamp_ms: AtomicI64,
     deleted: AtomicBool,
+    producers: Mutex<Producers>,
 }
 
 impl fmt::Debug for Partition {
@@ -156,7 +158,13 @@ impl Partition {
             bytes: AtomicU64::new(0),
             max_timestamp_ms: AtomicI64::new(i64::MIN),
             deleted: AtomicBool::new(false),
+            producers: Mutex::default(),
         }
+    }
+
+    /// Its idempotent producers. They change with what the committer accepts, before that is on disk.
+    pub(crate) fn producers(&self) -> MutexGuard<'_, Producers> {
+        self.producers.lock()
     }
 
     /// Topic and partition.
