@@ -593,10 +593,8 @@ fn next_topic_id(store: &Store) -> Result<u32, StoreError> {
 fn catalog_number<N: std::str::FromStr>(store: &Store, key: &str) -> Result<Option<N>, StoreError> {
     let Some(stored) = store.catalog_get(key)? else { return Ok(None) };
     let parsed = std::str::from_utf8(&stored).ok().and_then(|text| text.parse().ok());
-    let corrupt = || StoreError::Corrupt {
-        what: format!("catalog entry {key:?}"),
-        reason: format!("{stored:?} is no number"),
-    };
+    let corrupt =
+        || StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason: format!("{stored:?} is no number") };
     parsed.map(Some).ok_or_else(corrupt)
 }
 

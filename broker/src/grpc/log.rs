@@ -328,8 +328,9 @@ pub(super) fn to_format(format: i32) -> Result<v1::Format, Status> {
 
 fn to_identity(given: v1::ProducerIdentity) -> Result<ProducerIdentity, Status> {
     let v1::ProducerIdentity { producer_id, epoch } = given;
-    let id = ProducerId::new(producer_id)
-        .ok_or_else(|| status::invalid(format!("producer id {producer_id} is negative: leave `current` out for a new one")))?;
+    let id = ProducerId::new(producer_id).ok_or_else(|| {
+        status::invalid(format!("producer id {producer_id} is negative: leave `current` out for a new one"))
+    })?;
     let epoch = i16::try_from(epoch)
         .map_err(|_| status::invalid(format!("producer epoch {epoch} is not allowed: use 0 to {}", i16::MAX)))?;
     Ok(ProducerIdentity { id, epoch })
