@@ -606,7 +606,11 @@ mod tests {
         for ids_before_the_crash in [1, 999, 1_001, 3] {
             let ids = ProducerIds::new(durable);
             for _ in 0..ids_before_the_crash {
-                let id = ids.next(async |until| Ok(durable = until)).await.unwrap();
+                let reserve = async |until| {
+                    durable = until;
+                    Ok(())
+                };
+                let id = ids.next(reserve).await.unwrap();
                 assert!(id.get() < durable && ids.knows(id) && !ids.knows(ProducerId(id.get() + 1)));
                 handed_out.push(id);
             }

@@ -1,18 +1,24 @@
 //! Idempotent producers: whatever is sent again is stored once, in order, and nothing is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use millstream_api::v1::ErrorCode;
 use millstream_api::v1::log_client::LogClient;
 use millstream_api::{ERROR_TRAILER, v1};
+use millstream_broker::clock::Clock;
+use millstream_broker::store::StoreOptions;
+use millstream_broker::topic::TopicSettings;
+use millstream_broker::{Broker, BrokerError, BrokerSettings, TopicName};
 use millstream_client::{
     Client, ClientError, Compression, Delivery, Position, Producer, ProducerRecord, ProducerSettings,
 };
-use millstream_record::BatchBuilder;
+use millstream_record::{BatchBuilder, Limits, RecordBatch};
 use millstream_tests::instance::wait_until;
 use millstream_tests::server::Server;
+use prometheus_client::registry::Registry;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use tempfile::TempDir;
@@ -51,6 +57,15 @@ impl Running {
 
     async fn end(&self, partition: u32) -> u64 {
         self.client.admin().list_offsets("t", &[partition], Position::Latest).await.unwrap()[0].offset
+    }
+
+    /// Waits until partition 0 holds so many records.
+    async fn holds(&self, records: u64) {
+        let limit = tokio::time::Instant::now() + Duration::from_secs(120);
+        while self.end(0).await < records {
+            assert!(tokio::time::Instant::now() < limit, "not {records} records within two minutes");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// The values of each partition, in order.
@@ -257,6 +272,47 @@ async fn a_batch_and_its_duplicates_in_one_commit_are_stored_once() {
     assert_eq!(running.values().await, [values]);
 }
 
+/// A clock that stands still until it is set.
+struct Still(AtomicI64);
+
+impl Clock for Still {
+    fn now_ms(&self) -> i64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test]
+async fn a_partition_forgets_a_producer_that_is_idle_for_a_week() {
+    let data = tempfile::tempdir().unwrap();
+    let (settings, clock) = (BrokerSettings::default(), Arc::new(Still(AtomicI64::new(0))));
+    let registry = &mut Registry::default();
+    let broker = Broker::open(data.path(), settings, StoreOptions::default(), clock.clone(), registry).unwrap();
+    let name = TopicName::new("t").unwrap();
+    let topic = broker.create_topic(&name, 1, TopicSettings::default(), false).await.unwrap();
+    let id = broker.init_producer(None).await.unwrap().id;
+    let producer = v1::ProducerIdentity { producer_id: id.get(), epoch: 0 };
+    let append = async |first| {
+        let batch = RecordBatch::check(batch((producer, first), 1), &Limits::default()).unwrap();
+        broker.produce(&topic, &topic.partitions()[0], vec![batch]).await.unwrap().await
+    };
+    append(0).await.unwrap();
+    for (now_ms, known) in [(settings.producer_expiry_ms, true), (settings.producer_expiry_ms + 1, false)] {
+        clock.0.store(now_ms as i64, Ordering::SeqCst);
+        // Those who come make room for themselves: idle ones go when ids are reserved.
+        for _ in 0..1_000 {
+            broker.init_producer(None).await.unwrap();
+        }
+        let beyond_a_gap = append(100).await;
+        match known {
+            true => {
+                assert!(matches!(beyond_a_gap, Err(BrokerError::OutOfOrderSequence { expected: 1, found: 100, .. })))
+            }
+            false => assert_eq!(beyond_a_gap.unwrap().base_offsets[0].get(), 1),
+        }
+    }
+    tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
+}
+
 // ---- the client
 
 fn small() -> ProducerSettings {
@@ -393,6 +449,7 @@ async fn a_record_that_is_out_of_time_costs_those_after_it_nothing() {
         proxy.lose_answers();
         let (value, delivery) = send(&producer, round * 2 + 1).await;
         expected.push(Bytes::from(value));
+        running.holds(expected.len() as u64).await;
         let error = delivery.await.unwrap_err();
         assert!(matches!(error, ClientError::UnknownOutcome { records: 1, .. }), "{error:?}");
         proxy.cut();
@@ -401,4 +458,28 @@ async fn a_record_that_is_out_of_time_costs_those_after_it_nothing() {
     delivery.await.unwrap();
     expected.push(Bytes::from(value));
     assert_eq!(running.values().await, [expected], "what is in doubt was stored before its answer was lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_other_data_costs_a_producer_what_is_in_doubt_and_no_more() {
+    let (mut first, second) = (Running::with_topic(1).await, Running::with_topic(1).await);
+    // So that the first one's id is none of the second's.
+    init(&mut first.log().await, None).await.unwrap();
+    let proxy = Proxy::start(&first.server).await;
+    let producer = proxy.client().producer(small());
+    send(&producer, 0).await.1.await.unwrap();
+    proxy.lose_answers();
+    let (_, in_doubt) = send(&producer, 1).await;
+    first.holds(2).await;
+    first.server.kill();
+    proxy.pass_to(&second.server);
+    proxy.cut();
+    let after = send(&producer, 2).await;
+    let error = in_doubt.await.unwrap_err();
+    assert!(matches!(error, ClientError::UnknownOutcome { records: 1, .. }), "{error:?}");
+    assert!(error.to_string().contains("never handed out"), "{error}");
+    after.1.await.unwrap();
+    let next = send(&producer, 3).await;
+    next.1.await.unwrap();
+    assert_eq!(second.values().await, [[after.0, next.0].map(Bytes::from)]);
 }
