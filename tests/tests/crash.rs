@@ -119,10 +119,14 @@ async fn pass_on(client: &mut TcpStream, server: &mut TcpStream, losing: &Losing
     };
     let answers = async {
         let mut bytes = vec![0; 64 << 10];
+        // Nothing makes sense after what was lost.
+        let mut lost = false;
         loop {
-            match from_server.read(&mut bytes).await? {
+            let read = from_server.read(&mut bytes).await?;
+            lost |= losing.on.load(Ordering::SeqCst);
+            match read {
                 0 => return to_client.shutdown().await,
-                read if losing.on.load(Ordering::SeqCst) => {
+                read if lost => {
                     losing.bytes.fetch_add(read as u64, Ordering::SeqCst);
                 }
                 read => to_client.write_all(&bytes[..read]).await?,
