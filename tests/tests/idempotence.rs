@@ -413,7 +413,9 @@ fn random_bytes(len: usize) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_is_refused_costs_those_after_it_nothing() {
     let running = Running::with_topic(2).await;
-    let producer = running.client.producer(ProducerSettings { compression: Compression::Zstd, ..small() });
+    // Room for all: those after it are on their way when it is refused.
+    let settings = ProducerSettings { compression: Compression::Zstd, buffer_bytes_max: 64 << 20, ..small() };
+    let producer = running.client.producer(settings);
     let mut sent = Sent::new();
     let mut refused = Vec::new();
     for round in 0..10 {
