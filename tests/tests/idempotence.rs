@@ -286,7 +286,7 @@ async fn a_partition_forgets_a_producer_that_is_idle_for_a_week() {
     let data = tempfile::tempdir().unwrap();
     let (settings, clock) = (BrokerSettings::default(), Arc::new(Still(AtomicI64::new(0))));
     let registry = &mut Registry::default();
-    let broker = Broker::open(data.path(), settings, StoreOptions::default(), clock.clone(), registry).unwrap();
+    let broker = Broker::open(data.path(), settings.clone(), StoreOptions::default(), clock.clone(), registry).unwrap();
     let name = TopicName::new("t").unwrap();
     let topic = broker.create_topic(&name, 1, TopicSettings::default(), false).await.unwrap();
     let id = broker.init_producer(None).await.unwrap().id;
