@@ -415,8 +415,9 @@ mod tests {
         Quotas::new(QuotaSettings { default, by_client: BTreeMap::new() })
     }
 
-    #[test]
-    fn who_gives_up_waiting_takes_nothing() {
+    // In a runtime for its timers; nothing is waited for.
+    #[tokio::test]
+    async fn who_gives_up_waiting_takes_nothing() {
         let (quotas, a) = (produce_rate(1), client("a"));
         let take = |bytes| quotas.take(&a, QuotaKind::Produce, bytes).now_or_never();
         assert!(take(1_000_000).is_some(), "the first one waits for nobody");
