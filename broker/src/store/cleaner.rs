@@ -51,6 +51,9 @@ pub(crate) struct Cleaner {
     pub(crate) limits: Limits,
 }
 
+/// The extents in use of each segment, and whose they are.
+type Live = HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>>;
+
 /// Why a round ended early.
 pub(super) enum Stopped {
     /// The store closes.
@@ -86,8 +89,9 @@ impl Cleaner {
     fn run(self) {
         // When the tombstones that a compacted partition still has may go.
         let mut tombstones: HashMap<(TopicId, u32), i64> = HashMap::new();
+        let mut changes = None;
         while self.wait(ROUND) {
-            match self.round(&mut tombstones) {
+            match self.round(&mut tombstones, &mut changes) {
                 Ok(()) | Err(Stopped::Closing) => {}
                 // Old records stay where they are, and nothing is lost: it is tried again.
                 Err(Stopped::Failed(error)) => tracing::error!(%error, "retention, merging or compaction failed"),
@@ -111,11 +115,16 @@ impl Cleaner {
         self.queue.is_closed() || self.store.has_failed()
     }
 
-    fn round(&self, tombstones: &mut HashMap<(TopicId, u32), i64>) -> Result<(), Stopped> {
+    /// `changes` is how often what is in use of segments had changed at the last round that looked at it.
+    fn round(&self, tombstones: &mut HashMap<(TopicId, u32), i64>, changes: &mut Option<u64>) -> Result<(), Stopped> {
         let now_ms = self.domain.clock.now_ms();
         self.retain(now_ms)?;
-        self.remove_dead()?;
-        self.merge()?;
+        let now = self.store.registry().changes();
+        if *changes != Some(now) {
+            self.remove_dead()?;
+            self.merge()?;
+            *changes = Some(now);
+        }
         let topics = self.topics();
         for topic in topics.iter().filter(|topic| topic.meta().settings.cleanup.compacts()) {
             for partition in topic.partitions() {
@@ -192,11 +201,11 @@ impl Cleaner {
 
     // ---- segments
 
-    /// The extents in use of each segment, with their partitions, sorted.
-    fn live(&self) -> (Vec<Arc<SegmentMeta>>, HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>>) {
+    /// Every segment, and what of them is in use.
+    fn live(&self) -> (Vec<Arc<SegmentMeta>>, Live) {
         // A segment that was just added must be seen with its extents.
         let _changing = self.store.registry().change();
-        let mut live: HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>> = HashMap::new();
+        let mut live = Live::new();
         for topic in self.topics() {
             for partition in topic.partitions() {
                 for extent in partition.extents() {
