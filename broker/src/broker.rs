@@ -18,7 +18,9 @@ use crate::group::{Group, GroupKind, Groups};
 use crate::metrics::{BrokerCollector, BrokerMetrics};
 use crate::name::{GroupId, TopicName};
 use crate::partition::{Offset, Partition, TopicId, TopicPartition};
+use crate::quota::{QuotaSettings, Quotas};
 use crate::state::StateIndex;
+use crate::store::cleaner::Cleaner;
 use crate::store::committer::{CommitQueue, Committer};
 use crate::store::recovery::Replayed;
 use crate::store::sealer::{SealerHandle, sealer};
@@ -39,12 +41,14 @@ const TOPIC_PREFIX: &str = "topic/";
 const NEXT_TOPIC_ID: &str = "next-topic-id";
 
 /// The broker's settings, checked and with defaults filled in.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct BrokerSettings {
     /// Bounds for record batches from outside.
     pub limits: Limits,
     /// Bytes that may wait for the committer.
     pub queued_bytes_max: usize,
+    /// What each client may produce and fetch. Default: all it can.
+    pub quotas: QuotaSettings,
     /// Bytes that the journal keeps, of whatever partitions: half is sealed while the other half fills. A
     /// start reads it all, and no topic's `retention_bytes` can be less.
     pub journal_bytes_max: u64,
@@ -55,6 +59,7 @@ impl Default for BrokerSettings {
         Self {
             limits: Limits::default(),
             queued_bytes_max: QUEUED_BYTES_MAX_DEFAULT,
+            quotas: QuotaSettings::default(),
             journal_bytes_max: JOURNAL_BYTES_MAX_DEFAULT,
         }
     }
@@ -101,6 +106,7 @@ struct Inner {
     groups: Arc<Groups>,
     state: Arc<StateIndex>,
     metrics: BrokerMetrics,
+    quotas: Quotas,
     queue: RwLock<Option<CommitQueue>>,
     room: Arc<Semaphore>,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
@@ -147,9 +153,18 @@ impl Broker {
         let (failed, failure) = watch::channel(None);
         let (queue, committer) =
             Committer::start(store.clone(), state.clone(), metrics.clone(), journal, sealer_handle, failed)?;
-        let sealer = sealer.start(store.clone(), domain, queue.downgrade())?;
+        let sealer = sealer.start(store.clone(), domain.clone(), queue.downgrade())?;
+        let cleaner = Cleaner {
+            store: store.clone(),
+            domain,
+            queue: queue.downgrade(),
+            clock: clock.clone(),
+            limits: settings.limits,
+        };
+        let cleaner = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
+            quotas: Quotas::new(settings.quotas.clone()),
             settings,
             clock,
             store,
@@ -163,7 +178,7 @@ impl Broker {
             queue: RwLock::new(Some(queue)),
             failure,
             stopping: watch::Sender::new(false),
-            threads: Mutex::new(vec![committer, sealer]),
+            threads: Mutex::new(vec![committer, sealer, cleaner]),
         }));
         registry.register_collector(Box::new(BrokerCollector(broker.downgrade())));
         Ok(broker)
@@ -202,6 +217,11 @@ impl Broker {
     /// The broker's counters.
     pub fn metrics(&self) -> &BrokerMetrics {
         &self.0.metrics
+    }
+
+    /// Who may read and write how fast.
+    pub fn quotas(&self) -> &Quotas {
+        &self.0.quotas
     }
 
     /// Becomes `Some` when the store fails: the process must end with that reason.

@@ -12,6 +12,7 @@ pub mod grpc;
 pub mod metrics;
 pub mod name;
 pub mod partition;
+pub mod quota;
 pub mod state;
 pub mod store;
 pub mod topic;

@@ -336,12 +336,11 @@ impl Partition {
         index.assert_in_order(&self.name);
     }
 
-    /// These extents take the place of those with the same offsets. Committer only.
+    /// These extents, which follow one another, take the place of those with their offsets. Committer only.
     pub(crate) fn replace(&self, extents: &[Extent]) {
+        let (Some(first), Some(last)) = (extents.first(), extents.last()) else { return };
         let mut index = self.index.write();
-        for new in extents {
-            index.extents.retain(|old| old.base < new.base || old.end > new.end);
-        }
+        index.extents.retain(|old| old.base < first.base || old.end > last.end);
         index.extents.extend_from_slice(extents);
         index.extents.sort_unstable_by_key(|extent| extent.base);
         index.trim();

@@ -1,6 +1,8 @@
 //! One binary of tests, a module a feature.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod backpressure;
+mod backup;
 mod bad_input;
 mod cli;
 mod client;
@@ -11,4 +13,5 @@ mod guests;
 mod invariants;
 mod model;
 mod readme;
+mod retention;
 mod topics;

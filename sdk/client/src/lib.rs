@@ -44,7 +44,7 @@ mod error;
 mod producer;
 
 pub use admin::Admin;
-pub use client::{Client, Position};
+pub use client::{Client, ClientSettings, Position};
 pub use consumer::{Assignment, CommitMode, ConsumedRecord, Consumer, ConsumerSettings, RecordSet, RecordSetIter};
 pub use error::ClientError;
 pub use millstream_api::v1;

@@ -276,6 +276,14 @@ impl RecordBatch {
         Ok(Records::new(self, body))
     }
 
+    pub(crate) fn has_delete_horizon(&self) -> bool {
+        self.attributes() & DELETE_HORIZON_BIT != 0
+    }
+
+    pub(crate) fn attributes_with_delete_horizon(&self) -> u16 {
+        self.attributes() | DELETE_HORIZON_BIT
+    }
+
     fn body(&self) -> &[u8] {
         &self.bytes[BATCH_HEADER_BYTES..]
     }

@@ -11,6 +11,7 @@ mod compression;
 mod error;
 mod partitioner;
 mod records;
+mod retain;
 mod varint;
 
 pub use batch::{
@@ -22,6 +23,7 @@ pub use compression::Compression;
 pub use error::{BatchError, ColumnError};
 pub use partitioner::{murmur2, partition_for_key};
 pub use records::{Header, HeaderIter, Record, RecordIter, RecordView, Records};
+pub use retain::Retained;
 
 /// Bounds for what is parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

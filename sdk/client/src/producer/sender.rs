@@ -16,11 +16,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::batching::{Event, Partition, Sealed};
 use super::delivery::Batch;
 use super::{CLOSED, Shared};
+use crate::client::Channel;
 use crate::error::ClientError;
 
 /// The longest wait before another attempt.
