@@ -184,7 +184,7 @@ impl Admin {
         &self,
     ) -> Result<impl Stream<Item = Result<v1::BackupChunk, ClientError>> + Send + Unpin + use<>, ClientError> {
         let mut admin = AdminClient::new(self.client.own_channel()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let chunks = self.answer(admin.backup(v1::BackupRequest {}).await)?;
+        let chunks = self.answer("Backup", admin.backup(v1::BackupRequest {})).await?;
         let client = self.client.clone();
         Ok(chunks.map_err(move |status| ClientError::from_status(client.server(), &status)))
     }
