@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use bytes::Bytes;
 use millstream_record::{BATCH_HEADER_BYTES, BatchHeader, Limits, RecordBatch, split_batches};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::watch;
 
 use crate::error::BrokerError;
 use crate::name::TopicName;
+use crate::producer::Producers;
 use crate::store::segment::{BlockFault, Extent, Sealed, sound_part};
 use crate::store::{Location, Store, StoreError};
 
@@ -199,6 +200,7 @@ pub struct Partition {
     /// The log end offset: what is committed. Its watchers are the waiting readers.
     end: watch::Sender<Offset>,
     deleted: AtomicBool,
+    producers: Mutex<Producers>,
 }
 
 impl fmt::Debug for Partition {
@@ -216,7 +218,13 @@ impl Partition {
             index: RwLock::default(),
             end: watch::Sender::new(Offset::ZERO),
             deleted: AtomicBool::new(false),
+            producers: Mutex::default(),
         }
+    }
+
+    /// Its idempotent producers. They change with what the committer accepts, before that is on disk.
+    pub(crate) fn producers(&self) -> MutexGuard<'_, Producers> {
+        self.producers.lock()
     }
 
     /// Topic and partition.

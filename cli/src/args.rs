@@ -18,7 +18,7 @@ Exit codes:
   2  the command line is wrong
   3  no server answers
   4  interrupted: what was acknowledged until then is stored
-  5  the connection was lost, or time was over, before the answer: it may or may not have been done";
+  5  the answer was lost with the connection, or time was over before it: it may or may not have been done";
 
 /// A streaming platform in one binary: partitioned topics, WebAssembly pipelines, gRPC
 #[derive(Debug, Parser)]

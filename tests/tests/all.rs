@@ -10,6 +10,7 @@ mod crash;
 mod exactly_once;
 mod grpc;
 mod guests;
+mod idempotence;
 mod invariants;
 mod model;
 mod readme;

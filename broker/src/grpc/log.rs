@@ -18,6 +18,7 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::fetch::{Fetch, FetchFrom};
 use crate::partition::{Offset, Partition};
+use crate::producer::{ProducerId, ProducerIdentity};
 use crate::store::{Append, Commit, Receipt};
 use crate::topic::Topic;
 
@@ -183,6 +184,16 @@ impl Log for Service {
         Ok(Response::new(Box::pin(answers)))
     }
 
+    async fn init_producer(
+        &self,
+        request: Request<v1::InitProducerRequest>,
+    ) -> Result<Response<v1::InitProducerResponse>, Status> {
+        let current = request.into_inner().current.map(to_identity).transpose()?;
+        let given = self.broker.init_producer(current).await?;
+        let producer = v1::ProducerIdentity { producer_id: given.id.get(), epoch: given.epoch.into() };
+        Ok(Response::new(v1::InitProducerResponse { producer: Some(producer) }))
+    }
+
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
@@ -339,6 +350,16 @@ pub(super) fn answer(
 pub(super) fn to_format(format: i32) -> Result<v1::Format, Status> {
     v1::Format::try_from(format)
         .map_err(|_| status::invalid(format!("format {format} is unknown: use BATCHES or RECORDS")))
+}
+
+fn to_identity(given: v1::ProducerIdentity) -> Result<ProducerIdentity, Status> {
+    let v1::ProducerIdentity { producer_id, epoch } = given;
+    let id = ProducerId::new(producer_id).ok_or_else(|| {
+        status::invalid(format!("producer id {producer_id} is negative: leave `current` out for a new one"))
+    })?;
+    let epoch = i16::try_from(epoch)
+        .map_err(|_| status::invalid(format!("producer epoch {epoch} is not allowed: use 0 to {}", i16::MAX)))?;
+    Ok(ProducerIdentity { id, epoch })
 }
 
 fn bytes_max(asked: u32) -> usize {

@@ -24,7 +24,7 @@ use tonic::transport::Server;
 use self::calls::Calls;
 use crate::broker::Broker;
 
-/// Connections at once, by default: a few times what one machine's clients make, and 100 MB of memory
+/// Connections at once, by default: a few times what one machine's clients make, and 240 MB of memory
 /// where all of them are idle.
 const CONNECTIONS_MAX_DEFAULT: usize = 10_000;
 

@@ -20,7 +20,6 @@ use super::error::StoreError;
 use super::pause::Pause;
 use super::segment::{Extent, OwnedExtent, Piece, SegmentId, SegmentMeta, SegmentWriter};
 use crate::broker::Domain;
-use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::partition::{Offset, Partition, TopicId};
 use crate::topic::Topic;
@@ -48,7 +47,6 @@ pub(crate) struct Cleaner {
     pub(crate) store: Arc<Store>,
     pub(crate) domain: Arc<Domain>,
     pub(crate) queue: WeakCommitQueue,
-    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
 }
 
@@ -113,7 +111,7 @@ impl Cleaner {
     }
 
     fn round(&self, tombstones: &mut HashMap<(TopicId, u32), i64>) -> Result<(), Stopped> {
-        let now_ms = self.clock.now_ms();
+        let now_ms = self.domain.clock.now_ms();
         self.retain(now_ms)?;
         self.remove_dead()?;
         self.merge()?;

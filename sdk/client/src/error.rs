@@ -20,8 +20,7 @@ pub enum ClientError {
         message: String,
     },
     /// No connection, or it was lost. A call that changes something may have done so all the same
-    /// where its connection was lost; records of a [`crate::Producer`] are never in that doubt: see
-    /// [`ClientError::UnknownOutcome`].
+    /// where its connection was lost; a [`crate::Producer`] says [`ClientError::UnknownOutcome`] then.
     #[error("no server answers at {server} ({reason}): is `millstream serve` running?")]
     Unavailable {
         /// Where it was looked for.
@@ -29,8 +28,8 @@ pub enum ClientError {
         /// What the transport says.
         reason: String,
     },
-    /// The connection was lost, or the time was over, before the answer came: records may or may
-    /// not be stored.
+    /// Records were sent, and no answer came before the time was over: they may or may not be stored.
+    /// Producers that are not idempotent say so as soon as a connection is lost.
     #[error(
         "topic {topic}, partition {partition}: {records} records were sent but their answer is lost ({reason}); \
          they may or may not be stored"

@@ -11,7 +11,7 @@
 //! let producer = client.producer(ProducerSettings::default());
 //! // Waits only for room in the buffer; records are sent in batches.
 //! let delivery = producer.send(ProducerRecord::keyed("flights", "LIS", "late")).await?;
-//! // Waits until the record is on disk.
+//! // Waits until the record is on disk: once, whatever became of connections meanwhile.
 //! let stored = delivery.await?;
 //! println!("partition {}, offset {}", stored.partition, stored.offset);
 //! producer.close().await

@@ -15,7 +15,8 @@ mod retain;
 mod varint;
 
 pub use batch::{
-    BATCH_HEADER_BYTES, BatchHeader, RecordBatch, SplitBatches, TimestampType, patch_batch, split_batches,
+    BATCH_HEADER_BYTES, BatchHeader, RecordBatch, SplitBatches, TimestampType, patch_batch, sequence_after,
+    split_batches,
 };
 pub use build::BatchBuilder;
 pub use column::{Column, ColumnReader, Columns, ColumnsReader, HeaderColumns, Row};
