@@ -209,7 +209,7 @@ async fn a_backup_under_load_is_of_one_moment() {
             }
         });
         let manifest = manifest.await;
-        assert!(manifest.files.len() > 3, "segments are in it: {manifest:?}");
+        assert!(manifest.files.len() > 2, "segments are in it: {manifest:?}");
         let copy = folder.path().join(format!("copy-{round}"));
         assert_eq!(restored(&to, &copy).unwrap(), manifest);
         let (broker, _) = open_broker(&copy);
@@ -420,7 +420,9 @@ fn everything_comes_back_through_the_program() {
     let shown = |server: &Server| {
         let topic = json_of(server, &["topic", "describe", "flights"]);
         let modules = json_of(server, &["module", "list"]);
-        let group = json_of(server, &["group", "describe", "g"]);
+        let mut group = json_of(server, &["group", "describe", "g"]);
+        // Counts what happened in this process.
+        group["generation"] = Value::Null;
         let state = json_of(server, &["state", "list", "by-origin", "--max", "1000"]);
         let records = |topic| {
             let out = server.run(&["consume", topic, "--from", "earliest", "--until-end", "--output", "json"]).ok();
@@ -438,7 +440,7 @@ fn everything_comes_back_through_the_program() {
     let said = ran.ok();
     assert!(said.starts_with(&format!("restored {} to {}: 2 files, ", text(&backup), text(&data))), "{said}");
     let copy = Server::start(&data);
-    assert_eq!(shown(&copy), source);
+    assert!(shown(&copy) == source, "{:#?}\n\nis not\n\n{source:#?}", shown(&copy));
 
     // Both go on from there, to the same end.
     for server in [&server, &copy] {
