@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{apply, consume, group, module, pipeline, produce, serve, state, test, topic};
+use crate::commands::{apply, backup, consume, group, module, pipeline, produce, restore, serve, state, test, topic};
 
 const HELP: &str = "\
 Examples:
@@ -76,6 +76,8 @@ pub(crate) enum Command {
     /// Read the keyed state of aggregate stages
     #[command(subcommand)]
     State(state::Command),
+    Backup(backup::Args),
+    Restore(restore::Args),
     Test(test::Args),
 }
 

@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = "../proto";
-    let files = ["error", "record", "topics", "log", "groups", "modules", "pipelines", "state"]
+    let files = ["admin", "error", "record", "topics", "log", "groups", "modules", "pipelines", "state"]
         .map(|name| format!("millstream/v1/{name}.proto"));
     println!("cargo:rerun-if-changed={root}");
     let descriptors = protox::compile(&files, [root])?;

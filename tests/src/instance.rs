@@ -91,27 +91,7 @@ impl Instance {
     /// # Panics
     /// Where it can't be read.
     pub async fn records(&self, topic: &str, partition: u32) -> Vec<Record> {
-        let topic = self.broker.topic(topic).expect("the topic is there");
-        let partition = topic.partition(partition).expect("the partition is there");
-        let mut records = Vec::new();
-        let mut from = Offset::ZERO;
-        while from < partition.end() {
-            let range = ReadRange { from, until: None, bytes_max: 1 << 20, one_at_least: true };
-            let slice = self.broker.read(partition, range).await.expect("it is read");
-            for batch in slice.runs.into_iter().flat_map(split_batches) {
-                let batch = batch.expect("a good batch");
-                let read = batch.records(&Limits::default()).expect("good records");
-                for view in &read {
-                    let record = read.to_record(&view.expect("a good record"));
-                    if record.offset >= from.get() {
-                        records.push(record);
-                    }
-                }
-            }
-            assert!(slice.next > from, "a read goes on");
-            from = slice.next;
-        }
-        records
+        records(&self.broker, topic, partition).await
     }
 
     /// All records of a topic, partition after partition.
@@ -138,6 +118,34 @@ impl Instance {
         let broker = self.broker.clone();
         tokio::task::spawn_blocking(move || broker.stop()).await.expect("the committer ends");
     }
+}
+
+/// All records of a partition.
+///
+/// # Panics
+/// Where it can't be read.
+pub async fn records(broker: &Broker, topic: &str, partition: u32) -> Vec<Record> {
+    let topic = broker.topic(topic).expect("the topic is there");
+    let partition = topic.partition(partition).expect("the partition is there");
+    let mut records = Vec::new();
+    let mut from = Offset::ZERO;
+    while from < partition.end() {
+        let range = ReadRange { from, until: None, bytes_max: 1 << 20, one_at_least: true };
+        let slice = broker.read(partition, range).await.expect("it is read");
+        for batch in slice.runs.into_iter().flat_map(split_batches) {
+            let batch = batch.expect("a good batch");
+            let read = batch.records(&Limits::default()).expect("good records");
+            for view in &read {
+                let record = read.to_record(&view.expect("a good record"));
+                if record.offset >= from.get() {
+                    records.push(record);
+                }
+            }
+        }
+        assert!(slice.next > from, "a read goes on");
+        from = slice.next;
+    }
+    records
 }
 
 /// Waits for a condition. The limit is for a test that hangs; it says nothing of speed.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod backpressure;
+mod backup;
 mod bad_input;
 mod cli;
 mod client;

@@ -28,10 +28,10 @@ use super::crash::{Proxy, all_records, caught_up};
 // ---- load
 
 /// Key and value.
-type Pair = (Option<String>, String);
+pub(super) type Pair = (Option<String>, String);
 
 /// A producer a partition, until it is stopped.
-struct Load {
+pub(super) struct Load {
     stop: watch::Sender<bool>,
     produced: Arc<AtomicUsize>,
     producers: Vec<JoinHandle<Vec<Pair>>>,
@@ -39,7 +39,7 @@ struct Load {
 
 impl Load {
     /// `record` makes the record of a partition with this number.
-    fn start(
+    pub(super) fn start(
         instance: &Instance,
         topic: &'static str,
         record: impl Fn(u32, usize) -> Pair + Clone + Send + Sync + 'static,
@@ -67,13 +67,13 @@ impl Load {
         Self { producers: producers.collect(), stop, produced }
     }
 
-    async fn more(&self, records: usize) {
+    pub(super) async fn more(&self, records: usize) {
         let until = self.produced.load(Ordering::Relaxed) + records;
         wait_until("records are produced", || self.produced.load(Ordering::Relaxed) >= until).await;
     }
 
     /// What was produced, by partition.
-    async fn stop(self) -> Vec<Vec<Pair>> {
+    pub(super) async fn stop(self) -> Vec<Vec<Pair>> {
         self.stop.send_replace(true);
         let mut all = Vec::new();
         for producer in self.producers {
@@ -93,7 +93,7 @@ async fn comes_out(instance: &Instance, topic: &str) {
 
 /// As the instance's, asked as often as records have topics on their way: one that left the first may not be in the
 /// second when that is looked at.
-async fn settled(instance: &Instance) {
+pub(super) async fn settled(instance: &Instance) {
     for _ in 0..3 {
         instance.caught_up().await;
     }
@@ -109,7 +109,7 @@ async fn values_of(instance: &Instance, topic: &str, partition: u32) -> Vec<Stri
 }
 
 /// Key and value of every record of a topic.
-async fn pairs(instance: &Instance, topic: &str) -> Vec<Pair> {
+pub(super) async fn pairs(instance: &Instance, topic: &str) -> Vec<Pair> {
     let pair = |record: &Record| {
         (text(record.key.as_ref()).map(str::to_owned), text(record.value.as_ref()).unwrap().to_owned())
     };
@@ -127,7 +127,7 @@ fn flipped(value: &str) -> String {
 }
 
 /// `keys` keys that belong in this partition, in turn.
-fn keyed(partitions: u32, keys: usize) -> impl Fn(u32, usize) -> Pair + Clone + Send + Sync + 'static {
+pub(super) fn keyed(partitions: u32, keys: usize) -> impl Fn(u32, usize) -> Pair + Clone + Send + Sync + 'static {
     let mut of_partition: Vec<Vec<String>> = vec![Vec::new(); partitions as usize];
     for number in 0.. {
         let key = format!("k{number}");
@@ -145,7 +145,7 @@ fn keyed(partitions: u32, keys: usize) -> impl Fn(u32, usize) -> Pair + Clone + 
 }
 
 /// How many records each key has.
-fn counts<'r>(records: impl IntoIterator<Item = &'r Pair>) -> BTreeMap<String, usize> {
+pub(super) fn counts<'r>(records: impl IntoIterator<Item = &'r Pair>) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for (key, _) in records {
         *counts.entry(key.clone().unwrap()).or_default() += 1;
@@ -154,7 +154,7 @@ fn counts<'r>(records: impl IntoIterator<Item = &'r Pair>) -> BTreeMap<String, u
 }
 
 /// The last count of each key. Counts only grow.
-fn last_counts(updates: &[Pair]) -> BTreeMap<String, usize> {
+pub(super) fn last_counts(updates: &[Pair]) -> BTreeMap<String, usize> {
     let mut last = BTreeMap::new();
     for (key, count) in updates {
         let count: usize = count.parse().unwrap();

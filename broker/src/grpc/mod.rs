@@ -1,5 +1,6 @@
 //! gRPC (`sdk/proto`): one file a service; protobuf to domain and back, errors to Status.
 
+mod admin;
 mod caller;
 mod calls;
 mod connection;
@@ -11,6 +12,7 @@ mod topics;
 
 use std::time::Duration;
 
+use millstream_api::v1::admin_server::AdminServer;
 use millstream_api::v1::groups_server::GroupsServer;
 use millstream_api::v1::log_server::LogServer;
 use millstream_api::v1::topics_server::TopicsServer;
@@ -47,6 +49,7 @@ pub fn add_services(routes: &mut RoutesBuilder, broker: &Broker) {
     let log = LogServer::new(log::Service::new(broker.clone()));
     let groups = GroupsServer::new(groups::Service::new(broker.clone()));
     routes
+        .add_service(AdminServer::new(admin::Service::new(broker.clone())))
         .add_service(topics)
         .add_service(log.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(groups.max_decoding_message_size(MESSAGE_BYTES_MAX));

@@ -2,6 +2,7 @@
 //!
 //! `committer.rs` is a write's whole way; `recovery.rs` rebuilds at start what the journal says.
 
+pub mod backup;
 mod blobs;
 pub(crate) mod catalog;
 pub(crate) mod cleaner;

@@ -22,7 +22,11 @@ pub(crate) struct Replayed {
 
 /// The segments that are part of the store.
 pub(super) fn segments(db: &Database) -> Result<Vec<SegmentMeta>, StoreError> {
-    let read = db.begin_read()?;
+    read_segments(&db.begin_read()?)
+}
+
+/// The segments that are part of the store as this transaction sees it.
+pub(super) fn read_segments(read: &ReadTransaction) -> Result<Vec<SegmentMeta>, StoreError> {
     let table = match read.open_table(SEGMENTS) {
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
         other => other?,

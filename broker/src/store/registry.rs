@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::error::StoreError;
-use super::files::Files;
+use super::files::{Backend, Files};
 use super::segment::{Extent, FOLDER, OpenSegment, SegmentId, SegmentMeta, SegmentWriter};
 
 /// Segments that are open at a time. Each takes a file descriptor and its index, some tens of KiB.
@@ -95,6 +95,11 @@ impl Registry {
         }
         open.push_back((id, segment.clone()));
         Ok(segment)
+    }
+
+    /// A segment's file, also where the segment was removed and a pin keeps the file.
+    pub(super) fn open_file(&self, id: SegmentId) -> Result<Backend, StoreError> {
+        self.files.open(&id.file_name())
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<SegmentMeta>> {

@@ -8,7 +8,7 @@
 //! start after a crash does not walk the file, however large.
 
 use bytes::Bytes;
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::error::StoreError;
 use super::files::Files;
@@ -24,16 +24,16 @@ const CACHE_BYTES: usize = 128 << 20;
 pub(super) const SLICE_ROWS: usize = 8_192;
 
 /// Committed offsets. Key: group, 0, topic u32, partition u32 (big-endian). Value: kind u8, offset i64.
-const OFFSETS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("offsets");
+pub(super) const OFFSETS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("offsets");
 
 /// What partitions remember of producers. Key: topic u32, partition u32, producer id i64 (big-endian).
-const PRODUCERS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("producers");
+pub(super) const PRODUCERS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("producers");
 
 /// How many keys a partition of a store has. Key: store, 0, partition u32 (big-endian). Value: count i64 and
 /// the journal's sequence number up to which it counts.
-const COUNTS: TableDefinition<&[u8], (i64, u64)> = TableDefinition::new("counts");
+pub(super) const COUNTS: TableDefinition<&[u8], (i64, u64)> = TableDefinition::new("counts");
 
-const STATE_PREFIX: &str = "state/";
+pub(super) const STATE_PREFIX: &str = "state/";
 
 /// A row to set, or to remove.
 pub(crate) type Row = (Vec<u8>, Option<Vec<u8>>);
@@ -73,6 +73,11 @@ impl Tables {
         let db =
             builder.create_with_backend(files.database(FILE)?).map_err(|source| StoreError::open(&path, source))?;
         Ok(Self { db })
+    }
+
+    /// All tables as they are now.
+    pub(super) fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
+        Ok(self.db.begin_read()?)
     }
 
     fn write(&self, work: impl FnOnce(&redb::WriteTransaction) -> Result<(), StoreError>) -> Result<(), StoreError> {

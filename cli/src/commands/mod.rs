@@ -1,11 +1,13 @@
 //! One file a command, of one shape: `Command` or `Args` is what can be said, `run` does it.
 
 pub(crate) mod apply;
+pub(crate) mod backup;
 pub(crate) mod consume;
 pub(crate) mod group;
 pub(crate) mod module;
 pub(crate) mod pipeline;
 pub(crate) mod produce;
+pub(crate) mod restore;
 pub(crate) mod serve;
 pub(crate) mod state;
 pub(crate) mod test;
@@ -31,6 +33,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Pipeline(command) => pipeline::run(command, &client()?).await,
         Command::Group(command) => group::run(command, &client()?).await,
         Command::State(command) => state::run(command, &client()?).await,
+        Command::Backup(args) => backup::run(args, &client()?).await,
+        Command::Restore(args) => restore::run(args).await,
         Command::Test(args) => test::run(args).await,
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
+use millstream_api::v1::admin_client::AdminClient;
 use millstream_api::v1::groups_client::GroupsClient;
 use millstream_api::v1::log_client::LogClient;
 use millstream_api::v1::modules_client::ModulesClient;
@@ -170,6 +171,22 @@ impl Admin {
     pub async fn delete_group(&self, name: &str) -> Result<(), ClientError> {
         let request = v1::DeleteGroupRequest { name: name.to_owned() };
         self.answer("DeleteGroup", self.groups().delete_group(request)).await.map(drop)
+    }
+
+    // Server
+
+    /// All that the server holds as of one moment, on a connection of its own: first about how many bytes come,
+    /// then the files, piece by piece, then the manifest. A stream that ends before the manifest is no backup.
+    ///
+    /// # Errors
+    /// As all; the stream may end with an error too.
+    pub async fn backup(
+        &self,
+    ) -> Result<impl Stream<Item = Result<v1::BackupChunk, ClientError>> + Send + Unpin + use<>, ClientError> {
+        let mut admin = AdminClient::new(self.client.own_channel()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let chunks = self.answer("Backup", admin.backup(v1::BackupRequest {})).await?;
+        let client = self.client.clone();
+        Ok(chunks.map_err(move |status| ClientError::from_status(client.server(), &status)))
     }
 
     // Modules

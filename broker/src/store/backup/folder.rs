@@ -1,0 +1,230 @@
+//! Where a backup is written: a new folder, complete only with its manifest.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::super::segment;
+use super::{BackupError, BackupFile, FileName, MANIFEST_FILE, Manifest, parent, sync_folder};
+
+const MANIFEST_FILE_NEW: &str = "BACKUP.new";
+
+/// A backup that is being written. Dropped before [`BackupFolder::finish`], it removes what it made.
+#[derive(Debug)]
+pub struct BackupFolder {
+    path: PathBuf,
+    /// Whether the folder was made, not found empty.
+    made: bool,
+    open: Option<(String, File)>,
+    files: BTreeMap<String, BackupFile>,
+    finished: bool,
+}
+
+impl BackupFolder {
+    /// Makes the folder, where it is not there. Folders above it must be there.
+    ///
+    /// # Errors
+    /// [`BackupError::NotEmpty`], or what the disk says. Nothing was changed then.
+    pub fn create(path: &Path) -> Result<Self, BackupError> {
+        let made = match fs::create_dir(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if !super::is_vacant(path)? {
+                    return Err(BackupError::NotEmpty { path: path.to_owned() });
+                }
+                false
+            }
+            Err(source) => return Err(BackupError::io("make", path, source)),
+        };
+        Ok(Self { path: path.to_owned(), made, open: None, files: BTreeMap::new(), finished: false })
+    }
+
+    /// Writes a piece of a file. A file's pieces come in order, and one file after the other.
+    ///
+    /// # Errors
+    /// [`BackupError::Garbled`] for what does not follow on what came before, or what the disk says.
+    pub fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), BackupError> {
+        if self.open.as_ref().is_none_or(|(open, _)| open != name) {
+            self.close()?;
+            self.begin(name)?;
+        }
+        let (Some((_, file)), Some(written)) = (&mut self.open, self.files.get_mut(name)) else {
+            return Err(garbled(name, "its pieces are not one after the other"));
+        };
+        if offset != written.bytes {
+            return Err(garbled(name, format!("a piece for byte {offset} came at byte {}", written.bytes)));
+        }
+        file.write_all(bytes).map_err(|source| BackupError::io("write", &self.path.join(name), source))?;
+        written.bytes += bytes.len() as u64;
+        written.crc32c = crc32c::crc32c_append(written.crc32c, bytes);
+        Ok(())
+    }
+
+    /// Checks that all came as it was sent, and makes the folder a backup.
+    ///
+    /// # Errors
+    /// [`BackupError::Garbled`] where it did not, or what the disk says; what was written is removed then.
+    pub fn finish(mut self, manifest: &Manifest) -> Result<(), BackupError> {
+        self.close()?;
+        for sent in &manifest.files {
+            let came = self.files.remove(&sent.name).ok_or_else(|| garbled(&sent.name, "it did not come"))?;
+            if came != *sent {
+                let shown = |file: &BackupFile| format!("{} bytes with checksum {:08x}", file.bytes, file.crc32c);
+                return Err(garbled(&sent.name, format!("{} came, not {}", shown(&came), shown(sent))));
+            }
+        }
+        if let Some(name) = self.files.keys().next() {
+            return Err(garbled(name, "the manifest does not list it"));
+        }
+        if manifest.files.iter().any(|file| file.name.starts_with(segment::FOLDER)) {
+            sync_folder(&self.path.join(segment::FOLDER))?;
+        }
+        let (new, path) = (self.path.join(MANIFEST_FILE_NEW), self.path.join(MANIFEST_FILE));
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&new)?;
+            file.write_all(&manifest.encode())?;
+            file.sync_all()
+        };
+        write().map_err(|source| BackupError::io("write", &new, source))?;
+        sync_folder(&self.path)?;
+        fs::rename(&new, &path).map_err(|source| BackupError::io("rename", &new, source))?;
+        self.finished = true;
+        sync_folder(&self.path)?;
+        if self.made { sync_folder(parent(&self.path)) } else { Ok(()) }
+    }
+
+    fn begin(&mut self, name: &str) -> Result<(), BackupError> {
+        let Some(kind) = FileName::parse(name) else {
+            return Err(garbled(name, "a backup has no file of this name"));
+        };
+        let path = self.path.join(name);
+        if matches!(kind, FileName::Segment(_)) {
+            let folder = parent(&path);
+            fs::create_dir_all(folder).map_err(|source| BackupError::io("make", folder, source))?;
+        }
+        let file = match File::create_new(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(garbled(name, "it came twice"));
+            }
+            created => created.map_err(|source| BackupError::io("make", &path, source))?,
+        };
+        self.files.insert(name.to_owned(), BackupFile { name: name.to_owned(), bytes: 0, crc32c: 0 });
+        self.open = Some((name.to_owned(), file));
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), BackupError> {
+        let Some((name, file)) = self.open.take() else { return Ok(()) };
+        file.sync_all().map_err(|source| BackupError::io("sync", &self.path.join(name), source))
+    }
+}
+
+fn garbled(file: &str, reason: impl Into<String>) -> BackupError {
+    BackupError::Garbled { file: file.to_owned(), reason: reason.into() }
+}
+
+impl Drop for BackupFolder {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        self.open = None;
+        // The folder was empty: all that is in it was written here. Who reads the error that led here can
+        // remove what a broken disk keeps; without the manifest it is no backup.
+        let _ = if self.made { fs::remove_dir_all(&self.path) } else { empty(&self.path) };
+    }
+}
+
+fn empty(folder: &Path) -> io::Result<()> {
+    for name in [super::JOURNAL_FILE, super::TABLES_FILE, MANIFEST_FILE_NEW] {
+        match fs::remove_file(folder.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    match fs::remove_dir_all(folder.join(segment::FOLDER)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    fn file(name: &str, bytes: &[u8]) -> BackupFile {
+        BackupFile { name: name.to_owned(), bytes: bytes.len() as u64, crc32c: crc32c::crc32c(bytes) }
+    }
+
+    const SEGMENT: &str = "segments/0000000000000003.segment";
+
+    #[test]
+    fn a_folder_is_a_backup_once_all_files_are_as_the_manifest_says() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("backup");
+        let mut folder = BackupFolder::create(&path).unwrap();
+        folder.write("journal", 0, b"ab").unwrap();
+        folder.write("journal", 2, b"c").unwrap();
+        folder.write(SEGMENT, 0, b"").unwrap();
+        let manifest = Manifest::new(5, vec![file("journal", b"abc"), file(SEGMENT, b"")]);
+        folder.finish(&manifest).unwrap();
+        assert_eq!(Manifest::read(&path).unwrap(), manifest);
+        assert_eq!(fs::read(path.join("journal")).unwrap(), b"abc");
+    }
+
+    #[test]
+    fn what_is_not_as_it_was_sent_is_removed() {
+        for found_empty in [false, true] {
+            let parent = tempfile::tempdir().unwrap();
+            let path = parent.path().join("backup");
+            if found_empty {
+                fs::create_dir(&path).unwrap();
+            }
+            for (files, word) in [
+                (vec![file("journal", b"abd"), file(SEGMENT, b"s")], "checksum"),
+                (vec![file("journal", b"ab"), file(SEGMENT, b"s")], "3 bytes"),
+                (vec![file("journal", b"abc")], "does not list"),
+                (vec![file("journal", b"abc"), file(SEGMENT, b"s"), file("tables", b"")], "did not come"),
+            ] {
+                let mut folder = BackupFolder::create(&path).unwrap();
+                folder.write("journal", 0, b"abc").unwrap();
+                folder.write(SEGMENT, 0, b"s").unwrap();
+                let error = folder.finish(&Manifest::new(5, files)).unwrap_err();
+                assert!(matches!(&error, BackupError::Garbled { .. }) && error.to_string().contains(word), "{error}");
+                assert_eq!(path.exists(), found_empty);
+                assert!(!found_empty || names(&path).is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_out_of_order_and_foreign_names_are_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut folder = BackupFolder::create(&parent.path().join("backup")).unwrap();
+        folder.write("journal", 0, b"abc").unwrap();
+        for (name, offset) in
+            [("journal", 2), ("journal", 4), ("tables", 1), ("../x", 0), ("journal", 0), ("BACKUP", 0)]
+        {
+            let written = folder.write(name, offset, b"x");
+            assert!(matches!(written, Err(BackupError::Garbled { .. })), "{name} {offset}: {written:?}");
+        }
+        assert_eq!(names(parent.path()), ["backup"]);
+    }
+
+    #[test]
+    fn a_folder_with_something_in_it_is_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("letter"), "dear").unwrap();
+        let refused = BackupFolder::create(folder.path());
+        assert!(matches!(refused, Err(BackupError::NotEmpty { .. })), "{refused:?}");
+        let of_file = BackupFolder::create(&folder.path().join("letter"));
+        assert!(matches!(of_file, Err(BackupError::NotEmpty { .. })), "{of_file:?}");
+        assert_eq!(names(folder.path()), ["letter"]);
+    }
+}

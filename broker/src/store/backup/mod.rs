@@ -1,0 +1,315 @@
+//! Backups: a folder with all that a data directory holds at one moment, made while the server goes on,
+//! and the way back.
+//!
+//! ```text
+//! BACKUP               the manifest, written last: a folder without it is no backup
+//! journal              rows of the journal's database: what is not sealed, catalog, registry of segments
+//! tables               rows of the tables' database: offsets, producers, state
+//! segments/*.segment   as they are in the data directory
+//! ```
+//! `snapshot.rs` takes the moment and copies it; `folder.rs` is where the copy is written, at the other end
+//! of a connection as a rule; `restore.rs` makes a data directory of it; `rows.rs` has the form of rows. None
+//! of them knows how the pieces travel.
+
+mod folder;
+mod restore;
+mod rows;
+mod snapshot;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use folder::BackupFolder;
+pub use restore::restore;
+pub use snapshot::{Piece, Snapshot};
+
+use super::directory;
+use super::error::StoreError;
+use super::segment::SegmentId;
+
+/// The manifest's file.
+const MANIFEST_FILE: &str = "BACKUP";
+/// The rows of the journal's database.
+const JOURNAL_FILE: &str = "journal";
+/// The rows of the tables' database.
+const TABLES_FILE: &str = "tables";
+
+/// What this version writes. Another number is another layout of the folder or of its rows.
+const FORMAT: u32 = 1;
+
+/// How a manifest's first line begins; its checksum follows.
+const MANIFEST_MARK: &str = "millstream backup, crc32c ";
+
+/// Why a backup could not be made or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The folder to be written holds something.
+    #[error("{} is not empty: name a folder that is new or empty; nothing was changed", path.display())]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder without a manifest.
+    #[error(
+        "{} is no backup, or one that was not finished: it has no file {MANIFEST_FILE}, which is written last; nothing \
+         was restored", path.display()
+    )]
+    NotABackup {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A backup in a form that this version does not know.
+    #[error(
+        "the backup {} was written by Millstream {version} with {found}, and this version knows {known}: restore it \
+         with the version that wrote it; nothing was restored", path.display()
+    )]
+    Format {
+        /// The folder.
+        path: PathBuf,
+        /// Who wrote it.
+        version: String,
+        /// Its format.
+        found: String,
+        /// What this version writes and reads.
+        known: String,
+    },
+    /// A file of a backup is not as it was written.
+    #[error("the backup is damaged: {}: {reason}; nothing was restored, use another backup", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What arrived is not what the server sent.
+    #[error("the backup did not arrive as it was sent: {file}: {reason}; make it again")]
+    Garbled {
+        /// The backup's file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another restore works there, or one was killed.
+    #[error(
+        "{} is there already: another restore is under way, or one was killed; remove it once none is", path.display()
+    )]
+    InTheWay {
+        /// Where a restore builds the data directory.
+        path: PathBuf,
+    },
+    /// Who asked for it wants it no more.
+    #[error("it was ended before it was done")]
+    Cancelled,
+    /// The disk or the database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl BackupError {
+    fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Store(StoreError::io(action, path, source))
+    }
+}
+
+macro_rules! from_redb {
+    ($($error:ty),*) => {$(
+        impl From<$error> for BackupError {
+            fn from(error: $error) -> Self {
+                Self::Store(error.into())
+            }
+        }
+    )*};
+}
+from_redb!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+
+/// What a backup consists of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Of the folder and its rows.
+    pub format: u32,
+    /// Of the data directory, as its format file says it: segments and rows are as they were there.
+    pub data_format: String,
+    /// The Millstream that made it.
+    pub version: String,
+    /// The server's clock at the moment that it shows, in ms since the epoch.
+    pub created_at_ms: i64,
+    /// All files but the manifest's own.
+    pub files: Vec<BackupFile>,
+}
+
+/// One file of a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupFile {
+    /// Its path in the folder, with `/`.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The CRC-32C of all its bytes.
+    pub crc32c: u32,
+}
+
+impl Manifest {
+    fn new(created_at_ms: i64, files: Vec<BackupFile>) -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { format: FORMAT, data_format: directory::FORMAT.to_owned(), version, created_at_ms, files }
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// The manifest's file: a line with the checksum of what follows, and JSON.
+    fn encode(&self) -> Vec<u8> {
+        let json = serde_json::to_vec_pretty(self).expect("plain structs serialise");
+        let mut text = first_line(&json).into_bytes();
+        text.extend_from_slice(&json);
+        text
+    }
+
+    /// Reads the manifest of the backup `folder`, and refuses what this version can't restore.
+    fn read(folder: &Path) -> Result<Self, BackupError> {
+        #[derive(Deserialize)]
+        struct Formats {
+            format: u32,
+            #[serde(default)]
+            data_format: String,
+            #[serde(default)]
+            version: String,
+        }
+        let path = folder.join(MANIFEST_FILE);
+        let text = match std::fs::read(&path) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(BackupError::NotABackup { path: folder.to_owned() });
+            }
+            read => read.map_err(|source| BackupError::io("read", &path, source))?,
+        };
+        let damaged = |reason: String| BackupError::Damaged { path: path.clone(), reason };
+        if !text.starts_with(MANIFEST_MARK.as_bytes()) {
+            return Err(damaged(format!("it does not begin with {MANIFEST_MARK:?}")));
+        }
+        let json = text.split_at_checked(first_line(&[]).len()).map_or(&[][..], |(_, json)| json);
+        if !text.starts_with(first_line(json).as_bytes()) {
+            return Err(damaged("it does not match its checksum".to_owned()));
+        }
+        // Another format may have other fields.
+        let formats: Formats = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+        if (formats.format, formats.data_format.as_str()) != (FORMAT, directory::FORMAT) {
+            let shown = |format: u32, data: &str| format!("backup format {format} of \"{data}\"");
+            return Err(BackupError::Format {
+                path: folder.to_owned(),
+                version: formats.version,
+                found: shown(formats.format, &formats.data_format),
+                known: shown(FORMAT, directory::FORMAT),
+            });
+        }
+        serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))
+    }
+}
+
+fn first_line(json: &[u8]) -> String {
+    format!("{MANIFEST_MARK}{:08x}\n", crc32c::crc32c(json))
+}
+
+/// What a file of a backup may be called: a name comes from outside, and must lead nowhere else.
+enum FileName {
+    Journal,
+    Tables,
+    Segment(SegmentId),
+}
+
+impl FileName {
+    fn parse(name: &str) -> Option<Self> {
+        match name {
+            JOURNAL_FILE => Some(Self::Journal),
+            TABLES_FILE => Some(Self::Tables),
+            _ => {
+                let id = SegmentId::from_file_name(name.rsplit('/').next()?)?;
+                (id.file_name() == name).then_some(Self::Segment(id))
+            }
+        }
+    }
+}
+
+/// Whether a folder is not there or has nothing in it.
+fn is_vacant(path: &Path) -> Result<bool, BackupError> {
+    match std::fs::read_dir(path) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        Err(error) => Err(BackupError::io("read", path, error)),
+    }
+}
+
+/// Makes the names in a folder durable.
+fn sync_folder(path: &Path) -> Result<(), BackupError> {
+    let synced = std::fs::File::open(path).and_then(|folder| folder.sync_all());
+    synced.map_err(|source| BackupError::io("sync", path, source))
+}
+
+/// The folder that a path stands in.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        let file = |name: &str, crc32c| BackupFile { name: name.to_owned(), bytes: 7, crc32c };
+        Manifest::new(1_000, vec![file("journal", 1), file("segments/00000000000000ff.segment", u32::MAX)])
+    }
+
+    #[test]
+    fn a_manifest_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(MANIFEST_FILE), manifest().encode()).unwrap();
+        assert_eq!(Manifest::read(folder.path()).unwrap(), manifest());
+    }
+
+    #[test]
+    fn every_byte_of_a_manifest_is_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = manifest().encode();
+        for at in 0..text.len() {
+            for mask in [1, 0x20, 0x80] {
+                let mut damaged = text.clone();
+                damaged[at] ^= mask;
+                std::fs::write(folder.path().join(MANIFEST_FILE), damaged).unwrap();
+                let read = Manifest::read(folder.path());
+                assert!(matches!(read, Err(BackupError::Damaged { .. })), "byte {at}, {mask:#x}: {read:?}");
+            }
+        }
+        for length in 0..text.len() {
+            std::fs::write(folder.path().join(MANIFEST_FILE), &text[..length]).unwrap();
+            let read = Manifest::read(folder.path());
+            assert!(matches!(read, Err(BackupError::Damaged { .. })), "{length} bytes: {read:?}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_named_even_where_its_fields_are_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let json = br#"{"format":9,"version":"7.0","data_format":"x","parts":{}}"#;
+        let text = [first_line(json).as_bytes(), json].concat();
+        std::fs::write(folder.path().join(MANIFEST_FILE), text).unwrap();
+        let error = Manifest::read(folder.path()).unwrap_err().to_string();
+        for word in ["Millstream 7.0", "backup format 9", "backup format 1", "nothing was restored"] {
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_lead_nowhere_else() {
+        for good in ["journal", "tables", "segments/0000000000000001.segment"] {
+            assert!(FileName::parse(good).is_some(), "{good}");
+        }
+        for bad in ["", "BACKUP", "../journal", "/etc/passwd", "segments/1.segment", "segments/../journal", "segments/"]
+        {
+            assert!(FileName::parse(bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! From a backup to a data directory: built beside its place, and put there once all of it is sound.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use redb::Builder;
+
+use super::super::segment::{self, SegmentId};
+use super::super::{directory, recovery, tables};
+use super::rows::{self, CheckedFile, Database};
+use super::{BackupError, FileName, JOURNAL_FILE, Manifest, TABLES_FILE, is_vacant, parent, sync_folder};
+
+/// redb's page cache while rows are written, in bytes: keys come in order, so only the edge is written.
+const CACHE_BYTES: usize = 64 << 20;
+
+const COPY_BYTES: usize = 1 << 20;
+
+/// Makes the data directory `data` of the backup in the folder `from`. Every checksum is checked on the
+/// way; the directory appears at the end, whole and durable, or not at all. Until then it is built beside
+/// it as `data.restoring`. `progress` is told how many of how many bytes are done, and ends it with a break.
+/// Blocks. Returns what the backup says of itself.
+///
+/// # Errors
+/// [`BackupError::NotEmpty`] where there is something already, [`BackupError::NotABackup`],
+/// [`BackupError::Format`], [`BackupError::Damaged`], [`BackupError::InTheWay`],
+/// [`BackupError::Cancelled`], or what the disk says. Nothing is left behind then.
+pub fn restore(
+    from: &Path,
+    data: &Path,
+    mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Manifest, BackupError> {
+    let manifest = Manifest::read(from)?;
+    if !is_vacant(data)? {
+        return Err(BackupError::NotEmpty { path: data.to_owned() });
+    }
+    let total = manifest.bytes();
+    let mut done = 0;
+    let mut advance = |bytes: u64| {
+        done += bytes;
+        progress(done, total)
+    };
+    let building = Building::begin(data)?;
+    directory::check_format(&building.path)?;
+    let mut segments = BTreeMap::new();
+    let (mut journal, mut tables) = (None, None);
+    for file in &manifest.files {
+        let opened = CheckedFile::open(from, file);
+        match FileName::parse(&file.name) {
+            Some(FileName::Journal) => journal = Some(opened?),
+            Some(FileName::Tables) => tables = Some(opened?),
+            Some(FileName::Segment(id)) => {
+                copy_segment(opened?, &building.path.join(&file.name), &mut advance)?;
+                segments.insert(id, file.bytes);
+            }
+            None => {
+                let reason = format!("a backup has no file {:?}", file.name);
+                return Err(BackupError::Damaged { path: from.join(super::MANIFEST_FILE), reason });
+            }
+        }
+    }
+    let missing = |name| BackupError::Damaged { path: from.join(name), reason: "the manifest does not list it".into() };
+    let tables = tables.ok_or_else(|| missing(TABLES_FILE))?;
+    let file = building.path.join(tables::FILE);
+    drop(fill(Database::Tables, tables, &file, &mut advance)?);
+    let journal = journal.ok_or_else(|| missing(JOURNAL_FILE))?;
+    let file = building.path.join(directory::DATABASE_FILE);
+    let database = fill(Database::Journal, journal, &file, &mut advance)?;
+    check_segments(&database, segments, from)?;
+    drop(database);
+    building.put(data)?;
+    Ok(manifest)
+}
+
+fn fill(
+    kind: Database,
+    from: CheckedFile<'_>,
+    path: &Path,
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<redb::Database, BackupError> {
+    let created = Builder::new().set_cache_size(CACHE_BYTES).create(path);
+    let database = created.map_err(|source| super::StoreError::open(path, source))?;
+    rows::read(kind, from, &database, progress)?;
+    Ok(database)
+}
+
+fn copy_segment(
+    mut from: CheckedFile<'_>,
+    path: &Path,
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<(), BackupError> {
+    let failed = |source| BackupError::io("write", path, source);
+    let folder = parent(path);
+    fs::create_dir_all(folder).map_err(|source| BackupError::io("make", folder, source))?;
+    let mut to = File::create_new(path).map_err(failed)?;
+    let mut buffer = vec![0; COPY_BYTES];
+    loop {
+        let read = from.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        to.write_all(&buffer[..read]).map_err(failed)?;
+        if progress(read as u64).is_break() {
+            return Err(BackupError::Cancelled);
+        }
+    }
+    from.end()?;
+    to.sync_all().map_err(failed)
+}
+
+/// The registry and the files must name the same segments: a start takes the registry's word, and removes
+/// what it does not list.
+fn check_segments(
+    database: &redb::Database,
+    mut files: BTreeMap<SegmentId, u64>,
+    from: &Path,
+) -> Result<(), BackupError> {
+    let damaged = |id: SegmentId, reason: &str| {
+        Err(BackupError::Damaged { path: from.join(id.file_name()), reason: reason.to_owned() })
+    };
+    for meta in recovery::segments(database)? {
+        if files.remove(&meta.id) != Some(meta.file_bytes) {
+            return damaged(meta.id, "it is not as the registry of segments has it");
+        }
+    }
+    match files.keys().next() {
+        Some(id) => damaged(*id, "the registry of segments does not list it"),
+        None => Ok(()),
+    }
+}
+
+/// A data directory beside its place. Dropped before it is put there, it is removed.
+struct Building {
+    path: PathBuf,
+    put: bool,
+}
+
+impl Building {
+    fn begin(data: &Path) -> Result<Self, BackupError> {
+        let mut path = OsString::from(data.components().as_path());
+        path.push(".restoring");
+        let path = PathBuf::from(path);
+        match fs::create_dir(&path) {
+            Ok(()) => Ok(Self { path, put: false }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(BackupError::InTheWay { path }),
+            Err(source) => Err(BackupError::io("make", &path, source)),
+        }
+    }
+
+    /// Makes it durable, and the data directory. An empty one gives way.
+    fn put(mut self, data: &Path) -> Result<(), BackupError> {
+        let segments = self.path.join(segment::FOLDER);
+        if segments.exists() {
+            sync_folder(&segments)?;
+        }
+        sync_folder(&self.path)?;
+        match fs::rename(&self.path, data) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                return Err(BackupError::NotEmpty { path: data.to_owned() });
+            }
+            renamed => renamed.map_err(|source| BackupError::io("put the restored directory to", data, source))?,
+        }
+        self.put = true;
+        sync_folder(parent(data))
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        if !self.put {
+            // The error that led here is what matters; a broken disk may keep what it names.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}

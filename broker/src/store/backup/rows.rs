@@ -1,0 +1,312 @@
+//! Rows of a database as a file: of redb's tables what they hold, not how redb holds it.
+//!
+//! ```text
+//! file  = frame*
+//! frame = body_bytes u32, crc u32, body
+//! body  = name_bytes u16, table name, row*
+//! row   = key_bytes u32, value_bytes u32, key, value
+//! ```
+//! All integers are little-endian. `crc` is the CRC-32C of `body_bytes` and the body. A table without rows
+//! has a frame too. Keys and values that are numbers are little-endian, pairs stand back to back, text is
+//! UTF-8.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use redb::{ReadTransaction, TableDefinition, TableHandle, WriteTransaction};
+
+use super::super::error::StoreError;
+use super::super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEGMENTS, tables};
+use super::{BackupError, BackupFile};
+
+/// A frame is closed once it has this many bytes; one with a large value has more.
+const FRAME_BYTES: usize = 256 << 10;
+const FRAME_HEADER_BYTES: usize = 8;
+
+/// Reads of a backup's files, in bytes.
+const READ_BYTES: usize = 1 << 20;
+
+/// Bytes of keys and values that are one type of redb's, checked before they are taken for it.
+pub(super) trait Column: redb::Value {
+    fn fits(bytes: &[u8]) -> bool {
+        Self::fixed_width().is_none_or(|width| width == bytes.len())
+    }
+}
+
+impl Column for u64 {}
+impl Column for i64 {}
+impl Column for &[u8] {}
+impl Column for (u32, u32) {}
+impl Column for (i64, u64) {}
+impl Column for &str {
+    fn fits(bytes: &[u8]) -> bool {
+        std::str::from_utf8(bytes).is_ok()
+    }
+}
+
+/// What is done with a table once its type is known.
+pub(super) trait WithTable {
+    fn with<K: Column + redb::Key, V: Column>(&mut self, table: TableDefinition<'_, K, V>) -> Result<(), BackupError>;
+}
+
+/// Which of the two databases, and so which tables it may have.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Database {
+    Journal,
+    Tables,
+}
+
+impl Database {
+    /// Calls `work` with the table of this name; false where this version knows none.
+    fn with_table(self, name: &str, work: &mut impl WithTable) -> Result<bool, BackupError> {
+        match self {
+            Self::Journal if name == JOURNAL.name() => work.with(JOURNAL)?,
+            Self::Journal if name == CATALOG.name() => work.with(CATALOG)?,
+            Self::Journal if name == SEGMENTS.name() => work.with(SEGMENTS)?,
+            Self::Journal if name == LOG_STARTS.name() => work.with(LOG_STARTS)?,
+            Self::Journal if name == MARKS.name() => work.with(MARKS)?,
+            Self::Tables if name == tables::OFFSETS.name() => work.with(tables::OFFSETS)?,
+            Self::Tables if name == tables::PRODUCERS.name() => work.with(tables::PRODUCERS)?,
+            Self::Tables if name == tables::COUNTS.name() => work.with(tables::COUNTS)?,
+            Self::Tables if name.starts_with(tables::STATE_PREFIX) => {
+                work.with(TableDefinition::<&[u8], &[u8]>::new(name))?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+// ---- writing
+
+/// Writes all tables of a database, and of the journal what comes from `journal_from` on.
+pub(super) fn write(
+    database: Database,
+    read: &ReadTransaction,
+    journal_from: u64,
+    out: impl FnMut(&[u8]) -> Result<(), BackupError>,
+) -> Result<(), BackupError> {
+    let mut writer = Writer { read, journal_from, frame: Vec::with_capacity(FRAME_BYTES * 2), out };
+    for table in read.list_tables()? {
+        if !database.with_table(table.name(), &mut writer)? {
+            let reason = "this version's backup does not know it".to_owned();
+            return Err(StoreError::Corrupt { what: format!("table {}", table.name()), reason }.into());
+        }
+    }
+    Ok(())
+}
+
+struct Writer<'a, F> {
+    read: &'a ReadTransaction,
+    journal_from: u64,
+    frame: Vec<u8>,
+    out: F,
+}
+
+impl<F: FnMut(&[u8]) -> Result<(), BackupError>> WithTable for Writer<'_, F> {
+    fn with<K: Column + redb::Key, V: Column>(&mut self, table: TableDefinition<'_, K, V>) -> Result<(), BackupError> {
+        let name = table.name().to_owned();
+        self.begin(&name);
+        let opened = self.read.open_table(table)?;
+        // Before it, what is sealed waits to be removed.
+        let skip = self.journal_from.to_le_bytes();
+        let rows = if name == JOURNAL.name() {
+            opened.range(K::from_bytes(&skip)..)?
+        } else {
+            opened.range::<K::SelfType<'_>>(..)?
+        };
+        for row in rows {
+            let (key, value) = row?;
+            let (key, value) = (key.value(), value.value());
+            self.row(K::as_bytes(&key).as_ref(), V::as_bytes(&value).as_ref())?;
+            if self.frame.len() >= FRAME_BYTES {
+                self.end()?;
+                self.begin(&name);
+            }
+        }
+        self.end()
+    }
+}
+
+impl<F: FnMut(&[u8]) -> Result<(), BackupError>> Writer<'_, F> {
+    fn begin(&mut self, table: &str) {
+        self.frame.clear();
+        self.frame.resize(FRAME_HEADER_BYTES, 0);
+        self.frame.extend_from_slice(&(table.len() as u16).to_le_bytes());
+        self.frame.extend_from_slice(table.as_bytes());
+    }
+
+    fn row(&mut self, key: &[u8], value: &[u8]) -> Result<(), BackupError> {
+        for part in [key, value] {
+            let bytes = u32::try_from(part.len()).map_err(|_| StoreError::Corrupt {
+                what: "a row of a table".to_owned(),
+                reason: format!("{} bytes are more than a backup's row can have", part.len()),
+            })?;
+            self.frame.extend_from_slice(&bytes.to_le_bytes());
+        }
+        self.frame.extend_from_slice(key);
+        self.frame.extend_from_slice(value);
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), BackupError> {
+        let body_bytes = ((self.frame.len() - FRAME_HEADER_BYTES) as u32).to_le_bytes();
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&body_bytes), &self.frame[FRAME_HEADER_BYTES..]);
+        self.frame[..4].copy_from_slice(&body_bytes);
+        self.frame[4..FRAME_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+        (self.out)(&self.frame)
+    }
+}
+
+// ---- reading
+
+/// Rows that one transaction of a restore writes, in bytes.
+const TRANSACTION_BYTES: u64 = 32 << 20;
+
+/// A file of a backup, read from its begin to its end and checked against the manifest.
+pub(super) struct CheckedFile<'a> {
+    from: BufReader<File>,
+    path: PathBuf,
+    of: &'a BackupFile,
+    left: u64,
+    crc: u32,
+}
+
+impl<'a> CheckedFile<'a> {
+    pub(super) fn open(folder: &Path, of: &'a BackupFile) -> Result<Self, BackupError> {
+        let path = folder.join(&of.name);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(BackupError::Damaged { path, reason: "it is missing".to_owned() });
+            }
+            opened => opened.map_err(|source| BackupError::io("open", &path, source))?,
+        };
+        let bytes = file.metadata().map_err(|source| BackupError::io("read", &path, source))?.len();
+        let opened = Self { from: BufReader::with_capacity(READ_BYTES, file), path, of, left: of.bytes, crc: 0 };
+        if bytes != of.bytes {
+            return Err(opened.damaged(format!("it has {bytes} bytes, not {}", of.bytes)));
+        }
+        Ok(opened)
+    }
+
+    pub(super) fn damaged(&self, reason: impl Into<String>) -> BackupError {
+        BackupError::Damaged { path: self.path.clone(), reason: reason.into() }
+    }
+
+    /// The next bytes, at most as many as `into` has room for; none at the end.
+    pub(super) fn read(&mut self, into: &mut [u8]) -> Result<usize, BackupError> {
+        let wanted = into.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.from.read_exact(&mut into[..wanted]).map_err(|source| BackupError::io("read", &self.path, source))?;
+        self.crc = crc32c::crc32c_append(self.crc, &into[..wanted]);
+        self.left -= wanted as u64;
+        Ok(wanted)
+    }
+
+    /// Says whether it was as it was written, once all of it was read.
+    pub(super) fn end(self) -> Result<(), BackupError> {
+        if self.crc != self.of.crc32c {
+            return Err(self.damaged("it does not match its checksum"));
+        }
+        Ok(())
+    }
+
+    /// The next frame's body; `None` at the end.
+    fn frame(&mut self) -> Result<Option<Vec<u8>>, BackupError> {
+        let mut header = [0; FRAME_HEADER_BYTES];
+        match self.read(&mut header)? {
+            0 => return Ok(None),
+            FRAME_HEADER_BYTES => {}
+            _ => return Err(self.damaged("it ends within a frame")),
+        }
+        let (body_bytes, crc) = (u32_at(&header, 0), u32_at(&header, 4));
+        if u64::from(body_bytes) > self.left {
+            return Err(self.damaged("a frame is longer than what is left of it"));
+        }
+        let mut body = vec![0; body_bytes as usize];
+        self.read(&mut body)?;
+        if crc32c::crc32c_append(crc32c::crc32c(&header[..4]), &body) != crc {
+            return Err(self.damaged("a frame does not match its checksum"));
+        }
+        Ok(Some(body))
+    }
+}
+
+/// Writes all rows of a file into a new database. `progress` is told the bytes of each part.
+pub(super) fn read(
+    database: Database,
+    mut file: CheckedFile<'_>,
+    into: &redb::Database,
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<(), BackupError> {
+    loop {
+        let mut transaction = into.begin_write()?;
+        // A start after a crash does not walk the file.
+        transaction.set_quick_repair(true);
+        let begin = file.left;
+        while begin - file.left < TRANSACTION_BYTES {
+            let left = file.left;
+            let Some(body) = file.frame()? else {
+                transaction.commit()?;
+                return file.end();
+            };
+            insert(database, &body, &transaction, &file)?;
+            if progress(left - file.left).is_break() {
+                return Err(BackupError::Cancelled);
+            }
+        }
+        transaction.commit()?;
+    }
+}
+
+fn insert(
+    database: Database,
+    body: &[u8],
+    transaction: &WriteTransaction,
+    file: &CheckedFile<'_>,
+) -> Result<(), BackupError> {
+    let malformed = || file.damaged("a frame has no table's name");
+    let (length, rest) = body.split_first_chunk::<2>().ok_or_else(malformed)?;
+    let (name, rows) = rest.split_at_checked(u16::from_le_bytes(*length).into()).ok_or_else(malformed)?;
+    let name = std::str::from_utf8(name).map_err(|_| malformed())?;
+    if !database.with_table(name, &mut Inserting { rows, transaction, file })? {
+        return Err(file.damaged(format!("this version knows no table {name:?}")));
+    }
+    Ok(())
+}
+
+struct Inserting<'a> {
+    rows: &'a [u8],
+    transaction: &'a WriteTransaction,
+    file: &'a CheckedFile<'a>,
+}
+
+impl WithTable for Inserting<'_> {
+    fn with<K: Column + redb::Key, V: Column>(&mut self, table: TableDefinition<'_, K, V>) -> Result<(), BackupError> {
+        let name = table.name().to_owned();
+        let mut table = self.transaction.open_table(table)?;
+        while !self.rows.is_empty() {
+            let row = next_row(&mut self.rows).filter(|(key, value)| K::fits(key) && V::fits(value));
+            let Some((key, value)) = row else {
+                return Err(self.file.damaged(format!("a row of table {name:?} is malformed")));
+            };
+            table.insert(K::from_bytes(key), V::from_bytes(value))?;
+        }
+        Ok(())
+    }
+}
+
+fn next_row<'r>(rows: &mut &'r [u8]) -> Option<(&'r [u8], &'r [u8])> {
+    let (header, rest) = rows.split_at_checked(8)?;
+    let (key, rest) = rest.split_at_checked(u32_at(header, 0) as usize)?;
+    let (value, rest) = rest.split_at_checked(u32_at(header, 4) as usize)?;
+    *rows = rest;
+    Some((key, value))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut four = [0; 4];
+    four.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(four)
+}

@@ -1,0 +1,113 @@
+//! `millstream backup`: all that a running server holds, to a folder here.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use futures::StreamExt;
+use millstream_api::v1;
+use millstream_api::v1::backup_chunk::Chunk;
+use millstream_broker::store::backup::{BackupError, BackupFile, BackupFolder, Manifest};
+use millstream_client::Client;
+use serde_json::{Value, json};
+
+use crate::exit::Interrupted;
+use crate::interrupt::Interrupt;
+use crate::output::{Out, OutputArgs};
+use crate::progress::Progress;
+use crate::{text, timestamp};
+
+const EXAMPLES: &str = "\
+Examples:
+  millstream backup --to ./backup-2024-05-01
+  millstream backup --to /mnt/backups/monday --server 10.0.0.7:7070
+
+`millstream restore` makes a data directory of it.";
+
+/// Copy all that a running server holds to a folder
+///
+/// The folder gets everything as of one moment: records, topics, modules, pipelines, groups' offsets and
+/// state. The server goes on meanwhile.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The folder to write, on this machine: new or empty
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Does it.
+pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode> {
+    let mut interrupt = Interrupt::new()?;
+    let folder = BackupFolder::create(&args.to)?;
+    let received = tokio::select! {
+        received = receive(folder, client) => received,
+        () = interrupt.wait() => Err(Interrupted("there is no backup".to_owned()).into()),
+    };
+    let manifest =
+        received.with_context(|| format!("{} is no backup, what was begun is removed", args.to.display()))?;
+    let mut out = Out::new();
+    if args.output.json() {
+        let mut shown = to_json(&manifest);
+        shown["to"] = args.to.display().to_string().into();
+        out.json(&shown)?;
+    } else {
+        out.line(format_args!("backed up to {}: {}", args.to.display(), shown(&manifest)))?;
+    }
+    out.finish()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes what the server sends. An error, and being dropped, remove what was written.
+async fn receive(mut folder: BackupFolder, client: &Client) -> anyhow::Result<Manifest> {
+    let mut chunks = client.admin().backup().await?;
+    let mut progress = Progress::endless();
+    let mut bytes = 0;
+    while let Some(chunk) = chunks.next().await.transpose()? {
+        match chunk.chunk {
+            Some(Chunk::Begun(begun)) => progress = Progress::of_bytes(begun.bytes),
+            Some(Chunk::Piece(v1::BackupPiece { file, offset, bytes: piece })) => {
+                bytes += piece.len() as u64;
+                progress.set(bytes, file.clone());
+                blocking(|| folder.write(&file, offset, &piece))?;
+            }
+            Some(Chunk::Manifest(manifest)) => {
+                let manifest = from_proto(manifest);
+                blocking(|| folder.finish(&manifest))?;
+                return Ok(manifest);
+            }
+            None => bail!("the server sent what this version does not know: use the server's version of millstream"),
+        }
+    }
+    bail!("the server ended the backup before it was whole")
+}
+
+/// Here and not on a thread of its own: an interrupt must find the folder where it is removed.
+fn blocking<T>(work: impl FnOnce() -> Result<T, BackupError>) -> Result<T, BackupError> {
+    tokio::task::block_in_place(work)
+}
+
+fn from_proto(manifest: v1::BackupManifest) -> Manifest {
+    let v1::BackupManifest { format, data_format, version, created_at_ms, files } = manifest;
+    let file = |v1::BackupFile { name, bytes, crc32c }| BackupFile { name, bytes, crc32c };
+    Manifest { format, data_format, version, created_at_ms, files: files.into_iter().map(file).collect() }
+}
+
+/// What a backup is, for people.
+pub(crate) fn shown(manifest: &Manifest) -> String {
+    let files = text::plural(manifest.files.len() as u64, "file");
+    let (size, time) = (text::size(manifest.bytes()), timestamp::format(manifest.created_at_ms));
+    format!("{files}, {size}, as of {time}")
+}
+
+/// What a backup is, for programs.
+pub(crate) fn to_json(manifest: &Manifest) -> Value {
+    json!({
+        "files": manifest.files.len(),
+        "bytes": manifest.bytes(),
+        "version": manifest.version,
+        "created_at_ms": manifest.created_at_ms,
+    })
+}
