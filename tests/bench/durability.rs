@@ -261,11 +261,11 @@ async fn retention(plan: &Plan, report: &mut Report) {
 async fn stored(plan: &Plan, report: &mut Report) {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Server::start(folder.path());
-    let client = server.client();
-    client.admin().create_topic("in", Some(1_000), v1::TopicSettings::default()).await.unwrap();
+    server.client().admin().create_topic("in", Some(1_000), v1::TopicSettings::default()).await.unwrap();
     let mut gigabytes = 0;
     for until in [1, 20] {
-        let producer = client.producer(ProducerSettings::default());
+        // A server that was started again listens elsewhere.
+        let producer = server.client().producer(ProducerSettings::default());
         let to = producer.topic("in").await.unwrap();
         let value = vec![b'x'; 1_000];
         for number in 0..plan.records((until - gigabytes) * 1_000_000) {
