@@ -6,6 +6,7 @@ mod cli;
 mod client;
 mod crash;
 mod exactly_once;
+mod faults;
 mod grpc;
 mod guests;
 mod invariants;
