@@ -29,7 +29,7 @@ fn number_of(variable: &str) -> Option<u64> {
 }
 
 /// Runs a case for each seed, on two threads, and says which seed failed.
-fn for_seeds(cases: u64, case: impl Fn(u64) + Sync) {
+pub(super) fn for_seeds(cases: u64, case: impl Fn(u64) + Sync) {
     let next = std::sync::atomic::AtomicU64::new(0);
     let count = cases * number_of("MILLSTREAM_TEST_CASES").unwrap_or(1);
     let (first, count) = number_of("MILLSTREAM_TEST_SEED").map_or((0, count), |seed| (seed, 1));
@@ -57,7 +57,7 @@ fn for_seeds(cases: u64, case: impl Fn(u64) + Sync) {
     });
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
@@ -67,17 +67,17 @@ fn offset(number: usize) -> Offset {
 
 // ---- what is written
 
-const TOPICS: [&str; 3] = ["a", "b", "c"];
+pub(super) const TOPICS: [&str; 3] = ["a", "b", "c"];
 const CONSUMERS: [&str; 2] = ["readers", "others"];
-const PIPELINE: &str = "p";
-const STORES: [&str; 2] = ["p/count", "p/last"];
+pub(super) const PIPELINE: &str = "p";
+pub(super) const STORES: [&str; 2] = ["p/count", "p/last"];
 /// Partitions of state.
 const NUMBERS: u32 = 3;
 /// In flight at a time.
 const IN_FLIGHT_MAX: usize = 6;
 
 /// Timestamp, key, value.
-type Held = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
+pub(super) type Held = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
 
 /// What happens wholly or not at all.
 #[derive(Clone, Debug)]
@@ -100,16 +100,16 @@ struct CommitStep {
     state: Vec<(usize, u32, Vec<u8>, Option<Vec<u8>>)>,
 }
 
-type Place = (usize, usize);
-type Accumulators = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(super) type Place = (usize, usize);
+pub(super) type Accumulators = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// All that a broker holds.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Contents {
-    topics: BTreeMap<usize, Vec<Vec<Held>>>,
-    offsets: BTreeMap<(String, Place), usize>,
+pub(super) struct Contents {
+    pub(super) topics: BTreeMap<usize, Vec<Vec<Held>>>,
+    pub(super) offsets: BTreeMap<(String, Place), usize>,
     /// Without empty ones.
-    state: BTreeMap<(usize, u32), Accumulators>,
+    pub(super) state: BTreeMap<(usize, u32), Accumulators>,
 }
 
 impl Contents {
@@ -236,10 +236,10 @@ fn batch(records: &[Held], compression: Compression) -> RecordBatch {
 
 /// What was asked of a broker and is not known to be there.
 #[derive(Debug, Default)]
-struct Workload {
+pub(super) struct Workload {
     /// What was there when it was last looked at, and of what was asked since, in order, how many were
     /// acknowledged.
-    there: Contents,
+    pub(super) there: Contents,
     asked: Vec<Step>,
     acked: usize,
     /// With all that was asked.
@@ -247,11 +247,11 @@ struct Workload {
 }
 
 /// With a journal so small that sealing is always under way, and little of it in memory.
-fn settings() -> BrokerSettings {
+pub(super) fn settings() -> BrokerSettings {
     BrokerSettings { journal_bytes_max: 40_000, ..BrokerSettings::default() }
 }
 
-fn open_with(data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
+pub(super) fn open_with(data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
     let options = StoreOptions { tail_bytes_max: Some(10_000), ..options };
     Broker::open(data, settings(), options, Arc::new(SystemClock), &mut Registry::default())
 }
@@ -261,7 +261,7 @@ fn group(broker: &Broker, name: &str) -> Arc<Group> {
     broker.groups().get_or_create(&GroupId::new(name).unwrap(), kind).unwrap()
 }
 
-fn partition(broker: &Broker, (topic, partition): Place) -> Arc<Partition> {
+pub(super) fn partition(broker: &Broker, (topic, partition): Place) -> Arc<Partition> {
     broker.topic(TOPICS[topic]).unwrap().partition(partition as u32).unwrap().clone()
 }
 
@@ -303,8 +303,13 @@ fn to_commit(broker: &Broker, before: &Contents, step: &CommitStep) -> Commit {
 }
 
 impl Workload {
+    /// Goes on from what is there.
+    pub(super) fn of(there: Contents) -> Self {
+        Self { ahead: there.clone(), there, ..Self::default() }
+    }
+
     /// Goes on for so many steps, or until one fails.
-    async fn run(&mut self, broker: &Broker, random: &mut StdRng, steps: usize) -> Result<(), BrokerError> {
+    pub(super) async fn run(&mut self, broker: &Broker, random: &mut StdRng, steps: usize) -> Result<(), BrokerError> {
         let mut in_flight: VecDeque<Receipt> = VecDeque::new();
         for _ in 0..steps {
             let step = self.ahead.next_step(random);
@@ -359,7 +364,7 @@ impl Workload {
 
     /// The checker: what is there is what was there and a part of what was asked since, from its begin, with
     /// all that was acknowledged. From here on it is known.
-    async fn check(&mut self, broker: &Broker) {
+    pub(super) async fn check(&mut self, broker: &Broker) {
         let found = contents(broker).await;
         let mut expected = self.there.clone();
         self.asked[..self.acked].iter().for_each(|step| expected.apply(step));
@@ -397,7 +402,7 @@ fn difference(found: &Contents, expected: &Contents) -> String {
 }
 
 /// Reads all that a broker holds. Offsets have no holes, checksums match, keys are counted.
-async fn contents(broker: &Broker) -> Contents {
+pub(super) async fn contents(broker: &Broker) -> Contents {
     let mut found = Contents::default();
     for topic in broker.topics() {
         let number = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
@@ -446,7 +451,7 @@ async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> Vec<Held> {
 }
 
 /// The records of whole batches, with their offsets; checksums are checked.
-fn records_of(runs: &[Bytes]) -> Vec<(usize, Held)> {
+pub(super) fn records_of(runs: &[Bytes]) -> Vec<(usize, Held)> {
     let mut found = Vec::new();
     for batch in runs.iter().cloned().flat_map(split_batches) {
         let batch = batch.unwrap();
@@ -493,7 +498,12 @@ async fn survives(seed: u64) {
                 // Reading meets no fault, unless there is nothing to read.
                 workload.check(&broker).await;
                 let steps = random.random_range(1..60);
-                if let Err(error) = workload.run(&broker, &mut random, steps).await {
+                let ran = workload.run(&broker, &mut random, steps).await;
+                if ran.is_ok() {
+                    // Beside the sealer.
+                    workload.check(&broker).await;
+                }
+                if let Err(error) = ran {
                     assert!(matches!(error, BrokerError::Storage(_)), "{fault:?}: {error}");
                     assert!(disk.struck(), "{fault:?}: a healthy disk is refused: {error}");
                     check_refuses(&broker).await;

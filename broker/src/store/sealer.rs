@@ -361,7 +361,7 @@ struct TopicRuns {
 /// Copies a run's batches. One that the disk damaged stays as it is and is marked: its offsets are
 /// lost, and no others.
 fn copy_run(writer: &mut SegmentWriter, bytes: &Bytes, run: &Run) -> Result<(), StoreError> {
-    for piece in pieces(bytes, run.base..run.end, false) {
+    for piece in pieces(bytes, run.base..run.end) {
         match piece {
             Piece::Batch { at, header } => writer.push(&bytes[at..at + header.batch_bytes], &header)?,
             Piece::Damaged { bytes: range, fault } => {

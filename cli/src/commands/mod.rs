@@ -1,6 +1,7 @@
 //! One file a command, of one shape: `Command` or `Args` is what can be said, `run` does it.
 
 pub(crate) mod apply;
+pub(crate) mod check;
 pub(crate) mod consume;
 pub(crate) mod group;
 pub(crate) mod module;
@@ -31,5 +32,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Group(command) => group::run(command, &client()?).await,
         Command::State(command) => state::run(command, &client()?).await,
         Command::Test(args) => test::run(args).await,
+        Command::Check(args) => check::run(args).await,
     }
 }
