@@ -848,6 +848,10 @@ impl Restoring<'_> {
                     }
                     // What retention removed is gone.
                     if run.end > partition.start() {
+                        if run.base != partition.end() {
+                            let (name, end) = (partition.name(), partition.end());
+                            return Err(format!("{name}: records at offset {} cannot follow offset {end}", run.base));
+                        }
                         partition.publish(run.run(location(seq, pos, batches)));
                     }
                     replay_producers(partition, batches, self.now_ms);

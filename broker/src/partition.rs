@@ -517,7 +517,14 @@ impl Partition {
             return Ok((bytes, run.end));
         }
         let bytes = store.read(run.at)?;
-        self.sound(sound_part(&bytes, run.base..run.end, from, false))
+        match sound_part(&bytes, run.base..run.end, run.base) {
+            // What memory holds is not checked again.
+            Ok(all) if all.bytes.len() == bytes.len() => {
+                store.keep(run.at, bytes.clone());
+                Ok((bytes, run.end))
+            }
+            _ => self.sound(sound_part(&bytes, run.base..run.end, from)),
+        }
     }
 
     fn read_extent(

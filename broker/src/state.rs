@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use millstream_record::{Column, ColumnReader};
 use parking_lot::RwLock;
 
@@ -76,6 +76,10 @@ impl Layer {
             None if self.hides_older => Seen::Here(None),
             None => Seen::Older,
         }
+    }
+
+    fn has(&self, key: &[u8]) -> bool {
+        matches!(self.get(key), Seen::Here(_))
     }
 }
 
@@ -156,9 +160,13 @@ impl StatePartition {
     pub fn scan(&self, prefix: &[u8], max: usize) -> Result<Vec<KeyAndAccumulator>, StoreError> {
         let mut found = Vec::new();
         let mut hides_tables = false;
-        {
+        // What memory had when the scan began. What the sealer moves to the tables meanwhile is in no layer any
+        // more, and the tables are read as they were before.
+        let mut young_keys: HashSet<Box<[u8]>> = HashSet::new();
+        let old = {
             let young = self.young.read();
             let old = self.old.read().clone();
+            young_keys.extend(young.entries.keys().filter(|key| key.starts_with(prefix)).cloned());
             let layers: Vec<&Layer> = std::iter::once(&*young).chain(old.as_deref()).collect();
             for (depth, layer) in layers.iter().enumerate() {
                 for (key, entry) in layer.entries.iter().filter(|(key, _)| key.starts_with(prefix)) {
@@ -172,13 +180,15 @@ impl StatePartition {
                 }
                 hides_tables |= layer.hides_older;
             }
-        }
+            old
+        };
         if found.len() == max || hides_tables {
             return Ok(found);
         }
         // Without the locks: commits go on meanwhile.
         self.tables.state_scan(&self.store, self.number, prefix, |key, accumulator| {
-            if !self.is_in_memory(key) {
+            let was_in_memory = young_keys.contains(key) || old.as_deref().is_some_and(|old| old.has(key));
+            if !was_in_memory && !self.is_in_memory(key) {
                 found.push((key.to_vec(), accumulator.to_vec()));
             }
             found.len() < max
@@ -187,8 +197,7 @@ impl StatePartition {
     }
 
     fn is_in_memory(&self, key: &[u8]) -> bool {
-        let here = |layer: &Layer| matches!(layer.get(key), Seen::Here(_));
-        here(&self.young.read()) || self.old.read().as_deref().is_some_and(here)
+        self.young.read().has(key) || self.old.read().as_deref().is_some_and(|old| old.has(key))
     }
 
     /// How many keys it has.

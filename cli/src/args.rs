@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{apply, backup, consume, group, module, pipeline, produce, restore, serve, state, test, topic};
+use crate::commands::{
+    apply, backup, check, consume, group, module, pipeline, produce, restore, serve, state, test, topic,
+};
 
 const HELP: &str = "\
 Examples:
@@ -14,7 +16,7 @@ Examples:
 
 Exit codes:
   0  done; also where the reader of the output went away (| head) or Ctrl-C ended `consume`
-  1  refused by the server, mistakes found, or a file that cannot be read
+  1  refused by the server, mistakes or damage found, or a file that cannot be read
   2  the command line is wrong
   3  no server answers
   4  interrupted: what was acknowledged until then is stored
@@ -79,6 +81,7 @@ pub(crate) enum Command {
     Backup(backup::Args),
     Restore(restore::Args),
     Test(test::Args),
+    Check(check::Args),
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What the tests and benchmarks share: a real server process, a broker and runtime in this process,
 //! the built modules, the flights.
 
+pub mod faults;
 pub mod instance;
 pub mod server;
 

@@ -4,10 +4,12 @@
 mod backpressure;
 mod backup;
 mod bad_input;
+mod check;
 mod cli;
 mod client;
 mod crash;
 mod exactly_once;
+mod faults;
 mod grpc;
 mod guests;
 mod idempotence;

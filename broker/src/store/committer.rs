@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use super::catalog::CatalogChange;
 use super::error::StoreError;
 use super::journal::{BlobWriter, CHUNK_BYTES, Location, OffsetEntry, RunHeader};
-use super::recovery::Replayed;
+use super::recovery::{Replayed, segment_row};
 use super::sealer::{SealJob, SealerHandle};
 use super::segment::{Extent, SegmentId, SegmentMeta};
 use super::{CATALOG, JOURNAL, LEADER_EPOCH, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store};
@@ -484,7 +484,7 @@ fn write_upkeep(transaction: &redb::WriteTransaction, upkeep: &Upkeep) -> Result
     if !upkeep.segments.is_empty() || !upkeep.removed.is_empty() {
         let mut segments = transaction.open_table(SEGMENTS)?;
         for meta in &upkeep.segments {
-            segments.insert(meta.id.0, meta.encode().as_slice())?;
+            segments.insert(meta.id.0, segment_row(meta).as_slice())?;
         }
         for id in &upkeep.removed {
             segments.remove(id.0)?;

@@ -8,7 +8,7 @@ use super::error::StoreError;
 
 pub(super) const DATABASE_FILE: &str = "millstream.redb";
 const LOCK_FILE: &str = "LOCK";
-const FORMAT_FILE: &str = "FORMAT";
+pub(super) const FORMAT_FILE: &str = "FORMAT";
 
 /// What this version writes to the format file. Another number is another layout.
 pub(super) const FORMAT: &str = "millstream data directory, format 2";

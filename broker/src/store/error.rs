@@ -48,10 +48,10 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// redb failed.
-    #[error("the database failed: {0}")]
+    #[error("the database failed: {0}{advice}", advice = advice(.0))]
     Database(#[source] Box<redb::Error>),
     /// What was read is not what was written.
-    #[error("{what} is corrupt: {reason}")]
+    #[error("{what} is corrupt: {reason}; `millstream check` finds all damage, and with --repair keeps what is sound")]
     Corrupt {
         /// Which data.
         what: String,
@@ -94,6 +94,13 @@ impl StoreError {
             _ => return false,
         };
         matches!(io.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    }
+}
+
+fn advice(error: &redb::Error) -> &'static str {
+    match error {
+        redb::Error::Corrupted(_) => "; `millstream check` finds all damage, and with --repair keeps what is sound",
+        _ => "",
     }
 }
 

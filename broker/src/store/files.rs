@@ -48,8 +48,10 @@ impl Files {
     /// A new file, empty whatever was there.
     pub(super) fn create(&self, name: &str) -> Result<Backend, StoreError> {
         let path = self.path(name);
-        if let Some(parent) = path.parent() {
+        if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
             fs::create_dir_all(parent).map_err(|source| StoreError::io("make", parent, source))?;
+            // A file in a folder that a power loss takes away is lost too.
+            self.sync_folder("")?;
         }
         let file = Self::open_file(&path, true)?;
         file.set_len(0).map_err(|source| StoreError::io("empty", &path, source))?;

@@ -10,7 +10,7 @@
 //! body of batches = topic u32, partition u32, base i64, end i64, first timestamp i64, max timestamp i64,
 //!                   crc u32 of these, whole record batches back to back
 //! ```
-//! All integers are little-endian. `crc` is the CRC-32C of the body.
+//! All integers are little-endian. `crc` is the CRC-32C of the kind and the body.
 
 use std::sync::Arc;
 
@@ -25,17 +25,17 @@ use crate::state::StateChange;
 /// fills its page. Smaller pages cost more commits a byte, larger ones measured slower.
 pub(crate) const CHUNK_BYTES: usize = 65_520;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"MSJ1");
-const BLOB_HEADER_BYTES: usize = 8;
-const ENTRY_HEADER_BYTES: usize = 12;
+pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"MSJ1");
+pub(super) const BLOB_HEADER_BYTES: usize = 8;
+pub(super) const ENTRY_HEADER_BYTES: usize = 12;
 /// What stands before the batches in their entry.
-const RUN_HEADER_BYTES: usize = 44;
+pub(super) const RUN_HEADER_BYTES: usize = 44;
 
-const BATCHES: u8 = 1;
-const OFFSET: u8 = 2;
-const STATE: u8 = 3;
-const DROP_STATE: u8 = 4;
-const DROP_GROUP: u8 = 5;
+pub(super) const BATCHES: u8 = 1;
+pub(super) const OFFSET: u8 = 2;
+pub(super) const STATE: u8 = 3;
+pub(super) const DROP_STATE: u8 = 4;
+pub(super) const DROP_GROUP: u8 = 5;
 
 impl RunHeader {
     /// The index entry of the run, whose batches stand there.
@@ -192,6 +192,13 @@ impl BlobWriter {
         self.end(header);
     }
 
+    /// An entry as it was read.
+    pub(super) fn raw(&mut self, kind: u8, body: &[u8]) {
+        let header = self.begin(kind);
+        self.blob.put_slice(body);
+        self.end(header);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.blob.len() == BLOB_HEADER_BYTES
     }
@@ -212,7 +219,7 @@ impl BlobWriter {
     fn end(&mut self, header: usize) {
         let body = header + ENTRY_HEADER_BYTES;
         let bytes = (self.blob.len() - body) as u32;
-        let crc = crc32c::crc32c(&self.blob[body..]);
+        let crc = entry_crc(self.blob[header], &self.blob[body..]);
         self.blob[header + 4..header + 8].copy_from_slice(&bytes.to_le_bytes());
         self.blob[header + 8..header + 12].copy_from_slice(&crc.to_le_bytes());
     }
@@ -225,6 +232,11 @@ impl BlobWriter {
         }
         self.blob.put_slice(&column.bytes);
     }
+}
+
+/// An entry's checksum: one kind must not be taken for another.
+pub(super) fn entry_crc(kind: u8, body: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&[kind]), body)
 }
 
 /// How long the blob is that begins with this value.
@@ -248,7 +260,7 @@ pub(crate) fn read_blob<'a>(
         let (bytes, crc) = (reader.u32()? as usize, reader.u32()?);
         let pos = blob.len() - reader.0.len();
         let body = reader.take(bytes)?;
-        let sound = crc32c::crc32c(body) == crc;
+        let sound = entry_crc(kind, body) == crc;
         // Damage in one batch must not cost the others; all else must be whole.
         if !sound && kind != BATCHES {
             return Err(format!("an entry at byte {pos} does not match its checksum"));
@@ -258,11 +270,11 @@ pub(crate) fn read_blob<'a>(
     Ok(())
 }
 
-fn read_run_header(reader: &mut Reader<'_>, pos: usize) -> Result<RunHeader, String> {
-    let head = reader.take(RUN_HEADER_BYTES)?;
-    let (fields, crc) = head.split_at(RUN_HEADER_BYTES - 4);
-    if crc32c::crc32c(fields).to_le_bytes() != crc {
-        return Err(format!("the head of batches at byte {pos} does not match its checksum"));
+/// What stands before the batches in their entry: [`RUN_HEADER_BYTES`].
+pub(super) fn read_run_header(head: &[u8]) -> Result<RunHeader, String> {
+    let Some((fields, crc)) = head.split_last_chunk::<4>() else { return Err("batches without a head".to_owned()) };
+    if crc32c::crc32c(fields).to_le_bytes() != *crc {
+        return Err("the head of batches does not match its checksum".to_owned());
     }
     let mut fields = Reader(fields);
     let (topic, partition) = (TopicId(fields.u32()?), fields.u32()?);
@@ -276,7 +288,8 @@ fn read_entry(kind: u8, body: &[u8], pos: usize, sound: bool) -> Result<Entry<'_
     let mut reader = Reader(body);
     Ok(match kind {
         BATCHES => {
-            let run = read_run_header(&mut reader, pos)?;
+            let run =
+                read_run_header(reader.take(RUN_HEADER_BYTES)?).map_err(|reason| format!("at byte {pos}, {reason}"))?;
             Entry::Batches { run, pos: (pos + RUN_HEADER_BYTES) as u32, batches: reader.0, sound }
         }
         OFFSET => Entry::Offset(OffsetEntry {

@@ -5,6 +5,7 @@
 pub mod backup;
 mod blobs;
 pub(crate) mod catalog;
+mod check;
 pub(crate) mod cleaner;
 pub(crate) mod committer;
 mod compaction;
@@ -27,6 +28,7 @@ use redb::{Builder, Database, ReadableDatabase, TableDefinition};
 
 use blobs::BlobCache;
 pub use catalog::CatalogChange;
+pub use check::{Damage, Report, check};
 pub use committer::{Append, Commit, Committed, Fence, OffsetChange, Receipt};
 use directory::DirectoryLock;
 pub use error::StoreError;
@@ -103,17 +105,25 @@ impl Store {
         let lock = DirectoryLock::take(path)?;
         directory::check_format(path)?;
         let files = Arc::new(Files::new(path, options.wrap));
-        for name in [directory::DATABASE_FILE, tables::FILE] {
-            if !files.path(name).exists() {
-                directory::make_database(path, name)?;
-            }
-        }
         let file = files.path(directory::DATABASE_FILE);
+        if !file.exists() {
+            if !files.names(segment::FOLDER)?.is_empty() {
+                return Err(missing(&file));
+            }
+            directory::make_database(path, directory::DATABASE_FILE)?;
+        }
         let mut builder = Builder::new();
         builder.set_cache_size(PAGE_CACHE_BYTES);
         let db = builder
             .create_with_backend(files.database(directory::DATABASE_FILE)?)
             .map_err(|source| StoreError::open(&file, source))?;
+        let file = files.path(tables::FILE);
+        if !file.exists() {
+            if recovery::sealed_to(&db.begin_read()?)? > 0 {
+                return Err(missing(&file));
+            }
+            directory::make_database(path, tables::FILE)?;
+        }
         let tables = Arc::new(Tables::open(&files)?);
         let registry = Arc::new(Registry::open(files, recovery::segments(&db)?)?);
         Ok(Self {
@@ -169,7 +179,7 @@ impl Store {
         self.failure.get_or_init(|| error);
     }
 
-    /// Reads a part of a blob, from memory or the disk.
+    /// Reads a part of a blob, from memory or the disk; what the disk gave may be damaged.
     pub(crate) fn read(&self, at: Location) -> Result<Bytes, StoreError> {
         if let Some(bytes) = self.blobs.get(at) {
             return Ok(bytes);
@@ -177,13 +187,16 @@ impl Store {
         let read = self.db.begin_read()?;
         let table = read.open_table(JOURNAL)?;
         let value = |seq| Ok(table.get(seq)?.map(|value| Bytes::copy_from_slice(value.value())));
-        let bytes = match journal::read_location(at, value) {
+        match journal::read_location(at, value) {
             // Sealed since it was looked up, and gone from the journal.
-            Err(_) if at.seq < recovery::sealed_to(&read)? => return Err(StoreError::Moved),
-            read => read?,
-        };
-        self.blobs.keep_cold(at, bytes.clone());
-        Ok(bytes)
+            Err(_) if at.seq < recovery::sealed_to(&read)? => Err(StoreError::Moved),
+            read => read,
+        }
+    }
+
+    /// Keeps what was read from the disk and found sound in memory, for a reader that takes it in several reads.
+    pub(crate) fn keep(&self, at: Location, bytes: Bytes) {
+        self.blobs.keep_cold(at, bytes);
     }
 
     /// Reads a part of a blob that memory holds.
@@ -224,6 +237,12 @@ impl Store {
         }
         Ok(found)
     }
+}
+
+/// A new one in its place would make the rest worthless.
+fn missing(file: &Path) -> StoreError {
+    let reason = "it is missing, and the directory holds data that needs it: go back to a backup".to_owned();
+    StoreError::Corrupt { what: file.display().to_string(), reason }
 }
 
 /// Bytes on disk.

@@ -34,9 +34,31 @@ pub(super) fn read_segments(read: &ReadTransaction) -> Result<Vec<SegmentMeta>, 
     let mut segments = Vec::new();
     for entry in table.iter()? {
         let (id, row) = entry?;
-        segments.push(SegmentMeta::decode(SegmentId(id.value()), row.value())?);
+        segments.push(segment(SegmentId(id.value()), row.value())?);
     }
     Ok(segments)
+}
+
+/// A registry's row: what is to be known of a segment, and the CRC-32C of its number and that.
+pub(super) fn segment_row(meta: &SegmentMeta) -> Vec<u8> {
+    let mut row = meta.encode();
+    row.extend_from_slice(&row_crc(meta.id, &row).to_le_bytes());
+    row
+}
+
+/// What a registry's row says.
+pub(super) fn segment(id: SegmentId, row: &[u8]) -> Result<SegmentMeta, StoreError> {
+    match row.split_last_chunk::<4>() {
+        Some((meta, crc)) if row_crc(id, meta).to_le_bytes() == *crc => SegmentMeta::decode(id, meta),
+        _ => Err(StoreError::Corrupt {
+            what: format!("the registry's entry of segment {:016x}", id.0),
+            reason: "it does not match its checksum".to_owned(),
+        }),
+    }
+}
+
+fn row_crc(id: SegmentId, meta: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&id.0.to_le_bytes()), meta)
 }
 
 /// Journal values before this sequence number are in segments and tables.

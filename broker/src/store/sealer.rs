@@ -397,7 +397,8 @@ struct Numbered {
     headers: Vec<BatchHeader>,
 }
 
-/// Copies a run's batches, and notes those of idempotent producers. One that the disk damaged stays as it is and is marked: its offsets are
+/// Copies a run's batches, and notes those of idempotent producers. One that the disk damaged stays as it is
+/// and is marked: its offsets are
 /// lost, and no others.
 fn copy_run(
     writer: &mut SegmentWriter,
@@ -405,7 +406,7 @@ fn copy_run(
     run: &Run,
     numbered: &mut Vec<BatchHeader>,
 ) -> Result<(), StoreError> {
-    for piece in pieces(bytes, run.base..run.end, false) {
+    for piece in pieces(bytes, run.base..run.end) {
         match piece {
             Piece::Batch { at, header } => {
                 writer.push(&bytes[at..at + header.batch_bytes], &header)?;

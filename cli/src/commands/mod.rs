@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod backup;
+pub(crate) mod check;
 pub(crate) mod consume;
 pub(crate) mod group;
 pub(crate) mod module;
@@ -36,5 +37,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Backup(args) => backup::run(args, &client()?).await,
         Command::Restore(args) => restore::run(args).await,
         Command::Test(args) => test::run(args).await,
+        Command::Check(args) => check::run(args).await,
     }
 }

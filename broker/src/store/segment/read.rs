@@ -10,8 +10,8 @@ use redb::StorageBackend;
 use super::super::error::StoreError;
 use super::super::files::{Backend, Files};
 use super::{
-    BLOCK_ENTRY_BYTES, Block, EXTENT_BYTES, Extent, FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, SegmentMeta,
-    VERSION, u32_at, u64_at,
+    BLOCK_ENTRY_BYTES, Block, EXTENT_BYTES, Extent, FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, SegmentId,
+    SegmentMeta, VERSION, decode_extents, u32_at, u64_at,
 };
 use crate::partition::Offset;
 use crate::store::LEADER_EPOCH;
@@ -22,7 +22,7 @@ pub(crate) struct OpenSegment {
     name: String,
     file: Backend,
     blocks: Vec<Block>,
-    /// The index was damaged: each extent is one block, in which compaction may have left holes.
+    /// The index was damaged: each extent is one block without a checksum.
     scanned: bool,
 }
 
@@ -61,6 +61,26 @@ impl OpenSegment {
             }
         };
         Ok(segment)
+    }
+
+    /// What the file itself says of a segment: all extents that were written, also those that others took the
+    /// place of. `None` where its index is damaged.
+    pub(in crate::store) fn own_meta(files: &Files, id: SegmentId) -> Result<Option<SegmentMeta>, StoreError> {
+        let name = id.file_name();
+        let file = files.open(&name)?;
+        let segment = Self { name, file, blocks: Vec::new(), scanned: false };
+        let file_bytes = segment.len()?;
+        let mut meta = SegmentMeta { id, file_bytes, extent_bytes: 0, extents: Vec::new() };
+        if segment.read_index(&meta)?.is_err() {
+            return Ok(None);
+        }
+        let footer = segment.bytes_at(file_bytes - FOOTER_BYTES as u64, FOOTER_BYTES)?;
+        let index = segment.bytes_at(u64_at(&footer, 0), u32_at(&footer, 8) as usize)?;
+        let extents = index.get(4..4 + u32_at(&index, 0) as usize * EXTENT_BYTES);
+        let Some(extents) = extents.and_then(|extents| decode_extents(id, extents)) else { return Ok(None) };
+        meta.extent_bytes = extents.iter().map(|owned| owned.extent.bytes).sum();
+        meta.extents = extents;
+        Ok(Some(meta))
     }
 
     /// The blocks that the file's index lists, or what is wrong with it.
@@ -169,7 +189,7 @@ impl OpenSegment {
                 // What comes before is sound; this block is looked at when it is asked for.
                 return Ok(Ok(Sealed { bytes: bytes.slice(..at), end: block.base }));
             }
-            return Ok(sound_part(&block_bytes, block.base..block_end, from, self.has_holes(extent)));
+            return Ok(sound_part(&block_bytes, block.base..block_end, from));
         }
         let end = blocks.get(last).map_or(extent.end, |next| next.base);
         Ok(Ok(Sealed { bytes, end }))
@@ -187,25 +207,33 @@ impl OpenSegment {
             let end = blocks.get(index + 1).map_or(extent.end, |next| next.base);
             let bytes = Bytes::from(self.bytes_at(pos, block.bytes as usize)?);
             pos += u64::from(block.bytes);
-            for piece in pieces(&bytes, block.base..end, self.has_holes(extent)) {
+            for piece in pieces(&bytes, block.base..end) {
                 visit(&bytes, piece)?;
             }
         }
         Ok(())
     }
 
-    fn has_holes(&self, extent: &Extent) -> bool {
-        // Elsewhere each batch of a compacted extent is a block of its own, with its place in the index.
-        self.scanned && extent.compacted
-    }
-
+    /// Zeros where the file was cut off: no batch, no index and no footer is sound then.
     fn bytes_at(&self, pos: u64, len: usize) -> Result<Vec<u8>, StoreError> {
         let mut bytes = vec![0; len];
-        self.file.read(pos, &mut bytes).map_err(|source| match source.kind() {
-            std::io::ErrorKind::UnexpectedEof => self.corrupt("it is shorter than the registry says"),
-            _ => StoreError::io("read", std::path::Path::new(&self.name), source),
-        })?;
+        match self.file.read(pos, &mut bytes) {
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                let there = usize::try_from(self.len()?.saturating_sub(pos)).unwrap_or(len);
+                self.file.read(pos, &mut bytes[..there.min(len)]).map_err(|source| self.failed(source))?;
+            }
+            read => read.map_err(|source| self.failed(source))?,
+        }
         Ok(bytes)
+    }
+
+    /// Bytes of the file.
+    pub(in crate::store) fn len(&self) -> Result<u64, StoreError> {
+        self.file.len().map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: std::io::Error) -> StoreError {
+        StoreError::io("read", std::path::Path::new(&self.name), source)
     }
 
     fn corrupt(&self, reason: &str) -> StoreError {
@@ -220,15 +248,10 @@ impl OpenSegment {
 }
 
 /// The sound batches of a damaged block that hold `from` or follow it, up to the next damaged one.
-pub(crate) fn sound_part(
-    block: &Bytes,
-    offsets: Range<Offset>,
-    from: Offset,
-    holes: bool,
-) -> Result<Sealed, BlockFault> {
+pub(crate) fn sound_part(block: &Bytes, offsets: Range<Offset>, from: Offset) -> Result<Sealed, BlockFault> {
     let end = offsets.end;
     let mut found: Option<Range<usize>> = None;
-    for piece in pieces(block, offsets, holes) {
+    for piece in pieces(block, offsets) {
         match piece {
             Piece::Batch { at, header } if header.next_offset() > from.get() => {
                 let begin = found.map_or(at, |found| found.start);
@@ -255,43 +278,90 @@ pub(crate) enum Piece {
     Damaged { bytes: Range<usize>, fault: BlockFault },
 }
 
-/// Walks batches that stand back to back and hold `offsets`, one after the other unless there are
-/// `holes`. Where lengths no longer lead from one to the next, the rest is one damaged piece.
-pub(crate) fn pieces(bytes: &Bytes, offsets: Range<Offset>, holes: bool) -> Vec<Piece> {
+/// Walks batches that stand back to back and hold `offsets`, in order; there may be holes between them, where
+/// compaction or a repair removed some. Of a damaged batch neither length nor offsets are taken on trust:
+/// the walk goes on at the next sound batch from which lengths and offsets lead to the end.
+pub(crate) fn pieces(bytes: &Bytes, offsets: Range<Offset>) -> Vec<Piece> {
     let mut found = Vec::new();
+    let mut walk = Walk { bytes, end: offsets.end, leads_from: usize::MAX };
     let (mut at, mut next) = (0, offsets.start);
     while at < bytes.len() {
-        let header = match BatchHeader::parse(&bytes[at..]) {
-            Ok(header) if next.plus(header.record_count().into()) <= offsets.end => header,
-            other => {
-                let reason = other.map_or_else(|error| error.to_string(), |_| "its count is not its own".to_owned());
-                let fault = BlockFault { base: next, end: offsets.end, reason };
-                found.push(Piece::Damaged { bytes: at..bytes.len(), fault });
-                return found;
+        match walk.sound(at, next) {
+            Ok(header) => {
+                found.push(Piece::Batch { at, header });
+                at += header.batch_bytes;
+                next = Offset::new(header.next_offset()).unwrap_or(next);
             }
-        };
-        let batch_bytes = at..at + header.batch_bytes;
-        let base = Offset::new(header.base_offset).unwrap_or_default();
-        let in_place = base == next || holes && base > next && header.next_offset() <= offsets.end.get();
-        let after = if in_place { base } else { next }.plus(header.record_count().into());
-        match check(bytes.slice(batch_bytes.clone()), in_place) {
-            Ok(()) => found.push(Piece::Batch { at, header }),
             Err(reason) => {
-                let fault = BlockFault { base: next, end: after, reason };
-                found.push(Piece::Damaged { bytes: batch_bytes.clone(), fault });
+                let (resume, base) = walk.resume(at, next).unwrap_or((bytes.len(), offsets.end));
+                found.push(Piece::Damaged { bytes: at..resume, fault: BlockFault { base: next, end: base, reason } });
+                (at, next) = (resume, base);
             }
         }
-        (at, next) = (batch_bytes.end, after);
     }
     found
 }
 
-fn check(batch: Bytes, in_place: bool) -> Result<(), String> {
+struct Walk<'a> {
+    bytes: &'a Bytes,
+    /// The offset after all batches.
+    end: Offset,
+    /// From here on, lengths and offsets are known to lead to the end.
+    leads_from: usize,
+}
+
+impl Walk<'_> {
+    /// The sound batch at this position, or why there is none.
+    fn sound(&mut self, at: usize, next: Offset) -> Result<BatchHeader, String> {
+        let header = BatchHeader::parse(&self.bytes[at..]).map_err(|error| error.to_string())?;
+        check(self.bytes.slice(at..at + header.batch_bytes))?;
+        // The batch's own checksum leaves out where it begins.
+        if header.base_offset != next.get() && !self.leads(at, next) {
+            return Err(format!("it says that it begins at offset {}", header.base_offset));
+        }
+        if header.next_offset() > self.end.get() {
+            return Err(format!("it says that it ends at offset {}", header.next_offset()));
+        }
+        Ok(header)
+    }
+
+    /// Whether lengths and offsets lead from a batch here to the end.
+    fn leads(&mut self, from: usize, mut next: Offset) -> bool {
+        if from >= self.leads_from {
+            return true;
+        }
+        let mut at = from;
+        while at < self.bytes.len() {
+            let Ok(header) = BatchHeader::parse(&self.bytes[at..]) else { return false };
+            if header.base_offset < next.get() || header.next_offset() > self.end.get() {
+                return false;
+            }
+            next = Offset::new(header.next_offset()).unwrap_or(next);
+            at += header.batch_bytes;
+        }
+        self.leads_from = from;
+        true
+    }
+
+    /// Where to go on after a damaged batch: the position of a sound batch, and its base offset.
+    fn resume(&mut self, damaged: usize, next: Offset) -> Option<(usize, Offset)> {
+        // Most damage leaves the length as it was.
+        let by_length = BatchHeader::parse(&self.bytes[damaged..]).map(|header| damaged + header.batch_bytes);
+        if by_length.as_ref().is_ok_and(|at| *at == self.bytes.len()) {
+            return None;
+        }
+        by_length.into_iter().chain(damaged + 1..self.bytes.len()).find_map(|at| {
+            let header = BatchHeader::parse(&self.bytes[at..]).ok()?;
+            let base = Offset::new(header.base_offset).filter(|base| *base > next)?;
+            let batch = self.bytes.slice(at..at + header.batch_bytes);
+            (self.leads(at, base) && check(batch).is_ok()).then_some((at, base))
+        })
+    }
+}
+
+fn check(batch: Bytes) -> Result<(), String> {
     let batch = RecordBatch::from_log(batch).map_err(|error| error.to_string())?;
     batch.verify_crc().map_err(|error| error.to_string())?;
-    if !in_place {
-        return Err(format!("it says that it begins at offset {}", batch.base_offset()));
-    }
     if batch.leader_epoch() != LEADER_EPOCH {
         return Err(format!("its leader epoch is {}, not {LEADER_EPOCH}", batch.leader_epoch()));
     }

@@ -1,0 +1,288 @@
+//! The journal, read past its damage: what is sound of each commit, and what a repair leaves of it.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::super::journal::{
+    BATCHES, BLOB_HEADER_BYTES, CHUNK_BYTES, DROP_GROUP, DROP_STATE, ENTRY_HEADER_BYTES, MAGIC, OFFSET,
+    RUN_HEADER_BYTES, RunHeader, STATE, entry_crc, read_run_header,
+};
+use super::super::segment::{BlockFault, Piece, pieces};
+
+/// The largest entry in which one flipped bit is put right, in bytes: what else is damaged may look the same, and
+/// the more bits there are the likelier that is, here one to 100,000.
+const PUT_RIGHT_BYTES_MAX: usize = 4096;
+
+/// A commit as it stands in the journal.
+pub(super) struct Blob {
+    /// The sequence numbers of its values.
+    pub(super) seqs: Range<u64>,
+    pub(super) bytes: Bytes,
+    /// What is wrong with its header.
+    pub(super) fault: Option<String>,
+}
+
+/// Puts values together to commits. A commit's length is told by its values too: all but the last are full.
+pub(super) fn blobs(values: Vec<(u64, Bytes)>) -> Vec<Blob> {
+    let mut found = Vec::new();
+    let mut values = values.into_iter().peekable();
+    while let Some((seq, first)) = values.next() {
+        let header = header_of(&first);
+        let mut bytes = first.to_vec();
+        let mut next = seq + 1;
+        let wanted = |have: usize, last_full: bool, follows_begin: bool| match header {
+            Some(all) if all.div_ceil(CHUNK_BYTES) >= have.div_ceil(CHUNK_BYTES) => have < all,
+            // It is not to be trusted: full values go on until one begins as a commit does.
+            _ => last_full && !follows_begin,
+        };
+        let mut last_full = first.len() == CHUNK_BYTES;
+        while let Some((at, value)) = values.peek() {
+            if *at != next || !wanted(bytes.len(), last_full, header_of(value).is_some()) {
+                break;
+            }
+            bytes.extend_from_slice(value);
+            last_full = value.len() == CHUNK_BYTES;
+            next += 1;
+            values.next();
+        }
+        let fault = match header {
+            Some(all) if all == bytes.len() => None,
+            Some(all) => Some(format!("its commit has {} bytes, not {all} as it says", bytes.len())),
+            None => Some("it does not begin with a commit's mark".to_owned()),
+        };
+        found.push(Blob { seqs: seq..next, bytes: bytes.into(), fault });
+    }
+    found
+}
+
+fn header_of(value: &[u8]) -> Option<usize> {
+    let (magic, rest) = value.split_first_chunk::<4>()?;
+    let bytes = rest.first_chunk::<4>()?;
+    (*magic == MAGIC.to_le_bytes()).then_some(u32::from_le_bytes(*bytes) as usize)
+}
+
+/// An entry, and what is wrong with it.
+pub(super) struct Found {
+    pub(super) kind: u8,
+    pub(super) content: Content,
+    pub(super) fault: Option<String>,
+}
+
+/// What can be used of an entry.
+pub(super) enum Content {
+    /// Batches of one partition: the sound ones, and what is lost. `known` says whether topic and partition
+    /// can be trusted.
+    Run { run: RunHeader, known: bool, batches: Vec<Bytes>, lost: Vec<BlockFault> },
+    /// Any other entry's body, sound or put right.
+    Body(Bytes),
+    /// Nothing.
+    Lost,
+}
+
+/// The entries of a commit, as far as they can be told apart.
+pub(super) fn entries(blob: &Blob) -> Vec<Found> {
+    let mut found = Vec::new();
+    let mut at = BLOB_HEADER_BYTES.min(blob.bytes.len());
+    while at < blob.bytes.len() {
+        let Some((header, body, mut fault)) = entry(&blob.bytes, at) else {
+            found.push(Found {
+                kind: 0,
+                content: Content::Lost,
+                fault: Some(format!("from byte {at} on it can't be read: what its commit holds after that is lost")),
+            });
+            break;
+        };
+        at = body.end;
+        let body = blob.bytes.slice(body);
+        let sound = entry_crc(header.kind, &body) == header.crc;
+        let content = if header.kind == BATCHES {
+            run(&body, sound, &mut fault)
+        } else if sound {
+            Content::Body(body)
+        } else {
+            other(&header, &body, &mut fault)
+        };
+        found.push(Found { kind: header.kind, content, fault });
+    }
+    found
+}
+
+struct Header {
+    kind: u8,
+    bytes: usize,
+    crc: u32,
+}
+
+fn header(bytes: &[u8; ENTRY_HEADER_BYTES]) -> Header {
+    let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    Header { kind: bytes[0], bytes: number(4) as usize, crc: number(8) }
+}
+
+/// The entry at a position: its header, where its body is, and what is wrong with the header. A header is
+/// believed where the body matches its checksum, with one bit flipped back where that makes it match.
+fn entry(blob: &[u8], at: usize) -> Option<(Header, Range<usize>, Option<String>)> {
+    let bytes: [u8; ENTRY_HEADER_BYTES] = *blob[at..].first_chunk()?;
+    let place = |header: &Header| {
+        let begin = at + ENTRY_HEADER_BYTES;
+        let end = begin.checked_add(header.bytes).filter(|end| *end <= blob.len())?;
+        (BATCHES..=DROP_GROUP).contains(&header.kind).then_some(begin..end)
+    };
+    let as_is = header(&bytes);
+    let as_is_place = place(&as_is);
+    if let Some(body) = &as_is_place
+        && entry_crc(as_is.kind, &blob[body.clone()]) == as_is.crc
+        && bytes[1..4] == [0; 3]
+    {
+        return Some((as_is, body.clone(), None));
+    }
+    for bit in 0..ENTRY_HEADER_BYTES * 8 {
+        let mut flipped = bytes;
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let header = header(&flipped);
+        if let Some(body) = place(&header)
+            && entry_crc(header.kind, &blob[body.clone()]) == header.crc
+        {
+            let fault = format!("the head of an entry at byte {at} had a flipped bit; it costs nothing");
+            return Some((header, body, Some(fault)));
+        }
+    }
+    as_is_place.map(|body| (as_is, body, None))
+}
+
+fn run(body: &Bytes, sound: bool, fault: &mut Option<String>) -> Content {
+    let Some(head) = body.get(..RUN_HEADER_BYTES) else {
+        *fault = Some("batches without a head: they are lost".to_owned());
+        return Content::Lost;
+    };
+    let batches = body.slice(RUN_HEADER_BYTES..);
+    let mut known = true;
+    let run = match read_run_header(head) {
+        Ok(run) => run,
+        Err(reason) => match put_right(head).and_then(|right| read_run_header(&right).ok()) {
+            Some(run) => {
+                *fault = Some(format!("{reason}: a bit was flipped; it costs nothing"));
+                run
+            }
+            None => {
+                known = false;
+                *fault = Some(reason);
+                let Some(run) = guess(&batches) else { return Content::Lost };
+                run
+            }
+        },
+    };
+    let (mut kept, mut lost) = (Vec::new(), Vec::new());
+    for piece in pieces(&batches, run.base..run.end) {
+        match piece {
+            Piece::Batch { at, header } => kept.push(batches.slice(at..at + header.batch_bytes)),
+            Piece::Damaged { fault, .. } => lost.push(fault),
+        }
+    }
+    if !sound && lost.is_empty() && fault.is_none() {
+        *fault = Some("the checksum of batches had a flipped bit; it costs nothing".to_owned());
+    }
+    Content::Run { run, known, batches: kept, lost }
+}
+
+/// What the batches themselves say of their run. Topic and partition they do not.
+fn guess(batches: &Bytes) -> Option<RunHeader> {
+    use crate::partition::{Offset, TopicId};
+    use millstream_record::BatchHeader;
+
+    let first = BatchHeader::parse(batches).ok()?;
+    let mut run = RunHeader {
+        topic: TopicId(0),
+        partition: 0,
+        base: Offset::new(first.base_offset)?,
+        end: Offset::new(first.next_offset())?,
+        first_timestamp_ms: first.base_timestamp_ms,
+        max_timestamp_ms: first.max_timestamp_ms,
+    };
+    let mut at = 0;
+    while let Ok(header) = BatchHeader::parse(&batches[at..]) {
+        run.end = Offset::new(header.next_offset())?;
+        run.max_timestamp_ms = run.max_timestamp_ms.max(header.max_timestamp_ms);
+        at += header.batch_bytes;
+        if at == batches.len() {
+            return Some(run);
+        }
+    }
+    None
+}
+
+/// A run's head ends with its own checksum.
+fn put_right(head: &[u8]) -> Option<Vec<u8>> {
+    let (fields, crc) = head.split_last_chunk::<4>()?;
+    let crc = u32::from_le_bytes(*crc);
+    let mut right = head.to_vec();
+    let difference = crc32c::crc32c(fields) ^ crc;
+    match flipped_bit(fields.len(), difference) {
+        Some(bit) => right[bit / 8] ^= 1 << (bit % 8),
+        None if difference.count_ones() == 1 => {
+            let at = right.len() - 4;
+            right[at..].copy_from_slice(&crc32c::crc32c(fields).to_le_bytes());
+        }
+        None => return None,
+    }
+    Some(right)
+}
+
+fn other(header: &Header, body: &Bytes, fault: &mut Option<String>) -> Content {
+    let what = match header.kind {
+        OFFSET => "a committed offset",
+        STATE => "a change of an aggregate's state",
+        DROP_STATE => "the removal of an aggregate's state",
+        DROP_GROUP => "the removal of a group",
+        _ => "an entry",
+    };
+    if body.len() <= PUT_RIGHT_BYTES_MAX
+        && let Some(bit) = flipped_bit(body.len(), entry_crc(header.kind, body) ^ header.crc)
+    {
+        let mut right = body.to_vec();
+        right[bit / 8] ^= 1 << (bit % 8);
+        *fault = Some(format!("{what} had a flipped bit; it costs nothing"));
+        return Content::Body(right.into());
+    }
+    *fault = Some(format!("{what} does not match its checksum: it is lost, and what it replaced counts again"));
+    Content::Lost
+}
+
+/// The polynomial of CRC-32C, reflected.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+
+/// The bit that was flipped of so many bytes, if one flipped bit explains the `difference` of their checksum
+/// from what it was. A CRC is linear: a flipped bit changes it by a value that depends on nothing but the
+/// bit's distance from the end.
+fn flipped_bit(bytes: usize, difference: u32) -> Option<usize> {
+    let mut of_bit = POLYNOMIAL;
+    for bit in (0..bytes * 8).rev() {
+        if of_bit == difference {
+            return Some(bit);
+        }
+        of_bit = of_bit >> 1 ^ if of_bit & 1 == 1 { POLYNOMIAL } else { 0 };
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flipped_bit_is_told_by_its_checksum() {
+        let bytes: Vec<u8> = (0..500u32).map(|n| (n * 37 % 251) as u8).collect();
+        let crc = crc32c::crc32c(&bytes);
+        let told = |bytes: &[u8]| flipped_bit(bytes.len(), crc32c::crc32c(bytes) ^ crc);
+        assert_eq!(told(&bytes), None);
+        for bit in (0..bytes.len() * 8).step_by(7) {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(told(&flipped), Some(bit));
+        }
+        let mut two = bytes.clone();
+        two[3] ^= 1;
+        two[200] ^= 4;
+        assert_eq!(told(&two), None);
+    }
+}

@@ -1,0 +1,500 @@
+//! `millstream check`: reads everything that a data directory holds, reports every damage with what it costs,
+//! and with `repair` cuts it out, so that reading goes on past it. Nothing runs on the directory meanwhile.
+//!
+//! `overlay.rs` keeps a check from changing anything; `journal.rs` reads the journal past its damage;
+//! `repair.rs` writes what is sound anew.
+
+mod journal;
+mod overlay;
+mod repair;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream_record::BatchHeader;
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use super::directory::{self, DATABASE_FILE, DirectoryLock};
+use super::error::StoreError;
+use super::files::Files;
+use super::journal::BATCHES;
+use super::segment::{BlockFault, Extent, FOLDER, OpenSegment, OwnedExtent, Piece, SegmentId, SegmentMeta};
+use super::tables::{self, Tables};
+use super::{CATALOG, JOURNAL, LOG_STARTS, SEGMENTS, recovery};
+use crate::partition::{Offset, TopicId};
+use crate::topic::TopicMeta;
+use journal::{Content, Found};
+use overlay::Overlay;
+pub use report::{Damage, Report};
+
+const TOPIC_PREFIX: &str = "topic/";
+
+/// Reads all of a stopped data directory, and with `repair` keeps all that is sound of it: damaged batches are
+/// cut out and leave a hole in the offsets, damaged indexes are written anew. Without `repair` nothing is
+/// changed. Blocks.
+///
+/// # Errors
+/// [`StoreError::Locked`] where a server has the directory, [`StoreError::Format`] for one of another
+/// version, [`StoreError::Io`] where there is none or a file can't be read. Damage is no error.
+pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
+    let format = data.join(directory::FORMAT_FILE);
+    if !format.exists() {
+        return Err(StoreError::io("open", &format, io::ErrorKind::NotFound.into()));
+    }
+    let _lock = DirectoryLock::take(data)?;
+    directory::check_format(data)?;
+    let mut checked = Checked::new(data);
+    checked.run()?;
+    if repair && !checked.report.is_sound() {
+        checked.repair(data)?;
+    }
+    Ok(checked.report)
+}
+
+/// A topic that there is.
+struct KnownTopic {
+    name: String,
+    partitions: u32,
+}
+
+/// A segment as the registry has it and as it was found.
+struct SegmentFound {
+    meta: SegmentMeta,
+    /// `None` where its file is missing.
+    open: Option<OpenSegment>,
+    /// It must be written anew.
+    rewrite: bool,
+}
+
+/// A commit of the journal.
+struct BlobFound {
+    seqs: Range<u64>,
+    entries: Vec<Found>,
+    rewrite: bool,
+}
+
+/// All that was found.
+struct Checked {
+    files: Files,
+    report: Report,
+    topics: BTreeMap<TopicId, KnownTopic>,
+    log_starts: BTreeMap<(TopicId, u32), Offset>,
+    segments: Vec<SegmentFound>,
+    blobs: Vec<BlobFound>,
+    /// Offsets that nothing holds.
+    holes: Vec<(TopicId, u32, Range<Offset>)>,
+    /// Rows of the registry that say nothing.
+    lost_rows: Vec<SegmentId>,
+    next_segment: u64,
+    /// Whether the journal's database could be read.
+    readable: bool,
+}
+
+impl Checked {
+    fn new(data: &Path) -> Self {
+        // Databases are repaired as they are opened: in memory only.
+        let wrap = |_: &Path, file| Box::new(Overlay::new(file)) as Box<dyn redb::StorageBackend>;
+        Self {
+            files: Files::new(data, Some(Arc::new(wrap))),
+            report: Report::default(),
+            topics: BTreeMap::new(),
+            log_starts: BTreeMap::new(),
+            segments: Vec::new(),
+            blobs: Vec::new(),
+            holes: Vec::new(),
+            lost_rows: Vec::new(),
+            next_segment: 0,
+            readable: false,
+        }
+    }
+
+    fn run(&mut self) -> Result<(), StoreError> {
+        let journal_fault = self.database_fault(DATABASE_FILE)?;
+        let read = self.files.path(DATABASE_FILE).exists().then(|| caught(|| self.journal()));
+        match read {
+            Some(Ok(())) => {
+                self.readable = true;
+                self.continuity();
+            }
+            Some(Err(reason)) => self.damaged(DATABASE_FILE, format!("it can't be read: {reason}")),
+            None => {}
+        }
+        // What is wrong in a value is said of its records; elsewhere it is the database's own.
+        if let Some(reason) = journal_fault
+            && !self.report.damages.iter().any(|damage| damage.file == DATABASE_FILE)
+        {
+            self.damaged(DATABASE_FILE, reason);
+        }
+        if let Some(reason) = self.database_fault(tables::FILE)? {
+            self.damaged(tables::FILE, reason);
+        } else if self.files.path(tables::FILE).exists()
+            && let Err(reason) = caught(|| read_tables(&self.files))
+        {
+            self.damaged(tables::FILE, reason);
+        }
+        Ok(())
+    }
+
+    fn damaged(&mut self, file: &str, reason: impl Into<String>) {
+        self.report.damages.push(Damage::of_file(file, reason));
+    }
+
+    /// What redb finds wrong with one of its files: it compares every page with its checksum.
+    fn database_fault(&self, name: &str) -> Result<Option<String>, StoreError> {
+        if !self.files.path(name).exists() {
+            return Ok(Some("it is missing".to_owned()));
+        }
+        let backend = self.files.database(name)?;
+        let integrity = caught(|| {
+            let mut database = Builder::new().create_with_backend(backend).map_err(to_text)?;
+            database.check_integrity().map_err(to_text)
+        });
+        Ok(match integrity {
+            Ok(true) => None,
+            Ok(false) => Some("pages of the database do not match their checksums".to_owned()),
+            Err(reason) => Some(reason),
+        })
+    }
+
+    // ---- the journal's database
+
+    fn journal(&mut self) -> Result<(), String> {
+        let backend = self.files.database(DATABASE_FILE).map_err(to_text)?;
+        let mut builder = Builder::new();
+        builder.set_cache_size(super::PAGE_CACHE_BYTES);
+        let database = builder.create_with_backend(backend).map_err(to_text)?;
+        self.catalog(&database)?;
+        self.registry(&database)?;
+        for found in 0..self.segments.len() {
+            self.segment(found).map_err(to_text)?;
+        }
+        self.commits(&database)
+    }
+
+    fn catalog(&mut self, database: &Database) -> Result<(), String> {
+        let mut damages = Vec::new();
+        rows(database, CATALOG, |key, value| {
+            let Some(name) = key.strip_prefix(TOPIC_PREFIX) else { return };
+            match serde_json::from_slice::<TopicMeta>(value) {
+                Ok(meta) => {
+                    let topic = KnownTopic { name: name.to_owned(), partitions: meta.partitions };
+                    self.topics.insert(TopicId(meta.id), topic);
+                }
+                Err(error) => damages.push(format!("the catalog's entry {key:?}: {error}")),
+            }
+        })?;
+        damages.into_iter().for_each(|reason| self.damaged(DATABASE_FILE, reason));
+        rows(database, LOG_STARTS, |(topic, partition), start| {
+            self.log_starts.insert((TopicId(topic), partition), Offset::new(start).unwrap_or_default());
+        })
+    }
+
+    fn registry(&mut self, database: &Database) -> Result<(), String> {
+        let mut found = Vec::new();
+        rows(database, SEGMENTS, |id, row| {
+            found.push((SegmentId(id), recovery::segment(SegmentId(id), row)));
+        })?;
+        let mut known = BTreeSet::new();
+        let mut unknown = Vec::new();
+        for (id, meta) in found {
+            known.insert(id);
+            self.next_segment = self.next_segment.max(id.0 + 1);
+            match meta {
+                Ok(meta) => self.segments.push(SegmentFound { meta, open: None, rewrite: false }),
+                Err(error) => unknown.push((id, error)),
+            }
+        }
+        for name in self.files.names(FOLDER).map_err(to_text)? {
+            let id = SegmentId::from_file_name(&name);
+            self.next_segment = self.next_segment.max(id.map_or(0, |id| id.0 + 1));
+            if !id.is_some_and(|id| known.contains(&id)) {
+                self.report.unregistered.push(format!("{FOLDER}/{name}"));
+            }
+        }
+        unknown.into_iter().try_for_each(|(id, error)| self.unknown_segment(id, &error)).map_err(to_text)
+    }
+
+    /// A segment of which the registry says nothing: what its own index lists, where no other segment holds that
+    /// and it is kept.
+    fn unknown_segment(&mut self, id: SegmentId, error: &StoreError) -> Result<(), StoreError> {
+        let is_there = self.files.path(&id.file_name()).exists();
+        let own = if is_there { OpenSegment::own_meta(&self.files, id)? } else { None };
+        let Some(mut meta) = own else {
+            self.damaged(DATABASE_FILE, format!("{error}, and its file does not tell either: its records are lost"));
+            self.lost_rows.push(id);
+            return Ok(());
+        };
+        self.damaged(DATABASE_FILE, format!("{error}: its file tells what is in it, so it costs no record"));
+        let others = || self.segments.iter().flat_map(|found| &found.meta.extents);
+        meta.extents.retain(|owned| {
+            let overlaps = |other: &OwnedExtent| {
+                (other.topic, other.partition) == (owned.topic, owned.partition)
+                    && other.extent.base < owned.extent.end
+                    && owned.extent.base < other.extent.end
+            };
+            self.in_use(owned).is_some() && !others().any(overlaps)
+        });
+        self.segments.push(SegmentFound { meta, open: None, rewrite: true });
+        Ok(())
+    }
+
+    // ---- segments
+
+    fn segment(&mut self, index: usize) -> Result<(), StoreError> {
+        let meta = self.segments[index].meta.clone();
+        let name = meta.id.file_name();
+        if !self.files.path(&name).exists() {
+            self.segments[index].rewrite = true;
+            for owned in &meta.extents {
+                if let Some(topic) = self.in_use(owned) {
+                    let OwnedExtent { partition, extent, .. } = *owned;
+                    self.report.lost(&name, &topic, partition, extent.base..extent.end, "its segment is missing");
+                }
+            }
+            return Ok(());
+        }
+        self.report.segments += 1;
+        let segment = OpenSegment::open(&self.files, &meta)?;
+        let mut faults = Vec::new();
+        if !segment.has_header()? {
+            faults.push("it does not begin with a segment's mark; it costs no record".to_owned());
+        }
+        if let Err(reason) = segment.read_index(&meta)? {
+            faults.push(format!("{reason}: it costs no record, but its batches are read to find one"));
+        }
+        let len = segment.len()?;
+        if len != meta.file_bytes {
+            faults.push(format!("it has {len} bytes, and {} were written", meta.file_bytes));
+        }
+        let mut lost: Vec<(String, u32, BlockFault)> = Vec::new();
+        for owned in &meta.extents {
+            let Some(topic) = self.in_use(owned) else { continue };
+            segment.visit(&owned.extent, |_, piece| {
+                match piece {
+                    Piece::Batch { header, .. } => self.report.count(header.batch_bytes),
+                    Piece::Damaged { fault, .. } => lost.push((topic.clone(), owned.partition, fault)),
+                }
+                Ok(())
+            })?;
+        }
+        let found = &mut self.segments[index];
+        found.rewrite |= !faults.is_empty() || !lost.is_empty();
+        found.open = Some(segment);
+        faults.into_iter().for_each(|reason| self.damaged(&name, reason));
+        let lost = lost.iter().map(|(topic, partition, fault)| Damage::of_records(&name, topic, *partition, fault));
+        self.report.damages.extend(lost);
+        Ok(())
+    }
+
+    /// The topic's name, where the extent's topic is there and its records are kept.
+    fn in_use(&self, OwnedExtent { topic, partition, extent }: &OwnedExtent) -> Option<String> {
+        let kept = extent.end > self.log_start(*topic, *partition);
+        self.topics.get(topic).filter(|_| kept).map(|topic| topic.name.clone())
+    }
+
+    fn log_start(&self, topic: TopicId, partition: u32) -> Offset {
+        self.log_starts.get(&(topic, partition)).copied().unwrap_or_default()
+    }
+
+    // ---- commits
+
+    fn commits(&mut self, database: &Database) -> Result<(), String> {
+        let read = database.begin_read().map_err(to_text)?;
+        let sealed_to = recovery::sealed_to(&read).map_err(to_text)?;
+        let mut values: Vec<(u64, Bytes)> = Vec::new();
+        rows(database, JOURNAL, |seq, value| {
+            if seq >= sealed_to {
+                values.push((seq, Bytes::copy_from_slice(value)));
+            }
+        })?;
+        for blob in journal::blobs(values) {
+            self.report.commits += 1;
+            let seq = blob.seqs.start;
+            let entries = journal::entries(&blob);
+            let mut rewrite = blob.fault.is_some();
+            if let Some(reason) = blob.fault {
+                self.damaged(DATABASE_FILE, format!("journal value {seq}: {reason}"));
+            }
+            for found in &entries {
+                if let Some(reason) = &found.fault {
+                    rewrite = true;
+                    self.damaged(DATABASE_FILE, format!("journal value {seq}: {reason}"));
+                }
+                if let Content::Run { run, known: true, batches, lost } = &found.content {
+                    rewrite |= !lost.is_empty();
+                    let Some(topic) = self.topics.get(&run.topic) else { continue };
+                    batches.iter().for_each(|batch| self.report.count(batch.len()));
+                    let lost = lost.iter();
+                    let lost = lost.map(|fault| Damage::of_records(DATABASE_FILE, &topic.name, run.partition, fault));
+                    self.report.damages.extend(lost);
+                }
+            }
+            self.blobs.push(BlobFound { seqs: blob.seqs, entries, rewrite });
+        }
+        Ok(())
+    }
+
+    // ---- what follows what
+
+    /// Every partition's offsets follow one another, from the first that is kept to the last.
+    fn continuity(&mut self) {
+        let mut extents: BTreeMap<(TopicId, u32), Vec<(Extent, usize, usize)>> = BTreeMap::new();
+        for (segment, found) in self.segments.iter().enumerate() {
+            for (number, owned) in found.meta.extents.iter().enumerate() {
+                if self.in_use(owned).is_some() {
+                    let of = extents.entry((owned.topic, owned.partition)).or_default();
+                    of.push((owned.extent, segment, number));
+                }
+            }
+        }
+        let mut ends: BTreeMap<(TopicId, u32), Offset> = BTreeMap::new();
+        for ((topic, partition), mut of) in extents {
+            of.sort_unstable_by_key(|(extent, ..)| (extent.base, extent.segment));
+            let mut next = self.log_start(topic, partition);
+            for (extent, segment, number) in of {
+                if extent.base > next {
+                    self.hole(topic, partition, next..extent.base);
+                } else if extent.base < next && next > self.log_start(topic, partition) {
+                    let reason = format!(
+                        "topic {}, partition {partition}: offsets {} to {} are in two segments; it costs no record",
+                        self.topics[&topic].name,
+                        extent.base,
+                        next.min(extent.end).get() - 1
+                    );
+                    self.damaged(&extent.segment.file_name(), reason);
+                    // What comes after is cut to what is new in it.
+                    let found = &mut self.segments[segment];
+                    found.rewrite = true;
+                    found.meta.extents[number].extent.base = next.min(extent.end);
+                }
+                next = next.max(extent.end);
+            }
+            ends.insert((topic, partition), next);
+        }
+        self.runs_follow(ends);
+    }
+
+    fn hole(&mut self, topic: TopicId, partition: u32, offsets: Range<Offset>) {
+        let name = self.topics[&topic].name.clone();
+        self.report.lost(FOLDER, &name, partition, offsets.clone(), "no segment holds them");
+        self.holes.push((topic, partition, offsets));
+    }
+
+    fn runs_follow(&mut self, mut ends: BTreeMap<(TopicId, u32), Offset>) {
+        let mut damages = Vec::new();
+        for blob in &mut self.blobs {
+            let seq = blob.seqs.start;
+            for found in blob.entries.iter_mut().filter(|found| found.kind == BATCHES) {
+                let Content::Run { run, known, lost, batches } = &mut found.content else { continue };
+                if !*known {
+                    // Whose they are is told by whose end they follow, if that is one partition's.
+                    let mut follows = ends.iter().filter(|(_, end)| **end == run.base).map(|(place, _)| *place);
+                    let place = follows.next().filter(|_| follows.next().is_none());
+                    let Some((topic, partition)) = place else {
+                        let reason = format!("journal value {seq}: whose batches these are is lost, and they with it");
+                        damages.push(Damage::of_file(DATABASE_FILE, reason));
+                        found.content = Content::Lost;
+                        continue;
+                    };
+                    (run.topic, run.partition, *known) = (topic, partition, true);
+                    if let Some(topic) = self.topics.get(&topic) {
+                        batches.iter().for_each(|batch| self.report.count(batch.len()));
+                        let of = |fault| Damage::of_records(DATABASE_FILE, &topic.name, partition, fault);
+                        damages.extend(lost.iter().map(of));
+                    }
+                }
+                let Some(topic) = self.topics.get(&run.topic).filter(|topic| run.partition < topic.partitions) else {
+                    continue;
+                };
+                let place = (run.topic, run.partition);
+                let start = self.log_starts.get(&place).copied().unwrap_or_default();
+                if run.end <= start {
+                    continue;
+                }
+                let next = ends.get(&place).copied().unwrap_or(start);
+                if run.base > next {
+                    let fault = BlockFault { base: next, end: run.base, reason: "no commit holds them".to_owned() };
+                    damages.push(Damage::of_records(DATABASE_FILE, &topic.name, run.partition, &fault));
+                    // The run covers them from now on: it is read past the hole.
+                    run.base = next;
+                    blob.rewrite = true;
+                } else if run.base < next && next > start {
+                    let reason = format!(
+                        "journal value {seq}: topic {}, partition {}: offsets {} to {} are there twice; it costs no record",
+                        topic.name,
+                        run.partition,
+                        run.base,
+                        next.min(run.end).get() - 1
+                    );
+                    damages.push(Damage::of_file(DATABASE_FILE, reason));
+                    blob.rewrite = true;
+                    batches.retain(|batch| base_offset(batch) >= next.get());
+                    run.base = next;
+                    if run.end <= next {
+                        found.content = Content::Lost;
+                        continue;
+                    }
+                }
+                let end = run.end;
+                ends.insert(place, next.max(end));
+            }
+        }
+        self.report.damages.extend(damages);
+    }
+}
+
+impl Report {
+    fn count(&mut self, batch_bytes: usize) {
+        self.batches += 1;
+        self.batch_bytes += batch_bytes as u64;
+    }
+}
+
+fn base_offset(batch: &[u8]) -> i64 {
+    BatchHeader::parse(batch).map_or(i64::MIN, |header| header.base_offset)
+}
+
+/// redb takes its pages on trust: damaged ones can make it panic, and that is damage too.
+fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(format!("the database failed: {}", said.unwrap_or_else(|| "a panic".to_owned())))
+    })
+}
+
+fn to_text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// Calls `visit` with each row of a table; with none where there is no such table.
+fn rows<K: redb::Key, V: redb::Value>(
+    database: &Database,
+    table: TableDefinition<'_, K, V>,
+    mut visit: impl FnMut(K::SelfType<'_>, V::SelfType<'_>),
+) -> Result<(), String> {
+    let read = database.begin_read().map_err(to_text)?;
+    let table = match read.open_table(table) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+        other => other.map_err(to_text)?,
+    };
+    for row in table.iter().map_err(to_text)? {
+        let (key, value) = row.map_err(to_text)?;
+        visit(key.value(), value.value());
+    }
+    Ok(())
+}
+
+/// Reads the rows that a start reads.
+fn read_tables(files: &Files) -> Result<(), String> {
+    let tables = Tables::open(files).map_err(to_text)?;
+    tables.counts().map_err(to_text)?;
+    tables.offsets(|_, _, _, _, _| Ok(())).map_err(to_text)?;
+    tables.producers(|_, _, _, _| Ok(())).map_err(to_text)
+}

@@ -1,0 +1,162 @@
+//! Writing what is sound anew: segments beside the old ones, the commits of the journal in their places,
+//! and the registry with both, in one transaction. A crash leaves the directory as it was, or repaired.
+
+use std::path::Path;
+
+use redb::{Builder, Durability};
+
+use super::super::directory::DATABASE_FILE;
+use super::super::error::StoreError;
+use super::super::files::Files;
+use super::super::journal::{BlobWriter, CHUNK_BYTES};
+use super::super::recovery::segment_row;
+use super::super::segment::{FOLDER, Piece, SegmentId, SegmentMeta, SegmentWriter};
+use super::super::{JOURNAL, SEGMENTS, tables};
+use super::journal::Content;
+use super::{BlobFound, Checked, Damage, SegmentFound};
+use crate::partition::Offset;
+
+impl Checked {
+    /// Keeps all that is sound, and says in the report what was put right.
+    pub(super) fn repair(&mut self, data: &Path) -> Result<(), StoreError> {
+        if !self.readable {
+            return Ok(());
+        }
+        let files = Files::new(data, None);
+        let mut written = Vec::new();
+        let mut removed = self.lost_rows.clone();
+        for index in 0..self.segments.len() {
+            if self.segments[index].rewrite {
+                removed.push(self.segments[index].meta.id);
+                let id = self.next_segment();
+                written.extend(write_anew(&files, id, &self.segments[index])?);
+            }
+        }
+        written.extend(self.fill_holes(&files)?);
+        self.commit(&files, &written, &removed)?;
+        removed.iter().try_for_each(|id| files.remove(&id.file_name()))?;
+        if !removed.is_empty() {
+            files.sync_folder(FOLDER)?;
+        }
+        // Where a database is damaged itself, what was written anew may have left that behind.
+        let still = self.database_fault(DATABASE_FILE)?;
+        let has_damaged_tables = self.report.has_damaged_tables();
+        for damage in &mut self.report.damages {
+            damage.repaired = damage.file != tables::FILE && (damage.file != DATABASE_FILE || still.is_none());
+        }
+        if let Some(reason) = still {
+            let reason = format!("{reason}; this is not repaired: go back to a backup");
+            self.report.damages.push(Damage::of_file(DATABASE_FILE, reason));
+        }
+        if has_damaged_tables {
+            let reason = "state, committed offsets and producers in it are not repaired: go back to a backup";
+            self.report.damages.push(Damage::of_file(tables::FILE, reason));
+        }
+        Ok(())
+    }
+
+    fn next_segment(&mut self) -> SegmentId {
+        self.next_segment += 1;
+        SegmentId(self.next_segment - 1)
+    }
+
+    /// A segment of extents without batches: their offsets are read past.
+    fn fill_holes(&mut self, files: &Files) -> Result<Option<SegmentMeta>, StoreError> {
+        if self.holes.is_empty() {
+            return Ok(None);
+        }
+        let mut holes = std::mem::take(&mut self.holes);
+        holes.sort_unstable_by_key(|(topic, partition, offsets)| (*topic, *partition, offsets.start));
+        let mut writer = SegmentWriter::create(files, self.next_segment())?;
+        for (topic, partition, offsets) in holes {
+            writer.begin(topic, partition, offsets.start, false);
+            writer.end(offsets.end);
+        }
+        writer.finish(files).map(Some)
+    }
+
+    fn commit(&self, files: &Files, written: &[SegmentMeta], removed: &[SegmentId]) -> Result<(), StoreError> {
+        let blobs: Vec<&BlobFound> = self.blobs.iter().filter(|blob| blob.rewrite).collect();
+        if written.is_empty() && removed.is_empty() && blobs.is_empty() {
+            return Ok(());
+        }
+        let path = files.path(DATABASE_FILE);
+        let database = Builder::new()
+            .create_with_backend(files.database(DATABASE_FILE)?)
+            .map_err(|source| StoreError::open(&path, source))?;
+        let mut transaction = database.begin_write()?;
+        transaction.set_durability(Durability::Immediate).map_err(|error| StoreError::Stopped(error.to_string()))?;
+        {
+            let mut segments = transaction.open_table(SEGMENTS)?;
+            for id in removed {
+                segments.remove(id.0)?;
+            }
+            for meta in written {
+                segments.insert(meta.id.0, segment_row(meta).as_slice())?;
+            }
+            let mut journal = transaction.open_table(JOURNAL)?;
+            for blob in blobs {
+                let bytes = sound_entries(blob);
+                let mut values = bytes.chunks(CHUNK_BYTES);
+                for seq in blob.seqs.clone() {
+                    match values.next() {
+                        Some(value) => drop(journal.insert(seq, value)?),
+                        None => drop(journal.remove(seq)?),
+                    }
+                }
+                debug_assert!(values.next().is_none(), "what is left is no longer than what was");
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+}
+
+/// A commit without what is damaged of it. It may hold nothing any more: its number is not used again.
+fn sound_entries(blob: &BlobFound) -> bytes::Bytes {
+    let mut writer = BlobWriter::with_capacity(CHUNK_BYTES);
+    for found in &blob.entries {
+        match &found.content {
+            Content::Run { run, known: true, batches, .. } => {
+                writer.batches(|out| {
+                    batches.iter().for_each(|batch| out.extend_from_slice(batch));
+                    *run
+                });
+            }
+            Content::Body(body) => writer.raw(found.kind, body),
+            Content::Run { .. } | Content::Lost => {}
+        }
+    }
+    writer.finish()
+}
+
+/// A segment with the sound batches of another. Its extents have the offsets that they had. `None` where
+/// nothing of it is in use.
+fn write_anew(files: &Files, id: SegmentId, found: &SegmentFound) -> Result<Option<SegmentMeta>, StoreError> {
+    let in_use: Vec<_> = found.meta.extents.iter().filter(|owned| owned.extent.base < owned.extent.end).collect();
+    if in_use.is_empty() {
+        return Ok(None);
+    }
+    let mut writer = SegmentWriter::create(files, id)?;
+    for owned in &in_use {
+        let extent = &owned.extent;
+        writer.begin(owned.topic, owned.partition, extent.base, extent.compacted);
+        if let Some(segment) = &found.open {
+            segment.visit(extent, |bytes, piece| match piece {
+                Piece::Batch { at, header } if Offset::new(header.base_offset) >= Some(extent.base) => {
+                    writer.push(&bytes[at..at + header.batch_bytes], &header)
+                }
+                _ => Ok(()),
+            })?;
+        }
+        writer.end(extent.end);
+    }
+    let mut meta = writer.finish(files)?;
+    for (new, old) in meta.extents.iter_mut().zip(&in_use) {
+        // Retention goes by the times of what is lost.
+        if new.extent.bytes == 0 {
+            new.extent.first_timestamp_ms = old.extent.first_timestamp_ms;
+            new.extent.max_timestamp_ms = old.extent.max_timestamp_ms;
+        }
+    }
+    Ok(Some(meta))
+}

@@ -1,0 +1,81 @@
+//! `millstream check`: looks for damage in a data directory that no server uses, and cuts it out.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use millstream_broker::store::{Report, check};
+
+use crate::exit::REFUSED;
+use crate::output::{Out, OutputArgs};
+
+const EXAMPLES: &str = "\
+Examples:
+  millstream check --data ./data
+  millstream check --data ./data --repair
+  millstream check --data ./data --output json | jq '.damages[]'
+
+It reads every byte that counts: the journal, all segments, the tables. Without --repair nothing is changed.
+With it, damaged record batches are cut out: readers go on past their offsets without an error.
+
+Exit codes: 0 all is sound, or was damaged and is repaired; 1 damage is there, or it can't be read.";
+
+/// Look for damage in the data directory of a stopped server, and cut it out
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The data directory; no server may run on it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Cut out what is damaged and keep the rest
+    #[arg(long)]
+    pub(crate) repair: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Checks, and says what was found.
+///
+/// # Errors
+/// Where the directory is in use or can't be read.
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (data, repair) = (args.data.clone(), args.repair);
+    let checked = tokio::task::spawn_blocking(move || check(&data, repair));
+    let report = checked.await.context("the check panicked")??;
+    let mut out = Out::new();
+    if args.output.json() {
+        out.json(&report)?;
+    } else {
+        print(&report, &args, &mut out)?;
+    }
+    out.finish()?;
+    let sound = report.is_sound() || args.repair && report.is_repaired();
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
+}
+
+fn print(report: &Report, args: &Args, out: &mut Out) -> anyhow::Result<()> {
+    for damage in &report.damages {
+        let outcome = match (args.repair, damage.repaired) {
+            (true, true) => " (repaired)",
+            (true, false) => " (NOT repaired)",
+            _ => "",
+        };
+        out.line(format_args!("{damage}{outcome}"))?;
+    }
+    for file in &report.unregistered {
+        out.line(format_args!("{file}: left by a crash, no part of the store; the next start removes it"))?;
+    }
+    let Report { segments, batches, batch_bytes, commits, .. } = report;
+    let read = format!(
+        "{segments} segments and {commits} commits of the journal, with {batches} sound record batches of {batch_bytes} bytes"
+    );
+    match (report.damages.len(), args.repair) {
+        (0, _) => out.line(format_args!("sound: {read}"))?,
+        (damages, false) => out.line(format_args!(
+            "{damages} damages: {read}\n`millstream check --data {} --repair` keeps all that is sound",
+            args.data.display()
+        ))?,
+        (damages, true) => out.line(format_args!("{damages} damages: {read}"))?,
+    }
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! Damage on disk: a flipped bit never makes a wrong record; `millstream check` finds it, and `--repair` leaves all
+//! that is sound.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use millstream_broker::partition::{Partition, ReadRange};
+use millstream_broker::store::{Report, StoreError, StoreOptions, check};
+use millstream_broker::{Broker, BrokerError, Offset};
+use millstream_record::split_batches;
+use millstream_tests::faults::folder;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use redb::{ReadableDatabase, TableDefinition};
+
+use super::faults::{Contents, Held, TOPICS, Workload, block_on, contents, for_seeds, open_with, records_of};
+
+const DATABASE: &str = "millstream.redb";
+
+/// A data directory with segments and a journal, closed; and what it holds.
+struct Written {
+    data: tempfile::TempDir,
+    holds: Contents,
+    /// The offsets of each batch, by topic and partition.
+    batches: BTreeMap<(usize, u32), Vec<Range<i64>>>,
+}
+
+fn write(seed: u64) -> Written {
+    let data = folder();
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut workload = Workload::default();
+    let mut batches: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    block_on(async {
+        let broker = open_with(data.path(), StoreOptions::default()).unwrap();
+        let steps = random.random_range(30..90);
+        workload.run(&broker, &mut random, steps).await.unwrap();
+        workload.check(&broker).await;
+        for (topic, partition) in partitions(&broker) {
+            let Read { held, .. } = read(&broker, &partition).await;
+            batches.insert((topic, partition.name().partition), held.into_iter().map(|(offsets, _)| offsets).collect());
+        }
+        broker.stop();
+    });
+    Written { data, holds: workload.there, batches }
+}
+
+fn partitions(broker: &Broker) -> Vec<(usize, Arc<Partition>)> {
+    let mut found = Vec::new();
+    for topic in broker.topics() {
+        let number = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
+        found.extend(topic.partitions().iter().map(|partition| (number, partition.clone())));
+    }
+    found
+}
+
+/// What a reader gets that goes on after damage.
+#[derive(Debug, Default)]
+struct Read {
+    /// By batch.
+    held: Vec<(Range<i64>, Vec<(usize, Held)>)>,
+    damaged: Vec<Range<i64>>,
+}
+
+async fn read(broker: &Broker, partition: &Arc<Partition>) -> Read {
+    let mut found = Read::default();
+    let mut from = partition.start();
+    while from < partition.end() {
+        let range = ReadRange { from, until: None, bytes_max: 30_000, one_at_least: true };
+        match broker.read(partition, range).await {
+            Ok(slice) => {
+                for batch in slice.runs.iter().cloned().flat_map(split_batches).map(Result::unwrap) {
+                    let offsets = batch.base_offset()..batch.next_offset();
+                    found.held.push((offsets, records_of(&[batch.as_bytes().clone()])));
+                }
+                assert!(slice.next > from, "a read of {} goes on", partition.name());
+                from = slice.next;
+            }
+            Err(BrokerError::Damaged { topic, partition: number, first, last, .. }) => {
+                assert_eq!((&topic, number), (&partition.name().topic, partition.name().partition));
+                assert!(first <= last && last >= from, "{} goes on after {first} to {last}", partition.name());
+                found.damaged.push(first.get().max(from.get())..last.get() + 1);
+                from = last.next();
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    found
+}
+
+/// Reads all, twice: what was read before is in memory. Returns the damaged offsets.
+async fn check_reads(broker: &Broker, written: &Written) -> Vec<(usize, u32, Range<i64>)> {
+    let mut damaged = Vec::new();
+    for (topic, partition) in partitions(broker) {
+        let number = partition.name().partition;
+        let expected = &written.holds.topics[&topic][number as usize];
+        assert_eq!(partition.end(), Offset::new(expected.len() as i64).unwrap());
+        let first = read(broker, &partition).await;
+        let again = read(broker, &partition).await;
+        assert_eq!(first.damaged, again.damaged, "what is damaged stays damaged");
+        for (at, record) in [&first, &again].into_iter().flat_map(|read| &read.held).flat_map(|(_, held)| held) {
+            assert_eq!(*record, expected[*at], "{} offset {at}", partition.name());
+        }
+        damaged.extend(first.damaged.into_iter().map(|offsets| (topic, number, offsets)));
+    }
+    damaged
+}
+
+/// Nothing is missing but what is damaged, and that is in one batch.
+async fn check_costs_one_batch_at_most(broker: &Broker, written: &Written) -> bool {
+    let damaged = check_reads(broker, written).await;
+    for (topic, partition, offsets) in &damaged {
+        let batches = &written.batches[&(*topic, *partition)];
+        let hit = batches.iter().any(|batch| batch.start <= offsets.start && offsets.end <= batch.end);
+        assert!(hit, "the damage of {} {partition} {offsets:?} is in no one of {batches:?}", TOPICS[*topic]);
+    }
+    assert!(damaged.len() <= 1, "a bit costs more than a batch: {damaged:?}");
+    for (topic, partition) in partitions(broker) {
+        let number = partition.name().partition;
+        let read = read(broker, &partition).await;
+        let there: i64 = read.held.iter().map(|(offsets, _)| offsets.end - offsets.start).sum();
+        let lost: i64 = read.damaged.iter().map(|offsets| offsets.end - offsets.start).sum();
+        let all = written.holds.topics[&topic][number as usize].len() as i64;
+        assert_eq!(there + lost, all, "{} has all but what is damaged", partition.name());
+    }
+    !damaged.is_empty()
+}
+
+fn flip(file: &Path, position: usize, bit: u8) {
+    let mut bytes = std::fs::read(file).unwrap();
+    bytes[position] ^= 1 << bit;
+    std::fs::write(file, bytes).unwrap();
+}
+
+fn segments(data: &Path) -> Vec<PathBuf> {
+    let folder = data.join("segments");
+    let mut found: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    found
+}
+
+/// The registered segments, whose files a reader may ask for.
+fn registered(report: &Report, data: &Path) -> Vec<PathBuf> {
+    let is_registered = |path: &PathBuf| {
+        let name = format!("segments/{}", path.file_name().unwrap().to_str().unwrap());
+        !report.unregistered.contains(&name)
+    };
+    segments(data).into_iter().filter(is_registered).collect()
+}
+
+/// The parts of a segment's file: header, blocks, index, footer.
+fn parts(file: &Path) -> [Range<usize>; 4] {
+    let bytes = std::fs::read(file).unwrap();
+    let footer = bytes.len() - 24;
+    let index = u64::from_le_bytes(bytes[footer..footer + 8].try_into().unwrap()) as usize;
+    [0..8, 8..index, index..footer, footer..bytes.len()]
+}
+
+/// After a repair: reading meets no damage, what is there is right, nothing is missing but the damaged batch, and it
+/// goes on.
+async fn check_repaired(data: &Path, written: &Written, lost_records: i64) {
+    let broker = open_with(data, StoreOptions::default()).unwrap();
+    let mut missing = 0;
+    for (topic, partition) in partitions(&broker) {
+        let expected = &written.holds.topics[&topic][partition.name().partition as usize];
+        assert_eq!(partition.end(), Offset::new(expected.len() as i64).unwrap(), "offsets are not used again");
+        let read = read(&broker, &partition).await;
+        assert_eq!(read.damaged, [], "{} is read past what was cut out", partition.name());
+        let records: Vec<_> = read.held.iter().flat_map(|(_, held)| held).collect();
+        records.iter().for_each(|(at, record)| assert_eq!(*record, expected[*at]));
+        missing += expected.len() as i64 - records.len() as i64;
+    }
+    assert_eq!(missing, lost_records, "nothing is missing but what was damaged");
+    if lost_records == 0 {
+        assert_eq!(contents(&broker).await, written.holds);
+    }
+    // The journal goes on, and what it holds is sealed after all.
+    let mut workload = Workload::of(written.holds.clone());
+    workload.run(&broker, &mut StdRng::seed_from_u64(1), 20).await.unwrap();
+    broker.stop();
+    drop(broker);
+    let report = check(data, false).unwrap();
+    assert!(report.is_sound(), "{report:#?}");
+}
+
+fn lost_records(report: &Report) -> i64 {
+    let lost = |damage: &millstream_broker::store::Damage| Some(damage.last_offset? - damage.first_offset? + 1);
+    report.damages.iter().filter_map(lost).sum()
+}
+
+#[test]
+fn what_was_written_is_sound_and_a_check_changes_nothing() {
+    for_seeds(20, |seed| {
+        let written = write(seed);
+        let files = || -> BTreeMap<PathBuf, Vec<u8>> {
+            let mut files = segments(written.data.path());
+            files.extend([DATABASE, "tables.redb"].map(|name| written.data.path().join(name)));
+            files.into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+        };
+        let before = files();
+        let report = check(written.data.path(), false).unwrap();
+        assert!(report.is_sound(), "{report:#?}");
+        let batches: usize = written.batches.values().map(Vec::len).sum();
+        assert_eq!(report.batches, batches as u64);
+        assert!(check(written.data.path(), true).unwrap().is_sound());
+        assert!(files() == before, "a check changes nothing, nor does a repair of what is sound");
+    });
+}
+
+#[test]
+fn a_flipped_bit_of_a_segment_costs_its_batch_at_most_and_a_repair_cuts_that_out() {
+    for_seeds(120, |seed| {
+        let written = write(seed % 10);
+        let data = written.data.path();
+        let mut random = StdRng::seed_from_u64(seed);
+        let files = registered(&check(data, false).unwrap(), data);
+        let file = &files[random.random_range(0..files.len())];
+        let part = random.random_range(0..6usize).saturating_sub(2);
+        let range = parts(file)[part].clone();
+        if range.is_empty() {
+            return;
+        }
+        let position = random.random_range(range);
+        flip(file, position, random.random_range(0..8));
+        let costs = block_on(async {
+            let broker = open_with(data, StoreOptions::default()).unwrap();
+            let costs = check_costs_one_batch_at_most(&broker, &written).await;
+            broker.stop();
+            costs
+        });
+        assert!(!costs || part == 1, "only a bit of a batch costs one");
+        let report = check(data, false).unwrap();
+        // The records of a deleted topic are no longer anybody's.
+        assert!(!report.is_sound() || part == 1 && !costs, "byte {position} of {}", file.display());
+        assert_eq!(lost_records(&report) > 0, costs, "{report:#?}");
+        let repaired = check(data, true).unwrap();
+        assert!(repaired.is_repaired(), "{repaired:#?}");
+        block_on(check_repaired(data, &written, lost_records(&report)));
+    });
+}
+
+/// The journal's values that are not sealed: where they stand in the database's file, and what they are.
+fn journal_values(data: &Path) -> Vec<Range<usize>> {
+    let copy = folder();
+    let copied = copy.path().join(DATABASE);
+    std::fs::copy(data.join(DATABASE), &copied).unwrap();
+    let database = redb::Database::open(&copied).unwrap();
+    let read = database.begin_read().unwrap();
+    let marks = read.open_table(TableDefinition::<&str, u64>::new("marks"));
+    let sealed_to = marks.map_or(0, |marks| marks.get("sealed-to").unwrap().map_or(0, |mark| mark.value()));
+    let journal = read.open_table(TableDefinition::<u64, &[u8]>::new("journal")).unwrap();
+    let file = std::fs::read(data.join(DATABASE)).unwrap();
+    let mut found = Vec::new();
+    for value in journal.range(sealed_to..).unwrap() {
+        let value = value.unwrap().1.value().to_vec();
+        // Pages that are no longer used may hold it too.
+        let places = (0..=file.len() - value.len()).filter(|at| file[*at..].starts_with(&value));
+        found.extend(places.map(|at| at..at + value.len()));
+    }
+    found
+}
+
+#[test]
+fn a_flipped_bit_of_the_journal_costs_its_batch_at_most_and_a_repair_cuts_that_out() {
+    let (opened, costly) = (std::sync::atomic::AtomicU64::new(0), std::sync::atomic::AtomicU64::new(0));
+    for_seeds(150, |seed| {
+        let written = write(seed % 10);
+        let data = written.data.path();
+        let mut random = StdRng::seed_from_u64(seed);
+        let values = journal_values(data);
+        if values.is_empty() {
+            return;
+        }
+        let value = random.random_range(0..values.len());
+        let position = random.random_range(values[value].clone());
+        flip(&data.join(DATABASE), position, random.random_range(0..8));
+        let costs = match open_with(data, StoreOptions::default()) {
+            // What is no record batch must be whole.
+            Err(error) => {
+                assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+                assert!(error.to_string().contains("millstream check"), "{error}");
+                None
+            }
+            Ok(broker) => block_on(async {
+                opened.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let costs = check_costs_one_batch_at_most(&broker, &written).await;
+                broker.stop();
+                Some(costs)
+            }),
+        };
+        let report = check(data, false).unwrap();
+        let lost = lost_records(&report);
+        if let Some(costs) = costs {
+            costly.fetch_add(u64::from(costs), std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(lost > 0, costs, "{report:#?}");
+        } else {
+            assert!(!report.is_sound());
+            assert_eq!(lost, 0, "a bit beside the batches can be put right: {report:#?}");
+        }
+        let repaired = check(data, true).unwrap();
+        assert!(repaired.is_repaired(), "{repaired:#?}");
+        block_on(check_repaired(data, &written, lost));
+    });
+    if std::env::var("MILLSTREAM_TEST_SEED").is_err() {
+        assert!(opened.into_inner() > 10 && costly.into_inner() > 5, "bits of batches are flipped");
+    }
+}

@@ -1,0 +1,540 @@
+//! A broker on a disk that breaks: whatever was acknowledged is there afterwards, and of every commit all
+//! or nothing.
+//!
+//! A case is a seed: it decides what is written, what breaks and what a power loss leaves. The threads of
+//! the store go their own ways, so the same seed may end elsewhere. `MILLSTREAM_TEST_CASES` multiplies the
+//! number of cases, `MILLSTREAM_TEST_SEED` runs one alone.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream_broker::clock::SystemClock;
+use millstream_broker::group::{Group, GroupKind};
+use millstream_broker::partition::{Partition, ReadRange};
+use millstream_broker::state::StateChange;
+use millstream_broker::store::{Append, Commit, Fence, OffsetChange, Receipt, StoreError, StoreOptions};
+use millstream_broker::topic::TopicSettings;
+use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
+use millstream_record::{BatchBuilder, Column, Compression, Limits, RecordBatch, split_batches};
+use millstream_tests::faults::{Call, Disk, Fault, folder};
+use prometheus_client::registry::Registry;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+fn number_of(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap())
+}
+
+/// Runs a case for each seed, on two threads, and says which seed failed.
+pub(super) fn for_seeds(cases: u64, case: impl Fn(u64) + Sync) {
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let count = cases * number_of("MILLSTREAM_TEST_CASES").unwrap_or(1);
+    let (first, count) = number_of("MILLSTREAM_TEST_SEED").map_or((0, count), |seed| (seed, 1));
+    let work = || {
+        loop {
+            let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            if number >= count {
+                return;
+            }
+            let seed = first + number;
+            if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| case(seed))) {
+                next.store(count, std::sync::atomic::Ordering::Relaxed);
+                eprintln!("it failed with MILLSTREAM_TEST_SEED={seed}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = [scope.spawn(work), scope.spawn(work)];
+        for thread in threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+}
+
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn offset(number: usize) -> Offset {
+    Offset::new(number as i64).unwrap()
+}
+
+// ---- what is written
+
+pub(super) const TOPICS: [&str; 3] = ["a", "b", "c"];
+const CONSUMERS: [&str; 2] = ["readers", "others"];
+pub(super) const PIPELINE: &str = "p";
+pub(super) const STORES: [&str; 2] = ["p/count", "p/last"];
+/// Partitions of state.
+const NUMBERS: u32 = 3;
+/// In flight at a time.
+const IN_FLIGHT_MAX: usize = 6;
+
+/// Timestamp, key, value.
+pub(super) type Held = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// What happens wholly or not at all.
+#[derive(Clone, Debug)]
+enum Step {
+    CreateTopic { topic: usize, partitions: usize },
+    DeleteTopic { topic: usize },
+    Commit(CommitStep),
+    DropGroup { group: &'static str },
+    DropState { store: usize },
+}
+
+#[derive(Clone, Debug, Default)]
+struct CommitStep {
+    appends: Vec<((usize, usize), Vec<Vec<Held>>)>,
+    compression: Option<Compression>,
+    offsets: Vec<(&'static str, (usize, usize), usize)>,
+    /// The pipeline's step: where it reads, and where it stands afterwards.
+    step: Option<((usize, usize), usize)>,
+    /// Store, number, key, accumulator.
+    state: Vec<(usize, u32, Vec<u8>, Option<Vec<u8>>)>,
+}
+
+pub(super) type Place = (usize, usize);
+pub(super) type Accumulators = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// All that a broker holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Contents {
+    pub(super) topics: BTreeMap<usize, Vec<Vec<Held>>>,
+    pub(super) offsets: BTreeMap<(String, Place), usize>,
+    /// Without empty ones.
+    pub(super) state: BTreeMap<(usize, u32), Accumulators>,
+}
+
+impl Contents {
+    fn apply(&mut self, step: &Step) {
+        match step {
+            Step::CreateTopic { topic, partitions } => {
+                self.topics.insert(*topic, vec![Vec::new(); *partitions]);
+            }
+            Step::DeleteTopic { topic } => {
+                self.topics.remove(topic);
+                self.offsets.retain(|(_, (of, _)), _| of != topic);
+            }
+            Step::DropGroup { group } => self.offsets.retain(|(of, _), _| of != group),
+            Step::DropState { store } => self.state.retain(|(of, _), _| of != store),
+            Step::Commit(commit) => {
+                for ((topic, partition), batches) in &commit.appends {
+                    let records = batches.iter().flatten().cloned();
+                    self.topics.get_mut(topic).unwrap()[*partition].extend(records);
+                }
+                for (group, place, at) in &commit.offsets {
+                    self.offsets.insert(((*group).to_owned(), *place), *at);
+                }
+                if let Some((place, at)) = commit.step {
+                    self.offsets.insert((PIPELINE.to_owned(), place), at);
+                }
+                for (store, number, key, accumulator) in &commit.state {
+                    let accumulators = self.state.entry((*store, *number)).or_default();
+                    match accumulator {
+                        Some(new) => accumulators.insert(key.clone(), new.clone()),
+                        None => accumulators.remove(key),
+                    };
+                    if accumulators.is_empty() {
+                        self.state.remove(&(*store, *number));
+                    }
+                }
+            }
+        }
+    }
+
+    fn place(&self, random: &mut StdRng) -> Option<(Place, usize)> {
+        let topic = *self.topics.keys().nth(random.random_range(0..self.topics.len().max(1)))?;
+        let partitions = &self.topics[&topic];
+        let partition = random.random_range(0..partitions.len());
+        Some(((topic, partition), partitions[partition].len()))
+    }
+
+    /// What comes next in a workload.
+    fn next_step(&self, random: &mut StdRng) -> Step {
+        let topic = random.random_range(0..TOPICS.len());
+        if self.topics.is_empty() || (!self.topics.contains_key(&topic) && random.random_bool(0.5)) {
+            return Step::CreateTopic { topic, partitions: random.random_range(1..4) };
+        }
+        match random.random_range(0..100) {
+            0..2 if self.topics.contains_key(&topic) => Step::DeleteTopic { topic },
+            2..4 => Step::DropGroup { group: CONSUMERS[random.random_range(0..CONSUMERS.len())] },
+            4..6 => Step::DropState { store: random.random_range(0..STORES.len()) },
+            _ => Step::Commit(self.next_commit(random)),
+        }
+    }
+
+    fn next_commit(&self, random: &mut StdRng) -> CommitStep {
+        let mut commit =
+            CommitStep { compression: random.random_bool(0.5).then_some(Compression::Lz4), ..CommitStep::default() };
+        for _ in 0..random.random_range(0..4) {
+            let Some((place, _)) = self.place(random) else { continue };
+            let batches = (0..random.random_range(1..4)).map(|_| records(random)).collect();
+            commit.appends.push((place, batches));
+        }
+        if random.random_bool(0.4)
+            && let Some((place, end)) = self.place(random)
+        {
+            let group = CONSUMERS[random.random_range(0..CONSUMERS.len())];
+            commit.offsets.push((group, place, random.random_range(0..=end)));
+        }
+        if random.random_bool(0.6)
+            && let Some((place, end)) = self.place(random)
+        {
+            let current = self.offsets.get(&(PIPELINE.to_owned(), place)).copied().unwrap_or(0);
+            commit.step = Some((place, random.random_range(current.min(end)..=end)));
+        }
+        // A key changes once in a commit, as an aggregate's does.
+        let mut changed = BTreeMap::new();
+        for _ in 0..random.random_range(0..5) {
+            let key =
+                (random.random_range(0..STORES.len()), random.random_range(0..NUMBERS), random.random_range(0..12u8));
+            let len = random.random_range(0..20);
+            changed.insert(key, random.random_bool(0.8).then(|| bytes(random, len)));
+        }
+        let state = changed.into_iter().map(|((store, number, key), value)| (store, number, vec![key], value));
+        commit.state = state.collect();
+        commit
+    }
+}
+
+fn bytes(random: &mut StdRng, len: usize) -> Vec<u8> {
+    (0..len).map(|_| random.random_range(b'a'..=b'p')).collect()
+}
+
+fn records(random: &mut StdRng) -> Vec<Held> {
+    // Some batches are larger than a value of the journal.
+    let len = match random.random_range(0..40) {
+        0 => 70_000,
+        1..4 => 6_000,
+        _ => random.random_range(0..300),
+    };
+    let count = if len > 1_000 { 1 } else { random.random_range(1..6) };
+    let mut record = || {
+        let key = random.random_bool(0.7).then(|| bytes(random, 3));
+        let value = random.random_bool(0.9).then(|| bytes(random, len));
+        (random.random_range(0..1_000), key, value)
+    };
+    (0..count).map(|_| record()).collect()
+}
+
+fn batch(records: &[Held], compression: Compression) -> RecordBatch {
+    let mut builder = BatchBuilder::new(compression);
+    for (timestamp_ms, key, value) in records {
+        builder.push(*timestamp_ms, key.as_deref(), value.as_deref(), []);
+    }
+    builder.finish().unwrap()
+}
+
+// ---- writing it
+
+/// What was asked of a broker and is not known to be there.
+#[derive(Debug, Default)]
+pub(super) struct Workload {
+    /// What was there when it was last looked at, and of what was asked since, in order, how many were
+    /// acknowledged.
+    pub(super) there: Contents,
+    asked: Vec<Step>,
+    acked: usize,
+    /// With all that was asked.
+    ahead: Contents,
+}
+
+/// With a journal so small that sealing is always under way, and little of it in memory.
+pub(super) fn settings() -> BrokerSettings {
+    BrokerSettings { journal_bytes_max: 40_000, ..BrokerSettings::default() }
+}
+
+pub(super) fn open_with(data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
+    let options = StoreOptions { tail_bytes_max: Some(10_000), ..options };
+    Broker::open(data, settings(), options, Arc::new(SystemClock), &mut Registry::default())
+}
+
+fn group(broker: &Broker, name: &str) -> Arc<Group> {
+    let kind = if name == PIPELINE { GroupKind::Pipeline } else { GroupKind::Consumer };
+    broker.groups().get_or_create(&GroupId::new(name).unwrap(), kind).unwrap()
+}
+
+pub(super) fn partition(broker: &Broker, (topic, partition): Place) -> Arc<Partition> {
+    broker.topic(TOPICS[topic]).unwrap().partition(partition as u32).unwrap().clone()
+}
+
+fn to_commit(broker: &Broker, before: &Contents, step: &CommitStep) -> Commit {
+    let compression = step.compression.unwrap_or(Compression::None);
+    let mut commit = Commit::default();
+    for (place, batches) in &step.appends {
+        let batches = batches.iter().map(|records| batch(records, compression)).collect();
+        commit.appends.push(Append { partition: partition(broker, *place), batches });
+    }
+    let change = |name: &str, place: Place, at, expected| {
+        let partition = partition(broker, place);
+        let (topic, number) = (partition.topic_id(), partition.name().partition);
+        OffsetChange { group: group(broker, name), topic, partition: number, offset: offset(at), expected }
+    };
+    for (name, place, at) in &step.offsets {
+        commit.offsets.push(change(name, *place, *at, None));
+    }
+    if let Some((place, at)) = step.step {
+        let expected = before.offsets.get(&(PIPELINE.to_owned(), place)).copied().map(offset);
+        commit.offsets.push(change(PIPELINE, place, at, Some(expected)));
+        let group = group(broker, PIPELINE);
+        commit.fence = Some(Fence { generation: group.generation(), group });
+    }
+    for (store, number, key, accumulator) in &step.state {
+        let (mut keys, mut accumulators) = (Column::default(), Column::default());
+        keys.push(Some(key));
+        accumulators.push(accumulator.as_deref());
+        let was_there = before.state.get(&(*store, *number)).is_some_and(|keys| keys.contains_key(key));
+        commit.state.push(StateChange {
+            store: STORES[*store].into(),
+            partition: *number,
+            keys,
+            accumulators,
+            added: i64::from(accumulator.is_some()) - i64::from(was_there),
+        });
+    }
+    commit
+}
+
+impl Workload {
+    /// Goes on from what is there.
+    pub(super) fn of(there: Contents) -> Self {
+        Self { ahead: there.clone(), there, ..Self::default() }
+    }
+
+    /// Goes on for so many steps, or until one fails.
+    pub(super) async fn run(&mut self, broker: &Broker, random: &mut StdRng, steps: usize) -> Result<(), BrokerError> {
+        let mut in_flight: VecDeque<Receipt> = VecDeque::new();
+        for _ in 0..steps {
+            let step = self.ahead.next_step(random);
+            let alone = !matches!(step, Step::Commit(_));
+            let in_flight_max = if alone { 0 } else { random.random_range(0..IN_FLIGHT_MAX) };
+            self.wait(&mut in_flight, in_flight_max).await?;
+            self.asked.push(step.clone());
+            let commit = match &step {
+                Step::CreateTopic { topic, partitions } => {
+                    let name = TopicName::new(TOPICS[*topic]).unwrap();
+                    broker.create_topic(&name, *partitions as u32, TopicSettings::default(), false).await?;
+                    None
+                }
+                Step::DeleteTopic { topic } => {
+                    broker.delete_topic(&TopicName::new(TOPICS[*topic]).unwrap()).await?;
+                    None
+                }
+                Step::DropGroup { group: name } => {
+                    Some(Commit { drop_groups: vec![group(broker, name)], ..Commit::default() })
+                }
+                Step::DropState { store } => {
+                    Some(Commit { drop_state: vec![STORES[*store].into()], ..Commit::default() })
+                }
+                Step::Commit(commit) => Some(to_commit(broker, &self.ahead, commit)),
+            };
+            match commit {
+                Some(commit) => in_flight.push_back(broker.commit(commit).await?),
+                None => self.acked += 1,
+            }
+            if alone {
+                self.wait(&mut in_flight, 0).await?;
+            }
+            self.ahead.apply(&step);
+        }
+        self.wait(&mut in_flight, 0).await
+    }
+
+    /// Waits until at most `max` are in flight. After a failure nothing may succeed.
+    async fn wait(&mut self, in_flight: &mut VecDeque<Receipt>, max: usize) -> Result<(), BrokerError> {
+        while in_flight.len() > max {
+            let answer = in_flight.pop_front().unwrap().await;
+            if let Err(error) = answer {
+                for later in in_flight.drain(..) {
+                    assert!(later.await.is_err(), "an acknowledgement after a failure");
+                }
+                return Err(error);
+            }
+            self.acked += 1;
+        }
+        Ok(())
+    }
+
+    /// The checker: what is there is what was there and a part of what was asked since, from its begin, with
+    /// all that was acknowledged. From here on it is known.
+    pub(super) async fn check(&mut self, broker: &Broker) {
+        let found = contents(broker).await;
+        let mut expected = self.there.clone();
+        self.asked[..self.acked].iter().for_each(|step| expected.apply(step));
+        let least = expected.clone();
+        let mut more = self.asked[self.acked..].iter();
+        while found != expected {
+            match more.next() {
+                Some(step) => expected.apply(step),
+                None => {
+                    let (acked, asked) = (self.acked, self.asked.len());
+                    panic!(
+                        "what is there is not what was acknowledged ({acked} of {asked}) and a part of the rest: {}",
+                        difference(&found, &least)
+                    );
+                }
+            }
+        }
+        *self = Self { there: expected.clone(), ahead: expected, asked: Vec::new(), acked: 0 };
+    }
+}
+
+fn difference(found: &Contents, expected: &Contents) -> String {
+    let ends = |of: &Contents| -> Vec<_> {
+        of.topics.iter().map(|(topic, of)| (TOPICS[*topic], of.iter().map(Vec::len).collect::<Vec<_>>())).collect()
+    };
+    format!(
+        "records {:?} for {:?}, offsets {:?} for {:?}, state {:?} for {:?}",
+        ends(found),
+        ends(expected),
+        found.offsets,
+        expected.offsets,
+        found.state,
+        expected.state
+    )
+}
+
+/// Reads all that a broker holds. Offsets have no holes, checksums match, keys are counted.
+pub(super) async fn contents(broker: &Broker) -> Contents {
+    let mut found = Contents::default();
+    for topic in broker.topics() {
+        let number = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
+        let mut partitions = Vec::new();
+        for partition in topic.partitions() {
+            partitions.push(read_all(broker, partition).await);
+        }
+        found.topics.insert(number, partitions);
+    }
+    for name in CONSUMERS.into_iter().chain([PIPELINE]) {
+        let Ok(group) = broker.groups().get(name) else { continue };
+        for (id, partition, at) in group.all_committed() {
+            let topics = broker.topics();
+            let Some(topic) = topics.iter().find(|topic| topic.id() == id) else { continue };
+            let topic = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
+            found.offsets.insert((name.to_owned(), (topic, partition as usize)), at.get() as usize);
+        }
+    }
+    for (store, name) in STORES.into_iter().enumerate() {
+        for number in 0..NUMBERS {
+            let state = broker.state().partition(name, number);
+            let entries: Accumulators = state.scan(b"", usize::MAX).unwrap().into_iter().collect();
+            assert_eq!(state.len(), entries.len(), "keys of {name}, partition {number}, are counted");
+            if !entries.is_empty() {
+                found.state.insert((store, number), entries);
+            }
+        }
+    }
+    found
+}
+
+async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> Vec<Held> {
+    let mut held = Vec::new();
+    let mut from = Offset::ZERO;
+    while from < partition.end() {
+        let range = ReadRange { from, until: None, bytes_max: 30_000, one_at_least: true };
+        let slice = broker.read(partition, range).await.unwrap();
+        for (at, record) in records_of(&slice.runs) {
+            assert_eq!(at, held.len(), "{} has no holes", partition.name());
+            held.push(record);
+        }
+        assert_eq!(slice.next, offset(held.len()), "a read of {} goes on", partition.name());
+        from = slice.next;
+    }
+    held
+}
+
+/// The records of whole batches, with their offsets; checksums are checked.
+pub(super) fn records_of(runs: &[Bytes]) -> Vec<(usize, Held)> {
+    let mut found = Vec::new();
+    for batch in runs.iter().cloned().flat_map(split_batches) {
+        let batch = batch.unwrap();
+        batch.verify_crc().unwrap();
+        let records = batch.records(&Limits::default()).unwrap();
+        for view in &records {
+            let record = records.to_record(&view.unwrap());
+            let (key, value) = (record.key.map(Bytes::into), record.value.map(Bytes::into));
+            found.push((usize::try_from(record.offset).unwrap(), (record.timestamp_ms, key, value)));
+        }
+    }
+    found
+}
+
+// ---- crashes
+
+fn fault(random: &mut StdRng) -> Option<Fault> {
+    // Some strike while the store opens.
+    let max = [30, 100, 600][random.random_range(0..3)];
+    let number = random.random_range(1..max);
+    let call = [Call::Write, Call::SetLen, Call::Sync][random.random_range(0..3)];
+    match random.random_range(0..10) {
+        0 => None,
+        1..3 => Some(Fault::Fail { call, number: if call == Call::Write { number } else { number.div_ceil(6) } }),
+        3 => Some(Fault::Tear { number }),
+        _ => Some(Fault::PowerOff { number }),
+    }
+}
+
+/// One data directory through several faults, some of them while it is opened.
+async fn survives(seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let data = folder();
+    let mut workload = Workload::default();
+    for _ in 0..random.random_range(1..6) {
+        let fault = fault(&mut random);
+        let mut disk = Disk::new(fault);
+        if random.random_bool(0.2) {
+            disk = disk.with_delays(random.random());
+        }
+        match open_with(data.path(), disk.options()) {
+            Err(error) => assert!(disk.struck(), "it does not open: {error}"),
+            Ok(broker) => {
+                // Reading meets no fault, unless there is nothing to read.
+                workload.check(&broker).await;
+                let steps = random.random_range(1..60);
+                let ran = workload.run(&broker, &mut random, steps).await;
+                if ran.is_ok() {
+                    // Beside the sealer.
+                    workload.check(&broker).await;
+                }
+                if let Err(error) = ran {
+                    assert!(matches!(error, BrokerError::Storage(_)), "{fault:?}: {error}");
+                    assert!(disk.struck(), "{fault:?}: a healthy disk is refused: {error}");
+                    check_refuses(&broker).await;
+                }
+                broker.stop();
+            }
+        }
+        match fault {
+            Some(Fault::PowerOff { .. }) => disk.lose_power(random.random()),
+            // A power loss may follow later.
+            _ if random.random_bool(0.5) => disk.lose_power(random.random()),
+            _ => disk.settle(),
+        }
+    }
+    let broker = open_with(data.path(), StoreOptions::default()).unwrap();
+    workload.check(&broker).await;
+    workload.run(&broker, &mut random, 5).await.unwrap();
+    workload.check(&broker).await;
+    broker.stop();
+    drop(broker);
+}
+
+/// What broke takes nothing more, and says so.
+async fn check_refuses(broker: &Broker) {
+    assert!(broker.store().has_failed());
+    assert!(broker.failure().borrow().is_some(), "the server is told to end");
+    let refused = broker.commit(Commit::default()).await.unwrap().await;
+    assert!(matches!(refused, Err(BrokerError::Storage(_))), "{refused:?}");
+}
+
+#[test]
+fn what_was_acknowledged_survives_every_fault_and_commits_are_whole() {
+    for_seeds(300, |seed| block_on(survives(seed)));
+}
