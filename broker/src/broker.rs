@@ -404,6 +404,7 @@ impl Broker {
         let catalog = vec![CatalogChange::remove(topic_key(name))];
         self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
         self.0.topics.write().remove(name);
+        self.0.store.registry().touch();
         for group in self.0.groups.all() {
             group.forget_topic(topic.id());
         }

@@ -1,5 +1,6 @@
 //! Idempotent producers: whatever is sent again is stored once, in order, and nothing is lost.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use millstream_api::v1::log_client::LogClient;
 use millstream_api::{ERROR_TRAILER, v1};
 use millstream_broker::clock::Clock;
 use millstream_broker::store::StoreOptions;
-use millstream_broker::topic::TopicSettings;
+use millstream_broker::topic::{Topic, TopicSettings};
 use millstream_broker::{Broker, BrokerError, BrokerSettings, TopicName};
 use millstream_client::{
     Client, ClientError, Compression, Delivery, Position, Producer, ProducerRecord, ProducerSettings,
@@ -281,36 +282,82 @@ impl Clock for Still {
     }
 }
 
+fn open(data: &Path, settings: &BrokerSettings) -> (Broker, Arc<Still>) {
+    let clock = Arc::new(Still(AtomicI64::new(0)));
+    let registry = &mut Registry::default();
+    let broker = Broker::open(data, settings.clone(), StoreOptions::default(), clock.clone(), registry).unwrap();
+    (broker, clock)
+}
+
+async fn create_topic(broker: &Broker, name: &str) -> Arc<Topic> {
+    broker.create_topic(&TopicName::new(name).unwrap(), 1, TopicSettings::default(), false).await.unwrap()
+}
+
+async fn append(broker: &Broker, topic: &Topic, numbers: Numbers, records: u32) -> Result<i64, BrokerError> {
+    let batch = RecordBatch::check(batch(numbers, records), &Limits::default()).unwrap();
+    let receipt = broker.produce(topic, &topic.partitions()[0], vec![batch]).await.unwrap();
+    Ok(receipt.await?.base_offsets[0].get())
+}
+
+async fn stop(broker: Broker) {
+    tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_partition_knows_of_producers_outlives_the_journal() {
+    let data = tempfile::tempdir().unwrap();
+    let settings = BrokerSettings { journal_bytes_max: 100_000, ..BrokerSettings::default() };
+    let (mut broker, _) = open(data.path(), &settings);
+    let mut topic = create_topic(&broker, "t").await;
+    let filler = create_topic(&broker, "filler").await;
+    let id = broker.init_producer(None).await.unwrap().id;
+    let (producer, nobody) =
+        (v1::ProducerIdentity { producer_id: id.get(), epoch: 2 }, v1::ProducerIdentity { producer_id: -1, epoch: -1 });
+    for n in 0..6 {
+        assert_eq!(append(&broker, &topic, (producer, n * 10), 10).await.unwrap(), i64::from(n) * 10);
+        // A part of the journal, with some of the batches, is sealed.
+        while n % 3 == 2 && topic.partitions()[0].size().journal_bytes > 0 {
+            append(&broker, &filler, (nobody, -1), 1_000).await.unwrap();
+        }
+    }
+    for _ in 0..2 {
+        stop(broker).await;
+        (broker, _) = open(data.path(), &settings);
+        topic = broker.topic("t").unwrap();
+        for n in 1..6 {
+            assert_eq!(append(&broker, &topic, (producer, n * 10), 10).await.unwrap(), i64::from(n) * 10);
+        }
+        let beyond = append(&broker, &topic, (producer, 70), 10).await;
+        assert!(matches!(beyond, Err(BrokerError::OutOfOrderSequence { expected: 60, found: 70, .. })), "{beyond:?}");
+    }
+    assert_eq!(append(&broker, &topic, (producer, 60), 10).await.unwrap(), 60);
+    stop(broker).await;
+}
+
 #[tokio::test]
 async fn a_partition_forgets_a_producer_that_is_idle_for_a_week() {
     let data = tempfile::tempdir().unwrap();
-    let (settings, clock) = (BrokerSettings::default(), Arc::new(Still(AtomicI64::new(0))));
-    let registry = &mut Registry::default();
-    let broker = Broker::open(data.path(), settings.clone(), StoreOptions::default(), clock.clone(), registry).unwrap();
-    let name = TopicName::new("t").unwrap();
-    let topic = broker.create_topic(&name, 1, TopicSettings::default(), false).await.unwrap();
+    let settings = BrokerSettings::default();
+    let (broker, clock) = open(data.path(), &settings);
+    let topic = create_topic(&broker, "t").await;
     let id = broker.init_producer(None).await.unwrap().id;
     let producer = v1::ProducerIdentity { producer_id: id.get(), epoch: 0 };
-    let append = async |first| {
-        let batch = RecordBatch::check(batch((producer, first), 1), &Limits::default()).unwrap();
-        broker.produce(&topic, &topic.partitions()[0], vec![batch]).await.unwrap().await
-    };
-    append(0).await.unwrap();
+    append(&broker, &topic, (producer, 0), 1).await.unwrap();
     for (now_ms, known) in [(settings.producer_expiry_ms, true), (settings.producer_expiry_ms + 1, false)] {
         clock.0.store(now_ms as i64, Ordering::SeqCst);
         // Those who come make room for themselves: idle ones go when ids are reserved.
         for _ in 0..1_000 {
             broker.init_producer(None).await.unwrap();
         }
-        let beyond_a_gap = append(100).await;
+        let beyond_a_gap = append(&broker, &topic, (producer, 100), 1).await;
         match known {
             true => {
                 assert!(matches!(beyond_a_gap, Err(BrokerError::OutOfOrderSequence { expected: 1, found: 100, .. })))
             }
-            false => assert_eq!(beyond_a_gap.unwrap().base_offsets[0].get(), 1),
+            false => assert_eq!(beyond_a_gap.unwrap(), 1),
         }
     }
-    tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
+    stop(broker).await;
 }
 
 // ---- the client

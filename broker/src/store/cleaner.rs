@@ -21,6 +21,7 @@ use super::pause::Pause;
 use super::segment::{Extent, OwnedExtent, Piece, SegmentId, SegmentMeta, SegmentWriter};
 use crate::broker::Domain;
 use crate::error::BrokerError;
+use crate::group::GroupKind;
 use crate::partition::{Offset, Partition, TopicId};
 use crate::topic::Topic;
 
@@ -49,6 +50,9 @@ pub(crate) struct Cleaner {
     pub(crate) queue: WeakCommitQueue,
     pub(crate) limits: Limits,
 }
+
+/// The extents in use of each segment, and whose they are.
+type Live = HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>>;
 
 /// Why a round ended early.
 pub(super) enum Stopped {
@@ -85,8 +89,9 @@ impl Cleaner {
     fn run(self) {
         // When the tombstones that a compacted partition still has may go.
         let mut tombstones: HashMap<(TopicId, u32), i64> = HashMap::new();
+        let mut changes = None;
         while self.wait(ROUND) {
-            match self.round(&mut tombstones) {
+            match self.round(&mut tombstones, &mut changes) {
                 Ok(()) | Err(Stopped::Closing) => {}
                 // Old records stay where they are, and nothing is lost: it is tried again.
                 Err(Stopped::Failed(error)) => tracing::error!(%error, "retention, merging or compaction failed"),
@@ -110,11 +115,16 @@ impl Cleaner {
         self.queue.is_closed() || self.store.has_failed()
     }
 
-    fn round(&self, tombstones: &mut HashMap<(TopicId, u32), i64>) -> Result<(), Stopped> {
+    /// `changes` is how often what is in use of segments had changed at the last round that looked at it.
+    fn round(&self, tombstones: &mut HashMap<(TopicId, u32), i64>, changes: &mut Option<u64>) -> Result<(), Stopped> {
         let now_ms = self.domain.clock.now_ms();
         self.retain(now_ms)?;
-        self.remove_dead()?;
-        self.merge()?;
+        let now = self.store.registry().changes();
+        if *changes != Some(now) {
+            self.remove_dead()?;
+            self.merge()?;
+            *changes = Some(now);
+        }
         let topics = self.topics();
         for topic in topics.iter().filter(|topic| topic.meta().settings.cleanup.compacts()) {
             for partition in topic.partitions() {
@@ -148,6 +158,10 @@ impl Cleaner {
     fn retain(&self, now_ms: i64) -> Result<(), Stopped> {
         let mut log_starts = Vec::new();
         for topic in self.topics() {
+            if topic.meta().internal {
+                self.retain_unread(&topic, &mut log_starts);
+                continue;
+            }
             let settings = &topic.meta().settings;
             if !settings.cleanup.deletes() {
                 continue;
@@ -169,13 +183,29 @@ impl Cleaner {
         self.commit(Upkeep { log_starts, ..Upkeep::default() })
     }
 
+    /// A repartition topic keeps what its pipeline has not committed yet, as Kafka Streams purges its own.
+    fn retain_unread(&self, topic: &Topic, log_starts: &mut Vec<(Arc<Partition>, Offset)>) {
+        let groups = self.domain.groups.all();
+        for partition in topic.partitions() {
+            let committed = groups
+                .iter()
+                .filter(|group| group.kind() == GroupKind::Pipeline)
+                .filter_map(|group| group.committed(partition.topic_id(), partition.name().partition));
+            let Some(committed) = committed.min() else { continue };
+            let start = partition.whole_pieces_before(committed);
+            if start > partition.start() {
+                log_starts.push((partition.clone(), start));
+            }
+        }
+    }
+
     // ---- segments
 
-    /// The extents in use of each segment, with their partitions, sorted.
-    fn live(&self) -> (Vec<Arc<SegmentMeta>>, HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>>) {
+    /// Every segment, and what of them is in use.
+    fn live(&self) -> (Vec<Arc<SegmentMeta>>, Live) {
         // A segment that was just added must be seen with its extents.
         let _changing = self.store.registry().change();
-        let mut live: HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>> = HashMap::new();
+        let mut live = Live::new();
         for topic in self.topics() {
             for partition in topic.partitions() {
                 for extent in partition.extents() {

@@ -463,6 +463,7 @@ impl Committer {
         }
         // After the extents: who reads finds the new ones.
         self.store.registry().removed(&upkeep.removed);
+        self.store.registry().touch();
     }
 
     /// Nothing is written after a failed commit: what is on disk is no longer known.

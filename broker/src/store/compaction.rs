@@ -126,11 +126,11 @@ impl Pass<'_> {
         let segment = self.cleaner.store.registry().segment_of(extent)?;
         let mut stopped = None;
         let visited = segment.visit(extent, |bytes, piece| {
-            self.piece(bytes, piece).or_else(|why| match why {
-                Stopped::Failed(error) => Err(error),
+            self.piece(bytes, piece).map_err(|why| match why {
+                Stopped::Failed(error) => error,
                 Stopped::Closing => {
                     stopped = Some(Stopped::Closing);
-                    Err(StoreError::Moved)
+                    StoreError::Moved
                 }
             })
         });
