@@ -70,9 +70,10 @@ fn restored(from: &Path, data: &Path) -> Result<Manifest, BackupError> {
     restore(from, data, |_, _| ControlFlow::Continue(()))
 }
 
-/// Records of some length, of some keys.
+/// Records of some length, of so many keys that the unsealed part of the journal has few of them: the others
+/// are as the tables have them.
 fn record() -> impl Fn(u32, usize) -> Pair + Clone + Send + Sync + 'static {
-    let keyed = keyed(PARTITIONS, 50);
+    let keyed = keyed(PARTITIONS, 1_000);
     move |partition, number| {
         let (key, value) = keyed(partition, number);
         (key, format!("{value:>300}"))
