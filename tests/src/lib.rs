@@ -2,7 +2,9 @@
 //! the built modules, the flights.
 
 pub mod instance;
+pub mod proxy;
 pub mod server;
+pub mod soak;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
