@@ -20,7 +20,7 @@ fn main() -> Result<ExitCode> {
         }
     }
     let duration = Duration::try_from_secs_f64(minutes * 60.0).with_context(|| format!("--minutes {minutes}"))?;
-    let data = tempfile::tempdir()?;
+    let data = tempfile::Builder::new().prefix("millstream-soak-").tempdir()?;
     println!("soak: {minutes} minutes, seed {seed}, data in {}", data.path().display());
     let plan = Plan { duration, seed, data: data.path().to_owned() };
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

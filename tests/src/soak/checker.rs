@@ -368,3 +368,76 @@ async fn check_means(client: &Client, late: &Late) -> Result<u64> {
     }
     Ok(read)
 }
+
+#[cfg(test)]
+mod tests {
+    use millstream_client::v1::Partition;
+
+    use super::*;
+
+    const SEED: u64 = 1;
+
+    fn slots(producer: u8, count: u32) -> Vec<Option<Stored>> {
+        (0..count).map(|number| Some(Stored { id: Id { producer, number }, timestamp_ms: 0 })).collect()
+    }
+
+    /// What is said of a log from `start` to `end`, where `found` is read, and 10 records were acknowledged.
+    fn said(topic: &str, start: u64, end: u64, found: &[u64]) -> String {
+        let partition = Partition { log_start_offset: start, log_end_offset: end, ..Default::default() };
+        check_partition(topic, &partition, &slots(0, 10), found, SEED)
+            .map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn a_log_is_what_was_acknowledged() {
+        let all: Vec<u64> = (0..10).collect();
+        assert_eq!(said(FLIGHTS, 0, 10, &all), "");
+        assert_eq!(said(RECENT, 4, 10, &all[4..]), "", "retention took the oldest");
+        assert_eq!(said(RECENT, 4, 10, &all[2..]), "", "retention went on after the reading");
+        for (words, found) in [
+            ("ends at 9,", said(FLIGHTS, 0, 9, &all[..9])),
+            ("ends at 11,", said(FLIGHTS, 0, 11, &all)),
+            ("hole", said(FLIGHTS, 0, 10, &[0, 1, 2, 4, 5, 6, 7, 8, 9])),
+            ("9 records from 0", said(FLIGHTS, 0, 10, &all[..9])),
+            ("nothing is to be deleted", said(FLIGHTS, 1, 10, &all[1..])),
+            ("the first record is at 5", said(RECENT, 4, 10, &all[5..])),
+            ("0 bytes are left", said(CLICKS, 4, 10, &all[4..])),
+        ] {
+            assert!(found.contains(words), "{words}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_compacted_log_has_the_last_record_of_each_key() {
+        let slots = slots(6, 3_000);
+        let mut last: HashMap<Option<String>, u64> = HashMap::new();
+        let key = |offset: u64| slots[offset as usize].unwrap().id.content(SEED).0;
+        let is_tombstone = |offset: u64| slots[offset as usize].unwrap().id.content(SEED).1.is_none();
+        last.extend((0..3_000).map(|offset| (key(offset), offset)));
+        let mut found: Vec<u64> = last.values().copied().filter(|&offset| !is_tombstone(offset)).collect();
+        found.sort_unstable();
+        assert!(check_compacted(&slots, &found, SEED).is_ok());
+        let without = &found[1..];
+        assert!(check_compacted(&slots, without, SEED).unwrap_err().to_string().contains("is gone"));
+        let deleted = last.iter().find(|(_, offset)| is_tombstone(**offset)).unwrap().0.clone();
+        found.insert(0, (0..3_000).find(|&offset| key(offset) == deleted).unwrap());
+        found.sort_unstable();
+        assert!(check_compacted(&slots, &found, SEED).unwrap_err().to_string().contains("is back"));
+    }
+
+    #[test]
+    fn a_record_is_acknowledged_once_and_in_order() {
+        let known = Known::default();
+        known.numbers.lock()[0] = 3;
+        let place = |slots| HashMap::from([((FLIGHTS, 0), slots)]);
+        let mut slots = slots(0, 3);
+        assert!(check_each_is_once(&known, &place(slots.clone())).is_ok());
+        let twice = HashMap::from([((FLIGHTS, 0), slots.clone()), ((FLIGHTS, 1), slots[..1].to_vec())]);
+        assert!(check_each_is_once(&known, &twice).unwrap_err().to_string().contains("Some(2) times"));
+        assert!(
+            check_each_is_once(&known, &place(slots[1..].to_vec())).unwrap_err().to_string().contains("Some(0) times")
+        );
+        slots.swap(1, 2);
+        assert!(check_each_is_once(&known, &place(slots)).unwrap_err().to_string().contains("comes after"));
+    }
+}

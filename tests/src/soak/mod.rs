@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, block_in_place};
 
 use self::checker::{Before, caught_up, check_after_restart, check_all};
 use self::model::{Known, PRODUCERS};
@@ -62,6 +62,8 @@ pub struct Summary {
     pub checked: u64,
     /// The longest start, in ms.
     pub start_ms_max: u64,
+    /// The longest stop, in ms.
+    pub stop_ms_max: u64,
     /// The most resident memory of a server, in bytes.
     pub resident_bytes_max: u64,
     /// The data directory's size, in bytes.
@@ -73,7 +75,7 @@ impl std::fmt::Display for Summary {
         write!(
             f,
             "{} records acknowledged, {} checked; {} kills, {} stops, {} topics deleted; data {} MiB, server at most {} \
-             MiB, longest start {} ms",
+             MiB, longest start {} ms, longest stop {} ms",
             self.records,
             self.checked,
             self.kills,
@@ -82,6 +84,7 @@ impl std::fmt::Display for Summary {
             self.data_bytes >> 20,
             self.resident_bytes_max >> 20,
             self.start_ms_max,
+            self.stop_ms_max,
         )
     }
 }
@@ -104,8 +107,7 @@ pub async fn run(plan: &Plan) -> Result<Summary> {
         left -= length;
         phase = (phase * 2).min(Duration::from_secs(PHASE_SECONDS_MAX));
     }
-    let status = soak.server.terminate();
-    ensure!(status.success(), "the last server ended with {status} when it was asked to stop");
+    soak.stop()?;
     Ok(soak.summary)
 }
 
@@ -192,14 +194,22 @@ impl Soak {
         Duration::from_millis(self.random.random_range(LIFE_MS))
     }
 
+    /// Asks the server to end, and waits until it does. Clients go on meanwhile: it says goodbye to them.
+    fn stop(&mut self) -> Result<()> {
+        let stopping = Instant::now();
+        let status = block_in_place(|| self.server.terminate());
+        ensure!(status.success(), "the server ended with {status} when it was asked to stop");
+        self.summary.stop_ms_max = self.summary.stop_ms_max.max(stopping.elapsed().as_millis() as u64);
+        Ok(())
+    }
+
     /// Mostly a kill, and perhaps some more before the next server is ready.
     async fn restart(&mut self) -> Result<()> {
         ensure!(self.server.is_running(), "the server ended by itself; its error is on stderr");
         self.summary.resident_bytes_max = self.summary.resident_bytes_max.max(self.server.resident_bytes());
         if self.random.random_bool(0.2) {
             // What waits for the server's answers may go on, but nobody new comes.
-            let status = self.server.terminate();
-            ensure!(status.success(), "the server ended with {status} when it was asked to stop");
+            self.stop()?;
             self.proxy.pass_to_nobody();
             self.summary.stops += 1;
         } else {
@@ -208,13 +218,13 @@ impl Soak {
             self.summary.kills += 1;
             while self.random.random_bool(0.25) {
                 let after = Duration::from_millis(self.random.random_range(0..80));
-                start_and_kill(&self.plan.data, &ARGUMENTS, after);
+                block_in_place(|| start_and_kill(&self.plan.data, &ARGUMENTS, after));
                 self.summary.kills += 1;
             }
         }
         let before = Before::of(&self.known);
         let starting = Instant::now();
-        self.server.restart();
+        block_in_place(|| self.server.restart());
         self.summary.start_ms_max = self.summary.start_ms_max.max(starting.elapsed().as_millis() as u64);
         self.proxy.pass_to(&self.server);
         check_after_restart(&self.server.client(), &self.known, &before).await.context("after a restart")
