@@ -3,7 +3,9 @@
 
 pub mod faults;
 pub mod instance;
+pub mod proxy;
 pub mod server;
+pub mod soak;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

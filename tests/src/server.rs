@@ -14,6 +14,8 @@ use tokio::net::TcpSocket;
 pub struct Server {
     child: Child,
     data: PathBuf,
+    /// Beside those that every server gets.
+    arguments: Vec<String>,
     /// `127.0.0.1:port` of gRPC.
     pub grpc: String,
     /// `127.0.0.1:port` of HTTP.
@@ -68,7 +70,13 @@ impl Server {
                 line.find(name).unwrap_or_else(|| panic!("the server did not start, it said {line:?}")) + name.len();
             line[at..].split([',', '\n']).next().unwrap_or_default().trim().to_owned()
         };
-        Self { grpc: address("gRPC "), http: address("HTTP "), data: data.to_owned(), child }
+        Self {
+            grpc: address("gRPC "),
+            http: address("HTTP "),
+            data: data.to_owned(),
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            child,
+        }
     }
 
     /// A client of it.
@@ -125,10 +133,27 @@ impl Server {
         self.child.wait().expect("it ends")
     }
 
-    /// Starts another one on the same data, after [`Server::kill`] or [`Server::terminate`].
+    /// Whether it still runs: nobody but us is to end it.
+    ///
+    /// # Panics
+    /// Where that can't be asked.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be asked").is_none()
+    }
+
+    /// Starts another one on the same data and with the same arguments, after [`Server::kill`] or
+    /// [`Server::terminate`].
+    ///
+    /// # Panics
+    /// Where it does not start.
     pub fn restart(&mut self) {
-        let data = self.data.clone();
-        *self = Self::start(&data);
+        self.restart_at("127.0.0.1:0");
+    }
+
+    fn restart_at(&mut self, grpc: &str) {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        let server = Self::start_at(grpc, &self.data, &arguments);
+        *self = server;
     }
 
     /// As [`Server::restart`], and gRPC listens where it did: clients find it again.
@@ -138,8 +163,7 @@ impl Server {
     pub fn restart_in_place(&mut self) {
         let address: SocketAddr = self.grpc.parse().expect("it printed an address");
         wait_until_free(address);
-        let data = self.data.clone();
-        *self = Self::start_at(&address.to_string(), &data, &[]);
+        self.restart_at(&address.to_string());
     }
 
     /// Runs the `millstream` program against it.
@@ -154,6 +178,24 @@ impl Server {
     pub fn run_with_input(&self, arguments: &[&str], input: &str) -> Ran {
         run(Command::new(millstream()).env("MILLSTREAM_SERVER", &self.grpc).args(arguments), input)
     }
+}
+
+/// A start on `data` that is killed before it comes far.
+///
+/// # Panics
+/// Where the program can't be run, or not be killed.
+pub fn start_and_kill(data: &Path, arguments: &[&str], after: Duration) {
+    let mut child = Command::new(millstream())
+        .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", "error", "--data"])
+        .arg(data)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program runs");
+    std::thread::sleep(after);
+    child.kill().expect("a child can be killed");
+    child.wait().expect("a killed child ends");
 }
 
 impl Drop for Server {

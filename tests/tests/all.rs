@@ -17,4 +17,5 @@ mod invariants;
 mod model;
 mod readme;
 mod retention;
+mod soak;
 mod topics;

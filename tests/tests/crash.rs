@@ -5,11 +5,8 @@
 //! server is killed, `MILLSTREAM_TEST_SEED` repeats a run's random choices.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::io;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,127 +16,19 @@ use millstream_client::{
 use millstream_record::partition_for_key;
 use millstream_tests::guest;
 use millstream_tests::instance::wait_until;
-use millstream_tests::server::{Server, millstream};
+use millstream_tests::proxy::Proxy;
+use millstream_tests::server::{Server, start_and_kill};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// The number that an environment variable gives.
-fn number_of(variable: &str) -> Option<u64> {
+pub(super) fn number_of(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap())
-}
-
-// ---- one address for servers that come and go
-
-/// What the server says is lost while this is on.
-#[derive(Default)]
-struct Losing {
-    on: AtomicBool,
-    bytes: AtomicU64,
-}
-
-/// Passes connections on to a server whose port changes with each start.
-pub(super) struct Proxy {
-    address: String,
-    server: Arc<Mutex<Option<String>>>,
-    /// Ends every connection.
-    cut: watch::Sender<()>,
-    losing: Arc<Losing>,
-    accepting: JoinHandle<()>,
-}
-
-impl Proxy {
-    pub(super) async fn start(server: &Server) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let server = Arc::new(Mutex::new(Some(server.grpc.clone())));
-        let cut = watch::Sender::new(());
-        let losing = Arc::<Losing>::default();
-        let (to, cutting, losing_answers) = (server.clone(), cut.clone(), losing.clone());
-        let accepting = tokio::spawn(async move {
-            loop {
-                let (mut client, _) = listener.accept().await.unwrap();
-                let (to, mut cut, losing) = (to.lock().clone(), cutting.subscribe(), losing_answers.clone());
-                tokio::spawn(async move {
-                    let Some(to) = to else { return };
-                    let Ok(mut server) = TcpStream::connect(to).await else { return };
-                    tokio::select! {
-                        _ = pass_on(&mut client, &mut server, &losing) => {}
-                        _ = cut.changed() => {}
-                    }
-                });
-            }
-        });
-        Self { address, server, cut, losing, accepting }
-    }
-
-    pub(super) fn client(&self) -> Client {
-        Client::new(&self.address).unwrap()
-    }
-
-    /// Loses every connection; new ones are passed on.
-    pub(super) fn cut(&self) {
-        self.cut.send_replace(());
-        self.losing.on.store(false, Ordering::SeqCst);
-    }
-
-    /// Loses all that the server says from now on until the next cut.
-    pub(super) fn lose_answers(&self) {
-        self.losing.bytes.store(0, Ordering::SeqCst);
-        self.losing.on.store(true, Ordering::SeqCst);
-    }
-
-    /// Waits until something was lost.
-    pub(super) async fn answers_lost(&self) {
-        wait_until("an answer is lost", || self.losing.bytes.load(Ordering::SeqCst) > 0).await;
-    }
-
-    /// Refuses connections: the port of a server that ended may be somebody else's at once.
-    pub(super) fn pass_to_nobody(&self) {
-        *self.server.lock() = None;
-    }
-
-    pub(super) fn pass_to(&self, server: &Server) {
-        *self.server.lock() = Some(server.grpc.clone());
-    }
-}
-
-async fn pass_on(client: &mut TcpStream, server: &mut TcpStream, losing: &Losing) -> (io::Result<()>, io::Result<()>) {
-    let (mut from_client, mut to_client) = client.split();
-    let (mut from_server, mut to_server) = server.split();
-    let requests = async {
-        tokio::io::copy(&mut from_client, &mut to_server).await?;
-        to_server.shutdown().await
-    };
-    let answers = async {
-        let mut bytes = vec![0; 64 << 10];
-        // Nothing makes sense after what was lost.
-        let mut lost = false;
-        loop {
-            let read = from_server.read(&mut bytes).await?;
-            lost |= losing.on.load(Ordering::SeqCst);
-            match read {
-                0 => return to_client.shutdown().await,
-                read if lost => {
-                    losing.bytes.fetch_add(read as u64, Ordering::SeqCst);
-                }
-                read => to_client.write_all(&bytes[..read]).await?,
-            }
-        }
-    };
-    tokio::join!(requests, answers)
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
 }
 
 // ---- the workload
@@ -314,20 +203,6 @@ fn start_producers(
     ]
 }
 
-/// A start that does not come far.
-fn start_and_kill(data: &Path, after: Duration) {
-    let mut child = Command::new(millstream())
-        .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", "error", "--data"])
-        .arg(data)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(after);
-    child.kill().unwrap();
-    child.wait().unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn acked_records_survive_kill_and_what_comes_of_them_is_exactly_once() {
     let seed = number_of("MILLSTREAM_TEST_SEED").unwrap_or_else(rand::random);
@@ -359,7 +234,7 @@ async fn acked_records_survive_kill_and_what_comes_of_them_is_exactly_once() {
         proxy.pass_to_nobody();
         server.kill();
         while random.random_bool(0.25) {
-            start_and_kill(data.path(), Duration::from_millis(random.random_range(0..80)));
+            start_and_kill(data.path(), &[], Duration::from_millis(random.random_range(0..80)));
         }
         let acked = known.acked.lock().len();
         let committed = known.committed.lock().clone();
@@ -590,7 +465,7 @@ fn a_first_start_that_is_killed_leaves_a_directory_that_opens() {
     let mut random = StdRng::seed_from_u64(seed);
     for _ in 0..8 {
         let data = tempfile::tempdir().unwrap();
-        start_and_kill(data.path(), Duration::from_micros(random.random_range(0..40_000)));
+        start_and_kill(data.path(), &[], Duration::from_micros(random.random_range(0..40_000)));
         // It panics where it does not start.
         let _ = Server::start(data.path());
     }

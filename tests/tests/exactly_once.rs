@@ -18,12 +18,13 @@ use millstream_runtime::log::{Log, LogError, Step};
 use millstream_runtime::runtime::RunState;
 use millstream_tests::guest;
 use millstream_tests::instance::{Instance, wait_until};
+use millstream_tests::proxy::Proxy;
 use millstream_tests::server::Server;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::crash::{Proxy, all_records, caught_up};
+use super::crash::{all_records, caught_up};
 
 // ---- load
 

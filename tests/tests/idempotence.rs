@@ -18,6 +18,7 @@ use millstream_client::{
 };
 use millstream_record::{BatchBuilder, Limits, RecordBatch};
 use millstream_tests::instance::wait_until;
+use millstream_tests::proxy::Proxy;
 use millstream_tests::server::Server;
 use prometheus_client::registry::Registry;
 use rand::rngs::StdRng;
@@ -26,7 +27,7 @@ use tempfile::TempDir;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::crash::{Proxy, all_records};
+use super::crash::all_records;
 
 struct Running {
     server: Server,

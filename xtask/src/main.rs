@@ -1,8 +1,9 @@
-//! The project's chores: `cargo xtask guests|demo|test|bench`.
+//! The project's chores: `cargo xtask guests|demo|test|bench|soak`.
 
 mod bench;
 mod demo;
 mod process;
+mod soak;
 mod wasm;
 
 use std::path::{Path, PathBuf};
@@ -34,6 +35,15 @@ enum Chore {
         /// Only the benchmarks whose name contains this
         only: Option<String>,
     },
+    /// Kill a working server again and again, and check everything that it keeps
+    Soak {
+        /// How long it works; checks come on top
+        #[arg(long, value_name = "N", default_value_t = 10.0)]
+        minutes: f64,
+        /// Repeats a run's random choices; each run prints its own
+        #[arg(long, value_name = "S")]
+        seed: Option<u64>,
+    },
     /// Build the modules under guests/ into target/guests
     Guests,
 }
@@ -45,6 +55,7 @@ fn main() -> Result<()> {
         Chore::Demo => demo::run(&root),
         Chore::Test { filter } => test(&root, filter.as_deref()),
         Chore::Bench { quick, only } => bench::run(&root, quick, only.as_deref()),
+        Chore::Soak { minutes, seed } => soak::run(&root, minutes, seed),
     }
 }
 

@@ -26,6 +26,7 @@ use tonic::service::RoutesBuilder;
 use tracing_subscriber::EnvFilter;
 
 use self::bounds::BoundsArgs;
+use crate::amount;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -57,6 +58,10 @@ pub(crate) struct Args {
     /// Threads that serve requests and run stages; one a core when left out
     #[arg(long, value_name = "N")]
     pub(crate) worker_threads: Option<NonZeroUsize>,
+    /// Bytes of new records that are kept in the journal before they are sealed into segments, 1MiB or more: a start reads
+    /// them all, and no topic's retention_bytes can be less [default: 128MiB]
+    #[arg(long, value_name = "SIZE", value_parser = journal_bytes)]
+    pub(crate) journal_bytes_max: Option<u64>,
     #[command(flatten)]
     pub(crate) bounds: BoundsArgs,
 }
@@ -75,6 +80,18 @@ const STOP_SECONDS_MAX: u64 = 20;
 
 /// Files that are open beside the connections: the data directory's, HTTP's, the runtime's.
 const FILES_BESIDE_CONNECTIONS: u64 = 1_000;
+
+/// The least that `--journal-bytes-max` can be: the largest record batch of a topic with default settings.
+const JOURNAL_BYTES_MIN: u64 = 1 << 20;
+
+/// Reads `--journal-bytes-max`.
+fn journal_bytes(text: &str) -> Result<u64, String> {
+    let bytes = amount::bytes(text)?;
+    if bytes < JOURNAL_BYTES_MIN {
+        return Err(format!("{bytes} bytes are too few: use 1MiB or more, which one record batch may fill"));
+    }
+    Ok(bytes)
+}
 
 /// Serves until it is told to stop.
 ///
@@ -146,10 +163,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn open(args: &Args, quotas: QuotaSettings, registry: &mut Registry) -> anyhow::Result<(Broker, Runtime)> {
     let data = args.data.clone();
     let threads = args.worker_threads.map(NonZeroUsize::get);
+    let journal_bytes_max = args.journal_bytes_max;
     let mut own = std::mem::take(registry);
     let opened = tokio::task::spawn_blocking(move || {
         let clock = Arc::new(SystemClock);
-        let settings = BrokerSettings { quotas, ..BrokerSettings::default() };
+        let mut settings = BrokerSettings { quotas, ..BrokerSettings::default() };
+        if let Some(bytes) = journal_bytes_max {
+            settings.journal_bytes_max = bytes;
+        }
         let broker = Broker::open(&data, settings, StoreOptions::default(), clock, &mut own)?;
         let engine = EngineSettings { cache_dir: Some(data.join("compiled")), ..EngineSettings::default() };
         let settings = RuntimeSettings { worker_threads: threads, engine };
