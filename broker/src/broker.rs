@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
-use millstream_record::{Limits, RecordBatch};
+use millstream_record::{BatchHeader, Limits, RecordBatch};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -18,11 +18,16 @@ use crate::group::{Group, GroupKind, Groups};
 use crate::metrics::{BrokerCollector, BrokerMetrics};
 use crate::name::{GroupId, TopicName};
 use crate::partition::{Offset, Partition, TopicId, TopicPartition};
+use crate::producer::{Producer, ProducerId, ProducerIdentity, ProducerIds};
+use crate::quota::{QuotaSettings, Quotas};
 use crate::state::StateIndex;
+use crate::store::cleaner::Cleaner;
 use crate::store::committer::{CommitQueue, Committer};
 use crate::store::recovery::Replayed;
 use crate::store::sealer::{SealerHandle, sealer};
-use crate::store::{Append, CatalogChange, Commit, Fence, OffsetChange, Receipt, Store, StoreError, StoreOptions};
+use crate::store::{
+    Append, CatalogChange, Commit, Fence, OffsetChange, Receipt, Store, StoreError, StoreOptions, Tables,
+};
 use crate::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};
 
 /// Bytes that may wait for the committer: half a second of a slow disk. A write beyond waits.
@@ -38,16 +43,26 @@ const TOPIC_PREFIX: &str = "topic/";
 /// The id of the next topic: ids are never used again, so records of a deleted topic stay dead.
 const NEXT_TOPIC_ID: &str = "next-topic-id";
 
+/// Producer ids from this one on are not reserved by any process yet.
+const NEXT_PRODUCER_ID: &str = "next-producer-id";
+
+/// A week: as long as Kafka keeps a producer's transactional id.
+const PRODUCER_EXPIRY_MS_DEFAULT: u64 = 7 * 24 * 60 * 60 * 1_000;
+
 /// The broker's settings, checked and with defaults filled in.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct BrokerSettings {
     /// Bounds for record batches from outside.
     pub limits: Limits,
     /// Bytes that may wait for the committer.
     pub queued_bytes_max: usize,
+    /// What each client may produce and fetch. Default: all it can.
+    pub quotas: QuotaSettings,
     /// Bytes that the journal keeps, of whatever partitions: half is sealed while the other half fills. A
     /// start reads it all, and no topic's `retention_bytes` can be less.
     pub journal_bytes_max: u64,
+    /// A partition forgets an idempotent producer that appended nothing for this long.
+    pub producer_expiry_ms: u64,
 }
 
 impl Default for BrokerSettings {
@@ -55,7 +70,9 @@ impl Default for BrokerSettings {
         Self {
             limits: Limits::default(),
             queued_bytes_max: QUEUED_BYTES_MAX_DEFAULT,
+            quotas: QuotaSettings::default(),
             journal_bytes_max: JOURNAL_BYTES_MAX_DEFAULT,
+            producer_expiry_ms: PRODUCER_EXPIRY_MS_DEFAULT,
         }
     }
 }
@@ -81,10 +98,11 @@ impl WeakBroker {
     }
 }
 
-/// Topics and groups: what the store's own threads see of the domain.
+/// Topics, groups and time: what the store's own threads see of the domain.
 pub(crate) struct Domain {
     pub(crate) topics: Arc<RwLock<BTreeMap<TopicName, Arc<Topic>>>>,
     pub(crate) groups: Arc<Groups>,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 struct Inner {
@@ -98,9 +116,11 @@ struct Inner {
     altered: watch::Sender<u64>,
     /// Held while topics are made, altered or deleted: the catalog and `topics` change together.
     changing_topics: tokio::sync::Mutex<()>,
+    producer_ids: ProducerIds,
     groups: Arc<Groups>,
     state: Arc<StateIndex>,
     metrics: BrokerMetrics,
+    quotas: Quotas,
     queue: RwLock<Option<CommitQueue>>,
     room: Arc<Semaphore>,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
@@ -139,17 +159,29 @@ impl Broker {
         let groups = Arc::new(Groups::default());
         let state = Arc::new(StateIndex::new(store.tables().clone()));
         let (sealer_handle, sealer) = sealer(settings.journal_bytes_max / 2);
-        let restoring = Restoring { store: &store, topics: &topics, groups: &groups, state: &state };
-        let journal = restoring.run(&sealer_handle)?;
+        let now_ms = clock.now_ms();
+        let restoring = Restoring { store: &store, topics: &topics, groups: &groups, state: &state, now_ms };
+        let journal = restoring.run(&sealer_handle, settings.producer_expiry_ms)?;
+        let producer_ids = ProducerIds::new(catalog_number(&store, NEXT_PRODUCER_ID)?.unwrap_or(0));
         let topics = Arc::new(RwLock::new(topics));
-        let domain = Arc::new(Domain { topics: topics.clone(), groups: groups.clone() });
+        let domain = Arc::new(Domain { topics: topics.clone(), groups: groups.clone(), clock: clock.clone() });
         let metrics = BrokerMetrics::register(registry);
         let (failed, failure) = watch::channel(None);
-        let (queue, committer) =
-            Committer::start(store.clone(), state.clone(), metrics.clone(), journal, sealer_handle, failed)?;
-        let sealer = sealer.start(store.clone(), domain, queue.downgrade())?;
+        let (queue, committer) = Committer::start(
+            store.clone(),
+            state.clone(),
+            clock.clone(),
+            metrics.clone(),
+            journal,
+            sealer_handle,
+            failed,
+        )?;
+        let sealer = sealer.start(store.clone(), domain.clone(), queue.downgrade())?;
+        let cleaner = Cleaner { store: store.clone(), domain, queue: queue.downgrade(), limits: settings.limits };
+        let cleaner = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
+            quotas: Quotas::new(settings.quotas.clone()),
             settings,
             clock,
             store,
@@ -157,13 +189,14 @@ impl Broker {
             in_use: RwLock::default(),
             altered: watch::Sender::new(0),
             changing_topics: tokio::sync::Mutex::default(),
+            producer_ids,
             groups,
             state,
             metrics,
             queue: RwLock::new(Some(queue)),
             failure,
             stopping: watch::Sender::new(false),
-            threads: Mutex::new(vec![committer, sealer]),
+            threads: Mutex::new(vec![committer, sealer, cleaner]),
         }));
         registry.register_collector(Box::new(BrokerCollector(broker.downgrade())));
         Ok(broker)
@@ -202,6 +235,11 @@ impl Broker {
     /// The broker's counters.
     pub fn metrics(&self) -> &BrokerMetrics {
         &self.0.metrics
+    }
+
+    /// Who may read and write how fast.
+    pub fn quotas(&self) -> &Quotas {
+        &self.0.quotas
     }
 
     /// Becomes `Some` when the store fails: the process must end with that reason.
@@ -366,6 +404,7 @@ impl Broker {
         let catalog = vec![CatalogChange::remove(topic_key(name))];
         self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
         self.0.topics.write().remove(name);
+        self.0.store.registry().touch();
         for group in self.0.groups.all() {
             group.forget_topic(topic.id());
         }
@@ -420,11 +459,13 @@ impl Broker {
         Ok(queue.push(commit, Some(permit)))
     }
 
-    /// Appends batches to one partition; the receipt is answered when they are on disk.
+    /// Appends batches to one partition; the receipt is answered when they are on disk. Batches of an
+    /// idempotent producer that are there already are not appended again: the receipt says where they
+    /// are.
     ///
     /// # Errors
-    /// [`BrokerError::BatchTooLarge`], [`BrokerError::NullKey`] and [`BrokerError::ShuttingDown`]; the receipt has
-    /// the rest.
+    /// [`BrokerError::BatchTooLarge`], [`BrokerError::NullKey`], [`BrokerError::UnknownProducerId`] and
+    /// [`BrokerError::ShuttingDown`]; the receipt has the rest.
     pub async fn produce(
         &self,
         topic: &Topic,
@@ -443,6 +484,9 @@ impl Broker {
                     batch_bytes_max,
                 });
             }
+            if let Some(producer_id) = ProducerId::new(batch.producer_id()) {
+                self.check_handed_out(producer_id)?;
+            }
             records += u64::from(batch.record_count());
             bytes += len as u64;
         }
@@ -451,6 +495,55 @@ impl Broker {
         let receipt = self.commit(Commit { appends: vec![append], ..Commit::default() }).await?;
         self.0.metrics.appended(topic.name(), records, bytes);
         Ok(receipt)
+    }
+
+    // ---- idempotent producers
+
+    /// Gives a producer an id of its own, or the one that it has the next epoch (KIP-98, KIP-360). An
+    /// epoch that is the last gives way to a new id.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownProducerId`], [`BrokerError::InvalidArgument`] for a negative epoch,
+    /// [`BrokerError::ShuttingDown`], [`BrokerError::Storage`].
+    pub async fn init_producer(&self, current: Option<ProducerIdentity>) -> Result<ProducerIdentity, BrokerError> {
+        if let Some(ProducerIdentity { id, epoch }) = current {
+            self.check_handed_out(id)?;
+            if epoch < 0 {
+                return Err(BrokerError::InvalidArgument {
+                    what: "producer epoch",
+                    value: epoch.to_string(),
+                    allowed: format!("use 0 to {}", i16::MAX),
+                });
+            }
+            if let Some(epoch) = epoch.checked_add(1) {
+                return Ok(ProducerIdentity { id, epoch });
+            }
+        }
+        let reserve = async |until: i64| {
+            let catalog = vec![CatalogChange::put(NEXT_PRODUCER_ID, until.to_string().into_bytes())];
+            self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
+            // What many short-lived producers leave behind is bounded by this.
+            self.forget_idle_producers();
+            Ok(())
+        };
+        Ok(ProducerIdentity { id: self.0.producer_ids.next(reserve).await?, epoch: 0 })
+    }
+
+    /// Forgets, in every partition, the producers that were idle for longer than
+    /// [`BrokerSettings::producer_expiry_ms`].
+    pub fn forget_idle_producers(&self) {
+        let expiry_ms = i64::try_from(self.0.settings.producer_expiry_ms).unwrap_or(i64::MAX);
+        let before_ms = self.0.clock.now_ms().saturating_sub(expiry_ms);
+        for topic in self.topics() {
+            topic.partitions().iter().for_each(|partition| partition.producers().forget_idle(before_ms));
+        }
+    }
+
+    fn check_handed_out(&self, producer_id: ProducerId) -> Result<(), BrokerError> {
+        if self.0.producer_ids.knows(producer_id) {
+            return Ok(());
+        }
+        Err(BrokerError::UnknownProducerId { producer_id })
     }
 
     // ---- groups
@@ -635,12 +728,15 @@ fn to_json<T: serde::Serialize>(value: &T) -> Vec<u8> {
 }
 
 fn next_topic_id(store: &Store) -> Result<u32, StoreError> {
-    let Some(stored) = store.catalog_get(NEXT_TOPIC_ID)? else { return Ok(1) };
+    Ok(catalog_number(store, NEXT_TOPIC_ID)?.unwrap_or(1))
+}
+
+fn catalog_number<N: std::str::FromStr>(store: &Store, key: &str) -> Result<Option<N>, StoreError> {
+    let Some(stored) = store.catalog_get(key)? else { return Ok(None) };
     let parsed = std::str::from_utf8(&stored).ok().and_then(|text| text.parse().ok());
-    parsed.ok_or_else(|| StoreError::Corrupt {
-        what: format!("catalog entry {NEXT_TOPIC_ID:?}"),
-        reason: format!("{stored:?} is no number"),
-    })
+    let corrupt =
+        || StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason: format!("{stored:?} is no number") };
+    parsed.map(Some).ok_or_else(corrupt)
 }
 
 fn load_topics(store: &Store) -> Result<BTreeMap<TopicName, Arc<Topic>>, StoreError> {
@@ -661,13 +757,15 @@ struct Restoring<'a> {
     topics: &'a BTreeMap<TopicName, Arc<Topic>>,
     groups: &'a Groups,
     state: &'a StateIndex,
+    now_ms: i64,
 }
 
 impl Restoring<'_> {
-    fn run(&self, sealer: &SealerHandle) -> Result<Replayed, StoreError> {
+    fn run(&self, sealer: &SealerHandle, producer_expiry_ms: u64) -> Result<Replayed, StoreError> {
         let by_id: HashMap<TopicId, &Arc<Topic>> = self.topics.values().map(|topic| (topic.id(), topic)).collect();
         self.partitions(&by_id)?;
         self.tables(&by_id)?;
+        self.producers(&by_id, self.now_ms.saturating_sub_unsigned(producer_expiry_ms))?;
         self.journal(&by_id, sealer)
     }
 
@@ -708,6 +806,25 @@ impl Restoring<'_> {
         })
     }
 
+    /// What the tables remember of producers. Those that were idle for too long, and those of deleted
+    /// topics, are forgotten there too.
+    fn producers(&self, by_id: &HashMap<TopicId, &Arc<Topic>>, idle_since_ms: i64) -> Result<(), StoreError> {
+        let mut forgotten = Vec::new();
+        self.store.tables().producers(|topic, number, id, row| {
+            let corrupt = |reason: String| StoreError::Corrupt { what: "table producers".into(), reason };
+            let producer = Producer::decode(row).map_err(corrupt)?;
+            let partition = by_id.get(&TopicId(topic)).and_then(|topic| topic.partition(number).ok());
+            match (partition, ProducerId::new(id)) {
+                (Some(partition), Some(id)) if producer.last_append_ms() >= idle_since_ms => {
+                    partition.producers().restore(id, producer);
+                }
+                _ => forgotten.push((Tables::producer_key(topic, number, id), None)),
+            }
+            Ok(())
+        })?;
+        self.store.tables().write_producers(&forgotten)
+    }
+
     fn group(&self, id: &str, kind: u8) -> Result<Arc<Group>, String> {
         let kind = GroupKind::from_journal(kind).ok_or("a group of unknown kind")?;
         let id = GroupId::new(id).map_err(|e| e.to_string())?;
@@ -737,6 +854,7 @@ impl Restoring<'_> {
                         }
                         partition.publish(run.run(location(seq, pos, batches)));
                     }
+                    replay_producers(partition, batches, self.now_ms);
                 }
                 Entry::Offset(entry) => {
                     if by_id.contains_key(&entry.topic) {
@@ -757,5 +875,16 @@ impl Restoring<'_> {
             }
             Ok(())
         })
+    }
+}
+
+/// What a partition knows of the producers of batches that stand in the journal. When they came is not
+/// known there: it counts from now. What does not parse is damaged, and nobody knows whose it was.
+fn replay_producers(partition: &Partition, batches: &[u8], now_ms: i64) {
+    let mut producers = partition.producers();
+    let mut pos = 0;
+    while let Ok(header) = BatchHeader::parse(&batches[pos..]) {
+        producers.replay(&header, now_ms);
+        pos += header.batch_bytes;
     }
 }

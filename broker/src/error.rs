@@ -6,6 +6,7 @@ use millstream_record::BatchError;
 
 use crate::name::{GroupId, TopicName};
 use crate::partition::Offset;
+use crate::producer::{BATCHES_REMEMBERED, ProducerId};
 
 /// What was wrong, with which value, and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -121,6 +122,69 @@ pub enum BrokerError {
         bytes: usize,
         /// The topic's limit.
         batch_bytes_max: usize,
+    },
+    /// A producer's batch does not follow what the partition has of that producer.
+    #[error(
+        "topic {topic}, partition {partition}: producer id {producer_id} (epoch {epoch}) sent sequence number {found} \
+         where {expected} must come; nothing of this request was stored: send what is missing first, or begin the next \
+         epoch (InitProducer) at 0"
+    )]
+    OutOfOrderSequence {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// The producer.
+        producer_id: ProducerId,
+        /// Its epoch, as sent.
+        epoch: i16,
+        /// The sequence number that must come.
+        expected: i32,
+        /// That of the batch's first record.
+        found: i32,
+    },
+    /// The partition has batches of a later epoch of that producer.
+    #[error(
+        "topic {topic}, partition {partition}: epoch {epoch} of producer id {producer_id} is over, it is at {current}; \
+         whoever sent this no longer is that producer"
+    )]
+    StaleProducerEpoch {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// The producer.
+        producer_id: ProducerId,
+        /// Its epoch, as sent.
+        epoch: i16,
+        /// The latest epoch.
+        current: i16,
+    },
+    /// A batch that was stored, too long ago to say where.
+    #[error(
+        "topic {topic}, partition {partition}: sequence number {found} of producer id {producer_id} (epoch {epoch}) was \
+         stored before, but where is known only from {oldest} on: the last {BATCHES_REMEMBERED} batches; have no more \
+         than so many on their way"
+    )]
+    DuplicateSequence {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// The producer.
+        producer_id: ProducerId,
+        /// Its epoch.
+        epoch: i16,
+        /// That of the batch's first record.
+        found: i32,
+        /// The oldest that is remembered.
+        oldest: i32,
+    },
+    /// The broker never handed that id out.
+    #[error("producer id {producer_id} was never handed out here: ask for one with InitProducer")]
+    UnknownProducerId {
+        /// As sent.
+        producer_id: ProducerId,
     },
     /// Nothing is kept at that offset.
     #[error(

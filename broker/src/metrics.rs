@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
@@ -35,6 +36,12 @@ struct GroupLabels {
     partition: u32,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ThrottleLabels {
+    client: String,
+    kind: &'static str,
+}
+
 /// The broker's counters. Cheap to clone.
 #[derive(Clone)]
 pub struct BrokerMetrics(Arc<Inner>);
@@ -47,6 +54,8 @@ struct Inner {
     commits: Counter,
     commit_bytes: Counter,
     commit_seconds: Histogram,
+    connections: Gauge,
+    connections_refused: Counter,
 }
 
 impl fmt::Debug for BrokerMetrics {
@@ -68,6 +77,8 @@ impl BrokerMetrics {
             commits: Counter::default(),
             commit_bytes: Counter::default(),
             commit_seconds,
+            connections: Gauge::default(),
+            connections_refused: Counter::default(),
         };
         let mut add = |name: &str, help: &str, family: &Family<TopicLabels, Counter>| {
             registry.register(format!("millstream_topic_{name}"), help, family.clone());
@@ -88,7 +99,25 @@ impl BrokerMetrics {
             Unit::Seconds,
             inner.commit_seconds.clone(),
         );
+        registry.register("millstream_connections", "Connections that are open", inner.connections.clone());
+        registry.register(
+            "millstream_connections_refused",
+            "Connections that were closed at once, as too many were open",
+            inner.connections_refused.clone(),
+        );
         Self(Arc::new(inner))
+    }
+
+    pub(crate) fn connected(&self) {
+        self.0.connections.inc();
+    }
+
+    pub(crate) fn disconnected(&self) {
+        self.0.connections.dec();
+    }
+
+    pub(crate) fn refused_connection(&self) {
+        self.0.connections_refused.inc();
     }
 
     pub(crate) fn committed(&self, took: Duration, bytes: usize) {
@@ -126,13 +155,30 @@ pub(crate) struct BrokerCollector(pub(crate) WeakBroker);
 impl Collector for BrokerCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(broker) = self.0.upgrade() else { return Ok(()) };
-        let mut log_end = encode_gauge(&mut encoder, "millstream_log_end_offset", "The next offset to be written")?;
-        for topic in broker.topics() {
-            for partition in topic.partitions() {
-                let labels =
-                    PartitionLabels { topic: topic.name().as_str().to_owned(), partition: partition.name().partition };
-                let end = i64::try_from(u64::from(partition.end())).unwrap_or(i64::MAX);
-                ConstGauge::new(end).encode(log_end.encode_family(&labels)?)?;
+        let topics = broker.topics();
+        type Read = fn(&crate::partition::Partition) -> Option<i64>;
+        let gauges: [(&str, &str, Read); 6] = [
+            ("millstream_log_start_offset", "The first offset that is kept", |p| Some(p.start().get())),
+            ("millstream_log_end_offset", "The next offset to be written", |p| Some(p.end().get())),
+            ("millstream_partition_bytes", "Bytes of the record batches that are kept", |p| {
+                i64::try_from(p.size().bytes).ok()
+            }),
+            ("millstream_partition_segments", "Parts of segments that hold its records", |p| {
+                Some(i64::from(p.size().segments))
+            }),
+            ("millstream_first_timestamp_ms", "The timestamp of the first record that is kept", |p| {
+                p.size().first_timestamp_ms
+            }),
+            ("millstream_max_timestamp_ms", "The largest timestamp of its records", |p| p.size().max_timestamp_ms),
+        ];
+        for (name, help, read) in gauges {
+            let mut gauge = encode_gauge(&mut encoder, name, help)?;
+            for partition in topics.iter().flat_map(|topic| topic.partitions()) {
+                let name = partition.name();
+                let labels = PartitionLabels { topic: name.topic.as_str().to_owned(), partition: name.partition };
+                if let Some(value) = read(partition) {
+                    ConstGauge::new(value).encode(gauge.encode_family(&labels)?)?;
+                }
             }
         }
         let mut lag = encode_gauge(&mut encoder, "millstream_group_lag", "Records that a group has yet to read")?;
@@ -146,9 +192,27 @@ impl Collector for BrokerCollector {
                 ConstGauge::new(i64::try_from(offset.lag).unwrap_or(i64::MAX)).encode(lag.encode_family(&labels)?)?;
             }
         }
-        let bytes = i64::try_from(broker.store().size().journal_bytes).unwrap_or(i64::MAX);
-        let metric = encode_gauge(&mut encoder, "millstream_database_bytes", "Bytes of the database file")?;
-        ConstGauge::new(bytes).encode(metric)
+        let mut throttled = encoder.encode_descriptor(
+            "millstream_throttled",
+            "How long requests waited because of their client's quota, together",
+            Some(&Unit::Seconds),
+            MetricType::Counter,
+        )?;
+        for waited in broker.quotas().throttled() {
+            let labels = ThrottleLabels { client: waited.client.as_str().to_owned(), kind: waited.kind.as_str() };
+            ConstCounter::new(waited.total.as_secs_f64()).encode(throttled.encode_family(&labels)?)?;
+        }
+        let size = broker.store().size();
+        for (name, help, value) in [
+            ("millstream_journal_bytes", "Bytes of the journal's file", size.journal_bytes),
+            ("millstream_table_bytes", "Bytes of the file of state, offsets and producers", size.table_bytes),
+            ("millstream_segment_bytes", "Bytes of the files of segments", size.segment_bytes),
+            ("millstream_segments", "Segments on disk", size.segments as u64),
+        ] {
+            let metric = encode_gauge(&mut encoder, name, help)?;
+            ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric)?;
+        }
+        Ok(())
     }
 }
 
@@ -157,5 +221,5 @@ fn encode_gauge<'a>(
     name: &'a str,
     help: &'a str,
 ) -> Result<prometheus_client::encoding::MetricEncoder<'a>, fmt::Error> {
-    encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)
+    encoder.encode_descriptor(name, help, None, MetricType::Gauge)
 }

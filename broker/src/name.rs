@@ -76,7 +76,7 @@ name!(
 );
 
 /// What an error shows of a name that may be megabytes long.
-fn shortened(name: &str) -> String {
+pub(crate) fn shortened(name: &str) -> String {
     const SHOWN_CHARS: usize = 300;
     if name.chars().count() <= SHOWN_CHARS {
         return name.to_owned();

@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use bytes::Bytes;
 use millstream_record::{BATCH_HEADER_BYTES, BatchHeader, Limits, RecordBatch, split_batches};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::watch;
 
 use crate::error::BrokerError;
 use crate::name::TopicName;
+use crate::producer::Producers;
 use crate::store::segment::{BlockFault, Extent, Sealed, sound_part};
 use crate::store::{Location, Store, StoreError};
 
@@ -189,6 +190,10 @@ enum Piece {
     Run(Run),
 }
 
+/// Records move while they are read when they are sealed or merged, seconds apart: a read that meets that
+/// so often does not find what the index lists.
+const MOVES_MAX: u32 = 1_000;
+
 /// One partition of a topic.
 pub struct Partition {
     topic_id: TopicId,
@@ -199,6 +204,7 @@ pub struct Partition {
     /// The log end offset: what is committed. Its watchers are the waiting readers.
     end: watch::Sender<Offset>,
     deleted: AtomicBool,
+    producers: Mutex<Producers>,
 }
 
 impl fmt::Debug for Partition {
@@ -216,7 +222,13 @@ impl Partition {
             index: RwLock::default(),
             end: watch::Sender::new(Offset::ZERO),
             deleted: AtomicBool::new(false),
+            producers: Mutex::default(),
         }
+    }
+
+    /// Its idempotent producers. They change with what the committer accepts, before that is on disk.
+    pub(crate) fn producers(&self) -> MutexGuard<'_, Producers> {
+        self.producers.lock()
     }
 
     /// Topic and partition.
@@ -336,12 +348,11 @@ impl Partition {
         index.assert_in_order(&self.name);
     }
 
-    /// These extents take the place of those with the same offsets. Committer only.
+    /// These extents, which follow one another, take the place of those with their offsets. Committer only.
     pub(crate) fn replace(&self, extents: &[Extent]) {
+        let (Some(first), Some(last)) = (extents.first(), extents.last()) else { return };
         let mut index = self.index.write();
-        for new in extents {
-            index.extents.retain(|old| old.base < new.base || old.end > new.end);
-        }
+        index.extents.retain(|old| old.base < first.base || old.end > last.end);
         index.extents.extend_from_slice(extents);
         index.extents.sort_unstable_by_key(|extent| extent.base);
         index.trim();
@@ -353,6 +364,13 @@ impl Partition {
         let mut index = self.index.write();
         index.start = index.start.max(start);
         index.trim();
+    }
+
+    /// The largest offset up to `offset` at which a piece ends: what lies before it can go as a whole.
+    pub(crate) fn whole_pieces_before(&self, offset: Offset) -> Offset {
+        let index = self.index.read();
+        let ends = index.extents.iter().map(|extent| extent.end).chain(index.runs.iter().map(|run| run.end));
+        ends.take_while(|end| *end <= offset).last().unwrap_or(index.start)
     }
 
     /// The offset from which records are kept where those last written before `time_ms` go, and of the
@@ -382,7 +400,7 @@ impl Partition {
     /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::Damaged`], or [`BrokerError::Storage`] where the
     /// disk fails.
     pub fn read(&self, store: &Store, range: ReadRange) -> Result<Slice, BrokerError> {
-        loop {
+        for _ in 0..MOVES_MAX {
             let read = self.read_with(range, |piece, from, room| match piece {
                 Piece::Run(run) => self.read_run(store, &run, from).map(Some),
                 Piece::Extent(extent) => self.read_extent(store, &extent, from, room).map(Some),
@@ -394,6 +412,7 @@ impl Partition {
                 Ok(slice) => return Ok(slice.expect("a blocking read finds every piece")),
             }
         }
+        Err(StoreError::Moved.into())
     }
 
     /// As [`Partition::read`], from memory alone: `None` where the disk would be needed.
@@ -529,13 +548,14 @@ impl Partition {
     /// [`BrokerError::Storage`], [`BrokerError::Damaged`], or [`BrokerError::Batch`] for a batch that does
     /// not parse.
     pub fn offset_at(&self, store: &Store, timestamp_ms: i64, limits: &Limits) -> Result<Offset, BrokerError> {
-        loop {
+        for _ in 0..MOVES_MAX {
             match self.try_offset_at(store, timestamp_ms, limits) {
                 Err(ReadError::Moved) => {}
                 Err(ReadError::Broker(error)) => return Err(error),
                 Ok(offset) => return Ok(offset),
             }
         }
+        Err(StoreError::Moved.into())
     }
 
     fn try_offset_at(&self, store: &Store, timestamp_ms: i64, limits: &Limits) -> Result<Offset, ReadError> {

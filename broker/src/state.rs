@@ -31,6 +31,9 @@ pub struct StateChange {
     pub added: i64,
 }
 
+/// A key and its accumulator.
+pub type KeyAndAccumulator = (Vec<u8>, Vec<u8>);
+
 /// Accumulators by key; `None` for a key that was removed.
 type Entries = HashMap<Box<[u8]>, Option<Box<[u8]>>>;
 
@@ -154,7 +157,7 @@ impl StatePartition {
     ///
     /// # Errors
     /// What the disk says.
-    pub fn scan(&self, prefix: &[u8], max: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub fn scan(&self, prefix: &[u8], max: usize) -> Result<Vec<KeyAndAccumulator>, StoreError> {
         let mut found = Vec::new();
         let mut hides_tables = false;
         // What memory had when the scan began. What the sealer moves to the tables meanwhile is in no layer any

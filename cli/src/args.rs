@@ -18,7 +18,7 @@ Exit codes:
   2  the command line is wrong
   3  no server answers
   4  interrupted: what was acknowledged until then is stored
-  5  the connection was lost before the answer: it may or may not have been done";
+  5  the answer was lost with the connection, or time was over before it: it may or may not have been done";
 
 /// A streaming platform in one binary: partitioned topics, WebAssembly pipelines, gRPC
 #[derive(Debug, Parser)]
@@ -36,6 +36,20 @@ pub(crate) struct Args {
         display_order = 900
     )]
     pub(crate) server: String,
+    /// Who calls: the server's quotas are by this name
+    #[arg(
+        long,
+        global = true,
+        env = "MILLSTREAM_CLIENT_ID",
+        hide_env_values = true,
+        value_name = "NAME",
+        default_value = "millstream-cli",
+        display_order = 901
+    )]
+    pub(crate) client_id: String,
+    /// How long a call may take before it is given up
+    #[arg(long, global = true, value_name = "MS", default_value_t = 30_000, display_order = 902)]
+    pub(crate) call_timeout_ms: u64,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use millstream_client::ClientError;
+use millstream_client::v1::ErrorCode;
 
 use crate::output::OutputError;
 
@@ -64,6 +65,7 @@ fn advice(error: &ClientError) -> &'static str {
         ClientError::Unavailable { .. } => {
             "\n  start one with `millstream serve --data ./data`, or name another with --server or MILLSTREAM_SERVER"
         }
+        ClientError::CallTimeout { .. } => "\n  --call-timeout-ms gives it more",
         _ => "",
     }
 }
@@ -78,7 +80,11 @@ fn code(error: &anyhow::Error) -> u8 {
         }
         match cause.downcast_ref() {
             Some(ClientError::Unavailable { .. } | ClientError::Timeout { .. }) => return NO_SERVER,
-            Some(ClientError::UnknownOutcome { .. }) => return OUTCOME_UNKNOWN,
+            Some(
+                ClientError::UnknownOutcome { .. }
+                | ClientError::CallTimeout { .. }
+                | ClientError::Refused { code: ErrorCode::TimedOut, .. },
+            ) => return OUTCOME_UNKNOWN,
             Some(ClientError::InvalidArgument { .. }) => return USAGE,
             _ => {}
         }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod append;
+mod durability;
 mod report;
 mod stages;
 mod streaming;
@@ -57,6 +58,7 @@ fn main() {
     tokio.block_on(async {
         streaming::run(&plan, &mut report).await;
         wholeway::run(&plan, &mut report).await;
+        durability::run(&plan, &mut report).await;
     });
     report.print();
     if let Some(path) = json {

@@ -49,13 +49,13 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     }
 }
 
-async fn push(client: &Client, guests: &[&str]) {
+pub(crate) async fn push(client: &Client, guests: &[&str]) {
     for guest in guests {
         client.admin().push_module(guest, millstream_tests::guest(guest)).await.unwrap();
     }
 }
 
-async fn apply(client: &Client, yaml: &str) {
+pub(crate) async fn apply(client: &Client, yaml: &str) {
     let request = v1::ApplyPipelineRequest { yaml: yaml.to_owned(), ..Default::default() };
     let applied = client.admin().apply_pipeline(request).await.unwrap();
     assert!(applied.mistakes.is_empty(), "{:?}", applied.mistakes);

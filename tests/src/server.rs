@@ -1,7 +1,7 @@
 //! A real `millstream serve`, to be used, killed and started again.
 
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -82,6 +82,28 @@ impl Server {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its resident memory, in bytes.
+    ///
+    /// # Panics
+    /// Where it is gone.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it is running");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+        1024 * resident.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).expect("a number of KB")
+    }
+
+    /// The page of its metrics.
+    ///
+    /// # Panics
+    /// Where it does not answer.
+    pub fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(&self.http).expect("it listens");
+        write!(stream, "GET /metrics HTTP/1.0\r\nHost: {}\r\n\r\n", self.http).expect("it reads");
+        let mut page = String::new();
+        stream.read_to_string(&mut page).expect("it answers");
+        page
     }
 
     /// Kills it as the kernel would: no warning, nothing written.
@@ -184,7 +206,6 @@ impl Ran {
 /// # Panics
 /// Where it can't be run.
 pub fn run(command: &mut Command, input: &str) -> Ran {
-    use std::io::Write;
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().expect("the program runs");
     let mut stdin = child.stdin.take().expect("stdin is piped");

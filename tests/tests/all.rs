@@ -1,6 +1,7 @@
 //! One binary of tests, a module a feature.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod backpressure;
 mod bad_input;
 mod check;
 mod cli;
@@ -10,7 +11,9 @@ mod exactly_once;
 mod faults;
 mod grpc;
 mod guests;
+mod idempotence;
 mod invariants;
 mod model;
 mod readme;
+mod retention;
 mod topics;

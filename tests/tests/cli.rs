@@ -892,7 +892,7 @@ fn the_metrics_count_what_was_done() {
     assert_eq!(metric(&text, "millstream_group_lag", &["group=\"g\"", "topic=\"lines\"", "partition=\"0\""]), 1.0);
     assert_eq!(metric(&text, "millstream_log_end_offset", &["topic=\"lines\"", "partition=\"0\""]), 2.0);
     // A size is no count: it may shrink.
-    assert!(metric(&text, "millstream_database_bytes", &[]) > 0.0);
+    assert!(metric(&text, "millstream_journal_bytes", &[]) > 0.0);
     let words = ["pipeline=\"word-counts\"", "stage=\"words\""];
     assert!(metric(&text, "millstream_stage_calls_total", &words) >= 1.0);
     assert_eq!(metric(&text, "millstream_stage_records_in_total", &words), 2.0);

@@ -445,9 +445,8 @@ impl Produced {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_restart_in_good_order_costs_a_producer_nothing() {
-    let produced = produce_through(stopped_in_good_order, ProducerSettings::default()).await;
+async fn assert_costs_nothing(restart: Restart, settings: ProducerSettings) {
+    let produced = produce_through(restart, settings).await;
     let failed = produced.sent.iter().find_map(|(_, outcome)| outcome.as_ref().err());
     assert!(failed.is_none(), "{failed:?}");
     assert_eq!(produced.sent.len(), produced.stored.len());
@@ -455,9 +454,24 @@ async fn a_restart_in_good_order_costs_a_producer_nothing() {
     produced.assert_in_order_and_once();
 }
 
+fn not_idempotent() -> ProducerSettings {
+    ProducerSettings { idempotent: false, ..Default::default() }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_leaves_in_doubt_only_what_is_said_to_be() {
-    let produced = produce_through(killed, ProducerSettings::default()).await;
+async fn a_restart_in_good_order_costs_a_producer_nothing() {
+    assert_costs_nothing(stopped_in_good_order, ProducerSettings::default()).await;
+    assert_costs_nothing(stopped_in_good_order, not_idempotent()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_costs_an_idempotent_producer_nothing() {
+    assert_costs_nothing(killed, ProducerSettings::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_idempotence_a_kill_leaves_in_doubt_only_what_is_said_to_be() {
+    let produced = produce_through(killed, not_idempotent()).await;
     produced.assert_acked_records_are_where_it_was_said();
     produced.assert_in_order_and_once();
     for (_, outcome) in &produced.sent {
@@ -466,8 +480,8 @@ async fn a_kill_leaves_in_doubt_only_what_is_said_to_be() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn retry_unknown_loses_nothing_to_a_kill() {
-    let settings = ProducerSettings { retry_unknown: true, ..Default::default() };
+async fn without_idempotence_retry_unknown_loses_nothing_to_a_kill() {
+    let settings = ProducerSettings { retry_unknown: true, ..not_idempotent() };
     let produced = produce_through(killed, settings).await;
     produced.assert_acked_records_are_where_it_was_said();
     let failed = produced.sent.iter().find_map(|(_, outcome)| outcome.as_ref().err());

@@ -5,10 +5,11 @@
 //! server is killed, `MILLSTREAM_TEST_SEED` repeats a run's random choices.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -35,12 +37,20 @@ fn number_of(variable: &str) -> Option<u64> {
 
 // ---- one address for servers that come and go
 
+/// What the server says is lost while this is on.
+#[derive(Default)]
+struct Losing {
+    on: AtomicBool,
+    bytes: AtomicU64,
+}
+
 /// Passes connections on to a server whose port changes with each start.
 pub(super) struct Proxy {
     address: String,
     server: Arc<Mutex<Option<String>>>,
     /// Ends every connection.
     cut: watch::Sender<()>,
+    losing: Arc<Losing>,
     accepting: JoinHandle<()>,
 }
 
@@ -50,22 +60,23 @@ impl Proxy {
         let address = listener.local_addr().unwrap().to_string();
         let server = Arc::new(Mutex::new(Some(server.grpc.clone())));
         let cut = watch::Sender::new(());
-        let (to, cutting) = (server.clone(), cut.clone());
+        let losing = Arc::<Losing>::default();
+        let (to, cutting, losing_answers) = (server.clone(), cut.clone(), losing.clone());
         let accepting = tokio::spawn(async move {
             loop {
                 let (mut client, _) = listener.accept().await.unwrap();
-                let (to, mut cut) = (to.lock().clone(), cutting.subscribe());
+                let (to, mut cut, losing) = (to.lock().clone(), cutting.subscribe(), losing_answers.clone());
                 tokio::spawn(async move {
                     let Some(to) = to else { return };
                     let Ok(mut server) = TcpStream::connect(to).await else { return };
                     tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        _ = pass_on(&mut client, &mut server, &losing) => {}
                         _ = cut.changed() => {}
                     }
                 });
             }
         });
-        Self { address, server, cut, accepting }
+        Self { address, server, cut, losing, accepting }
     }
 
     pub(super) fn client(&self) -> Client {
@@ -75,16 +86,54 @@ impl Proxy {
     /// Loses every connection; new ones are passed on.
     pub(super) fn cut(&self) {
         self.cut.send_replace(());
+        self.losing.on.store(false, Ordering::SeqCst);
+    }
+
+    /// Loses all that the server says from now on until the next cut.
+    pub(super) fn lose_answers(&self) {
+        self.losing.bytes.store(0, Ordering::SeqCst);
+        self.losing.on.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until something was lost.
+    pub(super) async fn answers_lost(&self) {
+        wait_until("an answer is lost", || self.losing.bytes.load(Ordering::SeqCst) > 0).await;
     }
 
     /// Refuses connections: the port of a server that ended may be somebody else's at once.
-    fn pass_to_nobody(&self) {
+    pub(super) fn pass_to_nobody(&self) {
         *self.server.lock() = None;
     }
 
-    fn pass_to(&self, server: &Server) {
+    pub(super) fn pass_to(&self, server: &Server) {
         *self.server.lock() = Some(server.grpc.clone());
     }
+}
+
+async fn pass_on(client: &mut TcpStream, server: &mut TcpStream, losing: &Losing) -> (io::Result<()>, io::Result<()>) {
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
+    let requests = async {
+        tokio::io::copy(&mut from_client, &mut to_server).await?;
+        to_server.shutdown().await
+    };
+    let answers = async {
+        let mut bytes = vec![0; 64 << 10];
+        // Nothing makes sense after what was lost.
+        let mut lost = false;
+        loop {
+            let read = from_server.read(&mut bytes).await?;
+            lost |= losing.on.load(Ordering::SeqCst);
+            match read {
+                0 => return to_client.shutdown().await,
+                read if lost => {
+                    losing.bytes.fetch_add(read as u64, Ordering::SeqCst);
+                }
+                read => to_client.write_all(&bytes[..read]).await?,
+            }
+        }
+    };
+    tokio::join!(requests, answers)
 }
 
 impl Drop for Proxy {
@@ -136,7 +185,7 @@ struct Known {
     committed: Mutex<HashMap<u32, u64>>,
 }
 
-/// Sends records until told to stop, and notes which are acknowledged.
+/// Sends records until told to stop, and notes where they are: each is acknowledged in the end.
 async fn produce(
     client: Client,
     topic: &'static str,
@@ -167,8 +216,8 @@ async fn note(
     deliveries: impl Iterator<Item = (millstream_client::Delivery, String)>,
 ) {
     for (delivery, value) in deliveries {
-        // A lost answer says nothing.
-        let Ok(stored) = delivery.await else { continue };
+        // However often the server was killed meanwhile.
+        let stored = delivery.await.unwrap();
         known.acked.lock().push((topic, stored.partition, stored.offset, value));
         known.acks.fetch_add(1, Ordering::Relaxed);
     }
@@ -415,11 +464,12 @@ fn flight(record: &ConsumedRecord) -> (String, i64, String) {
     (word("id"), value["delay"].as_i64().unwrap(), word("origin"))
 }
 
-/// Acknowledged records are where they were said to be. Every record is there once at most, and those of one producer
-/// in the order in which they were sent.
+/// Acknowledged records are where they were said to be, and no others are there. Every record is there once, and those of
+/// one producer in the order in which they were sent.
 fn check_sources(known: &Known, flights: &[Vec<ConsumedRecord>], lines: &[Vec<ConsumedRecord>]) {
     let acked = known.acked.lock();
-    assert!(!acked.is_empty());
+    let there = flights.iter().chain(lines).map(Vec::len).sum::<usize>();
+    assert_eq!(acked.len(), there, "what was sent is acknowledged, and is there once");
     for (topic, partition, offset, value) in &*acked {
         let records = if *topic == FLIGHTS { flights } else { lines };
         let record = records[*partition as usize].get(*offset as usize);

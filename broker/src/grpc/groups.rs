@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::caller::Caller;
 use super::log::{answer, resolve, to_format, to_offset, wanted_partitions};
 use super::records::PlainRoom;
 use super::status;
@@ -57,12 +58,13 @@ impl Groups for Service {
     type JoinStream = Answers;
 
     async fn join(&self, request: Request<Streaming<v1::MemberRequest>>) -> Result<Response<Answers>, Status> {
+        let caller = Caller::of(&request)?;
         let mut requests = request.into_inner();
         let first = requests.message().await?.and_then(|request| request.message);
         let Some(FromMember::Join(join)) = first else {
             return Err(status::invalid("the first message of a member must be Join"));
         };
-        let (session, answers) = Session::start(self.broker.clone(), join)?;
+        let (session, answers) = Session::start(self.broker.clone(), caller, join)?;
         tokio::spawn(session.run(requests));
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(answers))))
     }
@@ -215,6 +217,7 @@ fn to_offsets(
 /// One member's stream: what it reads, what it may still be sent, what it has yet to give back.
 struct Session {
     broker: Broker,
+    caller: Caller,
     group: Arc<Group>,
     member: String,
     events: mpsc::UnboundedReceiver<MemberEvent>,
@@ -240,7 +243,7 @@ type End = Option<Status>;
 type SessionAnswers = mpsc::UnboundedReceiver<Result<v1::MemberResponse, Status>>;
 
 impl Session {
-    fn start(broker: Broker, join: v1::Join) -> Result<(Self, SessionAnswers), Status> {
+    fn start(broker: Broker, caller: Caller, join: v1::Join) -> Result<(Self, SessionAnswers), Status> {
         let group = GroupId::new(&join.group)?;
         if join.topics.is_empty() {
             return Err(status::invalid("Join names no topic"));
@@ -268,6 +271,7 @@ impl Session {
         let session = Self {
             limits: broker.settings().limits,
             broker,
+            caller,
             group,
             member,
             events,
@@ -293,7 +297,7 @@ impl Session {
             let fetch = self.next_fetch();
             let fetching = async {
                 match &fetch {
-                    Some(fetch) => self.broker.fetch(fetch).await,
+                    Some(fetch) => self.caller.fetch(fetch).await,
                     None => std::future::pending().await,
                 }
             };
@@ -340,7 +344,8 @@ impl Session {
         }
         let from = self.reading.values().map(|(partition, offset)| FetchFrom {
             partition: partition.clone(),
-            offset: *offset,
+            // Retention may overtake a slow reader.
+            offset: (*offset).max(partition.start()),
             until: None,
         });
         let mut from: Vec<FetchFrom> = from.collect();
@@ -435,7 +440,8 @@ impl Session {
                     let known = self.joined.get(&partition.topic_id()).is_some_and(|count| name.partition < *count);
                     let begin = if self.from_earliest || !known { partition.start() } else { partition.end() };
                     let committed = self.group.committed(partition.topic_id(), name.partition);
-                    let offset = committed.unwrap_or(begin);
+                    // Retention may have been faster than the group.
+                    let offset = committed.unwrap_or(begin).max(partition.start());
                     offsets.push(to_partition_offset(&name, offset));
                     self.reading.insert(name, (partition, offset));
                 }

@@ -7,16 +7,18 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use millstream_api::v1;
 use millstream_api::v1::log_server::Log;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller::Caller;
 use super::records::{PlainRoom, build_batches, check_batches, to_partition_records};
 use super::status;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::fetch::{Fetch, FetchFrom};
 use crate::partition::{Offset, Partition};
+use crate::producer::{ProducerId, ProducerIdentity};
 use crate::store::{Append, Commit, Receipt};
 use crate::topic::Topic;
 
@@ -31,7 +33,7 @@ const PRODUCE_IN_FLIGHT_MAX: usize = 256;
 const CONSUME_AHEAD_MAX: usize = 2;
 
 /// The longest long poll.
-const FETCH_WAIT_MAX: Duration = Duration::from_secs(60);
+pub(super) const FETCH_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Partitions of one fetch: as many as a topic may have.
 const FETCH_PARTITIONS_MAX: usize = 10_000;
@@ -89,6 +91,16 @@ async fn queue(broker: &Broker, request: v1::ProduceRequest) -> Result<Queued, B
     Ok(Queued { receipt, appends: vec![(number, records)] })
 }
 
+/// Queues a request once its caller may; the permit is its room in the connection.
+async fn admit(
+    broker: &Broker,
+    caller: &Caller,
+    request: v1::ProduceRequest,
+) -> Result<(Queued, OwnedSemaphorePermit), BrokerError> {
+    let room = caller.admit(&request).await?;
+    Ok((queue(broker, request).await?, room))
+}
+
 async fn queue_plain(broker: &Broker, topic: &Topic, request: &v1::ProduceRequest) -> Result<Queued, BrokerError> {
     if request.records.is_empty() {
         return Err(BrokerError::Protocol("a produce request holds no records".into()));
@@ -114,7 +126,8 @@ async fn queue_plain(broker: &Broker, topic: &Topic, request: &v1::ProduceReques
 #[tonic::async_trait]
 impl Log for Service {
     async fn produce(&self, request: Request<v1::ProduceRequest>) -> Result<Response<v1::ProduceResponse>, Status> {
-        let queued = queue(&self.broker, request.into_inner()).await?;
+        let caller = Caller::of(&request)?;
+        let (queued, _room) = admit(&self.broker, &caller, request.into_inner()).await?;
         Ok(Response::new(queued.answer().await?))
     }
 
@@ -124,21 +137,30 @@ impl Log for Service {
         &self,
         request: Request<Streaming<v1::ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStreamStream>, Status> {
+        let caller = Caller::of(&request)?;
         let mut requests = request.into_inner();
         let (sender, queued) = mpsc::channel(PRODUCE_IN_FLIGHT_MAX);
         let broker = self.broker.clone();
         tokio::spawn(async move {
             loop {
                 // Requests are queued in order, and answered in that order.
+                let next = async {
+                    caller.may_produce().await;
+                    requests.message().await
+                };
                 let request = tokio::select! {
-                    request = requests.message() => request,
+                    request = next => request,
+                    () = sender.closed() => return,
                     () = broker.stopped() => {
                         drop(sender);
                         return drain(requests).await;
                     }
                 };
                 let queued = match request {
-                    Ok(Some(request)) => Ok(queue(&broker, request).await),
+                    Ok(Some(request)) => tokio::select! {
+                        queued = admit(&broker, &caller, request) => Ok(queued),
+                        () = sender.closed() => return,
+                    },
                     Ok(None) => break,
                     // Unreadable: it ends the stream, with the reason, after the answers before it.
                     Err(status) => Err(status),
@@ -151,7 +173,7 @@ impl Log for Service {
         });
         let answers = ReceiverStream::new(queued).then(|queued| async {
             let answer = match queued? {
-                Ok(queued) => queued.answer().await,
+                Ok((queued, _room)) => queued.answer().await,
                 Err(error) => Err(error),
             };
             Ok(answer.unwrap_or_else(|error| v1::ProduceResponse {
@@ -162,7 +184,18 @@ impl Log for Service {
         Ok(Response::new(Box::pin(answers)))
     }
 
+    async fn init_producer(
+        &self,
+        request: Request<v1::InitProducerRequest>,
+    ) -> Result<Response<v1::InitProducerResponse>, Status> {
+        let current = request.into_inner().current.map(to_identity).transpose()?;
+        let given = self.broker.init_producer(current).await?;
+        let producer = v1::ProducerIdentity { producer_id: given.id.get(), epoch: given.epoch.into() };
+        Ok(Response::new(v1::InitProducerResponse { producer: Some(producer) }))
+    }
+
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let format = to_format(request.format)?;
         if request.partitions.len() > FETCH_PARTITIONS_MAX {
@@ -196,7 +229,7 @@ impl Log for Service {
             wait_max: if refused.is_empty() { wait_max } else { Duration::ZERO },
         };
         let fetched = tokio::select! {
-            fetched = self.broker.fetch(&fetch) => fetched,
+            fetched = caller.fetch(&fetch) => fetched,
             () = self.broker.stopped() => return Err(BrokerError::ShuttingDown.into()),
         };
         let limits = self.broker.settings().limits;
@@ -211,6 +244,7 @@ impl Log for Service {
     type ConsumeStream = Answers<v1::ConsumeResponse>;
 
     async fn consume(&self, request: Request<v1::ConsumeRequest>) -> Result<Response<Self::ConsumeStream>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let format = to_format(request.format)?;
         let topic = self.broker.topic(&request.topic)?;
@@ -221,7 +255,8 @@ impl Log for Service {
             from.push(FetchFrom { partition, offset, until });
         }
         let (sender, answers) = mpsc::channel(CONSUME_AHEAD_MAX);
-        let consumer = Consumer { broker: self.broker.clone(), from, bytes_max: bytes_max(request.max_bytes), format };
+        let (broker, bytes_max) = (self.broker.clone(), bytes_max(request.max_bytes));
+        let consumer = Consumer { broker, caller, from, bytes_max, format };
         tokio::spawn(consumer.run(sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
@@ -244,6 +279,7 @@ impl Log for Service {
 /// One consume stream.
 struct Consumer {
     broker: Broker,
+    caller: Caller,
     from: Vec<FetchFrom>,
     bytes_max: usize,
     format: v1::Format,
@@ -257,16 +293,17 @@ impl Consumer {
             if self.from.is_empty() {
                 return;
             }
+            // First of all room for the answer: a reader that is slow makes the server hold no more.
+            let Ok(place) = sender.reserve().await else { return };
             // A full first partition must not starve the others.
             self.from.rotate_left(1);
             let fetch =
                 Fetch { from: self.from.clone(), bytes_min: 1, bytes_max: self.bytes_max, wait_max: FETCH_WAIT_MAX };
             let fetched = tokio::select! {
-                fetched = self.broker.fetch(&fetch) => fetched,
+                fetched = self.caller.fetch(&fetch) => fetched,
                 () = self.broker.stopped() => {
                     // The reader learns why its stream ends.
-                    let _ = sender.send(Err(BrokerError::ShuttingDown.into())).await;
-                    return;
+                    return place.send(Err(BrokerError::ShuttingDown.into()));
                 }
                 () = sender.closed() => return,
             };
@@ -282,8 +319,8 @@ impl Consumer {
                 from.offset = i64::try_from(records.next_offset).ok().and_then(Offset::new).unwrap_or(from.offset);
                 partitions.push(records);
             }
-            if !partitions.is_empty() && sender.send(Ok(v1::ConsumeResponse { partitions })).await.is_err() {
-                return;
+            if !partitions.is_empty() {
+                place.send(Ok(v1::ConsumeResponse { partitions }));
             }
             if failed {
                 return;
@@ -313,6 +350,16 @@ pub(super) fn answer(
 pub(super) fn to_format(format: i32) -> Result<v1::Format, Status> {
     v1::Format::try_from(format)
         .map_err(|_| status::invalid(format!("format {format} is unknown: use BATCHES or RECORDS")))
+}
+
+fn to_identity(given: v1::ProducerIdentity) -> Result<ProducerIdentity, Status> {
+    let v1::ProducerIdentity { producer_id, epoch } = given;
+    let id = ProducerId::new(producer_id).ok_or_else(|| {
+        status::invalid(format!("producer id {producer_id} is negative: leave `current` out for a new one"))
+    })?;
+    let epoch = i16::try_from(epoch)
+        .map_err(|_| status::invalid(format!("producer epoch {epoch} is not allowed: use 0 to {}", i16::MAX)))?;
+    Ok(ProducerIdentity { id, epoch })
 }
 
 fn bytes_max(asked: u32) -> usize {

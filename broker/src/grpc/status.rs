@@ -61,6 +61,10 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         BrokerError::StaleGeneration { .. } | BrokerError::StaleOffset { .. } | BrokerError::NotAssigned { .. } => {
             (E::StaleGeneration, Code::Aborted)
         }
+        BrokerError::OutOfOrderSequence { .. } => (E::OutOfOrderSequence, Code::FailedPrecondition),
+        BrokerError::StaleProducerEpoch { .. } => (E::StaleProducerEpoch, Code::Aborted),
+        BrokerError::DuplicateSequence { .. } => (E::DuplicateSequence, Code::AlreadyExists),
+        BrokerError::UnknownProducerId { .. } => (E::UnknownProducerId, Code::NotFound),
         BrokerError::ShuttingDown => (E::ShuttingDown, Code::Unavailable),
         BrokerError::Damaged { .. } => (E::StorageFailed, Code::DataLoss),
         BrokerError::Storage(_) => (E::StorageFailed, Code::Internal),

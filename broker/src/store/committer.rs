@@ -22,10 +22,12 @@ use super::recovery::{Replayed, segment_row};
 use super::sealer::{SealJob, SealerHandle};
 use super::segment::{Extent, SegmentId, SegmentMeta};
 use super::{CATALOG, JOURNAL, LEADER_EPOCH, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store};
+use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::group::Group;
 use crate::metrics::BrokerMetrics;
 use crate::partition::{Offset, Partition, Run, TopicId};
+use crate::producer::Verdict;
 use crate::state::{StateChange, StateIndex};
 
 /// The committer takes queued requests until they hold this many bytes: 16 full journal values,
@@ -43,7 +45,8 @@ const REQUEST_OVERHEAD_BYTES: usize = 128;
 /// What happens wholly or not at all.
 #[derive(Debug, Default)]
 pub struct Commit {
-    /// Record batches to append.
+    /// Record batches to append. A commit whose batches are all stored already (by their producers'
+    /// sequence numbers) was done before: nothing of it is done again.
     pub appends: Vec<Append>,
     /// Committed offsets to set.
     pub offsets: Vec<OffsetChange>,
@@ -207,6 +210,7 @@ struct Accepted {
 pub(crate) struct Committer {
     store: Arc<Store>,
     state: Arc<StateIndex>,
+    clock: Arc<dyn Clock>,
     metrics: BrokerMetrics,
     queue: mpsc::UnboundedReceiver<Request>,
     /// The sequence number of the next journal value.
@@ -226,6 +230,7 @@ impl Committer {
     pub(crate) fn start(
         store: Arc<Store>,
         state: Arc<StateIndex>,
+        clock: Arc<dyn Clock>,
         metrics: BrokerMetrics,
         journal: Replayed,
         sealer: SealerHandle,
@@ -236,6 +241,7 @@ impl Committer {
         let committer = Self {
             store,
             state,
+            clock,
             metrics,
             queue,
             next_seq: journal.next_seq,
@@ -308,14 +314,20 @@ impl Committer {
     /// Refuses what must not be written, and gives the rest its offsets, in order.
     fn assign(&self, requests: Vec<Request>) -> Vec<Accepted> {
         let mut accepted = Vec::with_capacity(requests.len());
-        for request in requests {
-            match check(&request.commit) {
+        let now_ms = self.clock.now_ms();
+        for mut request in requests {
+            match check(&request.commit).and_then(|()| stored_before(&request.commit)) {
                 Err(error) => {
                     // Who asked may have gone.
                     let _ = request.answer.send(Err(error));
                 }
-                Ok(()) => {
-                    let committed = assign(&request.commit);
+                Ok(None) => {
+                    let committed = assign(&request.commit, now_ms);
+                    accepted.push(Accepted { request, committed });
+                }
+                // What it repeats may be in this very group: it is answered after the commit.
+                Ok(Some(committed)) => {
+                    request.commit = Commit::default();
                     accepted.push(Accepted { request, committed });
                 }
             }
@@ -451,6 +463,7 @@ impl Committer {
         }
         // After the extents: who reads finds the new ones.
         self.store.registry().removed(&upkeep.removed);
+        self.store.registry().touch();
     }
 
     /// Nothing is written after a failed commit: what is on disk is no longer known.
@@ -505,13 +518,45 @@ fn check(commit: &Commit) -> Result<(), BrokerError> {
     Ok(())
 }
 
-fn assign(commit: &Commit) -> Committed {
+/// Where its batches are, if all of them are stored already or accepted in this group.
+fn stored_before(commit: &Commit) -> Result<Option<Committed>, BrokerError> {
+    let mut base_offsets = Vec::new();
+    for (index, append) in commit.appends.iter().enumerate() {
+        let verdict = append.partition.producers().check_request(append.partition.name(), &append.batches)?;
+        let elsewhere = || commit.appends[..index].iter().any(|other| Arc::ptr_eq(&other.partition, &append.partition));
+        match verdict {
+            Verdict::NotIdempotent => {}
+            _ if elsewhere() => {
+                let reason = format!("{} has two appends of a producer in one commit", append.partition.name());
+                return Err(BrokerError::Protocol(reason));
+            }
+            Verdict::New => {}
+            Verdict::Duplicate { base_offset } => base_offsets.push(base_offset),
+        }
+    }
+    match base_offsets.len() {
+        0 => Ok(None),
+        stored if stored == commit.appends.len() => Ok(Some(Committed { base_offsets })),
+        stored => Err(BrokerError::Protocol(format!(
+            "{stored} of {} appends of one commit are stored already",
+            commit.appends.len()
+        ))),
+    }
+}
+
+fn assign(commit: &Commit, now_ms: i64) -> Committed {
     for change in &commit.offsets {
         change.group.set_assigned(change.topic, change.partition, change.offset);
     }
     let base_offsets = commit.appends.iter().map(|append| {
         let records = append.batches.iter().map(|batch| u64::from(batch.record_count())).sum();
-        append.partition.assign(records)
+        let first = append.partition.assign(records);
+        let (mut producers, mut base_offset) = (append.partition.producers(), first);
+        for batch in &append.batches {
+            producers.accept(batch, base_offset, now_ms);
+            base_offset = base_offset.plus(u64::from(batch.record_count()));
+        }
+        first
     });
     Committed { base_offsets: base_offsets.collect() }
 }

@@ -5,11 +5,14 @@
 mod blobs;
 pub(crate) mod catalog;
 mod check;
+pub(crate) mod cleaner;
 pub(crate) mod committer;
+mod compaction;
 mod directory;
 mod error;
 mod files;
 mod journal;
+mod pause;
 pub(crate) mod recovery;
 mod registry;
 pub(crate) mod sealer;
@@ -57,6 +60,9 @@ const SEALED_TO: &str = "sealed-to";
 /// redb's page cache of the journal, in bytes. Tail reads come from [`BlobCache`] and commits from the
 /// committer's own buffers, so this needs to hold little but branch pages.
 const PAGE_CACHE_BYTES: usize = 16 << 20;
+
+/// A segment that the cleaner writes is closed once it has this many bytes: as many as the sealer's have.
+const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// The leader epoch that batches get: one node is always the leader.
 pub(crate) const LEADER_EPOCH: i32 = 0;

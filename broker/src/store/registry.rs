@@ -23,6 +23,7 @@ pub(crate) struct Registry {
     next: AtomicU64,
     pins: Mutex<Pins>,
     changing: Mutex<()>,
+    changes: AtomicU64,
 }
 
 /// Files that must outlast their segments: somebody copies them.
@@ -52,6 +53,7 @@ impl Registry {
             next: AtomicU64::new(next),
             pins: Mutex::default(),
             changing: Mutex::default(),
+            changes: AtomicU64::new(0),
         })
     }
 
@@ -108,6 +110,16 @@ impl Registry {
     /// Held while segments and the extents of partitions change together.
     pub(crate) fn change(&self) -> MutexGuard<'_, ()> {
         self.changing.lock()
+    }
+
+    /// What is in use of segments changed: the cleaner looks again.
+    pub(crate) fn touch(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often [`Registry::touch`] was called.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 
     /// A commit made them part of the store, or changed which of their extents are in use.

@@ -16,6 +16,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hashbrown::HashSet;
+use millstream_record::BatchHeader;
 use parking_lot::{Condvar, Mutex};
 
 use super::Store;
@@ -27,6 +29,7 @@ use crate::broker::Domain;
 use crate::error::BrokerError;
 use crate::name::GroupId;
 use crate::partition::{Partition, Run, TopicId};
+use crate::producer::{ProducerId, Producers};
 use crate::state::Frozen;
 
 /// A topic with at least this many bytes in a part of the journal gets a segment of its own; the others
@@ -213,8 +216,10 @@ impl Sealer {
         let batch_bytes: u64 = plan.values().map(|topic| topic.bytes).sum();
         self.shared.progress.lock().total = batch_bytes + rows as u64 * STATE_ROW_BYTES + 1;
 
-        let mut upkeep = self.segments(plan)?;
-        self.offsets_and_producers()?;
+        let (mut upkeep, numbered) = self.segments(plan)?;
+        self.producers(&numbered)?;
+        drop(numbered);
+        self.offsets()?;
         self.state(job.frozen, job.journal.end)?;
         upkeep.sealed_to = Some(job.journal.end);
         self.commit(upkeep)?;
@@ -255,25 +260,30 @@ impl Sealer {
         plan
     }
 
-    fn segments(&self, plan: BTreeMap<TopicId, TopicRuns>) -> Result<Upkeep, Unsealed> {
+    fn segments(&self, plan: BTreeMap<TopicId, TopicRuns>) -> Result<(Upkeep, Vec<Numbered>), Unsealed> {
         let (large, small): (Vec<_>, Vec<_>) =
             plan.into_values().partition(|topic| topic.bytes >= OWN_SEGMENT_BYTES_MIN);
         let mut upkeep = Upkeep::default();
+        let mut numbered = Vec::new();
         for topic in large {
-            self.segment(&topic.partitions, &mut upkeep)?;
+            numbered.extend(self.segment(&topic.partitions, &mut upkeep)?);
         }
         let small: Vec<_> = small.into_iter().flat_map(|topic| topic.partitions).collect();
         if !small.is_empty() {
-            self.segment(&small, &mut upkeep)?;
+            numbered.extend(self.segment(&small, &mut upkeep)?);
         }
-        Ok(upkeep)
+        Ok((upkeep, numbered))
     }
 
     /// One segment of these partitions, sorted by topic and number.
-    fn segment(&self, partitions: &[(Arc<Partition>, Vec<Run>)], upkeep: &mut Upkeep) -> Result<(), Unsealed> {
-        let meta = loop {
+    fn segment(
+        &self,
+        partitions: &[(Arc<Partition>, Vec<Run>)],
+        upkeep: &mut Upkeep,
+    ) -> Result<Vec<Numbered>, Unsealed> {
+        let (meta, numbered) = loop {
             match self.try_segment(partitions) {
-                Ok(meta) => break meta,
+                Ok(sealed) => break sealed,
                 Err(Unsealed::Failed(error)) if error.is_disk_full() => {
                     tracing::warn!(%error, "the disk is full: sealing is tried again");
                     if self.queue.is_closed() {
@@ -288,31 +298,54 @@ impl Sealer {
         let extents = meta.extents.iter().map(|owned| vec![owned.extent]);
         upkeep.extents.extend(partitions.iter().map(|(partition, _)| partition.clone()).zip(extents));
         upkeep.segments.push(meta);
-        Ok(())
+        Ok(numbered)
     }
 
-    fn try_segment(&self, partitions: &[(Arc<Partition>, Vec<Run>)]) -> Result<SegmentMeta, Unsealed> {
+    fn try_segment(&self, partitions: &[(Arc<Partition>, Vec<Run>)]) -> Result<(SegmentMeta, Vec<Numbered>), Unsealed> {
         let registry = self.store.registry();
         let mut writer = registry.create()?;
+        let mut numbered = Vec::new();
         for (partition, runs) in partitions {
             let (Some(first), Some(last)) = (runs.first(), runs.last()) else { continue };
             writer.begin(partition.topic_id(), partition.name().partition, first.base, false);
+            let mut headers = Vec::new();
             for run in runs {
                 let bytes = self.store.read(run.at)?;
-                copy_run(&mut writer, &bytes, run)?;
+                copy_run(&mut writer, &bytes, run, &mut headers)?;
                 self.advance(bytes.len() as u64);
                 if self.queue.is_closed() {
                     return Err(Unsealed::Stopping);
                 }
             }
             writer.end(last.end);
+            if !headers.is_empty() {
+                numbered.push(Numbered { partition: partition.clone(), headers });
+            }
         }
-        Ok(registry.finish(writer)?)
+        Ok((registry.finish(writer)?, numbered))
     }
 
     // ---- tables
 
-    fn offsets_and_producers(&self) -> Result<(), Unsealed> {
+    /// What the sealed batches say of their producers, over what the tables remember: so the tables know of
+    /// no batch that is not in the log.
+    fn producers(&self, numbered: &[Numbered]) -> Result<(), Unsealed> {
+        let (tables, now_ms) = (self.store.tables(), self.domain.clock.now_ms());
+        let mut rows = Vec::new();
+        for Numbered { partition, headers } in numbered {
+            let key =
+                |id: ProducerId| Tables::producer_key(partition.topic_id().0, partition.name().partition, id.get());
+            let ids: HashSet<ProducerId> = headers.iter().filter_map(|h| ProducerId::new(h.producer_id)).collect();
+            let mut producers = Producers::default();
+            tables.producers_of(ids.iter().map(|id| (*id, key(*id))), |id, before| producers.restore(id, before))?;
+            headers.iter().for_each(|header| producers.replay(header, now_ms));
+            rows.extend(producers.iter().map(|(id, producer)| (key(id), Some(producer.encode()))));
+        }
+        rows.chunks(SLICE_ROWS).try_for_each(|slice| tables.write_producers(slice))?;
+        Ok(())
+    }
+
+    fn offsets(&self) -> Result<(), Unsealed> {
         let tables = self.store.tables();
         let dropped = std::mem::take(&mut *self.shared.dropped_groups.lock());
         tables.drop_groups(&dropped)?;
@@ -358,12 +391,28 @@ struct TopicRuns {
     partitions: Vec<(Arc<Partition>, Vec<Run>)>,
 }
 
-/// Copies a run's batches. One that the disk damaged stays as it is and is marked: its offsets are
+/// The batches of idempotent producers that a partition's part of a segment has.
+struct Numbered {
+    partition: Arc<Partition>,
+    headers: Vec<BatchHeader>,
+}
+
+/// Copies a run's batches, and notes those of idempotent producers. One that the disk damaged stays as it is and is marked: its offsets are
 /// lost, and no others.
-fn copy_run(writer: &mut SegmentWriter, bytes: &Bytes, run: &Run) -> Result<(), StoreError> {
+fn copy_run(
+    writer: &mut SegmentWriter,
+    bytes: &Bytes,
+    run: &Run,
+    numbered: &mut Vec<BatchHeader>,
+) -> Result<(), StoreError> {
     for piece in pieces(bytes, run.base..run.end) {
         match piece {
-            Piece::Batch { at, header } => writer.push(&bytes[at..at + header.batch_bytes], &header)?,
+            Piece::Batch { at, header } => {
+                writer.push(&bytes[at..at + header.batch_bytes], &header)?;
+                if ProducerId::new(header.producer_id).is_some() {
+                    numbered.push(header);
+                }
+            }
             Piece::Damaged { bytes: range, fault } => {
                 tracing::error!(first = %fault.base, end = %fault.end, reason = fault.reason, "damaged batch in the journal");
                 writer.push_damaged(&bytes[range], fault.base)?;

@@ -7,13 +7,12 @@
 //! replaying the rest over it ends at the same value. Commits here save the allocator's state, so a
 //! start after a crash does not walk the file, however large.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, TableHandle};
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::error::StoreError;
 use super::files::Files;
+use crate::producer::{Producer, ProducerId};
 
 pub(super) const FILE: &str = "tables.redb";
 
@@ -202,18 +201,6 @@ impl Tables {
         Ok(counts)
     }
 
-    /// Rows of all stores together.
-    pub(crate) fn state_rows(&self) -> Result<BTreeMap<String, u64>, StoreError> {
-        let read = self.db.begin_read()?;
-        let mut rows = BTreeMap::new();
-        for table in read.list_tables()? {
-            if let Some(store) = table.name().strip_prefix(STATE_PREFIX) {
-                rows.insert(store.to_owned(), read.open_untyped_table(table.clone())?.len()?);
-            }
-        }
-        Ok(rows)
-    }
-
     // ---- offsets and producers
 
     /// Removes what groups have committed.
@@ -259,6 +246,26 @@ impl Tables {
     /// The key of a producer's row.
     pub(crate) fn producer_key(topic: u32, partition: u32, producer: i64) -> Vec<u8> {
         [&topic.to_be_bytes()[..], &partition.to_be_bytes(), &producer.to_be_bytes()].concat()
+    }
+
+    /// Calls `found` with what is remembered of each of these producers, given with their keys.
+    pub(crate) fn producers_of(
+        &self,
+        of: impl Iterator<Item = (ProducerId, Vec<u8>)>,
+        mut found: impl FnMut(ProducerId, Producer),
+    ) -> Result<(), StoreError> {
+        let read = self.db.begin_read()?;
+        let table = match read.open_table(PRODUCERS) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+            other => other?,
+        };
+        for (id, key) in of {
+            if let Some(row) = table.get(key.as_slice())? {
+                let corrupt = |reason| StoreError::Corrupt { what: "table producers".into(), reason };
+                found(id, Producer::decode(row.value()).map_err(corrupt)?);
+            }
+        }
+        Ok(())
     }
 
     /// One slice of producers.
@@ -311,11 +318,6 @@ impl Tables {
             visit(key.value(), value.value())?;
         }
         Ok(())
-    }
-
-    /// Bytes of its file.
-    pub(crate) fn file_bytes(files: &Files) -> u64 {
-        std::fs::metadata(files.path(FILE)).map_or(0, |meta| meta.len())
     }
 }
 

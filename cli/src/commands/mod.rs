@@ -14,13 +14,14 @@ pub(crate) mod topic;
 
 use std::process::ExitCode;
 
-use millstream_client::Client;
+use millstream_client::{Client, ClientSettings};
 
 use crate::args::{Args, Command};
 
 /// Does what was said.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let client = || Client::new(&args.server);
+    let settings = ClientSettings { client_id: args.client_id, call_timeout_ms: args.call_timeout_ms };
+    let client = || Client::with_settings(&args.server, settings);
     match args.command {
         Command::Serve(args) => serve::run(args).await,
         Command::Topic(command) => topic::run(command, &client()?).await,

@@ -48,8 +48,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 
 /// Write lines to a topic, a record a line
 ///
-/// Every record was acknowledged, and so is on disk, when this ends with 0. The line's end (LF or
-/// CR LF) is not part of the record.
+/// Every record was acknowledged, and so is on disk, once, when this ends with 0: a connection that is
+/// lost on the way, or a server that restarts, is waited for. The line's end (LF or CR LF) is not part
+/// of the record.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {

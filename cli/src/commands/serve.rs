@@ -1,5 +1,6 @@
 //! `millstream serve`: the server in this process.
 
+mod bounds;
 mod http;
 
 use std::io::IsTerminal;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::ValueEnum;
 use millstream_broker::clock::SystemClock;
+use millstream_broker::quota::QuotaSettings;
 use millstream_broker::store::{StoreError, StoreOptions};
 use millstream_broker::{Broker, BrokerSettings};
 use millstream_runtime::host::EngineSettings;
@@ -23,10 +25,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic::service::RoutesBuilder;
 use tracing_subscriber::EnvFilter;
 
+use self::bounds::BoundsArgs;
+
 const EXAMPLES: &str = "\
 Examples:
   millstream serve --data ./data
   millstream serve --data /var/lib/millstream --grpc 0.0.0.0:7070 --http 0.0.0.0:7071 --log-format json
+  millstream serve --data ./data --produce-bytes-per-s-max 10000000 --quota importer=produce:50000000
 
 Ctrl-C or SIGTERM stops it: what was taken is committed and answered first.";
 
@@ -52,6 +57,8 @@ pub(crate) struct Args {
     /// Threads that serve requests and run stages; one a core when left out
     #[arg(long, value_name = "N")]
     pub(crate) worker_threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) bounds: BoundsArgs,
 }
 
 /// How log lines look.
@@ -66,6 +73,9 @@ pub(crate) enum LogFormat {
 /// A stop waits this long for open calls to end; what is committed is committed by then.
 const STOP_SECONDS_MAX: u64 = 20;
 
+/// Files that are open beside the connections: the data directory's, HTTP's, the runtime's.
+const FILES_BESIDE_CONNECTIONS: u64 = 1_000;
+
 /// Serves until it is told to stop.
 ///
 /// # Errors
@@ -73,8 +83,9 @@ const STOP_SECONDS_MAX: u64 = 20;
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     start_logging(&args)?;
     let begun = Instant::now();
+    let quotas = args.bounds.quotas()?;
     let mut registry = Registry::default();
-    let (broker, runtime) = open(&args, &mut registry).await?;
+    let (broker, runtime) = open(&args, quotas, &mut registry).await?;
     let module_bytes_max = EngineSettings::default().module_bytes_max;
 
     let mut routes = RoutesBuilder::default();
@@ -89,7 +100,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let broker = broker.clone();
         async move { broker.stopped().await }
     };
-    let grpc = tokio::spawn(millstream_broker::grpc::serve(routes, grpc, until_stopped()));
+    let settings = args.bounds.serve_settings();
+    allow_files(settings.connections_max);
+    let grpc = tokio::spawn(millstream_broker::grpc::serve(routes, grpc, broker.clone(), settings, until_stopped()));
     let http = tokio::spawn(http::serve(http, state, until_stopped()));
 
     // Heard from here on: whoever reads that it serves may stop it at once.
@@ -130,13 +143,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Opens the data directory and starts its pipelines.
-async fn open(args: &Args, registry: &mut Registry) -> anyhow::Result<(Broker, Runtime)> {
+async fn open(args: &Args, quotas: QuotaSettings, registry: &mut Registry) -> anyhow::Result<(Broker, Runtime)> {
     let data = args.data.clone();
     let threads = args.worker_threads.map(NonZeroUsize::get);
     let mut own = std::mem::take(registry);
     let opened = tokio::task::spawn_blocking(move || {
         let clock = Arc::new(SystemClock);
-        let broker = Broker::open(&data, BrokerSettings::default(), StoreOptions::default(), clock, &mut own)?;
+        let settings = BrokerSettings { quotas, ..BrokerSettings::default() };
+        let broker = Broker::open(&data, settings, StoreOptions::default(), clock, &mut own)?;
         let engine = EngineSettings { cache_dir: Some(data.join("compiled")), ..EngineSettings::default() };
         let settings = RuntimeSettings { worker_threads: threads, engine };
         let runtime = Runtime::open(broker.clone(), settings, &mut own)?;
@@ -151,6 +165,20 @@ async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> 
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}: choose another address with {flag}, or stop who has it"))
+}
+
+/// Each connection is an open file, and what a process may open is often far less than it could be.
+fn allow_files(connections_max: usize) {
+    let wanted = (connections_max as u64).saturating_add(FILES_BESIDE_CONNECTIONS);
+    match rlimit::increase_nofile_limit(wanted) {
+        Ok(allowed) if allowed >= wanted => {}
+        Ok(allowed) => tracing::warn!(
+            allowed,
+            connections_max,
+            "the process may open fewer files than --connections-max needs: raise its hard limit (ulimit -Hn)"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot raise how many files the process may open"),
+    }
 }
 
 fn start_logging(args: &Args) -> anyhow::Result<()> {

@@ -23,3 +23,7 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
 /// The trailer that carries the name of an [`v1::ErrorCode`] beside a gRPC status.
 pub const ERROR_TRAILER: &str = "millstream-error";
+
+/// The metadata of a call that names the client, for its quota and its metrics: 1 to 249 of
+/// `a-z A-Z 0-9 . _ -`. A client without one counts as its IP address.
+pub const CLIENT_ID_METADATA: &str = "millstream-client-id";

@@ -1,5 +1,7 @@
 //! One method a call of the contract.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use millstream_api::v1::groups_client::GroupsClient;
@@ -9,10 +11,9 @@ use millstream_api::v1::pipelines_client::PipelinesClient;
 use millstream_api::v1::state_client::StateClient;
 use millstream_api::v1::topics_client::TopicsClient;
 use millstream_api::{MESSAGE_BYTES_MAX, v1};
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 
-use crate::client::{Client, Position};
+use crate::client::{Channel, Client, Position};
 use crate::error::ClientError;
 
 /// A module is uploaded in pieces of this size, in bytes.
@@ -20,8 +21,9 @@ const UPLOAD_CHUNK_BYTES: usize = 1 << 20;
 
 /// Topics, groups, modules, pipelines, state, and single reads and writes. Cheap to clone.
 ///
-/// Every method fails with [`ClientError::Refused`] where the server refuses, and with
-/// [`ClientError::Unavailable`] where there is none; each says only what it adds to that.
+/// Every method fails with [`ClientError::Refused`] where the server refuses, with
+/// [`ClientError::Unavailable`] where there is none, and with [`ClientError::CallTimeout`] where it does
+/// not answer in time (`ClientSettings::call_timeout_ms`); each says only what it adds to that.
 #[derive(Clone, Debug)]
 pub struct Admin {
     client: Client,
@@ -45,7 +47,7 @@ impl Admin {
         settings: v1::TopicSettings,
     ) -> Result<v1::Topic, ClientError> {
         let request = v1::CreateTopicRequest { name: name.to_owned(), partitions, settings: Some(settings) };
-        let answer = self.answer(self.topics().create_topic(request).await)?;
+        let answer = self.answer("CreateTopic", self.topics().create_topic(request)).await?;
         self.field(answer.topic, "topic")
     }
 
@@ -54,7 +56,7 @@ impl Admin {
     /// # Errors
     /// As all.
     pub async fn list_topics(&self) -> Result<Vec<v1::Topic>, ClientError> {
-        Ok(self.answer(self.topics().list_topics(v1::ListTopicsRequest {}).await)?.topics)
+        Ok(self.answer("ListTopics", self.topics().list_topics(v1::ListTopicsRequest {})).await?.topics)
     }
 
     /// A topic and its partitions.
@@ -63,7 +65,7 @@ impl Admin {
     /// As all.
     pub async fn describe_topic(&self, name: &str) -> Result<v1::DescribeTopicResponse, ClientError> {
         let request = v1::DescribeTopicRequest { name: name.to_owned() };
-        self.answer(self.topics().describe_topic(request).await)
+        self.answer("DescribeTopic", self.topics().describe_topic(request)).await
     }
 
     /// Changes a topic's settings and adds partitions to it, while it is read and written. All of it, or nothing.
@@ -71,7 +73,7 @@ impl Admin {
     /// # Errors
     /// As all.
     pub async fn alter_topic(&self, request: v1::AlterTopicRequest) -> Result<v1::Topic, ClientError> {
-        let answer = self.answer(self.topics().alter_topic(request).await)?;
+        let answer = self.answer("AlterTopic", self.topics().alter_topic(request)).await?;
         self.field(answer.topic, "topic")
     }
 
@@ -81,7 +83,7 @@ impl Admin {
     /// As all.
     pub async fn delete_topic(&self, name: &str) -> Result<(), ClientError> {
         let request = v1::DeleteTopicRequest { name: name.to_owned() };
-        self.answer(self.topics().delete_topic(request).await).map(drop)
+        self.answer("DeleteTopic", self.topics().delete_topic(request)).await.map(drop)
     }
 
     // Log
@@ -101,7 +103,7 @@ impl Admin {
             partitions: partitions.to_vec(),
             at: Some(v1::Position::from(at)),
         };
-        Ok(self.answer(self.log().list_offsets(request).await)?.offsets)
+        Ok(self.answer("ListOffsets", self.log().list_offsets(request)).await?.offsets)
     }
 
     /// One read.
@@ -109,7 +111,8 @@ impl Admin {
     /// # Errors
     /// As all. What is wrong with one partition stands in its part of the answer.
     pub async fn fetch(&self, request: v1::FetchRequest) -> Result<v1::FetchResponse, ClientError> {
-        self.answer(self.log().fetch(request).await)
+        let after_ms = self.client.call_timeout_ms().saturating_add(request.max_wait_ms.into());
+        self.answer_within(after_ms, "Fetch", self.log().fetch(request)).await
     }
 
     /// One write; answered when the records are on disk. A [`crate::Producer`] is for many.
@@ -117,7 +120,7 @@ impl Admin {
     /// # Errors
     /// As all. Where the connection is lost, the records may be stored all the same.
     pub async fn produce(&self, request: v1::ProduceRequest) -> Result<v1::ProduceResponse, ClientError> {
-        self.answer(self.log().produce(request).await)
+        self.answer("Produce", self.log().produce(request)).await
     }
 
     // Groups
@@ -127,7 +130,7 @@ impl Admin {
     /// # Errors
     /// As all.
     pub async fn list_groups(&self) -> Result<Vec<v1::Group>, ClientError> {
-        Ok(self.answer(self.groups().list_groups(v1::ListGroupsRequest {}).await)?.groups)
+        Ok(self.answer("ListGroups", self.groups().list_groups(v1::ListGroupsRequest {})).await?.groups)
     }
 
     /// A group, its members, and where it stands in each partition.
@@ -136,7 +139,7 @@ impl Admin {
     /// As all.
     pub async fn describe_group(&self, name: &str) -> Result<v1::DescribeGroupResponse, ClientError> {
         let request = v1::DescribeGroupRequest { name: name.to_owned() };
-        self.answer(self.groups().describe_group(request).await)
+        self.answer("DescribeGroup", self.groups().describe_group(request)).await
     }
 
     /// Commits offsets for a group without members; the group is made where there is none.
@@ -145,7 +148,7 @@ impl Admin {
     /// As all.
     pub async fn commit_offsets(&self, group: &str, offsets: Vec<v1::TopicPartitionOffset>) -> Result<(), ClientError> {
         let request = v1::CommitOffsetsRequest { group: group.to_owned(), offsets };
-        self.answer(self.groups().commit_offsets(request).await).map(drop)
+        self.answer("CommitOffsets", self.groups().commit_offsets(request)).await.map(drop)
     }
 
     /// Sets a group's committed offsets, and says where to: also with `dry_run`, which changes
@@ -157,7 +160,7 @@ impl Admin {
         &self,
         request: v1::ResetGroupRequest,
     ) -> Result<Vec<v1::TopicPartitionOffset>, ClientError> {
-        Ok(self.answer(self.groups().reset_group(request).await)?.offsets)
+        Ok(self.answer("ResetGroup", self.groups().reset_group(request)).await?.offsets)
     }
 
     /// Deletes a group with its offsets.
@@ -166,7 +169,7 @@ impl Admin {
     /// As all.
     pub async fn delete_group(&self, name: &str) -> Result<(), ClientError> {
         let request = v1::DeleteGroupRequest { name: name.to_owned() };
-        self.answer(self.groups().delete_group(request).await).map(drop)
+        self.answer("DeleteGroup", self.groups().delete_group(request)).await.map(drop)
     }
 
     // Modules
@@ -182,7 +185,7 @@ impl Admin {
             starts.map(|start| Part::Bytes(bytes.slice(start..bytes.len().min(start + UPLOAD_CHUNK_BYTES)))).collect();
         let parts = std::iter::once(Part::Reference(reference.to_owned())).chain(chunks);
         let requests = stream::iter(parts.map(|part| v1::PushModuleRequest { part: Some(part) }));
-        self.answer(self.modules().push_module(requests).await)
+        self.answer("PushModule", self.modules().push_module(requests)).await
     }
 
     /// All modules.
@@ -190,7 +193,7 @@ impl Admin {
     /// # Errors
     /// As all.
     pub async fn list_modules(&self) -> Result<Vec<v1::Module>, ClientError> {
-        Ok(self.answer(self.modules().list_modules(v1::ListModulesRequest {}).await)?.modules)
+        Ok(self.answer("ListModules", self.modules().list_modules(v1::ListModulesRequest {})).await?.modules)
     }
 
     /// A module and the stages that use it.
@@ -199,7 +202,7 @@ impl Admin {
     /// As all.
     pub async fn describe_module(&self, reference: &str) -> Result<v1::DescribeModuleResponse, ClientError> {
         let request = v1::DescribeModuleRequest { reference: reference.to_owned() };
-        self.answer(self.modules().describe_module(request).await)
+        self.answer("DescribeModule", self.modules().describe_module(request)).await
     }
 
     /// Removes a module. Refused while a pipeline uses it.
@@ -208,7 +211,7 @@ impl Admin {
     /// As all.
     pub async fn remove_module(&self, reference: &str) -> Result<(), ClientError> {
         let request = v1::RemoveModuleRequest { reference: reference.to_owned() };
-        self.answer(self.modules().remove_module(request).await).map(drop)
+        self.answer("RemoveModule", self.modules().remove_module(request)).await.map(drop)
     }
 
     // Pipelines
@@ -221,7 +224,7 @@ impl Admin {
         &self,
         request: v1::ApplyPipelineRequest,
     ) -> Result<v1::ApplyPipelineResponse, ClientError> {
-        self.answer(self.pipelines().apply_pipeline(request).await)
+        self.answer("ApplyPipeline", self.pipelines().apply_pipeline(request)).await
     }
 
     /// All pipelines.
@@ -229,7 +232,7 @@ impl Admin {
     /// # Errors
     /// As all.
     pub async fn list_pipelines(&self) -> Result<Vec<v1::Pipeline>, ClientError> {
-        Ok(self.answer(self.pipelines().list_pipelines(v1::ListPipelinesRequest {}).await)?.pipelines)
+        Ok(self.answer("ListPipelines", self.pipelines().list_pipelines(v1::ListPipelinesRequest {})).await?.pipelines)
     }
 
     /// A pipeline, its file, its stages, and where it stands in each partition.
@@ -238,7 +241,7 @@ impl Admin {
     /// As all.
     pub async fn describe_pipeline(&self, name: &str) -> Result<v1::DescribePipelineResponse, ClientError> {
         let request = v1::DescribePipelineRequest { name: name.to_owned() };
-        self.answer(self.pipelines().describe_pipeline(request).await)
+        self.answer("DescribePipeline", self.pipelines().describe_pipeline(request)).await
     }
 
     /// Ends a pipeline's work at a commit; [`Admin::resume_pipeline`] goes on from there.
@@ -247,7 +250,7 @@ impl Admin {
     /// As all.
     pub async fn pause_pipeline(&self, name: &str) -> Result<v1::Pipeline, ClientError> {
         let request = v1::PausePipelineRequest { name: name.to_owned() };
-        let answer = self.answer(self.pipelines().pause_pipeline(request).await)?;
+        let answer = self.answer("PausePipeline", self.pipelines().pause_pipeline(request)).await?;
         self.field(answer.pipeline, "pipeline")
     }
 
@@ -257,7 +260,7 @@ impl Admin {
     /// As all.
     pub async fn resume_pipeline(&self, name: &str) -> Result<v1::Pipeline, ClientError> {
         let request = v1::ResumePipelineRequest { name: name.to_owned() };
-        let answer = self.answer(self.pipelines().resume_pipeline(request).await)?;
+        let answer = self.answer("ResumePipeline", self.pipelines().resume_pipeline(request)).await?;
         self.field(answer.pipeline, "pipeline")
     }
 
@@ -267,7 +270,7 @@ impl Admin {
     /// As all.
     pub async fn delete_pipeline(&self, name: &str) -> Result<(), ClientError> {
         let request = v1::DeletePipelineRequest { name: name.to_owned() };
-        self.answer(self.pipelines().delete_pipeline(request).await).map(drop)
+        self.answer("DeletePipeline", self.pipelines().delete_pipeline(request)).await.map(drop)
     }
 
     // State
@@ -284,7 +287,7 @@ impl Admin {
         key: Bytes,
     ) -> Result<Option<v1::StateEntry>, ClientError> {
         let request = v1::GetStateRequest { pipeline: pipeline.to_owned(), stage: stage.to_owned(), key };
-        Ok(self.answer(self.state().get_state(request).await)?.entry)
+        Ok(self.answer("GetState", self.state().get_state(request)).await?.entry)
     }
 
     /// The state of many keys, in no particular order.
@@ -295,7 +298,7 @@ impl Admin {
         &self,
         request: v1::ListStateRequest,
     ) -> Result<impl Stream<Item = Result<v1::StateEntry, ClientError>> + Send + Unpin + use<>, ClientError> {
-        let answers = self.answer(self.state().list_state(request).await)?;
+        let answers = self.answer("ListState", self.state().list_state(request)).await?;
         let server = self.client.server().to_owned();
         let entries = answers
             .map_ok(|answer| stream::iter(answer.entries.into_iter().map(Ok)))
@@ -328,10 +331,26 @@ impl Admin {
         StateClient::new(self.client.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    fn answer<T>(&self, answer: Result<Response<T>, Status>) -> Result<T, ClientError> {
-        match answer {
-            Ok(answer) => Ok(answer.into_inner()),
-            Err(status) => Err(ClientError::from_status(self.client.server(), &status)),
+    /// Waits for an answer as long as a call may take.
+    async fn answer<T>(
+        &self,
+        call: &'static str,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, ClientError> {
+        self.answer_within(self.client.call_timeout_ms(), call, answer).await
+    }
+
+    async fn answer_within<T>(
+        &self,
+        after_ms: u64,
+        call: &'static str,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, ClientError> {
+        let server = self.client.server();
+        match tokio::time::timeout(Duration::from_millis(after_ms), answer).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(ClientError::from_status(server, &status)),
+            Err(_) => Err(ClientError::CallTimeout { call, server: server.to_owned(), after_ms }),
         }
     }
 

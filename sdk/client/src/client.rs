@@ -3,8 +3,12 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use millstream_api::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, v1};
-use tonic::transport::{Channel, Endpoint};
+use millstream_api::{CLIENT_ID_METADATA, CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, v1};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Endpoint;
+use tonic::{Request, Status};
 
 use crate::admin::Admin;
 use crate::consumer::{Consumer, ConsumerSettings};
@@ -21,6 +25,37 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest HTTP/2 frame that is taken: a few frames a message of a megabyte.
 const FRAME_BYTES_MAX: u32 = 1 << 20;
 
+/// A connection that tells the server who calls.
+pub(crate) type Channel = InterceptedService<tonic::transport::Channel, Named>;
+
+/// Names the client in each call.
+#[derive(Clone, Debug)]
+pub(crate) struct Named(MetadataValue<Ascii>);
+
+impl Interceptor for Named {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(CLIENT_ID_METADATA, self.0.clone());
+        Ok(request)
+    }
+}
+
+/// Who a client is, and how long it waits.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// Names this client to the server: its quotas, if it has some, are those of all clients of that
+    /// name together. 1 to 249 of `a-z A-Z 0-9 . _ -`. Default "millstream-rust".
+    pub client_id: String,
+    /// How long a call may take that is answered once (all but producing, consuming and listing
+    /// state; a fetch has its long poll on top). Default 30,000.
+    pub call_timeout_ms: u64,
+}
+
+impl Default for ClientSettings {
+    fn default() -> Self {
+        Self { client_id: "millstream-rust".to_owned(), call_timeout_ms: 30_000 }
+    }
+}
+
 /// A server's address, and what can be done there. Cheap to clone; connects when first used.
 #[derive(Clone, Debug)]
 pub struct Client(Arc<Inner>);
@@ -30,6 +65,8 @@ struct Inner {
     /// As people write it: without the scheme.
     server: String,
     endpoint: Endpoint,
+    named: Named,
+    call_timeout_ms: u64,
     /// For short calls. Producers and consumers have connections of their own: a reader that is
     /// slow must hold up nobody else.
     shared: OnceLock<Channel>,
@@ -42,6 +79,14 @@ impl Client {
     /// # Errors
     /// [`ClientError::InvalidArgument`] for what is no such address.
     pub fn new(server: &str) -> Result<Self, ClientError> {
+        Self::with_settings(server, ClientSettings::default())
+    }
+
+    /// As [`Client::new`], with settings.
+    ///
+    /// # Errors
+    /// [`ClientError::InvalidArgument`] also for a client id that is not allowed, and for no time.
+    pub fn with_settings(server: &str, settings: ClientSettings) -> Result<Self, ClientError> {
         let invalid = |reason: String| ClientError::InvalidArgument { what: "server", reason };
         let name = server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/');
         if name.contains("://") {
@@ -62,7 +107,14 @@ impl Client {
             .max_frame_size(FRAME_BYTES_MAX)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-        Ok(Self(Arc::new(Inner { server: name.to_owned(), endpoint, shared: OnceLock::new() })))
+        let named = Named(client_id(&settings.client_id)?);
+        let call_timeout_ms = settings.call_timeout_ms;
+        if call_timeout_ms == 0 {
+            let reason = "0 leaves no time for an answer: use 1 or more".to_owned();
+            return Err(ClientError::InvalidArgument { what: "call_timeout_ms", reason });
+        }
+        let shared = OnceLock::new();
+        Ok(Self(Arc::new(Inner { server: name.to_owned(), endpoint, named, call_timeout_ms, shared })))
     }
 
     /// The server's address, without a scheme.
@@ -97,13 +149,29 @@ impl Client {
 
     /// The connection that short calls share.
     pub(crate) fn channel(&self) -> Channel {
-        self.0.shared.get_or_init(|| self.0.endpoint.connect_lazy()).clone()
+        self.0.shared.get_or_init(|| self.own_channel()).clone()
     }
 
     /// A new connection.
     pub(crate) fn own_channel(&self) -> Channel {
-        self.0.endpoint.connect_lazy()
+        InterceptedService::new(self.0.endpoint.connect_lazy(), self.0.named.clone())
     }
+
+    pub(crate) fn call_timeout_ms(&self) -> u64 {
+        self.0.call_timeout_ms
+    }
+}
+
+/// Checked here, so that it is this client's mistake and not each call's.
+fn client_id(id: &str) -> Result<MetadataValue<Ascii>, ClientError> {
+    let allowed = (1..=249).contains(&id.len())
+        && !matches!(id, "." | "..")
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let value = if allowed { MetadataValue::try_from(id).ok() } else { None };
+    value.ok_or_else(|| ClientError::InvalidArgument {
+        what: "client_id",
+        reason: format!("{id:?} is not allowed: use 1 to 249 of the characters a-z A-Z 0-9 . _ -"),
+    })
 }
 
 /// A place in partitions.
@@ -162,5 +230,17 @@ mod tests {
             let error = Client::new(server).unwrap_err().to_string();
             assert!(error.contains(&format!("{server:?}")), "{error}");
         }
+    }
+
+    #[test]
+    fn a_client_says_what_is_wrong_with_its_settings() {
+        let with = |settings| Client::with_settings("127.0.0.1:7070", settings);
+        for id in ["", "a b", "ü", "..", &"x".repeat(250)] {
+            let settings = ClientSettings { client_id: id.to_owned(), ..ClientSettings::default() };
+            let error = with(settings).unwrap_err().to_string();
+            assert!(error.contains("client_id") && error.contains(&format!("{id:?}")), "{error}");
+        }
+        let error = with(ClientSettings { call_timeout_ms: 0, ..ClientSettings::default() }).unwrap_err();
+        assert!(error.to_string().contains("call_timeout_ms"), "{error}");
     }
 }

@@ -10,7 +10,8 @@ use tonic::{Code, Status};
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// The server understood and refused. Nothing was changed.
+    /// The server understood and refused. Nothing was changed, unless the code is `TimedOut`: then the
+    /// server's deadline was over, and it may be done all the same.
     #[error("{message}")]
     Refused {
         /// Why, for programs.
@@ -19,8 +20,7 @@ pub enum ClientError {
         message: String,
     },
     /// No connection, or it was lost. A call that changes something may have done so all the same
-    /// where its connection was lost; records of a [`crate::Producer`] are never in that doubt: see
-    /// [`ClientError::UnknownOutcome`].
+    /// where its connection was lost; a [`crate::Producer`] says [`ClientError::UnknownOutcome`] then.
     #[error("no server answers at {server} ({reason}): is `millstream serve` running?")]
     Unavailable {
         /// Where it was looked for.
@@ -28,8 +28,8 @@ pub enum ClientError {
         /// What the transport says.
         reason: String,
     },
-    /// The connection was lost, or the time was over, before the answer came: records may or may
-    /// not be stored.
+    /// Records were sent, and no answer came before the time was over: they may or may not be stored.
+    /// Producers that are not idempotent say so as soon as a connection is lost.
     #[error(
         "topic {topic}, partition {partition}: {records} records were sent but their answer is lost ({reason}); \
          they may or may not be stored"
@@ -63,6 +63,20 @@ pub enum ClientError {
         after_ms: u64,
         /// The last failed attempt, if there was one.
         last: Option<String>,
+    },
+    /// A server that is there did not answer a call in time. What was to be done may be done all the
+    /// same.
+    #[error(
+        "{call}: {server} did not answer within {after_ms} ms (call_timeout_ms); it may be done all the same: look, or \
+         try again with more time"
+    )]
+    CallTimeout {
+        /// The call, as the contract names it.
+        call: &'static str,
+        /// Who was asked.
+        server: String,
+        /// The time that was allowed.
+        after_ms: u64,
     },
     /// The producer or consumer was closed.
     #[error("the {what} is closed")]
@@ -138,7 +152,7 @@ impl ClientError {
     pub fn is_retriable(&self) -> bool {
         match self {
             Self::Refused { code, .. } => matches!(code, v1::ErrorCode::ShuttingDown | v1::ErrorCode::TimedOut),
-            Self::Unavailable { .. } | Self::BufferFull { .. } => true,
+            Self::Unavailable { .. } | Self::CallTimeout { .. } | Self::BufferFull { .. } => true,
             _ => false,
         }
     }

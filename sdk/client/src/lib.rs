@@ -11,7 +11,7 @@
 //! let producer = client.producer(ProducerSettings::default());
 //! // Waits only for room in the buffer; records are sent in batches.
 //! let delivery = producer.send(ProducerRecord::keyed("flights", "LIS", "late")).await?;
-//! // Waits until the record is on disk.
+//! // Waits until the record is on disk: once, whatever became of connections meanwhile.
 //! let stored = delivery.await?;
 //! println!("partition {}, offset {}", stored.partition, stored.offset);
 //! producer.close().await
@@ -44,7 +44,7 @@ mod error;
 mod producer;
 
 pub use admin::Admin;
-pub use client::{Client, Position};
+pub use client::{Client, ClientSettings, Position};
 pub use consumer::{Assignment, CommitMode, ConsumedRecord, Consumer, ConsumerSettings, RecordSet, RecordSetIter};
 pub use error::ClientError;
 pub use millstream_api::v1;

@@ -7,7 +7,7 @@
 //! ```
 //! Big-endian. `batchLength` counts the bytes after itself; the CRC-32C covers all after itself.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::Limits;
 use crate::compression::{Compression, inflate};
@@ -66,6 +66,12 @@ pub struct BatchHeader {
     pub base_timestamp_ms: i64,
     /// The largest timestamp, in ms since the epoch.
     pub max_timestamp_ms: i64,
+    /// The producer's id; -1 without idempotence.
+    pub producer_id: i64,
+    /// The producer's epoch; -1 without idempotence.
+    pub producer_epoch: i16,
+    /// The first record's sequence number; -1 without idempotence.
+    pub base_sequence: i32,
 }
 
 impl BatchHeader {
@@ -99,9 +105,16 @@ impl BatchHeader {
         if base_offset.checked_add(i64::from(last_offset_delta) + 1).is_none() {
             return Err(BatchError::BaseOffset(base_offset));
         }
-        let base_timestamp_ms = i64_at(bytes, at::BASE_TIMESTAMP);
-        let max_timestamp_ms = i64_at(bytes, at::MAX_TIMESTAMP);
-        Ok(Self { base_offset, batch_bytes, last_offset_delta, base_timestamp_ms, max_timestamp_ms })
+        Ok(Self {
+            base_offset,
+            batch_bytes,
+            last_offset_delta,
+            base_timestamp_ms: i64_at(bytes, at::BASE_TIMESTAMP),
+            max_timestamp_ms: i64_at(bytes, at::MAX_TIMESTAMP),
+            producer_id: i64_at(bytes, at::PRODUCER_ID),
+            producer_epoch: i16::from_be_bytes(array(bytes, at::PRODUCER_EPOCH)),
+            base_sequence: i32_at(bytes, at::BASE_SEQUENCE),
+        })
     }
 
     /// The offset after the last record.
@@ -144,6 +157,10 @@ impl RecordBatch {
         }
         if batch.is_control() {
             return Err(BatchError::Control);
+        }
+        let (id, epoch, base_sequence) = (batch.producer_id(), batch.producer_epoch(), batch.base_sequence());
+        if id >= 0 && (epoch < 0 || base_sequence < 0) {
+            return Err(BatchError::Producer { id, epoch, base_sequence });
         }
         let codec = Compression::from_attributes(attributes)?;
         let claimed = i32_at(&batch.bytes, at::RECORD_COUNT);
@@ -239,6 +256,19 @@ impl RecordBatch {
         i32_at(&self.bytes, at::BASE_SEQUENCE)
     }
 
+    /// The batch with another producer's identity (KIP-98), and the checksum of that. Copies the bytes
+    /// only where they are shared.
+    pub fn with_producer(self, id: i64, epoch: i16, base_sequence: i32) -> Self {
+        let mut bytes = self.bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(at::PRODUCER_ID, &id.to_be_bytes());
+        put(at::PRODUCER_EPOCH, &epoch.to_be_bytes());
+        put(at::BASE_SEQUENCE, &base_sequence.to_be_bytes());
+        let crc = crc32c::crc32c(&bytes[at::ATTRIBUTES..]);
+        bytes[at::CRC..at::CRC + 4].copy_from_slice(&crc.to_be_bytes());
+        Self { bytes: bytes.freeze() }
+    }
+
     /// The leader epoch in which it was appended.
     pub fn leader_epoch(&self) -> i32 {
         i32_at(&self.bytes, at::LEADER_EPOCH)
@@ -276,6 +306,14 @@ impl RecordBatch {
         Ok(Records::new(self, body))
     }
 
+    pub(crate) fn has_delete_horizon(&self) -> bool {
+        self.attributes() & DELETE_HORIZON_BIT != 0
+    }
+
+    pub(crate) fn attributes_with_delete_horizon(&self) -> u16 {
+        self.attributes() | DELETE_HORIZON_BIT
+    }
+
     fn body(&self) -> &[u8] {
         &self.bytes[BATCH_HEADER_BYTES..]
     }
@@ -297,6 +335,12 @@ impl RecordBatch {
 pub fn patch_batch(batch: &mut [u8], base_offset: i64, leader_epoch: i32) {
     batch[..8].copy_from_slice(&base_offset.to_be_bytes());
     batch[at::LEADER_EPOCH..at::LEADER_EPOCH + 4].copy_from_slice(&leader_epoch.to_be_bytes());
+}
+
+/// The sequence number of the record that comes `records` after the one with `sequence`: after
+/// `i32::MAX` comes 0 (KIP-98).
+pub fn sequence_after(sequence: i32, records: u32) -> i32 {
+    (sequence.cast_unsigned().wrapping_add(records) & i32::MAX.cast_unsigned()).cast_signed()
 }
 
 /// Iterates the whole batches that stand back to back in `bytes`, as slices of it.

@@ -73,32 +73,7 @@ impl BatchBuilder {
         }
         self.max_timestamp_ms = self.max_timestamp_ms.max(timestamp_ms);
         let timestamp_delta = timestamp_ms.wrapping_sub(self.base_timestamp_ms);
-        let offset_delta = i64::from(self.count);
-        let headers = headers.into_iter();
-        let (mut header_count, mut header_bytes) = (0i64, 0);
-        for (name, value) in headers.clone() {
-            header_count += 1;
-            header_bytes += nullable_size(Some(name.as_bytes())) + nullable_size(value);
-        }
-        let length = 1
-            + varint::size(timestamp_delta)
-            + varint::size(offset_delta)
-            + nullable_size(key)
-            + nullable_size(value)
-            + varint::size(header_count)
-            + header_bytes;
-        let out = &mut self.bytes;
-        varint::put(out, length as i64);
-        out.push(0);
-        varint::put(out, timestamp_delta);
-        varint::put(out, offset_delta);
-        put_nullable(out, key);
-        put_nullable(out, value);
-        varint::put(out, header_count);
-        for (name, value) in headers {
-            put_nullable(out, Some(name.as_bytes()));
-            put_nullable(out, value);
-        }
+        encode_record(&mut self.bytes, timestamp_delta, i64::from(self.count), key, value, headers);
         self.count += 1;
     }
 
@@ -145,13 +120,54 @@ impl BatchBuilder {
         put(at::BASE_SEQUENCE, &self.producer.base_sequence.to_be_bytes());
         put(at::RECORD_COUNT, &(self.count as i32).to_be_bytes());
         put(at::LEADER_EPOCH, &(-1i32).to_be_bytes());
-        let length = bytes.len() as i32 - at::LEADER_EPOCH as i32;
-        bytes[at::LENGTH..at::LENGTH + 4].copy_from_slice(&length.to_be_bytes());
-        let crc = crc32c::crc32c(&bytes[at::ATTRIBUTES..]);
-        bytes[at::CRC..at::CRC + 4].copy_from_slice(&crc.to_be_bytes());
+        seal_batch(&mut bytes);
         self.count = 0;
         self.producer = NO_PRODUCER;
         Some(RecordBatch::built(Bytes::from(bytes)))
+    }
+}
+
+/// Sets what a batch's header says of its bytes: their length and checksum.
+pub(crate) fn seal_batch(bytes: &mut [u8]) {
+    let length = bytes.len() as i32 - at::LEADER_EPOCH as i32;
+    bytes[at::LENGTH..at::LENGTH + 4].copy_from_slice(&length.to_be_bytes());
+    let crc = crc32c::crc32c(&bytes[at::ATTRIBUTES..]);
+    bytes[at::CRC..at::CRC + 4].copy_from_slice(&crc.to_be_bytes());
+}
+
+/// Appends a record to a batch's body.
+#[inline]
+pub(crate) fn encode_record<'h>(
+    out: &mut Vec<u8>,
+    timestamp_delta: i64,
+    offset_delta: i64,
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+    headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>), IntoIter: Clone>,
+) {
+    let headers = headers.into_iter();
+    let (mut header_count, mut header_bytes) = (0i64, 0);
+    for (name, value) in headers.clone() {
+        header_count += 1;
+        header_bytes += nullable_size(Some(name.as_bytes())) + nullable_size(value);
+    }
+    let length = 1
+        + varint::size(timestamp_delta)
+        + varint::size(offset_delta)
+        + nullable_size(key)
+        + nullable_size(value)
+        + varint::size(header_count)
+        + header_bytes;
+    varint::put(out, length as i64);
+    out.push(0);
+    varint::put(out, timestamp_delta);
+    varint::put(out, offset_delta);
+    put_nullable(out, key);
+    put_nullable(out, value);
+    varint::put(out, header_count);
+    for (name, value) in headers {
+        put_nullable(out, Some(name.as_bytes()));
+        put_nullable(out, value);
     }
 }
 

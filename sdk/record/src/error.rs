@@ -48,6 +48,18 @@ pub enum BatchError {
     /// Control batches are the log's own.
     #[error("a control batch cannot be produced")]
     Control,
+    /// An idempotent producer's fields are not whole.
+    #[error(
+        "a record batch of producer id {id} has epoch {epoch} and base sequence {base_sequence}: both must be 0 or more"
+    )]
+    Producer {
+        /// The producer's id.
+        id: i64,
+        /// Its epoch.
+        epoch: i16,
+        /// The first record's sequence number.
+        base_sequence: i32,
+    },
     /// The count says something else than the records.
     #[error("a record batch claims {claimed} records, {found}")]
     Count {

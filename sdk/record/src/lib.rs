@@ -11,10 +11,12 @@ mod compression;
 mod error;
 mod partitioner;
 mod records;
+mod retain;
 mod varint;
 
 pub use batch::{
-    BATCH_HEADER_BYTES, BatchHeader, RecordBatch, SplitBatches, TimestampType, patch_batch, split_batches,
+    BATCH_HEADER_BYTES, BatchHeader, RecordBatch, SplitBatches, TimestampType, patch_batch, sequence_after,
+    split_batches,
 };
 pub use build::BatchBuilder;
 pub use column::{Column, ColumnReader, Columns, ColumnsReader, HeaderColumns, Row};
@@ -22,6 +24,7 @@ pub use compression::Compression;
 pub use error::{BatchError, ColumnError};
 pub use partitioner::{murmur2, partition_for_key};
 pub use records::{Header, HeaderIter, Record, RecordIter, RecordView, Records};
+pub use retain::Retained;
 
 /// Bounds for what is parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use millstream_record::{
-    BatchBuilder, BatchError, Columns, ColumnsReader, Compression, Limits, RecordBatch, patch_batch, split_batches,
+    BatchBuilder, BatchError, Columns, ColumnsReader, Compression, Limits, RecordBatch, patch_batch, sequence_after,
+    split_batches,
 };
 use proptest::prelude::*;
 
@@ -255,4 +256,37 @@ fn append_time_is_every_records_time() {
     let records = batch.records(&Limits::default()).unwrap();
     let times: Vec<_> = records.iter().map(|record| record.unwrap().timestamp_ms).collect();
     assert_eq!(times, [9, 9]);
+}
+
+#[test]
+fn a_batch_takes_another_producer_whoever_shares_its_bytes() {
+    let mut builder = BatchBuilder::new(Compression::None);
+    builder.push(5, Some(b"key"), Some(b"value"), []);
+    let first = builder.finish().unwrap();
+    let shared = first.clone();
+    let numbered = first.with_producer(7, 3, i32::MAX);
+    assert_eq!((numbered.producer_id(), numbered.producer_epoch(), numbered.base_sequence()), (7, 3, i32::MAX));
+    let again = numbered.with_producer(8, 0, 1);
+    let checked = RecordBatch::check(again.into_bytes(), &Limits::default()).unwrap();
+    assert_eq!(checked.producer_id(), 8);
+    assert_eq!(shared.producer_id(), -1);
+    shared.verify_crc().unwrap();
+    assert_eq!(checked.with_producer(-1, -1, -1), shared);
+}
+
+#[test]
+fn a_producer_without_epoch_or_sequence_is_refused() {
+    for (epoch, base_sequence) in [(-1, 0), (0, -1)] {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.set_producer(7, epoch, base_sequence);
+        builder.push(5, None, None, []);
+        let refused = RecordBatch::check(builder.finish().unwrap().into_bytes(), &Limits::default());
+        assert_eq!(refused.unwrap_err(), BatchError::Producer { id: 7, epoch, base_sequence });
+    }
+}
+
+#[test]
+fn sequences_begin_again_at_zero_after_the_largest() {
+    let after = [(0, 1), (i32::MAX, 1), (i32::MAX - 1, 3), (i32::MAX, i32::MAX as u32), (5, 0)];
+    assert_eq!(after.map(|(sequence, records)| sequence_after(sequence, records)), [1, 0, 1, i32::MAX - 1, 5]);
 }

@@ -86,14 +86,18 @@ pub(crate) struct SegmentMeta {
     pub(crate) id: SegmentId,
     /// Of the whole file.
     pub(crate) file_bytes: u64,
+    /// Of all extents that were written.
+    pub(crate) extent_bytes: u64,
     pub(crate) extents: Vec<OwnedExtent>,
 }
 
 impl SegmentMeta {
-    /// As the registry's table holds it: file bytes u64, then extents as in the file's index.
+    /// As the registry's table holds it: file bytes u64, extent bytes u64, then extents as in the file's
+    /// index.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(8 + self.extents.len() * EXTENT_BYTES);
+        let mut out = Vec::with_capacity(16 + self.extents.len() * EXTENT_BYTES);
         out.extend_from_slice(&self.file_bytes.to_le_bytes());
+        out.extend_from_slice(&self.extent_bytes.to_le_bytes());
         self.extents.iter().for_each(|owned| encode_extent(owned, &mut out));
         out
     }
@@ -103,12 +107,14 @@ impl SegmentMeta {
             what: format!("the registry's entry of segment {:016x}", id.0),
             reason: format!("{} bytes are no list of extents", row.len()),
         };
-        let (file_bytes, extents) = row.split_first_chunk::<8>().ok_or_else(corrupt)?;
+        let (file_bytes, rest) = row.split_first_chunk::<8>().ok_or_else(corrupt)?;
+        let (extent_bytes, extents) = rest.split_first_chunk::<8>().ok_or_else(corrupt)?;
+        let (file_bytes, extent_bytes) = (u64::from_le_bytes(*file_bytes), u64::from_le_bytes(*extent_bytes));
         if !extents.len().is_multiple_of(EXTENT_BYTES) {
             return Err(corrupt());
         }
         let extents = decode_extents(id, extents).ok_or_else(corrupt)?;
-        Ok(Self { id, file_bytes: u64::from_le_bytes(*file_bytes), extents })
+        Ok(Self { id, file_bytes, extent_bytes, extents })
     }
 }
 

@@ -70,7 +70,7 @@ impl OpenSegment {
         let file = files.open(&name)?;
         let segment = Self { name, file, blocks: Vec::new(), scanned: false };
         let file_bytes = segment.len()?;
-        let mut meta = SegmentMeta { id, file_bytes, extents: Vec::new() };
+        let mut meta = SegmentMeta { id, file_bytes, extent_bytes: 0, extents: Vec::new() };
         if segment.read_index(&meta)?.is_err() {
             return Ok(None);
         }
@@ -78,6 +78,7 @@ impl OpenSegment {
         let index = segment.bytes_at(u64_at(&footer, 0), u32_at(&footer, 8) as usize)?;
         let extents = index.get(4..4 + u32_at(&index, 0) as usize * EXTENT_BYTES);
         let Some(extents) = extents.and_then(|extents| decode_extents(id, extents)) else { return Ok(None) };
+        meta.extent_bytes = extents.iter().map(|owned| owned.extent.bytes).sum();
         meta.extents = extents;
         Ok(Some(meta))
     }

@@ -73,7 +73,9 @@ impl SegmentWriter {
         let base = Offset::new(header.base_offset).unwrap_or_default();
         self.append(batch, base, header.max_timestamp_ms, false)?;
         if let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() {
-            extent.first_timestamp_ms = extent.first_timestamp_ms.min(header.base_timestamp_ms);
+            // A delete horizon (KIP-534) stands in the base timestamp, and lies ahead.
+            let first = header.base_timestamp_ms.min(header.max_timestamp_ms);
+            extent.first_timestamp_ms = extent.first_timestamp_ms.min(first);
         }
         Ok(())
     }
@@ -127,7 +129,8 @@ impl SegmentWriter {
         self.sync()?;
         self.file.close().map_err(|source| self.failed(source))?;
         files.sync_folder(FOLDER)?;
-        Ok(SegmentMeta { id: self.id, file_bytes: self.at, extents: self.extents })
+        let extent_bytes = self.extents.iter().map(|owned| owned.extent.bytes).sum();
+        Ok(SegmentMeta { id: self.id, file_bytes: self.at, extent_bytes, extents: self.extents })
     }
 
     fn append(&mut self, bytes: &[u8], base: Offset, max_timestamp_ms: i64, damaged: bool) -> Result<(), StoreError> {

@@ -20,10 +20,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::shared::{Assigned, Fetched, Shared, UpTo, dirty, to_offsets};
-use crate::client::Position;
+use crate::client::{Channel, Position};
 use crate::error::ClientError;
 
 /// The longest wait before another attempt.

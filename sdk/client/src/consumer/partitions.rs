@@ -12,10 +12,9 @@ use millstream_api::v1::log_client::LogClient;
 use millstream_api::{MESSAGE_BYTES_MAX, v1};
 use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Status;
-use tonic::transport::Channel;
 
 use super::shared::{Assigned, Fetched, Shared, UpTo, to_offsets};
-use crate::client::Position;
+use crate::client::{Channel, Position};
 use crate::error::ClientError;
 
 /// The longest wait before another attempt.

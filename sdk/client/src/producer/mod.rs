@@ -10,6 +10,7 @@ mod delivery;
 mod metadata;
 mod record;
 mod sender;
+mod sequences;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -51,9 +52,12 @@ pub struct ProducerSettings {
     pub delivery_timeout_ms: u64,
     /// The first wait before another attempt; it doubles up to a second. Default 100.
     pub retry_backoff_ms: u64,
-    /// Send again what was sent but lost its answer. Default false: such records fail with
-    /// [`ClientError::UnknownOutcome`], and are stored once or not at all. True: they are stored
-    /// once or more.
+    /// Number the records, so that what is sent again is stored once (KIP-98). Default true. No more
+    /// than 5 batches are then on their way to one partition.
+    pub idempotent: bool,
+    /// Only where not [`idempotent`](Self::idempotent): send again what was sent but lost its answer.
+    /// Default false: such records fail with [`ClientError::UnknownOutcome`], and are stored once or not
+    /// at all. True: they are stored once or more.
     pub retry_unknown: bool,
     /// How long it goes by what it knows of a topic before it looks again: partitions that were added are
     /// used by then. Default 60,000: Kafka's producers take five minutes, and a look is cheap here.
@@ -70,6 +74,7 @@ impl Default for ProducerSettings {
             buffer_bytes_max: 32 << 20,
             delivery_timeout_ms: 120_000,
             retry_backoff_ms: 100,
+            idempotent: true,
             retry_unknown: false,
             metadata_max_age_ms: 60_000,
         }
@@ -82,10 +87,12 @@ impl Default for ProducerSettings {
 /// partition it names, or else to that of its key (Kafka's murmur2), or else with others to one
 /// partition after the other, a batch each.
 ///
-/// **What is tried again**, until the delivery timeout: what was never sent, and what the server
-/// refused for the moment (it is shutting down). A batch that was sent, but whose answer was lost
-/// with its connection, may be stored: see [`ProducerSettings::retry_unknown`]. Idempotent
-/// producers, which make trying again safe, come in a later release.
+/// **What is tried again**, until the delivery timeout: what was never sent, what the server refused for
+/// the moment (it is shutting down), and what was sent but lost its answer with the connection. Records
+/// are stored once all the same, and in order: the server knows a batch again (KIP-98) that it stored
+/// before. Only where no answer comes before the delivery timeout is the outcome of what was sent
+/// unknown ([`ClientError::UnknownOutcome`]); the records after it go on. Without
+/// [`ProducerSettings::idempotent`] every lost answer is such a one.
 ///
 /// Dropping the last clone still sends what is buffered, in the background, as long as the runtime
 /// lives; [`Producer::close`] waits for that.

@@ -2,25 +2,32 @@
 //!
 //! A batch is open (`batching.rs`), then here in `queue`, `in_flight`, perhaps `refused` and in
 //! `queue` again, until its records are stored, refused for good, or out of time.
+//!
+//! An idempotent producer numbers a batch when it is first sent, and sends it again under the same
+//! numbers, whatever became of the connection: the server stores it once. Where a numbered batch is
+//! given up, those behind it would be refused for the gap. Then only what may be stored is sent on,
+//! under its numbers; once each of those has its answer, the next epoch begins, and the rest is
+//! numbered anew.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::StreamExt;
 use millstream_api::v1;
 use millstream_api::v1::log_client::LogClient;
+use millstream_record::RecordBatch;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::batching::{Event, Partition, Sealed};
 use super::delivery::Batch;
+use super::sequences::{IN_FLIGHT_OF_PARTITION_MAX, Sequences};
 use super::{CLOSED, Shared};
+use crate::client::Channel;
 use crate::error::ClientError;
 
 /// The longest wait before another attempt.
@@ -30,6 +37,7 @@ pub(super) struct Sender {
     shared: Arc<Shared>,
     channel: Channel,
     connection: Option<Connection>,
+    sequences: Sequences,
     events: VecDeque<Event>,
     /// Batches that are open, the oldest first. Some may be sealed by now.
     lingering: VecDeque<(Arc<Partition>, Arc<Batch>)>,
@@ -64,9 +72,31 @@ struct Connection {
 struct Pending {
     seq: u64,
     batch: Arc<Batch>,
-    bytes: Bytes,
-    records: u32,
+    encoded: RecordBatch,
     room: u32,
+    /// It was sent under sequence numbers, and keeps them.
+    numbered: bool,
+    /// It was sent, and its answer is lost: it may be stored.
+    in_doubt: bool,
+}
+
+impl Pending {
+    fn records(&self) -> u32 {
+        self.encoded.record_count()
+    }
+
+    fn is_of(&self, batch: &Batch) -> bool {
+        self.batch.partition == batch.partition && self.batch.topic == batch.topic
+    }
+
+    fn unknown_outcome(&self, reason: String) -> ClientError {
+        ClientError::UnknownOutcome {
+            topic: self.batch.topic.to_string(),
+            partition: self.batch.partition,
+            records: self.records(),
+            reason,
+        }
+    }
 }
 
 impl Sender {
@@ -74,6 +104,7 @@ impl Sender {
         Self {
             channel: shared.client.own_channel(),
             connection: None,
+            sequences: Sequences::default(),
             events: VecDeque::new(),
             lingering: VecDeque::new(),
             queue: VecDeque::new(),
@@ -136,27 +167,26 @@ impl Sender {
         while self.lingering.front().is_some_and(|(_, batch)| batch.is_sealed()) {
             self.lingering.pop_front();
         }
-        let Some(batch) = sealed.builder.finish() else {
+        let Some(encoded) = sealed.builder.finish() else {
             return self.shared.give_room(sealed.room);
         };
         let seq = self.next_seq;
         self.next_seq += 1;
         self.outstanding.insert(seq);
-        self.queue.push_back(Pending {
-            seq,
-            batch: sealed.batch,
-            records: batch.record_count(),
-            bytes: batch.into_bytes(),
-            room: sealed.room,
-        });
+        let Sealed { batch, room, .. } = sealed;
+        self.queue.push_back(Pending { seq, batch, encoded, room, numbered: false, in_doubt: false });
     }
 
     /// Whether a batch could go out at once.
-    fn has_room(&self) -> bool {
-        self.queue.is_empty()
-            && self.refused.is_empty()
-            && self.retry_at.is_none()
-            && self.in_flight.len() < self.shared.settings.in_flight_max.max(1)
+    fn has_room(&self, batch: &Batch) -> bool {
+        self.queue.is_empty() && self.refused.is_empty() && self.retry_at.is_none() && self.may_send(batch)
+    }
+
+    /// Whether one more of its partition may be on its way.
+    fn may_send(&self, batch: &Batch) -> bool {
+        let of_partition = || self.in_flight.iter().filter(|pending| pending.is_of(batch)).count();
+        self.in_flight.len() < self.shared.settings.in_flight_max.max(1)
+            && (!self.shared.settings.idempotent || of_partition() < IN_FLIGHT_OF_PARTITION_MAX)
     }
 
     /// Seals what lingered long enough. A batch that could not be sent yet stays open and grows.
@@ -166,7 +196,7 @@ impl Sender {
         let mut room = self.shared.settings.in_flight_max.max(1).saturating_sub(self.in_flight.len());
         while let Some((_, batch)) = self.lingering.front() {
             let due = batch.opened_at + self.linger() <= Instant::now();
-            if !(now_or_never || due && room > 0 && self.has_room()) {
+            if !(now_or_never || due && room > 0 && self.has_room(batch)) {
                 break;
             }
             room = room.saturating_sub(1);
@@ -182,8 +212,8 @@ impl Sender {
 
     /// When something is due without anybody's word.
     fn next_deadline(&self) -> Option<Instant> {
-        let linger =
-            self.lingering.front().filter(|_| self.has_room()).map(|(_, batch)| batch.opened_at + self.linger());
+        let linger = self.lingering.front().filter(|(_, batch)| self.has_room(batch));
+        let linger = linger.map(|(_, batch)| batch.opened_at + self.linger());
         let waiting = self.queue.front().map(|pending| self.deadline(pending));
         let in_flight = self.in_flight.front().map(|pending| self.deadline(pending));
         let retry = self.retry_at.filter(|_| !self.queue.is_empty() || !self.lingering.is_empty());
@@ -207,15 +237,19 @@ impl Sender {
         while let Some(pending) =
             self.queue.pop_front_if(|pending| pending.batch.opened_at + self.shared.delivery_timeout() <= now)
         {
-            let error = ClientError::Timeout {
-                what: format!(
-                    "topic {}, partition {}: sending {} records",
-                    pending.batch.topic, pending.batch.partition, pending.records
-                ),
-                after_ms: self.shared.settings.delivery_timeout_ms,
-                last: self.last_trouble.clone(),
+            let after_ms = self.shared.settings.delivery_timeout_ms;
+            let error = if pending.in_doubt {
+                let last = self.last_trouble.clone();
+                pending.unknown_outcome(last.unwrap_or_else(|| format!("no answer within {after_ms} ms")))
+            } else {
+                let (topic, partition) = (&pending.batch.topic, pending.batch.partition);
+                ClientError::Timeout {
+                    what: format!("topic {topic}, partition {partition}: sending {} records", pending.records()),
+                    after_ms,
+                    last: self.last_trouble.clone(),
+                }
             };
-            self.done(pending, Err(error));
+            self.give_up(pending, error);
         }
     }
 
@@ -229,18 +263,43 @@ impl Sender {
                 Err(error) => return self.trouble(error.to_string()),
             }
         }
-        let Some(connection) = &self.connection else { return };
-        while self.in_flight.len() < self.shared.settings.in_flight_max.max(1) {
-            let Some(pending) = self.queue.pop_front() else { break };
+        if self.must_begin() && !self.awaits_answers() {
+            match self.init_producer().await {
+                Ok(()) => self.queue.iter_mut().for_each(|pending| pending.numbered = false),
+                Err(error) => return self.trouble(error.to_string()),
+            }
+        }
+        while let Some(mut pending) = self.next_to_send() {
+            let Some(connection) = &self.connection else { return };
+            if self.shared.settings.idempotent && !pending.numbered {
+                pending.encoded = self.sequences.number(&pending.batch, pending.encoded);
+                pending.numbered = true;
+            }
             // Where the stream has ended, its answers say so.
             let _ = connection.requests.send(v1::ProduceRequest {
                 topic: pending.batch.topic.to_string(),
                 partition: Some(pending.batch.partition),
-                batches: pending.bytes.clone(),
+                batches: pending.encoded.as_bytes().clone(),
                 records: Vec::new(),
             });
             self.in_flight.push_back(pending);
         }
+    }
+
+    /// Whether nothing can be numbered until there is an id, or the next epoch.
+    fn must_begin(&self) -> bool {
+        self.shared.settings.idempotent && self.sequences.must_begin()
+    }
+
+    /// Whether some batch may be stored under the numbers that it has: they must not change yet.
+    fn awaits_answers(&self) -> bool {
+        !self.in_flight.is_empty() || self.queue.iter().any(|pending| pending.in_doubt)
+    }
+
+    fn next_to_send(&mut self) -> Option<Pending> {
+        let place = if self.must_begin() { self.queue.iter().position(|pending| pending.in_doubt)? } else { 0 };
+        let next = self.queue.get(place)?;
+        if self.may_send(&next.batch) { self.queue.remove(place) } else { None }
     }
 
     async fn connect(&mut self) -> Result<Connection, ClientError> {
@@ -251,13 +310,34 @@ impl Sender {
             counter.fetch_add(1, Ordering::SeqCst);
         });
         let mut client = LogClient::new(self.channel.clone());
+        let answers = self.in_time(client.produce_stream(stream)).await?;
+        Ok(Connection { requests, answers, taken, answered: 0 })
+    }
+
+    /// Asks for an id, or for the next epoch of the one that there is.
+    async fn init_producer(&mut self) -> Result<(), ClientError> {
+        let mut client = LogClient::new(self.channel.clone());
+        let request = v1::InitProducerRequest { current: self.sequences.current() };
+        let given = self.in_time(client.init_producer(request)).await.inspect_err(|error| {
+            if error.code() == Some(v1::ErrorCode::UnknownProducerId) {
+                self.sequences.forget_identity();
+            }
+        })?;
+        let server = self.shared.client.server();
+        let given = given.producer.ok_or_else(|| ClientError::lacks(server, "producer"))?;
+        let begun = self.sequences.begin(&given);
+        begun.map_err(|message| ClientError::Protocol { server: server.to_owned(), message })
+    }
+
+    /// Waits for an answer as long as the first batch of the queue can.
+    async fn in_time<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, ClientError> {
         let server = self.shared.client.server();
         let deadline = self.queue.front().map(|pending| self.deadline(pending));
         tokio::select! {
-            answers = client.produce_stream(stream) => match answers {
-                Ok(answers) => Ok(Connection { requests, answers: answers.into_inner(), taken, answered: 0 }),
-                Err(status) => Err(ClientError::from_status(server, &status)),
-            },
+            answer = call => answer.map(tonic::Response::into_inner).map_err(|status| ClientError::from_status(server, &status)),
             () = until(deadline) => Err(ClientError::Unavailable {
                 server: server.to_owned(),
                 reason: "it does not answer".to_owned(),
@@ -297,14 +377,15 @@ impl Sender {
         self.last_trouble = None;
         self.fail_overtaken(&pending);
         let outcome = match appended {
-            [one] if one.record_count == pending.records && one.partition == pending.batch.partition => {
+            [one] if one.record_count == pending.records() && one.partition == pending.batch.partition => {
                 Ok(one.base_offset)
             }
             other => Err(ClientError::Protocol {
                 server: self.shared.client.server().to_owned(),
                 message: format!(
                     "{} records were sent to partition {}, it says {other:?}",
-                    pending.records, pending.batch.partition
+                    pending.records(),
+                    pending.batch.partition
                 ),
             }),
         };
@@ -312,33 +393,45 @@ impl Sender {
     }
 
     fn refuse(&mut self, pending: Pending, error: ClientError) {
-        if error.is_retriable() {
+        use v1::ErrorCode as E;
+        let out_of_order =
+            matches!(error.code(), Some(E::OutOfOrderSequence | E::StaleProducerEpoch | E::UnknownProducerId));
+        if out_of_order {
+            self.sequences.set_gap();
+        }
+        if let Some(E::StaleProducerEpoch | E::UnknownProducerId) = error.code() {
+            self.sequences.forget_identity();
+        }
+        // Of what was in doubt nobody knows what became of it the first time.
+        if error.is_retriable() || out_of_order && !pending.in_doubt {
             self.last_trouble = Some(error.to_string());
             self.refused.push(pending);
             return;
         }
-        if let Some(v1::ErrorCode::UnknownTopic | v1::ErrorCode::UnknownPartition) = error.code()
+        if let Some(E::UnknownTopic | E::UnknownPartition) = error.code()
             && let Some(topic) = self.shared.topics.read().get(&pending.batch.topic)
         {
             topic.set_stale();
         }
-        self.done(pending, Err(error));
+        let error = if pending.in_doubt { pending.unknown_outcome(error.to_string()) } else { error };
+        self.give_up(pending, error);
     }
 
     /// A later batch of a partition is stored, or may be: those before it that were refused can't
     /// be stored in order any more.
     fn fail_overtaken(&mut self, by: &Pending) {
-        if self.refused.is_empty() {
-            return;
+        let is_overtaken = |pending: &Pending| pending.seq < by.seq && pending.is_of(&by.batch);
+        let mut overtaken: Vec<Pending> = self.refused.extract_if(.., |pending| is_overtaken(pending)).collect();
+        if self.must_begin() {
+            // Only then was a later batch sent before one that still waits.
+            let (earlier, rest): (VecDeque<_>, _) = self.queue.drain(..).partition(is_overtaken);
+            self.queue = rest;
+            overtaken.extend(earlier);
         }
-        let overtaken = |pending: &mut Pending| {
-            pending.batch.partition == by.batch.partition && pending.batch.topic == by.batch.topic
-        };
-        let overtaken: Vec<Pending> = self.refused.extract_if(.., overtaken).collect();
         for pending in overtaken {
             let last = self.last_trouble.clone().unwrap_or_default();
             let message = format!("{last} (not sent again: records that follow these are stored already)");
-            self.done(pending, Err(ClientError::Refused { code: v1::ErrorCode::ShuttingDown, message }));
+            self.give_up(pending, ClientError::Refused { code: v1::ErrorCode::ShuttingDown, message });
         }
     }
 
@@ -359,18 +452,15 @@ impl Sender {
         drop(connection);
         let unknown = if unknown { usize::try_from(taken).unwrap_or(usize::MAX) } else { 0 };
         let mut again = Vec::with_capacity(self.in_flight.len());
-        for (index, pending) in std::mem::take(&mut self.in_flight).into_iter().enumerate() {
-            if index >= unknown || self.shared.settings.retry_unknown {
+        let sends_again = self.shared.settings.idempotent || self.shared.settings.retry_unknown;
+        for (index, mut pending) in std::mem::take(&mut self.in_flight).into_iter().enumerate() {
+            pending.in_doubt |= index < unknown;
+            if sends_again || !pending.in_doubt {
                 again.push(pending);
                 continue;
             }
             self.fail_overtaken(&pending);
-            let error = ClientError::UnknownOutcome {
-                topic: pending.batch.topic.to_string(),
-                partition: pending.batch.partition,
-                records: pending.records,
-                reason: reason.clone(),
-            };
+            let error = pending.unknown_outcome(reason.clone());
             self.done(pending, Err(error));
         }
         self.requeue(again);
@@ -389,6 +479,14 @@ impl Sender {
         self.last_trouble = Some(reason);
         self.retry_at = Some(Instant::now() + self.backoff);
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+    }
+
+    /// It will not be stored, or nobody will know. Its numbers, if it has any, are missing from now on.
+    fn give_up(&mut self, pending: Pending, error: ClientError) {
+        if pending.numbered {
+            self.sequences.set_gap();
+        }
+        self.done(pending, Err(error));
     }
 
     fn done(&mut self, pending: Pending, outcome: Result<u64, ClientError>) {
@@ -423,16 +521,12 @@ impl Drop for Sender {
         }
         self.connection = None;
         for pending in std::mem::take(&mut self.in_flight) {
-            let error = ClientError::UnknownOutcome {
-                topic: pending.batch.topic.to_string(),
-                partition: pending.batch.partition,
-                records: pending.records,
-                reason: "the producer's runtime ended".to_owned(),
-            };
+            let error = pending.unknown_outcome("the producer's runtime ended".to_owned());
             self.done(pending, Err(error));
         }
         for pending in self.queue.drain(..).chain(self.refused.drain(..)) {
-            pending.batch.complete(Err(CLOSED));
+            let doubt = || pending.unknown_outcome("the producer's runtime ended".to_owned());
+            pending.batch.complete(Err(if pending.in_doubt { doubt() } else { CLOSED }));
         }
         self.events.drain(..).for_each(Event::refuse);
         self.shared.outbox.end();

@@ -1,0 +1,186 @@
+//! What every call passes before its service: who calls, and until when it must be answered.
+//!
+//! A call that streams its answers has a deadline for their beginning only. From then on it is the
+//! connection's keepalive that ends it: a peer that is gone answers no ping, or leaves its socket full
+//! (`connection.rs`). One that answers pings and takes no answers stays, and is held up by HTTP/2's flow
+//! control with what little it was sent.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use millstream_api::v1;
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::codegen::Service;
+use tonic::codegen::http::{HeaderMap, Request, Response};
+use tonic::service::Routes;
+use tonic::{Code, Status};
+
+use super::caller::Caller;
+use super::connection::Peer;
+use super::log::FETCH_WAIT_MAX;
+use super::status;
+use crate::broker::Broker;
+
+/// A call that may wait for records before it answers.
+const LONG_POLL: &str = "/millstream.v1.Log/Fetch";
+
+/// Services whose calls change several things, one after the other: once begun such a call runs to
+/// its end, also where its caller is gone or its deadline is over. What it does would be half done.
+const RUN_TO_THEIR_END: [&str; 4] =
+    ["/millstream.v1.Topics/", "/millstream.v1.Groups/", "/millstream.v1.Modules/", "/millstream.v1.Pipelines/"];
+
+/// A member's stream ends with its member.
+const MEMBERSHIP: &str = "/millstream.v1.Groups/Join";
+
+/// All services, behind what every call passes.
+#[derive(Clone)]
+pub(super) struct Calls {
+    routes: Routes,
+    broker: Broker,
+    call_deadline: Duration,
+}
+
+impl Calls {
+    pub(super) fn new(routes: Routes, broker: Broker, call_deadline: Duration) -> Self {
+        Self { routes: routes.prepare(), broker, call_deadline }
+    }
+
+    /// What the server allows a call, and what its client does.
+    fn deadline(&self, path: &str, headers: &HeaderMap) -> Duration {
+        let allowed = match path {
+            LONG_POLL => self.call_deadline.saturating_add(FETCH_WAIT_MAX),
+            _ => self.call_deadline,
+        };
+        grpc_timeout(headers).map_or(allowed, |wanted| wanted.min(allowed))
+    }
+}
+
+impl Service<Request<Body>> for Calls {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Service::<Request<Body>>::poll_ready(&mut self.routes, context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        // Now, not when it is first polled: a client's deadline is watched by tonic, too, which says
+        // less of it.
+        let begun = Instant::now();
+        let caller = match request.extensions().get::<Peer>() {
+            Some(peer) => Caller::new(&self.broker, peer, request.headers()).map_err(Status::from),
+            None => Err(internal("a request without its connection")),
+        };
+        let caller = match caller {
+            Ok(caller) => caller,
+            Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
+        };
+        let path = request.uri().path().to_owned();
+        let deadline = self.deadline(&path, request.headers());
+        request.extensions_mut().insert(caller);
+        let call = self.routes.call(request);
+        Box::pin(async move {
+            let answered = async {
+                if !runs_to_its_end(&path) {
+                    return call.await;
+                }
+                match tokio::spawn(call).await {
+                    Ok(answered) => answered,
+                    Err(error) => Ok(internal(format!("{path} ended by a defect: {error}")).into_http()),
+                }
+            };
+            // A deadline past the end of time is none.
+            let until = begun.checked_add(deadline).unwrap_or(begun + Duration::from_secs(u64::from(u32::MAX)));
+            match tokio::time::timeout_at(until, answered).await {
+                Ok(answered) => answered,
+                Err(_) => Ok(timed_out(&path, deadline).into_http()),
+            }
+        })
+    }
+}
+
+fn runs_to_its_end(path: &str) -> bool {
+    path != MEMBERSHIP && RUN_TO_THEIR_END.iter().any(|service| path.starts_with(service))
+}
+
+fn timed_out(path: &str, deadline: Duration) -> Status {
+    let call = path.rsplit('.').next().unwrap_or(path);
+    status::status(
+        v1::ErrorCode::TimedOut,
+        Code::DeadlineExceeded,
+        format!(
+            "{call} was not done within {} ms, the call's deadline; it may be done all the same: look, or send it again \
+             with more time (the server allows what --call-deadline-ms says)",
+            deadline.as_millis()
+        ),
+    )
+}
+
+fn internal(message: impl Into<String>) -> Status {
+    status::status(v1::ErrorCode::Internal, Code::Internal, message)
+}
+
+/// The `grpc-timeout` header: at most eight digits and a unit. What is no timeout is none, as tonic
+/// has it.
+fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let unit = text.chars().next_back()?;
+    let digits = &text[..text.len() - unit.len_utf8()];
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    match unit {
+        'H' => Some(Duration::from_secs(value * 3_600)),
+        'M' => Some(Duration::from_secs(value * 60)),
+        'S' => Some(Duration::from_secs(value)),
+        'm' => Some(Duration::from_millis(value)),
+        'u' => Some(Duration::from_micros(value)),
+        'n' => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            grpc_timeout(&headers)
+        };
+        for (text, timeout) in [
+            ("2H", Duration::from_secs(7_200)),
+            ("3M", Duration::from_secs(180)),
+            ("99999999S", Duration::from_secs(99_999_999)),
+            ("250m", Duration::from_millis(250)),
+            ("0u", Duration::ZERO),
+            ("7n", Duration::from_nanos(7)),
+        ] {
+            assert_eq!(read(text), Some(timeout), "{text}");
+        }
+        for text in ["", "S", "5", "5s", "-5S", "+5S", "123456789S", "5 S"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+        assert_eq!(grpc_timeout(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn only_what_changes_several_things_runs_to_its_end() {
+        for path in ["/millstream.v1.Topics/CreateTopic", "/millstream.v1.Pipelines/ApplyPipeline"] {
+            assert!(runs_to_its_end(path), "{path}");
+        }
+        for path in
+            ["/millstream.v1.Log/Produce", "/millstream.v1.Log/Fetch", MEMBERSHIP, "/grpc.health.v1.Health/Check"]
+        {
+            assert!(!runs_to_its_end(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,731 @@
+//! Idempotent producers, as a partition knows them (KIP-98, KIP-360 without transactions).
+//!
+//! A producer numbers the records that it sends to a partition. Of each producer the partition
+//! remembers the last few batches: one that comes again is known by its numbers, one that leaves a
+//! gap is refused. The committer alone asks and tells, in the order of its queue.
+//!
+//! ```text
+//!                       a batch of the same epoch                a batch of another epoch
+//! producer unknown      new, whatever its sequence               new, whatever its epoch
+//! the next sequence     new                                      larger: new from sequence 0,
+//! a remembered batch    duplicate of that one                            else out of order
+//! before those          duplicate, offset no longer known        smaller: stale
+//! anything else         out of order
+//! ```
+//! A partition forgets a producer that is idle for long, so one that it does not know may begin
+//! anywhere (KIP-360).
+
+use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use hashbrown::HashMap;
+use millstream_record::{BatchHeader, RecordBatch, sequence_after};
+
+use crate::error::BrokerError;
+use crate::partition::{Offset, TopicPartition};
+
+/// Batches of a producer that a partition remembers: as many as Kafka, whose clients have no more on
+/// their way.
+pub const BATCHES_REMEMBERED: usize = 5;
+
+/// Ids that are reserved on disk at once.
+pub(crate) const PRODUCER_IDS_RESERVED: i64 = 1_000;
+
+/// Sequence numbers are compared on a circle: what lies up to this far back is older.
+const SEQUENCES_HALF: u32 = 1 << 30;
+
+/// Names an idempotent producer. The broker hands each out once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProducerId(i64);
+
+impl ProducerId {
+    /// `None` for a negative number: Kafka's -1 means that there is no producer.
+    pub fn new(id: i64) -> Option<Self> {
+        (id >= 0).then_some(Self(id))
+    }
+
+    /// The id as record batches hold it.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for ProducerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Who sends: an id, and how often its sequences began anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProducerIdentity {
+    /// The producer.
+    pub id: ProducerId,
+    /// From 0.
+    pub epoch: i16,
+}
+
+/// What a batch's sequence numbers say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has none.
+    NotIdempotent,
+    /// It is to be stored.
+    New,
+    /// It is stored already.
+    Duplicate {
+        /// Offset of its first record.
+        base_offset: Offset,
+    },
+}
+
+/// The producers of one partition.
+#[derive(Clone, Debug, Default)]
+pub struct Producers {
+    by_id: HashMap<ProducerId, Producer>,
+}
+
+/// What a partition knows of one producer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Producer {
+    epoch: i16,
+    last_append_ms: i64,
+    /// The oldest first.
+    batches: [Remembered; BATCHES_REMEMBERED],
+    /// How many of them there are; one at least.
+    len: u8,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Remembered {
+    first: i32,
+    last: i32,
+    base_offset: Offset,
+}
+
+/// A batch's part in this.
+#[derive(Clone, Copy, Debug)]
+struct Numbered {
+    id: ProducerId,
+    epoch: i16,
+    first: i32,
+    last: i32,
+    records: u32,
+}
+
+impl Numbered {
+    fn new(id: i64, epoch: i16, first: i32, records: u32) -> Option<Self> {
+        let last = sequence_after(first, records.saturating_sub(1));
+        ProducerId::new(id).map(|id| Self { id, epoch, first, last, records })
+    }
+
+    /// `None` for a batch without a producer.
+    fn of(batch: &RecordBatch) -> Option<Self> {
+        Self::new(batch.producer_id(), batch.producer_epoch(), batch.base_sequence(), batch.record_count())
+    }
+
+    fn of_header(header: &BatchHeader) -> Option<Self> {
+        Self::new(header.producer_id, header.producer_epoch, header.base_sequence, header.record_count())
+    }
+
+    fn at(&self, base_offset: Offset) -> Remembered {
+        Remembered { first: self.first, last: self.last, base_offset }
+    }
+}
+
+impl Producers {
+    /// What is to become of a batch. `at` is the partition's name, for the error.
+    ///
+    /// # Errors
+    /// [`BrokerError::OutOfOrderSequence`], [`BrokerError::StaleProducerEpoch`],
+    /// [`BrokerError::DuplicateSequence`].
+    pub fn check(&self, at: &TopicPartition, batch: &RecordBatch) -> Result<Verdict, BrokerError> {
+        let Some(numbered) = Numbered::of(batch) else { return Ok(Verdict::NotIdempotent) };
+        check(self.by_id.get(&numbered.id), at, &numbered)
+    }
+
+    /// What is to become of a request's batches, each after those before it: all of them are new, or
+    /// all are duplicates that stand without a hole between them.
+    ///
+    /// # Errors
+    /// As [`Producers::check`]; [`BrokerError::OutOfOrderSequence`] too where some are stored already
+    /// and others are not, and [`BrokerError::Protocol`] where they are of several producers.
+    pub fn check_request(&self, at: &TopicPartition, batches: &[RecordBatch]) -> Result<Verdict, BrokerError> {
+        let identity = |batch: &RecordBatch| (batch.producer_id(), batch.producer_epoch());
+        if batches.windows(2).any(|pair| identity(&pair[0]) != identity(&pair[1])) {
+            return Err(BrokerError::Protocol("the batches of a request must be of one producer and epoch".into()));
+        }
+        let mut known = batches.first().and_then(Numbered::of).and_then(|first| self.by_id.get(&first.id).copied());
+        let (mut whole, mut stored_until) = (None, None);
+        for batch in batches {
+            let Some(numbered) = Numbered::of(batch) else { break };
+            match (check(known.as_ref(), at, &numbered)?, whole) {
+                (Verdict::New, None | Some(Verdict::New)) => {
+                    // Its offset does not matter: what is new in this request is answered by nobody yet.
+                    known = Some(append(known.as_ref(), &numbered, Offset::ZERO, 0));
+                    whole = Some(Verdict::New);
+                }
+                (Verdict::Duplicate { base_offset }, _) if whole.is_none() || stored_until == Some(base_offset) => {
+                    whole = whole.or(Some(Verdict::Duplicate { base_offset }));
+                    stored_until = Some(base_offset.plus(u64::from(numbered.records)));
+                }
+                _ => return Err(out_of_order(at, &numbered, known.map_or(0, |known| known.next_sequence()))),
+            }
+        }
+        Ok(whole.unwrap_or(Verdict::NotIdempotent))
+    }
+
+    /// Remembers a batch that [`Producers::check`] found new, and that is stored at `base_offset`.
+    pub fn accept(&mut self, batch: &RecordBatch, base_offset: Offset, now_ms: i64) {
+        let Some(numbered) = Numbered::of(batch) else { return };
+        let next = append(self.by_id.get(&numbered.id), &numbered, base_offset, now_ms);
+        self.by_id.insert(numbered.id, next);
+    }
+
+    /// As [`Producers::accept`], for a batch read from the log at start, whose header has its offset.
+    /// What is known already, because a [`Producer`] was restored that is ahead of the log, changes
+    /// nothing.
+    pub fn replay(&mut self, header: &BatchHeader, now_ms: i64) {
+        let (Some(numbered), Some(base_offset)) = (Numbered::of_header(header), Offset::new(header.base_offset)) else {
+            return;
+        };
+        let known = self.by_id.get(&numbered.id);
+        if known.is_some_and(|known| base_offset <= known.newest().base_offset) {
+            return;
+        }
+        let next = append(known, &numbered, base_offset, now_ms);
+        self.by_id.insert(numbered.id, next);
+    }
+
+    /// Puts back what [`Producer::decode`] read.
+    pub fn restore(&mut self, id: ProducerId, producer: Producer) {
+        self.by_id.insert(id, producer);
+    }
+
+    /// Forgets the producers that appended nothing since `before_ms`, in ms since the epoch.
+    pub fn forget_idle(&mut self, before_ms: i64) {
+        self.by_id.retain(|_, producer| producer.last_append_ms >= before_ms);
+    }
+
+    /// Every producer, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (ProducerId, &Producer)> {
+        self.by_id.iter().map(|(id, producer)| (*id, producer))
+    }
+
+    /// One producer.
+    pub fn get(&self, id: ProducerId) -> Option<&Producer> {
+        self.by_id.get(&id)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+}
+
+fn check(known: Option<&Producer>, at: &TopicPartition, batch: &Numbered) -> Result<Verdict, BrokerError> {
+    let Some(known) = known else { return Ok(Verdict::New) };
+    if batch.epoch < known.epoch {
+        return Err(BrokerError::StaleProducerEpoch {
+            topic: at.topic.clone(),
+            partition: at.partition,
+            producer_id: batch.id,
+            epoch: batch.epoch,
+            current: known.epoch,
+        });
+    }
+    let expected = if batch.epoch > known.epoch { 0 } else { known.next_sequence() };
+    if batch.first == expected {
+        return Ok(Verdict::New);
+    }
+    if batch.epoch > known.epoch {
+        return Err(out_of_order(at, batch, expected));
+    }
+    let same = |old: &&Remembered| old.first == batch.first && old.last == batch.last;
+    if let Some(old) = known.remembered().iter().rev().find(same) {
+        return Ok(Verdict::Duplicate { base_offset: old.base_offset });
+    }
+    // Only where something was forgotten can an older one have been stored.
+    let oldest = known.batches[0].first;
+    if known.remembered().len() == BATCHES_REMEMBERED && is_before(batch.first, oldest) && is_before(batch.last, oldest)
+    {
+        return Err(BrokerError::DuplicateSequence {
+            topic: at.topic.clone(),
+            partition: at.partition,
+            producer_id: batch.id,
+            epoch: batch.epoch,
+            found: batch.first,
+            oldest,
+        });
+    }
+    Err(out_of_order(at, batch, expected))
+}
+
+fn out_of_order(at: &TopicPartition, batch: &Numbered, expected: i32) -> BrokerError {
+    BrokerError::OutOfOrderSequence {
+        topic: at.topic.clone(),
+        partition: at.partition,
+        producer_id: batch.id,
+        epoch: batch.epoch,
+        expected,
+        found: batch.first,
+    }
+}
+
+/// Whether a sequence number is older than another.
+fn is_before(sequence: i32, other: i32) -> bool {
+    let distance = other.wrapping_sub(sequence).cast_unsigned() & i32::MAX.cast_unsigned();
+    (1..SEQUENCES_HALF).contains(&distance)
+}
+
+fn append(known: Option<&Producer>, batch: &Numbered, base_offset: Offset, now_ms: i64) -> Producer {
+    let newest = batch.at(base_offset);
+    match known.filter(|known| known.epoch == batch.epoch) {
+        None => {
+            let mut batches = [Remembered::default(); BATCHES_REMEMBERED];
+            batches[0] = newest;
+            Producer { epoch: batch.epoch, last_append_ms: now_ms, batches, len: 1 }
+        }
+        Some(known) => {
+            let mut next = Producer { last_append_ms: now_ms, ..*known };
+            if known.remembered().len() == BATCHES_REMEMBERED {
+                next.batches.rotate_left(1);
+            } else {
+                next.len += 1;
+            }
+            next.batches[usize::from(next.len) - 1] = newest;
+            next
+        }
+    }
+}
+
+/// Bytes of an encoded producer before its batches: epoch i16, last append i64, batch count u8.
+const ENCODED_HEADER_BYTES: usize = 11;
+
+/// Bytes of one encoded batch: first i32, last i32, base offset i64.
+const ENCODED_BATCH_BYTES: usize = 16;
+
+impl Producer {
+    /// The epoch of its last batch.
+    pub fn epoch(&self) -> i16 {
+        self.epoch
+    }
+
+    /// The sequence number that its next batch must begin with.
+    pub fn next_sequence(&self) -> i32 {
+        sequence_after(self.newest().last, 1)
+    }
+
+    /// When it last appended, in ms since the epoch.
+    pub fn last_append_ms(&self) -> i64 {
+        self.last_append_ms
+    }
+
+    /// Offset of the first record of its last batch.
+    pub fn last_base_offset(&self) -> Offset {
+        self.newest().base_offset
+    }
+
+    /// All that is known, in 27 to 91 bytes, little-endian: epoch i16, last append i64, and the number
+    /// of batches u8, each with its first and last sequence number i32 and its base offset i64.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(ENCODED_HEADER_BYTES + usize::from(self.len) * ENCODED_BATCH_BYTES);
+        out.extend_from_slice(&self.epoch.to_le_bytes());
+        out.extend_from_slice(&self.last_append_ms.to_le_bytes());
+        out.push(self.len);
+        for batch in self.remembered() {
+            out.extend_from_slice(&batch.first.to_le_bytes());
+            out.extend_from_slice(&batch.last.to_le_bytes());
+            out.extend_from_slice(&batch.base_offset.get().to_le_bytes());
+        }
+        out
+    }
+
+    /// Reads what [`Producer::encode`] wrote.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes, for whoever knows where they stood.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let length = || format!("a producer's state has {} bytes, which is no whole number of batches", bytes.len());
+        let (epoch, rest) = bytes.split_first_chunk().ok_or_else(length)?;
+        let (last_append_ms, rest) = rest.split_first_chunk().ok_or_else(length)?;
+        let (&len, rest) = rest.split_first().ok_or_else(length)?;
+        let (encoded, trailing) = rest.as_chunks::<ENCODED_BATCH_BYTES>();
+        if !trailing.is_empty() {
+            return Err(length());
+        }
+        if encoded.len() != usize::from(len) || !(1..=BATCHES_REMEMBERED).contains(&encoded.len()) {
+            let found = encoded.len();
+            return Err(format!(
+                "a producer's state has {found} batches and says {len}: 1 to {BATCHES_REMEMBERED} may be"
+            ));
+        }
+        let mut batches = [Remembered::default(); BATCHES_REMEMBERED];
+        for (batch, encoded) in batches.iter_mut().zip(encoded) {
+            *batch = Remembered::decode(encoded)?;
+        }
+        let (epoch, last_append_ms) = (i16::from_le_bytes(*epoch), i64::from_le_bytes(*last_append_ms));
+        if epoch < 0 {
+            return Err(format!("a producer's state has epoch {epoch}"));
+        }
+        Ok(Self { epoch, last_append_ms, batches, len })
+    }
+
+    fn remembered(&self) -> &[Remembered] {
+        &self.batches[..usize::from(self.len)]
+    }
+
+    fn newest(&self) -> &Remembered {
+        &self.batches[usize::from(self.len) - 1]
+    }
+}
+
+impl Remembered {
+    fn decode(bytes: &[u8; ENCODED_BATCH_BYTES]) -> Result<Self, String> {
+        let (first, rest) = bytes.split_at(4);
+        let (last, base_offset) = rest.split_at(4);
+        let sequence = |bytes: &[u8]| bytes.first_chunk().map(|bytes| i32::from_le_bytes(*bytes)).filter(|s| *s >= 0);
+        let base_offset = base_offset.first_chunk().and_then(|bytes| Offset::new(i64::from_le_bytes(*bytes)));
+        match (sequence(first), sequence(last), base_offset) {
+            (Some(first), Some(last), Some(base_offset)) => Ok(Self { first, last, base_offset }),
+            _ => Err(format!("a producer's state has a negative number in the batch {bytes:02x?}")),
+        }
+    }
+}
+
+/// The ids that were handed out. They are reserved on disk by the thousand, so a crash skips some, and
+/// repeats none.
+#[derive(Debug)]
+pub(crate) struct ProducerIds {
+    /// The next to be handed out.
+    next: AtomicI64,
+    /// The first that is not reserved; held while more are.
+    reserved_until: tokio::sync::Mutex<i64>,
+}
+
+impl ProducerIds {
+    /// Nothing is reserved beyond `next`, where an earlier process stopped reserving.
+    pub(crate) fn new(next: i64) -> Self {
+        Self { next: AtomicI64::new(next), reserved_until: tokio::sync::Mutex::new(next) }
+    }
+
+    /// Whether it was ever handed out.
+    pub(crate) fn knows(&self, id: ProducerId) -> bool {
+        id.0 < self.next.load(Ordering::Acquire)
+    }
+
+    /// The next id. `reserve` makes it durable that all ids below its argument are taken.
+    pub(crate) async fn next(
+        &self,
+        reserve: impl AsyncFnOnce(i64) -> Result<(), BrokerError>,
+    ) -> Result<ProducerId, BrokerError> {
+        let mut reserved_until = self.reserved_until.lock().await;
+        let next = self.next.load(Ordering::Acquire);
+        if next == *reserved_until {
+            let until = next.saturating_add(PRODUCER_IDS_RESERVED);
+            reserve(until).await?;
+            *reserved_until = until;
+        }
+        self.next.store(next.saturating_add(1), Ordering::Release);
+        Ok(ProducerId(next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use millstream_record::{BatchBuilder, Compression};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::name::TopicName;
+
+    fn at() -> TopicPartition {
+        TopicPartition { topic: TopicName::new("t").unwrap(), partition: 3 }
+    }
+
+    fn batch(id: i64, epoch: i16, first: i32, records: u32) -> RecordBatch {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.set_producer(id, epoch, first);
+        (0..records).for_each(|_| builder.push(0, None, Some(b"x"), []));
+        builder.finish().unwrap()
+    }
+
+    /// A partition's log of batches, with what it knows of their producers.
+    #[derive(Default)]
+    struct Log {
+        producers: Producers,
+        end: u64,
+    }
+
+    impl Log {
+        fn send(&mut self, id: i64, epoch: i16, first: i32, records: u32) -> Result<Verdict, BrokerError> {
+            self.request(&[batch(id, epoch, first, records)])
+        }
+
+        fn request(&mut self, batches: &[RecordBatch]) -> Result<Verdict, BrokerError> {
+            let verdict = self.producers.check_request(&at(), batches)?;
+            if verdict == Verdict::New {
+                for batch in batches {
+                    self.producers.accept(batch, Offset::ZERO.plus(self.end), 0);
+                    self.end += u64::from(batch.record_count());
+                }
+            }
+            Ok(verdict)
+        }
+    }
+
+    fn duplicate(base_offset: u64) -> Verdict {
+        Verdict::Duplicate { base_offset: Offset::ZERO.plus(base_offset) }
+    }
+
+    /// A refusal's name and its numbers.
+    fn refusal<T: fmt::Debug>(result: Result<T, BrokerError>) -> (&'static str, i64, i64) {
+        match result {
+            Err(BrokerError::OutOfOrderSequence { expected, found, partition: 3, .. }) => {
+                ("gap", expected.into(), found.into())
+            }
+            Err(BrokerError::StaleProducerEpoch { epoch, current, partition: 3, .. }) => {
+                ("stale", current.into(), epoch.into())
+            }
+            Err(BrokerError::DuplicateSequence { oldest, found, partition: 3, .. }) => {
+                ("older", oldest.into(), found.into())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_last_five_batches_are_known_again_and_no_more() {
+        let mut log = Log::default();
+        for n in 0..7 {
+            assert_eq!(log.send(1, 0, n * 10, 10).unwrap(), Verdict::New);
+        }
+        for n in 2..7 {
+            assert_eq!(log.send(1, 0, n * 10, 10).unwrap(), duplicate(n as u64 * 10));
+        }
+        assert_eq!(refusal(log.send(1, 0, 10, 10)), ("older", 20, 10));
+        // Begins as one that is known, and is another.
+        assert_eq!(refusal(log.send(1, 0, 20, 9)), ("gap", 70, 20));
+        assert_eq!(refusal(log.send(1, 0, 15, 10)), ("gap", 70, 15));
+        assert_eq!(refusal(log.send(1, 0, 71, 1)), ("gap", 70, 71));
+        assert_eq!(log.send(1, 0, 70, 1).unwrap(), Verdict::New);
+        assert_eq!(log.end, 71);
+    }
+
+    #[test]
+    fn sequences_go_on_at_zero_after_the_largest() {
+        let mut log = Log::default();
+        assert_eq!(log.send(1, 0, i32::MAX - 1, 4).unwrap(), Verdict::New);
+        assert_eq!(log.producers.get(ProducerId(1)).unwrap().next_sequence(), 2);
+        assert_eq!(refusal(log.send(1, 0, 3, 1)), ("gap", 2, 3));
+        assert_eq!(log.send(1, 0, i32::MAX - 1, 4).unwrap(), duplicate(0));
+        for n in 0..5 {
+            assert_eq!(log.send(1, 0, 2 + n, 1).unwrap(), Verdict::New);
+        }
+        assert_eq!(refusal(log.send(1, 0, i32::MAX - 1, 4)), ("older", 2, (i32::MAX - 1).into()));
+    }
+
+    #[test]
+    fn a_larger_epoch_begins_at_zero_and_ends_those_before_it() {
+        let mut log = Log::default();
+        log.send(1, 0, 0, 5).unwrap();
+        assert_eq!(refusal(log.send(1, 1, 5, 1)), ("gap", 0, 5));
+        assert_eq!(log.send(1, 1, 0, 5).unwrap(), Verdict::New);
+        assert_eq!(refusal(log.send(1, 0, 5, 1)), ("stale", 1, 0));
+        assert_eq!(refusal(log.send(1, 0, 0, 5)), ("stale", 1, 0));
+        assert_eq!(log.send(1, 1, 0, 5).unwrap(), duplicate(5));
+    }
+
+    #[test]
+    fn a_producer_that_the_partition_does_not_know_begins_anywhere() {
+        let mut log = Log::default();
+        assert_eq!(log.send(1, 7, 1_000, 5).unwrap(), Verdict::New);
+        assert_eq!(refusal(log.send(1, 7, 990, 5)), ("gap", 1_005, 990));
+        log.producers.forget_idle(1);
+        assert!(log.producers.is_empty());
+        assert_eq!(log.send(1, 7, 50, 5).unwrap(), Verdict::New);
+    }
+
+    #[test]
+    fn a_request_is_new_or_stored_already_as_a_whole() {
+        let mut log = Log::default();
+        let whole = [batch(1, 0, 0, 5), batch(1, 0, 5, 5)];
+        assert_eq!(log.request(&whole).unwrap(), Verdict::New);
+        assert_eq!(log.request(&whole).unwrap(), duplicate(0));
+        let before = log.producers.get(ProducerId(1)).copied();
+        assert_eq!(refusal(log.request(&[batch(1, 0, 5, 5), batch(1, 0, 10, 5)])), ("gap", 10, 10));
+        assert_eq!(refusal(log.request(&[batch(1, 0, 10, 5), batch(1, 0, 10, 5)])), ("gap", 15, 10));
+        assert_eq!(refusal(log.request(&[batch(1, 0, 10, 5), batch(1, 0, 16, 5)])), ("gap", 15, 16));
+        let several = log.request(&[batch(1, 0, 10, 5), batch(2, 0, 0, 5)]);
+        assert!(matches!(several, Err(BrokerError::Protocol(_))), "{several:?}");
+        assert_eq!(log.producers.get(ProducerId(1)).copied(), before, "a refused request leaves no trace");
+
+        // Stored one by one, with another's record between them: no one answer is true of both.
+        log.send(1, 0, 10, 5).unwrap();
+        log.send(2, 0, 0, 1).unwrap();
+        log.send(1, 0, 15, 5).unwrap();
+        assert_eq!(refusal(log.request(&[batch(1, 0, 10, 5), batch(1, 0, 15, 5)])), ("gap", 20, 15));
+    }
+
+    #[test]
+    fn without_a_producer_nothing_is_checked_or_kept() {
+        let mut log = Log::default();
+        assert_eq!(log.send(-1, -1, -1, 5).unwrap(), Verdict::NotIdempotent);
+        assert_eq!(log.request(&[batch(-1, -1, -1, 1), batch(-1, -1, -1, 1)]).unwrap(), Verdict::NotIdempotent);
+        log.producers.accept(&batch(-1, -1, -1, 5), Offset::ZERO, 0);
+        assert!(log.producers.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_producers_state_is_refused() {
+        let mut log = Log::default();
+        log.send(1, 2, 0, 5).unwrap();
+        let sound = log.producers.get(ProducerId(1)).unwrap().encode();
+        assert_eq!(Producer::decode(&sound).as_ref(), Ok(log.producers.get(ProducerId(1)).unwrap()));
+        for len in 0..sound.len() {
+            assert!(Producer::decode(&sound[..len]).is_err(), "{len} bytes");
+        }
+        for (at, byte) in [(1, 0x80), (10, 0), (10, 2), (14, 0x80), (18, 0x80), (26, 0x80)] {
+            let mut lying = sound.clone();
+            lying[at] = byte;
+            assert!(Producer::decode(&lying).is_err(), "byte {at} is {byte}");
+        }
+    }
+
+    #[tokio::test]
+    async fn ids_are_reserved_before_they_are_handed_out_and_never_again_after_a_crash() {
+        let mut durable = 0;
+        let mut handed_out = Vec::new();
+        for ids_before_the_crash in [1, 999, 1_001, 3] {
+            let ids = ProducerIds::new(durable);
+            for _ in 0..ids_before_the_crash {
+                let reserve = async |until| {
+                    durable = until;
+                    Ok(())
+                };
+                let id = ids.next(reserve).await.unwrap();
+                assert!(id.get() < durable && ids.knows(id) && !ids.knows(ProducerId(id.get() + 1)));
+                handed_out.push(id);
+            }
+            // What the disk refused to reserve is not handed out.
+            let full = ProducerIds::new(durable);
+            assert!(full.next(async |_| Err(BrokerError::ShuttingDown)).await.is_err());
+            assert!(!full.knows(ProducerId(durable)));
+        }
+        assert!(handed_out.is_sorted_by(|a, b| a < b));
+    }
+
+    /// What may be sent in the test against the model.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// The next batch of a producer.
+        Next { id: i64, records: u32 },
+        /// One that was sent before, so many batches ago.
+        Again { id: i64, back: usize },
+        /// With another first sequence number than the next.
+        Off { id: i64, by: i32 },
+        /// With the next epoch, from zero.
+        Bump { id: i64 },
+        /// The process ends. What it knew of some was written at the time of an earlier step, of
+        /// others never; the log is read again from the begin.
+        Restart { written_at: usize },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let id = 0..3i64;
+        prop_oneof![
+            6 => (id.clone(), 1..4u32).prop_map(|(id, records)| Step::Next { id, records }),
+            4 => (id.clone(), 0..8usize).prop_map(|(id, back)| Step::Again { id, back }),
+            2 => (id.clone(), prop_oneof![-20..0i32, 1..20i32]).prop_map(|(id, by)| Step::Off { id, by }),
+            1 => id.prop_map(|id| Step::Bump { id }),
+            1 => (0..40usize).prop_map(|written_at| Step::Restart { written_at }),
+        ]
+    }
+
+    /// All that a producer had stored in its epoch: first sequence number, records, offset.
+    #[derive(Clone, Debug, Default)]
+    struct Model {
+        epoch: i16,
+        next: i32,
+        stored: Vec<(i32, u32, u64)>,
+    }
+
+    proptest! {
+        /// Whatever is sent, what is stored is each batch once and in order, and who asks again is told where.
+        #[test]
+        fn producers_are_as_their_model_through_restarts(steps in prop::collection::vec(step(), 1..60), start in prop_oneof![Just(0), Just(i32::MAX - 10)]) {
+            let mut log = Log::default();
+            let mut models: BTreeMap<i64, Model> = BTreeMap::new();
+            let mut headers: Vec<BatchHeader> = Vec::new();
+            let mut written: Vec<Vec<(ProducerId, Vec<u8>)>> = Vec::new();
+            for step in steps {
+                let (id, epoch, first, records) = match step {
+                    Step::Restart { written_at } => {
+                        let mut producers = Producers::default();
+                        for (id, bytes) in written.get(written_at).into_iter().flatten() {
+                            producers.restore(*id, Producer::decode(bytes).unwrap());
+                        }
+                        headers.iter().for_each(|header| producers.replay(header, 0));
+                        log.producers = producers;
+                        continue;
+                    }
+                    Step::Next { id, records } => {
+                        let model = models.entry(id).or_insert_with(|| Model { next: start, ..Model::default() });
+                        (id, model.epoch, model.next, records)
+                    }
+                    Step::Again { id, back } => {
+                        let Some(model) = models.get(&id) else { continue };
+                        let Some(&(first, records, _)) = model.stored.iter().rev().nth(back) else { continue };
+                        (id, model.epoch, first, records)
+                    }
+                    Step::Off { id, by } => {
+                        let Some(model) = models.get(&id).filter(|model| !model.stored.is_empty()) else { continue };
+                        // More records than any sends: it is none of those stored.
+                        (id, model.epoch, model.next.wrapping_add(by) & i32::MAX, 9)
+                    }
+                    Step::Bump { id } => {
+                        let Some(model) = models.get_mut(&id).filter(|model| !model.stored.is_empty()) else { continue };
+                        let stale = log.send(id, model.epoch, model.next, 1);
+                        prop_assert_eq!(stale.unwrap(), Verdict::New);
+                        headers.push(header(id, model.epoch, model.next, 1, log.end - 1));
+                        *model = Model { epoch: model.epoch + 1, ..Model::default() };
+                        (id, model.epoch, 0, 2)
+                    }
+                };
+                let model = models.get_mut(&id).unwrap();
+                let before = log.end;
+                let verdict = log.send(id, epoch, first, records);
+                let place = model.stored.iter().rev().position(|old| (old.0, old.1) == (first, records));
+                if first == model.next {
+                    prop_assert_eq!(verdict.unwrap(), Verdict::New);
+                    model.stored.push((first, records, before));
+                    model.next = sequence_after(first, records);
+                    headers.push(header(id, epoch, first, records, before));
+                } else if let Some(back) = place.filter(|back| *back < BATCHES_REMEMBERED) {
+                    let (.., base_offset) = model.stored[model.stored.len() - 1 - back];
+                    prop_assert_eq!(verdict.unwrap(), duplicate(base_offset));
+                } else {
+                    let (name, ..) = refusal(verdict);
+                    if place.is_some() {
+                        prop_assert_eq!(name, "older");
+                    }
+                    prop_assert_eq!(log.end, before);
+                }
+                written.push(log.producers.iter().map(|(id, producer)| (id, producer.encode())).collect());
+            }
+        }
+    }
+
+    fn header(id: i64, epoch: i16, first: i32, records: u32, base_offset: u64) -> BatchHeader {
+        let batch = batch(id, epoch, first, records);
+        let base_offset = base_offset as i64;
+        BatchHeader { base_offset, ..BatchHeader::parse(batch.as_bytes()).unwrap() }
+    }
+}

@@ -1,0 +1,447 @@
+//! Quotas: how many bytes a second a client may produce and fetch, by client id (Kafka's KIP-13).
+//!
+//! A client over its quota waits; nothing is refused. A bucket a client and kind holds a second of
+//! its rate. What is taken may be more than it holds: the next one then waits until that is paid.
+//! This file knows nothing of requests: `grpc/caller.rs` says what is waited for, and when.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::error::BrokerError;
+use crate::name;
+
+/// What a full bucket holds, as time at its rate: a client that was idle may send so much at once.
+const BURST: Duration = Duration::from_secs(1);
+
+/// Buckets that are kept at once, some 200 bytes each: who invents ever new client ids makes the
+/// server forget old ones, not grow.
+const BUCKETS_MAX: usize = 10_000;
+
+/// A bucket that nobody took from for this long is forgotten, and its metric with it. It is full
+/// again long before; this is for whoever reads the metric.
+const IDLE_MAX: Duration = Duration::from_secs(600);
+
+/// How often idle buckets are looked for, at most.
+const FORGET_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Whose quota it is: the name that a client gives itself, or its IP address where it gives none.
+/// Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientId(Arc<str>);
+
+impl ClientId {
+    /// Checks a name: Kafka's rule for names, or an IP address.
+    ///
+    /// # Errors
+    /// [`BrokerError::InvalidArgument`].
+    pub fn new(id: &str) -> Result<Self, BrokerError> {
+        if name::is_valid(id) {
+            return Ok(Self(id.into()));
+        }
+        id.parse::<IpAddr>().map(Self::from).map_err(|_| BrokerError::InvalidArgument {
+            what: "client id",
+            value: format!("{:?}", name::shortened(id)),
+            allowed: "use 1 to 249 of the characters a-z A-Z 0-9 . _ -, or an IP address".to_owned(),
+        })
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<IpAddr> for ClientId {
+    fn from(address: IpAddr) -> Self {
+        Self(address.to_canonical().to_string().into())
+    }
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &self.0)
+    }
+}
+
+/// What a quota is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QuotaKind {
+    /// Bytes of records that a client sends.
+    Produce,
+    /// Bytes of record batches that a client is sent.
+    Fetch,
+}
+
+impl QuotaKind {
+    /// `produce` or `fetch`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Produce => "produce",
+            Self::Fetch => "fetch",
+        }
+    }
+}
+
+/// The rates of one client. `None`: no bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Bytes a second that it may produce.
+    pub produce_bytes_per_s_max: Option<NonZeroU64>,
+    /// Bytes a second that it may fetch.
+    pub fetch_bytes_per_s_max: Option<NonZeroU64>,
+}
+
+impl Rates {
+    fn of(&self, kind: QuotaKind) -> Option<NonZeroU64> {
+        match kind {
+            QuotaKind::Produce => self.produce_bytes_per_s_max,
+            QuotaKind::Fetch => self.fetch_bytes_per_s_max,
+        }
+    }
+}
+
+/// Every client's rates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QuotaSettings {
+    /// Those of each client id that is not named.
+    pub default: Rates,
+    /// Those of some; what they leave open is as in `default`.
+    pub by_client: BTreeMap<ClientId, Rates>,
+}
+
+impl QuotaSettings {
+    fn rate(&self, client: &ClientId, kind: QuotaKind) -> Option<NonZeroU64> {
+        let own = self.by_client.get(client).and_then(|rates| rates.of(kind));
+        own.or_else(|| self.default.of(kind))
+    }
+}
+
+/// The buckets of all clients.
+#[derive(Debug)]
+pub struct Quotas {
+    settings: QuotaSettings,
+    buckets: Mutex<Buckets>,
+}
+
+/// How long a client was made to wait.
+#[derive(Clone, Debug)]
+pub(crate) struct Throttled {
+    pub(crate) client: ClientId,
+    pub(crate) kind: QuotaKind,
+    /// Of all its requests together.
+    pub(crate) total: Duration,
+}
+
+impl Quotas {
+    /// Full buckets.
+    pub fn new(settings: QuotaSettings) -> Self {
+        Self { settings, buckets: Mutex::default() }
+    }
+
+    /// Waits until all that the client took is paid. Takes nothing; cancel-safe.
+    pub async fn paid(&self, client: &ClientId, kind: QuotaKind) {
+        if let Some(bucket) = self.bucket(client, kind) {
+            drop(bucket.paid().await);
+        }
+    }
+
+    /// Takes `bytes` when all that the client took before is paid; who comes first takes first.
+    /// Where this future is dropped, nothing is taken.
+    pub async fn take(&self, client: &ClientId, kind: QuotaKind, bytes: usize) {
+        if bytes > 0
+            && let Some(bucket) = self.bucket(client, kind)
+        {
+            let _turn = bucket.paid().await;
+            bucket.charge(bytes as u64, Instant::now());
+        }
+    }
+
+    /// Every client that had to wait and is not forgotten.
+    pub(crate) fn throttled(&self) -> Vec<Throttled> {
+        let buckets = self.buckets.lock();
+        let throttled = buckets.by_client.iter().filter_map(|((client, kind), kept)| {
+            let total = Duration::from_millis(kept.bucket.throttled_ms.load(Ordering::Relaxed));
+            (!total.is_zero()).then(|| Throttled { client: client.clone(), kind: *kind, total })
+        });
+        throttled.collect()
+    }
+
+    fn bucket(&self, client: &ClientId, kind: QuotaKind) -> Option<Arc<Bucket>> {
+        let bytes_per_s_max = self.settings.rate(client, kind)?;
+        Some(self.buckets.lock().get((client.clone(), kind), bytes_per_s_max, Instant::now()))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Buckets {
+    by_client: HashMap<(ClientId, QuotaKind), Kept>,
+    forgotten_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    bucket: Arc<Bucket>,
+    used_at: Instant,
+}
+
+impl Buckets {
+    fn get(&mut self, key: (ClientId, QuotaKind), bytes_per_s_max: NonZeroU64, now: Instant) -> Arc<Bucket> {
+        if self.forgotten_at.is_none_or(|at| now.saturating_duration_since(at) >= FORGET_INTERVAL) {
+            self.forget_idle(now);
+        }
+        if let Some(kept) = self.by_client.get_mut(&key) {
+            kept.used_at = now;
+            return kept.bucket.clone();
+        }
+        if self.by_client.len() >= BUCKETS_MAX {
+            self.forget_older_half();
+        }
+        let bucket = Arc::new(Bucket::new(bytes_per_s_max, now));
+        self.by_client.insert(key, Kept { bucket: bucket.clone(), used_at: now });
+        bucket
+    }
+
+    /// A full bucket is as good as a new one; one that is not paid yet is kept.
+    fn forget_idle(&mut self, now: Instant) {
+        self.forgotten_at = Some(now);
+        self.by_client.retain(|_, kept| {
+            now.saturating_duration_since(kept.used_at) < IDLE_MAX || !kept.bucket.debt(now).is_zero()
+        });
+    }
+
+    /// What these clients have not paid is given to them.
+    fn forget_older_half(&mut self) {
+        let mut used: Vec<Instant> = self.by_client.values().map(|kept| kept.used_at).collect();
+        let middle = used.len() / 2;
+        let (_, median, _) = used.select_nth_unstable(middle);
+        let median = *median;
+        let mut left = middle;
+        self.by_client.retain(|_, kept| {
+            let forgotten = left > 0 && kept.used_at <= median;
+            left -= usize::from(forgotten);
+            !forgotten
+        });
+    }
+}
+
+/// One client's bucket of one kind.
+#[derive(Debug)]
+struct Bucket {
+    bytes_per_s_max: NonZeroU64,
+    /// When it is full again if nobody takes from it.
+    full_at: Mutex<Instant>,
+    /// Held while waiting for the bucket to be paid: tokio's mutex is fair.
+    turn: tokio::sync::Mutex<()>,
+    throttled_ms: AtomicU64,
+}
+
+impl Bucket {
+    fn new(bytes_per_s_max: NonZeroU64, now: Instant) -> Self {
+        let (turn, throttled_ms) = (tokio::sync::Mutex::new(()), AtomicU64::new(0));
+        Self { bytes_per_s_max, full_at: Mutex::new(now), turn, throttled_ms }
+    }
+
+    /// How long until what was taken beyond the burst is paid.
+    fn debt(&self, now: Instant) -> Duration {
+        self.full_at.lock().saturating_duration_since(now).saturating_sub(BURST)
+    }
+
+    fn charge(&self, bytes: u64, now: Instant) {
+        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_s_max.get());
+        let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        let mut full_at = self.full_at.lock();
+        *full_at = (*full_at).max(now) + cost;
+    }
+
+    /// Waits for its turn, and then for the debt of those before.
+    async fn paid(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        let _waiting = Waiting { bucket: self, since: Instant::now() };
+        let turn = self.turn.lock().await;
+        let debt = self.debt(Instant::now());
+        if !debt.is_zero() {
+            tokio::time::sleep(debt).await;
+        }
+        turn
+    }
+}
+
+/// Counts the time that a request waits, also where it is given up. Less than a millisecond is no
+/// waiting: a timer has no finer grain.
+struct Waiting<'a> {
+    bucket: &'a Bucket,
+    since: Instant,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let waited_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if waited_ms > 0 {
+            self.bucket.throttled_ms.fetch_add(waited_ms, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    fn client(id: &str) -> ClientId {
+        ClientId::new(id).unwrap()
+    }
+
+    fn rate(bytes_per_s: u64) -> NonZeroU64 {
+        NonZeroU64::new(bytes_per_s).unwrap()
+    }
+
+    #[test]
+    fn a_burst_of_a_second_is_free_and_the_rest_is_waited_for() {
+        let now = Instant::now();
+        let bucket = Bucket::new(rate(1_000), now);
+        bucket.charge(1_000, now);
+        assert_eq!(bucket.debt(now), Duration::ZERO);
+        bucket.charge(2_500, now);
+        assert_eq!(bucket.debt(now), Duration::from_millis(2_500));
+        assert_eq!(bucket.debt(now + Duration::from_millis(1_000)), Duration::from_millis(1_500));
+        assert_eq!(bucket.debt(now + Duration::from_millis(2_500)), Duration::ZERO);
+    }
+
+    #[test]
+    fn an_idle_hour_saves_up_no_more_than_the_burst() {
+        let now = Instant::now();
+        let bucket = Bucket::new(rate(1_000), now);
+        let later = now + Duration::from_secs(3_600);
+        bucket.charge(1_500, later);
+        assert_eq!(bucket.debt(later), Duration::from_millis(500));
+    }
+
+    /// Who takes whenever nothing is owed, in pieces of any size, gets the rate.
+    #[test]
+    fn over_time_the_rate_holds() {
+        for piece in [1, 900, 5_000, 123_456] {
+            let begin = Instant::now();
+            let bucket = Bucket::new(rate(10_000), begin);
+            let (mut now, mut taken) = (begin, 0);
+            while now < begin + Duration::from_secs(600) {
+                bucket.charge(piece, now);
+                taken += piece;
+                now += bucket.debt(now);
+                // A second's worth without waiting would never end the loop.
+                assert!(taken <= 10_000 * 602 + piece, "pieces of {piece}: {taken}");
+            }
+            assert!(taken >= 10_000 * 600, "pieces of {piece}: {taken}");
+        }
+    }
+
+    #[test]
+    fn the_largest_request_at_the_smallest_rate_is_no_overflow() {
+        let now = Instant::now();
+        let bucket = Bucket::new(rate(1), now);
+        bucket.charge(64 << 20, now);
+        assert_eq!(bucket.debt(now), Duration::from_secs((64 << 20) - 1));
+    }
+
+    #[test]
+    fn an_override_leaves_open_what_it_does_not_name() {
+        let default = Rates { produce_bytes_per_s_max: Some(rate(1)), fetch_bytes_per_s_max: Some(rate(2)) };
+        let own = Rates { produce_bytes_per_s_max: Some(rate(3)), fetch_bytes_per_s_max: None };
+        let settings = QuotaSettings { default, by_client: [(client("a"), own)].into() };
+        let rates = |id: &str| [QuotaKind::Produce, QuotaKind::Fetch].map(|kind| settings.rate(&client(id), kind));
+        assert_eq!(rates("a"), [Some(rate(3)), Some(rate(2))]);
+        assert_eq!(rates("b"), [Some(rate(1)), Some(rate(2))]);
+    }
+
+    #[test]
+    fn buckets_are_bounded_and_the_last_used_ones_stay() {
+        let begin = Instant::now();
+        let mut buckets = Buckets::default();
+        let mut get = |number: usize, at: u64| {
+            buckets.get((client(&format!("c{number}")), QuotaKind::Fetch), rate(1), begin + Duration::from_millis(at));
+            buckets.by_client.len()
+        };
+        for number in 0..3 * BUCKETS_MAX {
+            assert!(get(number, number as u64) <= BUCKETS_MAX);
+        }
+        let last = (client(&format!("c{}", 3 * BUCKETS_MAX - 1)), QuotaKind::Fetch);
+        assert!(buckets.by_client.contains_key(&last));
+        // All in the same moment: half of them go all the same.
+        let mut buckets = Buckets::default();
+        for number in 0..=BUCKETS_MAX {
+            buckets.get((client(&format!("c{number}")), QuotaKind::Fetch), rate(1), begin);
+        }
+        assert_eq!(buckets.by_client.len(), BUCKETS_MAX / 2 + 1);
+    }
+
+    #[test]
+    fn what_is_idle_is_forgotten_unless_it_is_owed() {
+        let begin = Instant::now();
+        let mut buckets = Buckets::default();
+        let key = |id: &str| (client(id), QuotaKind::Produce);
+        buckets.get(key("idle"), rate(1), begin);
+        buckets.get(key("owes"), rate(1), begin).charge(100_000, begin);
+        buckets.get(key("new"), rate(1), begin + IDLE_MAX);
+        assert!(!buckets.by_client.contains_key(&key("idle")));
+        assert!(buckets.by_client.contains_key(&key("owes")));
+    }
+
+    #[test]
+    fn addresses_and_names_are_client_ids() {
+        assert_eq!(client("::ffff:10.0.0.7"), client("10.0.0.7"));
+        assert_eq!(client("::1").as_str(), "::1");
+        for bad in ["", "a b", "ü", &"x".repeat(250), "a=b"] {
+            let error = ClientId::new(bad).unwrap_err().to_string();
+            assert!(error.contains("client id"), "{error}");
+        }
+    }
+
+    fn produce_rate(bytes_per_s: u64) -> Quotas {
+        let default = Rates { produce_bytes_per_s_max: Some(rate(bytes_per_s)), fetch_bytes_per_s_max: None };
+        Quotas::new(QuotaSettings { default, by_client: BTreeMap::new() })
+    }
+
+    // In a runtime for its timers; nothing is waited for.
+    #[tokio::test]
+    async fn who_gives_up_waiting_takes_nothing() {
+        let (quotas, a) = (produce_rate(1), client("a"));
+        let take = |bytes| quotas.take(&a, QuotaKind::Produce, bytes).now_or_never();
+        assert!(take(1_000_000).is_some(), "the first one waits for nobody");
+        let bucket = quotas.bucket(&a, QuotaKind::Produce).unwrap();
+        let full_at = *bucket.full_at.lock();
+        assert!(take(5).is_none());
+        assert!(quotas.paid(&a, QuotaKind::Produce).now_or_never().is_none());
+        assert_eq!(*bucket.full_at.lock(), full_at);
+        // Neither another client nor the other kind, which has no bound, waits for it.
+        assert!(quotas.take(&client("b"), QuotaKind::Produce, 1_000_000).now_or_never().is_some());
+        assert!(quotas.take(&a, QuotaKind::Fetch, usize::MAX).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn only_who_waited_is_counted_as_throttled() {
+        let (quotas, a, b) = (produce_rate(100_000), client("a"), client("b"));
+        quotas.take(&b, QuotaKind::Produce, 100_000).await;
+        // Each takes more than a burst holds, so that the next one waits: unless this machine stood still.
+        for _ in 0..1_000 {
+            if quotas.throttled().is_empty() {
+                quotas.take(&a, QuotaKind::Produce, 101_000).await;
+            }
+        }
+        let throttled = quotas.throttled();
+        assert_eq!((throttled.len(), &throttled[0].client), (1, &a));
+    }
+}

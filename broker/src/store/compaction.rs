@@ -1,0 +1,204 @@
+//! Compaction: of the sealed records of a partition, the last of each key is kept, as Kafka's log cleaner
+//! keeps it. Offsets stay; a tombstone stays until its delete horizon (KIP-534), so that readers learn of
+//! it. Records without a key stay: a topic that was not always compacted may have some. So does the
+//! last record that was sealed, whatever it is: the log never ends in a hole.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use millstream_record::{BatchHeader, RecordBatch, RecordView, Retained};
+use sha2::{Digest, Sha256};
+
+use super::cleaner::{Cleaner, Output, Stopped};
+use super::committer::Upkeep;
+use super::error::StoreError;
+use super::segment::{Extent, Piece};
+use crate::partition::{Offset, Partition};
+
+/// Keys that one pass remembers: 64 MiB of memory. What is beyond waits for the next pass.
+const KEYS_MAX: usize = 1 << 20;
+
+/// A key, by 16 bytes of its SHA-256: two keys that share them are not to be found.
+type KeyHash = [u8; 16];
+
+fn hash(key: &[u8]) -> KeyHash {
+    let mut hash = [0; 16];
+    hash.copy_from_slice(&Sha256::digest(key)[..16]);
+    hash
+}
+
+/// The last offset of each key in extents that compaction has not seen.
+struct LastOffsets {
+    last: HashMap<KeyHash, i64>,
+    /// All of the partition's sealed records below this offset are covered.
+    end: Offset,
+}
+
+/// Compacts a partition's sealed records. Returns when the first of the tombstones that are left may go.
+pub(super) fn compact(
+    cleaner: &Cleaner,
+    partition: &Arc<Partition>,
+    now_ms: i64,
+    horizon_ms: i64,
+) -> Result<Option<i64>, Stopped> {
+    let extents = partition.extents();
+    let (Some(first), Some(last)) = (extents.first(), extents.last()) else { return Ok(None) };
+    let base = first.base;
+    let Some(keys) = last_offsets(cleaner, &extents, last.end)? else { return Ok(None) };
+    let mut pass = Pass {
+        cleaner,
+        partition,
+        keys,
+        now_ms,
+        horizon_ms,
+        keeps: last.end.get() - 1,
+        due_ms: None,
+        output: Output::new(cleaner),
+    };
+    let covered: Vec<Extent> = extents.into_iter().take_while(|extent| extent.end <= pass.keys.end).collect();
+    let Some(end) = covered.last().map(|extent| extent.end) else { return Ok(None) };
+    pass.output.begin(partition, base, true)?;
+    covered.iter().try_for_each(|extent| pass.extent(extent))?;
+    pass.output.end(end);
+    let due_ms = pass.due_ms;
+    let mut upkeep: Upkeep = pass.output.finish()?;
+    cleaner.without(partition, base..end, &mut upkeep);
+    let new = join(partition, &mut upkeep);
+    tracing::debug!(
+        partition = %partition.name(), %base, %end,
+        bytes_before = covered.iter().map(|extent| extent.bytes).sum::<u64>(), bytes_after = new, "compacted"
+    );
+    cleaner.commit(upkeep)?;
+    Ok(due_ms)
+}
+
+/// The partition's new extents come from several segments; they take the place of the old together.
+fn join(partition: &Arc<Partition>, upkeep: &mut Upkeep) -> u64 {
+    let extents: Vec<Extent> = std::mem::take(&mut upkeep.extents).into_iter().flat_map(|(_, new)| new).collect();
+    let bytes = extents.iter().map(|extent| extent.bytes).sum();
+    upkeep.extents.push((partition.clone(), extents));
+    bytes
+}
+
+/// Where all records were seen by compaction, only tombstones may be due: no key is remembered then.
+fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<Option<LastOffsets>, Stopped> {
+    let mut found = LastOffsets { last: HashMap::new(), end };
+    for extent in extents.iter().filter(|extent| !extent.compacted) {
+        if found.last.len() >= KEYS_MAX {
+            found.end = extent.base;
+            break;
+        }
+        let segment = cleaner.store.registry().segment_of(extent)?;
+        segment.visit(extent, |bytes, piece| {
+            let Piece::Batch { at, header } = piece else { return Ok(()) };
+            let records = batch_of(bytes, at, &header)?.records(&cleaner.limits).map_err(unreadable)?;
+            for record in &records {
+                let record = record.map_err(unreadable)?;
+                if let Some(key) = record.key {
+                    found.last.insert(hash(key), record.offset);
+                }
+            }
+            Ok(())
+        })?;
+        if cleaner.is_closing() {
+            return Err(Stopped::Closing);
+        }
+    }
+    Ok(Some(found))
+}
+
+struct Pass<'a> {
+    cleaner: &'a Cleaner,
+    partition: &'a Arc<Partition>,
+    keys: LastOffsets,
+    now_ms: i64,
+    horizon_ms: i64,
+    /// The offset of the last sealed record, which stays.
+    keeps: i64,
+    /// When the first tombstone that stays may go.
+    due_ms: Option<i64>,
+    output: Output<'a>,
+}
+
+impl Pass<'_> {
+    fn extent(&mut self, extent: &Extent) -> Result<(), Stopped> {
+        let segment = self.cleaner.store.registry().segment_of(extent)?;
+        let mut stopped = None;
+        let visited = segment.visit(extent, |bytes, piece| {
+            self.piece(bytes, piece).map_err(|why| match why {
+                Stopped::Failed(error) => error,
+                Stopped::Closing => {
+                    stopped = Some(Stopped::Closing);
+                    StoreError::Moved
+                }
+            })
+        });
+        if let Some(why) = stopped {
+            return Err(why);
+        }
+        Ok(visited?)
+    }
+
+    fn piece(&mut self, bytes: &Bytes, piece: Piece) -> Result<(), Stopped> {
+        match piece {
+            Piece::Damaged { bytes: range, fault } => {
+                self.output.writer()?.push_damaged(&bytes[range.clone()], fault.base)?;
+                self.output.wrote(range.len() as u64)
+            }
+            Piece::Batch { at, header } => {
+                self.next_segment_if_full(&header)?;
+                let batch = batch_of(bytes, at, &header)?;
+                let kept = self.retain(&batch)?;
+                match &kept {
+                    Retained::All => self.output.writer()?.push(batch.as_bytes(), &header)?,
+                    Retained::Some(kept) => {
+                        let header = BatchHeader::parse(kept.as_bytes()).map_err(unreadable)?;
+                        self.output.writer()?.push(kept.as_bytes(), &header)?;
+                    }
+                    Retained::Nothing => {}
+                }
+                self.output.wrote(header.batch_bytes as u64)
+            }
+        }
+    }
+
+    fn retain(&mut self, batch: &RecordBatch) -> Result<Retained, StoreError> {
+        let horizon_ms = batch.delete_horizon_ms();
+        let tombstones_go = horizon_ms.is_some_and(|horizon_ms| horizon_ms <= self.now_ms);
+        let mut tombstone_stays = false;
+        let keep = |record: &RecordView<'_>| {
+            let Some(key) = record.key else { return true };
+            if record.offset == self.keeps {
+                return true;
+            }
+            let is_last = self.keys.last.get(&hash(key)).is_none_or(|last| record.offset >= *last);
+            let stays = is_last && !(record.value.is_none() && tombstones_go);
+            tombstone_stays |= stays && record.value.is_none();
+            stays
+        };
+        let retained = batch.retain(&self.cleaner.limits, self.horizon_ms, keep).map_err(unreadable)?;
+        if tombstone_stays {
+            let due_ms = horizon_ms.unwrap_or(self.horizon_ms);
+            self.due_ms = Some(self.due_ms.map_or(due_ms, |before| before.min(due_ms)));
+        }
+        Ok(retained)
+    }
+
+    fn next_segment_if_full(&mut self, header: &BatchHeader) -> Result<(), Stopped> {
+        if self.output.is_full() {
+            let base = Offset::new(header.base_offset).unwrap_or_default();
+            self.output.end(base);
+            self.output.begin(self.partition, base, true)?;
+        }
+        Ok(())
+    }
+}
+
+fn batch_of(bytes: &Bytes, at: usize, header: &BatchHeader) -> Result<RecordBatch, StoreError> {
+    RecordBatch::from_log(bytes.slice(at..at + header.batch_bytes)).map_err(unreadable)
+}
+
+fn unreadable(source: millstream_record::BatchError) -> StoreError {
+    StoreError::Corrupt { what: "a sealed record batch".into(), reason: source.to_string() }
+}

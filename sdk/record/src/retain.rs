@@ -1,0 +1,142 @@
+//! Taking records out of a batch, as compaction does. What stays keeps its offset and its timestamp.
+
+use bytes::Bytes;
+
+use crate::Limits;
+use crate::batch::{BATCH_HEADER_BYTES, RecordBatch, at};
+use crate::build::{encode_record, seal_batch};
+use crate::compression::{Compression, compress};
+use crate::error::BatchError;
+use crate::records::RecordView;
+
+/// What is left of a batch.
+#[derive(Clone, Debug)]
+pub enum Retained {
+    /// All of it, unchanged.
+    All,
+    /// These records. The batch has the same offsets, producer and sequence as before.
+    Some(RecordBatch),
+    /// Nothing.
+    Nothing,
+}
+
+impl RecordBatch {
+    /// When compaction may remove the batch's tombstones, in ms since the epoch: the delete horizon of
+    /// KIP-534, which stands in the base timestamp once compaction has seen a tombstone in it.
+    pub fn delete_horizon_ms(&self) -> Option<i64> {
+        self.has_delete_horizon().then(|| self.base_timestamp_ms())
+    }
+
+    /// Keeps the records that `keep` says. Where one of them is a tombstone and the batch has no delete
+    /// horizon yet, it gets `delete_horizon_ms`.
+    ///
+    /// # Errors
+    /// [`BatchError`] for a batch that does not parse.
+    pub fn retain(
+        &self,
+        limits: &Limits,
+        delete_horizon_ms: i64,
+        mut keep: impl FnMut(&RecordView<'_>) -> bool,
+    ) -> Result<Retained, BatchError> {
+        let records = self.records(limits)?;
+        let mut kept = Vec::new();
+        let (mut count, mut tombstones) = (0usize, false);
+        for record in &records {
+            let record = record?;
+            count += 1;
+            if keep(&record) {
+                tombstones |= record.value.is_none();
+                kept.push(record);
+            }
+        }
+        let new_horizon = tombstones && !self.has_delete_horizon();
+        if kept.len() == count && !new_horizon {
+            return Ok(Retained::All);
+        }
+        if kept.is_empty() {
+            return Ok(Retained::Nothing);
+        }
+        let base_timestamp_ms = if new_horizon { delete_horizon_ms } else { self.base_timestamp_ms() };
+        // With append time all records have the batch's.
+        let max_timestamp_ms = kept.iter().map(|record| record.timestamp_ms).max().unwrap_or_default();
+        let mut body = Vec::with_capacity(records.body().len());
+        for record in &kept {
+            let timestamp_delta = record.timestamp_ms.wrapping_sub(base_timestamp_ms);
+            let offset_delta = record.offset.wrapping_sub(self.base_offset());
+            encode_record(&mut body, timestamp_delta, offset_delta, record.key, record.value, record.headers());
+        }
+        let body = match self.compression() {
+            Compression::None => body,
+            codec => compress(codec, &body),
+        };
+        let mut bytes = Vec::with_capacity(BATCH_HEADER_BYTES + body.len());
+        bytes.extend_from_slice(&self.as_bytes()[..BATCH_HEADER_BYTES]);
+        bytes.extend_from_slice(&body);
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        if new_horizon {
+            put(at::ATTRIBUTES, &self.attributes_with_delete_horizon().to_be_bytes());
+        }
+        put(at::BASE_TIMESTAMP, &base_timestamp_ms.to_be_bytes());
+        put(at::MAX_TIMESTAMP, &max_timestamp_ms.to_be_bytes());
+        put(at::RECORD_COUNT, &(kept.len() as i32).to_be_bytes());
+        seal_batch(&mut bytes);
+        Ok(Retained::Some(RecordBatch::built(Bytes::from(bytes))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BatchBuilder, Record};
+
+    fn batch(compression: Compression) -> RecordBatch {
+        let mut builder = BatchBuilder::new(compression);
+        builder.set_producer(7, 1, 40);
+        for (index, (key, value)) in
+            [("a", Some("1")), ("b", None), ("a", Some("2")), ("c", Some("3"))].into_iter().enumerate()
+        {
+            let headers = [("h", Some(&b"x"[..]))];
+            builder.push(100 + index as i64, Some(key.as_bytes()), value.map(str::as_bytes), headers);
+        }
+        let mut bytes = builder.finish().unwrap().into_bytes().to_vec();
+        crate::patch_batch(&mut bytes, 1_000, 0);
+        RecordBatch::from_log(bytes.into()).unwrap()
+    }
+
+    fn records(batch: &RecordBatch) -> Vec<Record> {
+        let records = batch.records(&Limits::default()).unwrap();
+        records.iter().map(|view| records.to_record(&view.unwrap())).collect()
+    }
+
+    #[test]
+    fn what_stays_is_as_it_was() {
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            let before = batch(compression);
+            let Retained::Some(after) = before.retain(&Limits::default(), 5_000, |r| r.offset != 1_000).unwrap() else {
+                panic!("three of four stay");
+            };
+            after.verify_crc().unwrap();
+            assert_eq!(records(&after), records(&before)[1..]);
+            assert_eq!((after.base_offset(), after.next_offset(), after.record_count()), (1_000, 1_004, 3));
+            assert_eq!((after.producer_id(), after.base_sequence()), (7, 40));
+            assert_eq!((after.max_timestamp_ms(), after.compression()), (103, compression));
+        }
+    }
+
+    #[test]
+    fn a_tombstone_gets_its_horizon_once() {
+        let before = batch(Compression::None);
+        assert_eq!(before.delete_horizon_ms(), None);
+        let Retained::Some(first) = before.retain(&Limits::default(), 5_000, |_| true).unwrap() else {
+            panic!("it gets a horizon");
+        };
+        assert_eq!(first.delete_horizon_ms(), Some(5_000));
+        assert_eq!(records(&first), records(&before));
+        assert!(matches!(first.retain(&Limits::default(), 9_000, |_| true).unwrap(), Retained::All));
+        let Retained::Some(second) = first.retain(&Limits::default(), 9_000, |r| r.offset > 1_000).unwrap() else {
+            panic!("three stay");
+        };
+        assert_eq!(second.delete_horizon_ms(), Some(5_000));
+        assert!(matches!(second.retain(&Limits::default(), 9_000, |_| false).unwrap(), Retained::Nothing));
+    }
+}

@@ -1,0 +1,487 @@
+//! Idempotent producers: whatever is sent again is stored once, in order, and nothing is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use millstream_api::v1::ErrorCode;
+use millstream_api::v1::log_client::LogClient;
+use millstream_api::{ERROR_TRAILER, v1};
+use millstream_broker::clock::Clock;
+use millstream_broker::store::StoreOptions;
+use millstream_broker::topic::TopicSettings;
+use millstream_broker::{Broker, BrokerError, BrokerSettings, TopicName};
+use millstream_client::{
+    Client, ClientError, Compression, Delivery, Position, Producer, ProducerRecord, ProducerSettings,
+};
+use millstream_record::{BatchBuilder, Limits, RecordBatch};
+use millstream_tests::instance::wait_until;
+use millstream_tests::server::Server;
+use prometheus_client::registry::Registry;
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use tempfile::TempDir;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::crash::{Proxy, all_records};
+
+struct Running {
+    server: Server,
+    client: Client,
+    _data: TempDir,
+}
+
+impl Running {
+    /// A server with topic `t`.
+    async fn with_topic(partitions: u32) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let server = Server::start(data.path());
+        let client = server.client();
+        client.admin().create_topic("t", Some(partitions), v1::TopicSettings::default()).await.unwrap();
+        Self { server, client, _data: data }
+    }
+
+    async fn log(&self) -> LogClient<Channel> {
+        let channel = Channel::from_shared(format!("http://{}", self.server.grpc)).unwrap();
+        LogClient::new(channel.connect().await.unwrap())
+    }
+
+    /// Killed, and started again.
+    fn crash(&mut self) {
+        self.server.kill();
+        self.server.restart();
+        self.client = self.server.client();
+    }
+
+    async fn end(&self, partition: u32) -> u64 {
+        self.client.admin().list_offsets("t", &[partition], Position::Latest).await.unwrap()[0].offset
+    }
+
+    /// Waits until partition 0 holds so many records.
+    async fn holds(&self, records: u64) {
+        let limit = tokio::time::Instant::now() + Duration::from_secs(120);
+        while self.end(0).await < records {
+            assert!(tokio::time::Instant::now() < limit, "not {records} records within two minutes");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The values of each partition, in order.
+    async fn values(&self) -> Vec<Vec<Bytes>> {
+        let all = all_records(&self.client, "t").await;
+        all.into_iter().map(|records| records.into_iter().map(|record| record.value.unwrap()).collect()).collect()
+    }
+}
+
+// ---- the contract, with batches made by hand
+
+/// Who sends, and which sequence number comes first.
+type Numbers = (v1::ProducerIdentity, i32);
+
+fn batch((producer, first): Numbers, records: u32) -> Bytes {
+    let mut builder = BatchBuilder::new(Compression::None);
+    builder.set_producer(producer.producer_id, producer.epoch as i16, first);
+    for record in 0..records {
+        builder.push(
+            0,
+            None,
+            Some(format!("{} {}", producer.epoch, i64::from(first) + i64::from(record)).as_bytes()),
+            [],
+        );
+    }
+    builder.finish().unwrap().into_bytes()
+}
+
+fn request(partition: u32, batches: &[Bytes]) -> v1::ProduceRequest {
+    let batches = batches.concat().into();
+    v1::ProduceRequest { topic: "t".into(), partition: Some(partition), batches, records: Vec::new() }
+}
+
+async fn produce(log: &mut LogClient<Channel>, numbers: Numbers, records: u32) -> Result<u64, Status> {
+    let answer = log.produce(request(0, &[batch(numbers, records)])).await?.into_inner();
+    assert_eq!((answer.appended.len(), answer.appended[0].record_count), (1, records));
+    Ok(answer.appended[0].base_offset)
+}
+
+async fn init(
+    log: &mut LogClient<Channel>,
+    current: Option<v1::ProducerIdentity>,
+) -> Result<v1::ProducerIdentity, Status> {
+    let answer = log.init_producer(v1::InitProducerRequest { current }).await?;
+    Ok(answer.into_inner().producer.unwrap())
+}
+
+/// The code and the words of a refusal.
+fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> (ErrorCode, String) {
+    let status = result.unwrap_err();
+    let code = status.metadata().get(ERROR_TRAILER).and_then(|code| ErrorCode::from_str_name(code.to_str().ok()?));
+    (code.unwrap(), status.message().to_owned())
+}
+
+fn assert_refused<T: std::fmt::Debug>(result: Result<T, Status>, code: ErrorCode, words: &[&str]) {
+    let (found, message) = refusal(result);
+    assert_eq!(found, code, "{message}");
+    words.iter().for_each(|word| assert!(message.contains(word), "{word:?} is not in {message:?}"));
+}
+
+#[tokio::test]
+async fn a_batch_that_comes_again_is_answered_with_its_first_offset_after_a_crash_too() {
+    let mut running = Running::with_topic(1).await;
+    let mut log = running.log().await;
+    let (one, other) = (init(&mut log, None).await.unwrap(), init(&mut log, None).await.unwrap());
+    assert_ne!(one.producer_id, other.producer_id);
+    let mut offsets = Vec::new();
+    for n in 0..7 {
+        offsets.push(produce(&mut log, (one, n * 10), 10).await.unwrap());
+        produce(&mut log, (other, n), 1).await.unwrap();
+    }
+    for crashes in 0..3 {
+        for n in 2..7 {
+            assert_eq!(produce(&mut log, (one, n * 10), 10).await.unwrap(), offsets[n as usize]);
+        }
+        let older = produce(&mut log, (one, 10), 10).await;
+        assert_refused(older, ErrorCode::DuplicateSequence, &["sequence number 10 of", "from 20 on"]);
+        assert_eq!(running.end(0).await, 77, "after {crashes} crashes");
+        running.crash();
+        log = running.log().await;
+    }
+    assert_eq!(produce(&mut log, (one, 70), 1).await.unwrap(), 77);
+}
+
+#[tokio::test]
+async fn what_is_out_of_order_stale_or_of_nobody_is_refused_by_name() {
+    let mut running = Running::with_topic(1).await;
+    let mut log = running.log().await;
+    let producer = init(&mut log, None).await.unwrap();
+    assert_eq!(producer.epoch, 0);
+    let id = format!("producer id {}", producer.producer_id);
+    produce(&mut log, (producer, 0), 5).await.unwrap();
+    let next = init(&mut log, Some(producer)).await.unwrap();
+    assert_eq!((next.producer_id, next.epoch), (producer.producer_id, 1));
+    for crashed in [false, true] {
+        let gap = produce(&mut log, (producer, 6), 5).await;
+        assert_refused(gap, ErrorCode::OutOfOrderSequence, &["topic t, partition 0", &id, "number 6", "5 must come"]);
+        let another = produce(&mut log, (producer, 0), 4).await;
+        assert_refused(another, ErrorCode::OutOfOrderSequence, &[&id, "number 0", "5 must come"]);
+        let late = produce(&mut log, (next, 5), 1).await;
+        assert_refused(late, ErrorCode::OutOfOrderSequence, &[&id, "(epoch 1)", "number 5", "0 must come"]);
+        if !crashed {
+            running.crash();
+            log = running.log().await;
+        }
+    }
+    assert_eq!(produce(&mut log, (next, 0), 5).await.unwrap(), 5);
+    let stale = produce(&mut log, (producer, 5), 1).await;
+    assert_refused(stale, ErrorCode::StaleProducerEpoch, &[&id, "epoch 0", "it is at 1"]);
+
+    let nobody = v1::ProducerIdentity { producer_id: producer.producer_id + 5_000, epoch: 0 };
+    let id = format!("producer id {}", nobody.producer_id);
+    let of_nobody = produce(&mut log, (nobody, 0), 1).await;
+    assert_refused(of_nobody, ErrorCode::UnknownProducerId, &[&id, "InitProducer"]);
+    assert_refused(init(&mut log, Some(nobody)).await, ErrorCode::UnknownProducerId, &[&id]);
+    for (producer_id, epoch, words) in [(-1, 0, "-1"), (0, -1, "-1"), (0, 32_768, "32768")] {
+        let refused = init(&mut log, Some(v1::ProducerIdentity { producer_id, epoch })).await;
+        assert_refused(refused, ErrorCode::InvalidRequest, &[words, "producer"]);
+    }
+    let no_epoch = v1::ProducerIdentity { epoch: -1, ..producer };
+    assert_refused(produce(&mut log, (no_epoch, 0), 1).await, ErrorCode::InvalidBatch, &["epoch -1"]);
+    assert_eq!(running.end(0).await, 10);
+}
+
+#[tokio::test]
+async fn ids_are_handed_out_once_whatever_happens() {
+    let mut running = Running::with_topic(1).await;
+    let mut ids = Vec::new();
+    for count in [3, 1_001, 1] {
+        let mut log = running.log().await;
+        for _ in 0..count {
+            ids.push(init(&mut log, None).await.unwrap().producer_id);
+        }
+        running.crash();
+    }
+    assert!(ids.is_sorted_by(|a, b| a < b));
+    let mut log = running.log().await;
+    let last_epoch = v1::ProducerIdentity { producer_id: ids[0], epoch: i16::MAX.into() };
+    let fresh = init(&mut log, Some(last_epoch)).await.unwrap();
+    assert!(fresh.producer_id > *ids.last().unwrap() && fresh.epoch == 0);
+}
+
+#[tokio::test]
+async fn a_refused_request_leaves_no_trace_and_no_half() {
+    let running = Running::with_topic(2).await;
+    let mut log = running.log().await;
+    let producer = init(&mut log, None).await.unwrap();
+    let at = |first| batch((producer, first), 5);
+    log.produce(request(0, &[at(0)])).await.unwrap();
+    for (batches, found) in [([at(5), at(15)], "number 15"), ([at(0), at(5)], "number 5"), ([at(5), at(5)], "number 5")]
+    {
+        let refused = log.produce(request(0, &batches)).await;
+        assert_refused(refused, ErrorCode::OutOfOrderSequence, &[found]);
+    }
+    let other = init(&mut log, None).await.unwrap();
+    let refused = log.produce(request(0, &[at(5), batch((other, 0), 5)])).await;
+    assert_refused(refused, ErrorCode::InvalidRequest, &["one producer"]);
+    assert_eq!(running.end(0).await, 5);
+    // Each partition has its own numbers.
+    for (partition, first) in [(1, 0), (0, 5)] {
+        for _ in 0..2 {
+            let answer = log.produce(request(partition, &[at(first), at(first + 5)])).await.unwrap().into_inner();
+            assert_eq!((answer.appended[0].base_offset, answer.appended[0].record_count), (first as u64, 10));
+        }
+    }
+    assert_eq!((running.end(0).await, running.end(1).await), (15, 10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_and_its_duplicates_in_one_commit_are_stored_once() {
+    const BATCHES: i32 = 200;
+    let running = Running::with_topic(1).await;
+    let mut log = running.log().await;
+    let producer = init(&mut log, None).await.unwrap();
+    // Two streams at once: most commits hold a batch and what repeats it.
+    let sending = [0, 1].map(|_| {
+        let mut log = log.clone();
+        tokio::spawn(async move {
+            let again = |n: i32| [n, n, (n - 1).max(0)];
+            let requests: Vec<_> =
+                (0..BATCHES).flat_map(again).map(|n| request(0, &[batch((producer, n), 1)])).collect();
+            let sent = requests.len();
+            let mut answers = log.produce_stream(tokio_stream::iter(requests)).await.unwrap().into_inner();
+            let mut answered = Vec::with_capacity(sent);
+            while let Some(answer) = answers.message().await.unwrap() {
+                answered.push(answer);
+            }
+            let asked: Vec<i32> = (0..BATCHES).flat_map(again).collect();
+            assert_eq!(answered.len(), asked.len());
+            (asked, answered)
+        })
+    });
+    for stream in sending {
+        let (asked, answered) = stream.await.unwrap();
+        for (n, answer) in asked.into_iter().zip(answered) {
+            match answer.error {
+                None => assert_eq!(answer.appended[0].base_offset, n as u64),
+                // The other stream is far ahead.
+                Some(error) => assert_eq!(error.code(), ErrorCode::DuplicateSequence, "{}", error.message),
+            }
+        }
+    }
+    let values: Vec<_> = (0..BATCHES).map(|n| Bytes::from(format!("0 {n}"))).collect();
+    assert_eq!(running.values().await, [values]);
+}
+
+/// A clock that stands still until it is set.
+struct Still(AtomicI64);
+
+impl Clock for Still {
+    fn now_ms(&self) -> i64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test]
+async fn a_partition_forgets_a_producer_that_is_idle_for_a_week() {
+    let data = tempfile::tempdir().unwrap();
+    let (settings, clock) = (BrokerSettings::default(), Arc::new(Still(AtomicI64::new(0))));
+    let registry = &mut Registry::default();
+    let broker = Broker::open(data.path(), settings.clone(), StoreOptions::default(), clock.clone(), registry).unwrap();
+    let name = TopicName::new("t").unwrap();
+    let topic = broker.create_topic(&name, 1, TopicSettings::default(), false).await.unwrap();
+    let id = broker.init_producer(None).await.unwrap().id;
+    let producer = v1::ProducerIdentity { producer_id: id.get(), epoch: 0 };
+    let append = async |first| {
+        let batch = RecordBatch::check(batch((producer, first), 1), &Limits::default()).unwrap();
+        broker.produce(&topic, &topic.partitions()[0], vec![batch]).await.unwrap().await
+    };
+    append(0).await.unwrap();
+    for (now_ms, known) in [(settings.producer_expiry_ms, true), (settings.producer_expiry_ms + 1, false)] {
+        clock.0.store(now_ms as i64, Ordering::SeqCst);
+        // Those who come make room for themselves: idle ones go when ids are reserved.
+        for _ in 0..1_000 {
+            broker.init_producer(None).await.unwrap();
+        }
+        let beyond_a_gap = append(100).await;
+        match known {
+            true => {
+                assert!(matches!(beyond_a_gap, Err(BrokerError::OutOfOrderSequence { expected: 1, found: 100, .. })))
+            }
+            false => assert_eq!(beyond_a_gap.unwrap().base_offsets[0].get(), 1),
+        }
+    }
+    tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
+}
+
+// ---- the client
+
+fn small() -> ProducerSettings {
+    let (batch_bytes, buffer_bytes_max) = (1_000, 64 << 10);
+    ProducerSettings { linger_ms: 1, batch_bytes, buffer_bytes_max, retry_backoff_ms: 1, ..Default::default() }
+}
+
+/// What was sent, in order, with its delivery.
+type Sent = Vec<(String, Delivery)>;
+
+async fn send(producer: &Producer, number: usize) -> (String, Delivery) {
+    let value = format!("{number:08}{}", "x".repeat(number % 300));
+    let record = ProducerRecord::keyed("t", format!("k{}", number % 23), value.clone());
+    (value, producer.send(record).await.unwrap())
+}
+
+/// All is stored, once, in order, and where it was said to be.
+async fn assert_all_stored(running: &Running, sent: Sent) {
+    let stored = running.values().await;
+    assert_eq!(stored.iter().map(Vec::len).sum::<usize>(), sent.len());
+    for (value, delivery) in sent {
+        let at = delivery.await.unwrap();
+        assert_eq!(stored[at.partition as usize][at.offset as usize], value.as_bytes(), "{at:?}");
+    }
+    for partition in stored {
+        // Each begins with its number.
+        assert!(partition.is_sorted_by(|a, b| a < b));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_answers_cost_a_producer_nothing_and_store_nothing_twice() {
+    for compression in [Compression::None, Compression::Zstd] {
+        let running = Running::with_topic(3).await;
+        let proxy = Proxy::start(&running.server).await;
+        let producer = proxy.client().producer(ProducerSettings { compression, ..small() });
+        let (enough, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let sending = tokio::spawn({
+            let (producer, enough, count) = (producer.clone(), enough.clone(), count.clone());
+            async move {
+                let mut sent = Sent::new();
+                while !enough.load(Ordering::Relaxed) {
+                    sent.push(send(&producer, sent.len()).await);
+                    count.store(sent.len(), Ordering::Relaxed);
+                }
+                sent
+            }
+        });
+        for round in 0..25 {
+            let before = count.load(Ordering::Relaxed);
+            // There is room for few: more are sent as answers come.
+            wait_until("more is sent", || count.load(Ordering::Relaxed) > before + 300).await;
+            if round % 5 > 0 {
+                proxy.lose_answers();
+                proxy.answers_lost().await;
+            }
+            proxy.cut();
+        }
+        enough.store(true, Ordering::Relaxed);
+        let sent = sending.await.unwrap();
+        producer.close().await.unwrap();
+        assert_all_stored(&running, sent).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_and_a_crash_cost_a_producer_nothing() {
+    let mut running = Running::with_topic(2).await;
+    let proxy = Proxy::start(&running.server).await;
+    let producer = proxy.client().producer(small());
+    let mut sent = Sent::new();
+    for _ in 0..5 {
+        for _ in 0..20 {
+            sent.push(send(&producer, sent.len()).await);
+        }
+        producer.flush().await.unwrap();
+        proxy.lose_answers();
+        for _ in 0..20 {
+            sent.push(send(&producer, sent.len()).await);
+        }
+        proxy.answers_lost().await;
+        proxy.pass_to_nobody();
+        proxy.cut();
+        running.crash();
+        proxy.pass_to(&running.server);
+    }
+    producer.close().await.unwrap();
+    assert_all_stored(&running, sent).await;
+}
+
+/// What compression does not make smaller.
+fn random_bytes(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    StdRng::seed_from_u64(7).fill_bytes(&mut bytes);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_refused_costs_those_after_it_nothing() {
+    let running = Running::with_topic(2).await;
+    // Room for all: those after it are on their way when it is refused.
+    let settings = ProducerSettings { compression: Compression::Zstd, buffer_bytes_max: 64 << 20, ..small() };
+    let producer = running.client.producer(settings);
+    let mut sent = Sent::new();
+    let mut refused = Vec::new();
+    for round in 0..10 {
+        for _ in 0..100 {
+            sent.push(send(&producer, sent.len()).await);
+        }
+        // Known to be too large only once it is compressed.
+        let record = ProducerRecord::new("t", random_bytes(2 << 20)).partition(round % 2);
+        refused.push(producer.send(record).await.unwrap());
+    }
+    for _ in 0..100 {
+        sent.push(send(&producer, sent.len()).await);
+    }
+    for delivery in refused {
+        let error = delivery.await.unwrap_err();
+        assert_eq!(error.code(), Some(ErrorCode::BatchTooLarge), "{error}");
+    }
+    assert!(producer.flush().await.is_err());
+    assert_all_stored(&running, sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_out_of_time_costs_those_after_it_nothing() {
+    let running = Running::with_topic(1).await;
+    let proxy = Proxy::start(&running.server).await;
+    let producer = proxy.client().producer(ProducerSettings { delivery_timeout_ms: 3_000, ..small() });
+    let mut expected = Vec::new();
+    for round in 0..2 {
+        let (value, delivery) = send(&producer, round * 2).await;
+        delivery.await.unwrap();
+        expected.push(Bytes::from(value));
+
+        proxy.lose_answers();
+        let (value, delivery) = send(&producer, round * 2 + 1).await;
+        expected.push(Bytes::from(value));
+        running.holds(expected.len() as u64).await;
+        let error = delivery.await.unwrap_err();
+        assert!(matches!(error, ClientError::UnknownOutcome { records: 1, .. }), "{error:?}");
+        proxy.cut();
+    }
+    let (value, delivery) = send(&producer, 99).await;
+    delivery.await.unwrap();
+    expected.push(Bytes::from(value));
+    assert_eq!(running.values().await, [expected], "what is in doubt was stored before its answer was lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_other_data_costs_a_producer_what_is_in_doubt_and_no_more() {
+    let (mut first, second) = (Running::with_topic(1).await, Running::with_topic(1).await);
+    // So that the first one's id is none of the second's.
+    init(&mut first.log().await, None).await.unwrap();
+    let proxy = Proxy::start(&first.server).await;
+    let producer = proxy.client().producer(small());
+    send(&producer, 0).await.1.await.unwrap();
+    proxy.lose_answers();
+    let (_, in_doubt) = send(&producer, 1).await;
+    first.holds(2).await;
+    first.server.kill();
+    proxy.pass_to(&second.server);
+    proxy.cut();
+    let after = send(&producer, 2).await;
+    let error = in_doubt.await.unwrap_err();
+    assert!(matches!(error, ClientError::UnknownOutcome { records: 1, .. }), "{error:?}");
+    assert!(error.to_string().contains("never handed out"), "{error}");
+    after.1.await.unwrap();
+    let next = send(&producer, 3).await;
+    next.1.await.unwrap();
+    assert_eq!(second.values().await, [[after.0, next.0].map(Bytes::from)]);
+}

@@ -1,0 +1,332 @@
+//! What becomes of old records: sealing, retention, compaction, merging. A small journal and a clock that
+//! stands still until it is told, so that a test sees each.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use millstream_broker::clock::Clock;
+use millstream_broker::partition::{Partition, ReadRange};
+use millstream_broker::store::StoreOptions;
+use millstream_broker::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
+use millstream_broker::{Broker, BrokerError, BrokerSettings, Offset, TopicName};
+use millstream_record::{BatchBuilder, Compression, Limits, Record, split_batches};
+use millstream_tests::instance::wait_until;
+use prometheus_client::registry::Registry;
+
+/// Sealed in halves of this.
+const JOURNAL_BYTES: u64 = 200_000;
+
+/// A clock that a test sets.
+#[derive(Debug)]
+struct SetClock(AtomicI64);
+
+impl Clock for SetClock {
+    fn now_ms(&self) -> i64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+struct Running {
+    broker: Broker,
+    clock: Arc<SetClock>,
+}
+
+impl Running {
+    fn open(data: &Path, now_ms: i64) -> Self {
+        let clock = Arc::new(SetClock(AtomicI64::new(now_ms)));
+        let settings = BrokerSettings { journal_bytes_max: JOURNAL_BYTES, ..BrokerSettings::default() };
+        // Most reads go to the disk.
+        let options = StoreOptions { tail_bytes_max: Some(10_000), ..StoreOptions::default() };
+        let broker = Broker::open(data, settings, options, clock.clone(), &mut Registry::default()).unwrap();
+        Self { broker, clock }
+    }
+
+    async fn topic(&self, name: &str, partitions: u32, settings: TopicSettings) -> Arc<Topic> {
+        self.broker.create_topic(&TopicName::new(name).unwrap(), partitions, settings, false).await.unwrap()
+    }
+
+    async fn produce(&self, topic: &Topic, partition: u32, timestamp_ms: i64, records: &[(&str, Option<&str>)]) {
+        let mut builder = BatchBuilder::new(Compression::None);
+        for (key, value) in records {
+            builder.push(timestamp_ms, Some(key.as_bytes()), value.map(str::as_bytes), []);
+        }
+        let partition = topic.partition(partition).unwrap();
+        let receipt = self.broker.produce(topic, partition, vec![builder.finish().unwrap()]).await.unwrap();
+        receipt.await.unwrap();
+    }
+
+    /// Fills the journal with records of another topic, so that what it held before is sealed.
+    async fn seal(&self) {
+        let filler = match self.broker.topic("filler") {
+            Ok(filler) => filler,
+            Err(_) => self.topic("filler", 1, TopicSettings::default()).await,
+        };
+        let value = "x".repeat(20_000);
+        let other = |broker: &Broker| {
+            let topics = broker.topics();
+            let others = topics.iter().filter(|topic| topic.name().as_str() != "filler");
+            others.flat_map(|topic| topic.partitions()).map(|partition| partition.size().journal_bytes).sum::<u64>()
+        };
+        while other(&self.broker) > 0 {
+            self.produce(&filler, 0, 0, &[("f", Some(&value))]).await;
+        }
+    }
+
+    fn set_ms(&self, now_ms: i64) {
+        self.clock.0.store(now_ms, Ordering::SeqCst);
+    }
+
+    async fn stop(self) {
+        let broker = self.broker;
+        tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
+    }
+}
+
+async fn read_from(broker: &Broker, partition: &Arc<Partition>, from: Offset) -> Vec<Record> {
+    let mut found = Vec::new();
+    let mut from = from;
+    while from < partition.end() {
+        let range = ReadRange { from, until: None, bytes_max: 30_000, one_at_least: true };
+        let slice = broker.read(partition, range).await.unwrap();
+        for batch in slice.runs.into_iter().flat_map(split_batches) {
+            let batch = batch.unwrap();
+            batch.verify_crc().unwrap();
+            let records = batch.records(&Limits::default()).unwrap();
+            found.extend(
+                records.iter().map(|view| records.to_record(&view.unwrap())).filter(|r| r.offset >= from.get()),
+            );
+        }
+        assert!(slice.next > from, "a read goes on at {from}");
+        from = slice.next;
+    }
+    found
+}
+
+fn text(bytes: Option<&bytes::Bytes>) -> Option<String> {
+    bytes.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_are_the_same_in_journal_and_segments_and_after_a_restart() {
+    let data = tempfile::tempdir().unwrap();
+    let mut running = Running::open(data.path(), 0);
+    let topic = running.topic("t", 3, TopicSettings::default()).await;
+    for round in 0..120 {
+        for partition in 0..3 {
+            let value = format!("{round} {}", "v".repeat(round * 30));
+            running.produce(&topic, partition, round as i64, &[("k", Some(&value)), ("l", None)]).await;
+        }
+    }
+    for times in 0..2 {
+        let topic = running.broker.topic("t").unwrap();
+        for partition in topic.partitions() {
+            let size = partition.size();
+            assert!(size.segments > 1, "{size:?}");
+            assert_eq!((size.first_timestamp_ms, size.max_timestamp_ms), (Some(0), Some(119)));
+            let records = read_from(&running.broker, partition, Offset::ZERO).await;
+            assert_eq!(records.len(), 240, "open {times}");
+            for (at, record) in records.iter().enumerate() {
+                assert_eq!((record.offset, record.timestamp_ms), (at as i64, at as i64 / 2));
+                let value = text(record.value.as_ref());
+                assert_eq!(
+                    value.map(|v| v.len()),
+                    at.is_multiple_of(2).then(|| format!("{} ", at / 2).len() + at / 2 * 30)
+                );
+            }
+            // By time, in a segment and in the journal.
+            for round in [0, 1, 60, 118, 119] {
+                let found = partition.offset_at(running.broker.store(), round, &Limits::default()).unwrap();
+                assert_eq!(found.get(), round * 2);
+            }
+            assert_eq!(partition.offset_at(running.broker.store(), 120, &Limits::default()).unwrap(), partition.end());
+        }
+        running.stop().await;
+        running = Running::open(data.path(), 0);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_by_time_and_by_bytes_moves_the_log_start_and_frees_the_disk() {
+    let data = tempfile::tempdir().unwrap();
+    let running = Running::open(data.path(), 10_000);
+    let aged = running.topic("aged", 1, TopicSettings { retention_ms: Some(5_000), ..Default::default() }).await;
+    let sized = TopicSettings { retention_bytes: Some(JOURNAL_BYTES), ..Default::default() };
+    let sized = running.topic("sized", 1, sized).await;
+    let kept = running.topic("kept", 1, TopicSettings::default()).await;
+    let value = "v".repeat(10_000);
+    for round in 0..100 {
+        for topic in [&aged, &sized, &kept] {
+            running.produce(topic, 0, 10_000 + round, &[("k", Some(&value))]).await;
+        }
+    }
+    let (aged, sized, kept) = (&aged.partitions()[0], &sized.partitions()[0], &kept.partitions()[0]);
+    wait_until("sized keeps no more than it may, and an extent", || {
+        let bytes = sized.size().bytes;
+        (JOURNAL_BYTES..JOURNAL_BYTES * 2).contains(&bytes)
+    })
+    .await;
+    assert_eq!(aged.start(), Offset::ZERO, "nothing is too old");
+    let before = running.broker.store().size().segment_bytes;
+    running.set_ms(10_099 + 5_001);
+    wait_until("aged is empty", || aged.start() == aged.end()).await;
+    assert_eq!((aged.end().get(), aged.size().bytes), (100, 0));
+    assert_eq!((kept.start(), kept.end().get()), (Offset::ZERO, 100));
+    assert_eq!(read_from(&running.broker, kept, Offset::ZERO).await.len(), 100);
+    // Segments are shared by small topics: what is left of them is merged, and the rest is free.
+    wait_until("the disk is free", || running.broker.store().size().segment_bytes < before).await;
+
+    let range = ReadRange { from: Offset::ZERO, until: None, bytes_max: 1, one_at_least: true };
+    let error = running.broker.read(sized, range).await.unwrap_err();
+    assert!(matches!(error, BrokerError::OffsetOutOfRange { .. }), "{error}");
+    let said = error.to_string();
+    for offset in [sized.start(), sized.end()] {
+        assert!(said.contains(&offset.to_string()), "{said}");
+    }
+    let starts = (sized.start(), aged.start());
+    let sized_records = read_from(&running.broker, sized, sized.start()).await;
+    running.stop().await;
+
+    let running = Running::open(data.path(), 10_000);
+    let (aged, sized) = (running.broker.topic("aged").unwrap(), running.broker.topic("sized").unwrap());
+    assert_eq!((sized.partitions()[0].start(), aged.partitions()[0].start()), starts, "the log start is kept");
+    assert_eq!(aged.partitions()[0].end().get(), 100, "an empty log goes on where it ended");
+    assert_eq!(read_from(&running.broker, &sized.partitions()[0], starts.0).await, sized_records);
+    running.produce(&aged, 0, 20_000, &[("k", Some("after"))]).await;
+    let records = read_from(&running.broker, &aged.partitions()[0], Offset::new(100).unwrap()).await;
+    assert_eq!((records.len(), records[0].offset), (1, 100));
+    running.stop().await;
+}
+
+/// The last record of each key, by key.
+fn last_of(records: &[(String, Option<String>)]) -> BTreeMap<String, (i64, Option<String>)> {
+    let with_offsets = records.iter().enumerate();
+    with_offsets.map(|(at, (key, value))| (key.clone(), (at as i64, value.clone()))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
+    let data = tempfile::tempdir().unwrap();
+    let running = Running::open(data.path(), 1_000);
+    let settings =
+        TopicSettings { cleanup: Cleanup::Compact, delete_retention_ms: Some(5_000), ..TopicSettings::default() };
+    let topic = running.topic("t", 1, settings).await;
+    let partition = topic.partitions()[0].clone();
+    let mut written = Vec::new();
+    let write = async |written: &mut Vec<(String, Option<String>)>, from: usize, count: usize| {
+        for number in from..from + count {
+            let batch: Vec<(String, Option<String>)> = (0..5)
+                .map(|index| {
+                    let key = (number * 7 + index * 3) % 40;
+                    // Ten keys are removed in the end.
+                    let value = (key >= 10).then(|| format!("{number} {index} {}", "v".repeat(300)));
+                    (format!("key-{key}"), value)
+                })
+                .collect();
+            let records: Vec<(&str, Option<&str>)> = batch.iter().map(|(k, v)| (k.as_str(), v.as_deref())).collect();
+            running.produce(&topic, 0, 500, &records).await;
+            written.extend(batch);
+        }
+    };
+    write(&mut written, 0, 150).await;
+    running.seal().await;
+    // Somebody is in the middle of it meanwhile.
+    let sealed_end = partition.end();
+    let is_compact = || {
+        let size = partition.size();
+        size.bytes < 60_000
+    };
+    wait_until("it is compacted", is_compact).await;
+    assert_eq!(partition.end(), sealed_end);
+    let expected = last_of(&written);
+    let records = read_from(&running.broker, &partition, Offset::ZERO).await;
+    let found: BTreeMap<String, (i64, Option<String>)> =
+        records.iter().map(|r| (text(r.key.as_ref()).unwrap(), (r.offset, text(r.value.as_ref())))).collect();
+    assert_eq!(found, expected, "the last record of each key, with its offset; tombstones are seen");
+    assert!(records.len() <= expected.len() + 1, "{} records for {} keys", records.len(), expected.len());
+    assert!(records.iter().all(|record| record.timestamp_ms == 500), "timestamps stay");
+    // From any offset on, also from one that is gone.
+    for from in 0..partition.end().get() {
+        let slice = running
+            .broker
+            .read(
+                &partition,
+                ReadRange { from: Offset::new(from).unwrap(), until: None, bytes_max: 1, one_at_least: true },
+            )
+            .await
+            .unwrap();
+        assert!(!slice.runs.is_empty() && slice.next.get() > from, "from {from}: {slice:?}");
+    }
+
+    // Tombstones go after their time; more records come, and a restart is in between.
+    running.set_ms(1_000 + 5_000 + 60_000);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(120);
+    loop {
+        let records = read_from(&running.broker, &partition, Offset::ZERO).await;
+        if records.iter().filter(|record| record.value.is_none()).count() <= 1 {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "tombstones stay: {records:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    running.stop().await;
+    let running = Running::open(data.path(), 100_000);
+    let topic = running.broker.topic("t").unwrap();
+    let partition = topic.partitions()[0].clone();
+    assert_eq!(partition.end(), sealed_end);
+    running.produce(&topic, 0, 600, &[("key-20", Some("new")), ("key-0", Some("back"))]).await;
+    let records = read_from(&running.broker, &partition, Offset::ZERO).await;
+    let last: BTreeMap<String, Option<String>> =
+        records.iter().map(|r| (text(r.key.as_ref()).unwrap(), text(r.value.as_ref()))).collect();
+    assert_eq!(last["key-20"].as_deref(), Some("new"));
+    assert_eq!(last["key-0"].as_deref(), Some("back"));
+    for (key, (_, value)) in expected.iter().filter(|(key, _)| !["key-20", "key-0"].contains(&key.as_str())) {
+        assert_eq!(last.get(key).cloned().flatten(), *value, "{key}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_topic_frees_its_segments_and_small_ones_are_merged() {
+    let data = tempfile::tempdir().unwrap();
+    let running = Running::open(data.path(), 0);
+    let gone = running.topic("gone", 1, TopicSettings::default()).await;
+    let stays = running.topic("stays", 2, TopicSettings::default()).await;
+    let value = "v".repeat(10_000);
+    for _ in 0..200 {
+        running.produce(&gone, 0, 0, &[("k", Some(&value))]).await;
+        running.produce(&stays, 1, 0, &[("k", Some("small"))]).await;
+    }
+    running.seal().await;
+    let partition = stays.partitions()[1].clone();
+    wait_until("small segments are merged", || partition.size().segments < 8).await;
+    let before = running.broker.store().size();
+    running.broker.delete_topic(gone.name()).await.unwrap();
+    running.broker.delete_topic(&TopicName::new("filler").unwrap()).await.unwrap();
+    wait_until("its disk is free", || running.broker.store().size().segment_bytes * 10 < before.segment_bytes).await;
+    assert_eq!(read_from(&running.broker, &partition, Offset::ZERO).await.len(), 200);
+    running.stop().await;
+    let files = std::fs::read_dir(data.path().join("segments")).unwrap().count();
+    let running = Running::open(data.path(), 0);
+    assert_eq!(running.broker.store().size().segments, files, "no file is left over");
+    let partition = running.broker.topic("stays").unwrap().partitions()[1].clone();
+    assert_eq!(read_from(&running.broker, &partition, Offset::ZERO).await.len(), 200);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_that_is_altered_holds_at_once() {
+    let data = tempfile::tempdir().unwrap();
+    let running = Running::open(data.path(), 100_000);
+    let topic = running.topic("t", 1, TopicSettings::default()).await;
+    running.produce(&topic, 0, 90_000, &[("k", Some("old"))]).await;
+    running.produce(&topic, 0, 99_500, &[("k", Some("new"))]).await;
+    let change = TopicAlteration { retention_ms: Change::Set(1_000), ..TopicAlteration::default() };
+    let topic = running.broker.alter_topic(topic.name(), &change).await.unwrap();
+    let partition = topic.partitions()[0].clone();
+    wait_until("the old one is gone", || partition.start().get() == 1).await;
+    assert_eq!(read_from(&running.broker, &partition, partition.start()).await.len(), 1);
+    running.stop().await;
+}
