@@ -334,9 +334,9 @@ impl StorageBackend for Cached {
             let used = disk.used_bytes();
             let file = disk.files.entry(self.path.clone()).or_default();
             let free = room.saturating_sub(used) / PAGE_BYTES;
-            let new = pages(offset, written.len()).filter(|page| !file.pages.contains(page));
+            let mut new = pages(offset, written.len()).filter(|page| !file.pages.contains(page));
             // As a file system does: what fits is written.
-            if let Some(first_without) = new.skip(usize::try_from(free).unwrap_or(usize::MAX)).next() {
+            if let Some(first_without) = new.nth(usize::try_from(free).unwrap_or(usize::MAX)) {
                 written = &written[..usize::try_from((first_without * PAGE_BYTES).saturating_sub(offset)).unwrap_or(0)];
                 result = Err(Error::new(ErrorKind::StorageFull, "no room on a disk that is full on purpose"));
                 disk.struck = true;

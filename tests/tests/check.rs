@@ -55,11 +55,14 @@ fn partitions(broker: &Broker) -> Vec<(usize, Arc<Partition>)> {
     found
 }
 
+/// The offsets of a batch, and its records.
+type HeldBatch = (Range<i64>, Vec<(usize, Held)>);
+
 /// What a reader gets that goes on after damage.
 #[derive(Debug, Default)]
 struct Read {
     /// By batch.
-    held: Vec<(Range<i64>, Vec<(usize, Held)>)>,
+    held: Vec<HeldBatch>,
     damaged: Vec<Range<i64>>,
 }
 

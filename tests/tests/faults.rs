@@ -89,15 +89,21 @@ enum Step {
     DropState { store: usize },
 }
 
+/// A partition, and the records of each batch that it gets.
+type Appended = ((usize, usize), Vec<Vec<Held>>);
+
+/// A store, a partition of it, a key and its accumulator.
+type Changed = (usize, u32, Vec<u8>, Option<Vec<u8>>);
+
 #[derive(Clone, Debug, Default)]
 struct CommitStep {
-    appends: Vec<((usize, usize), Vec<Vec<Held>>)>,
+    appends: Vec<Appended>,
     compression: Option<Compression>,
     offsets: Vec<(&'static str, (usize, usize), usize)>,
     /// The pipeline's step: where it reads, and where it stands afterwards.
     step: Option<((usize, usize), usize)>,
     /// Store, number, key, accumulator.
-    state: Vec<(usize, u32, Vec<u8>, Option<Vec<u8>>)>,
+    state: Vec<Changed>,
 }
 
 pub(super) type Place = (usize, usize);

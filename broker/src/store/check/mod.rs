@@ -344,7 +344,9 @@ impl Checked {
 
     /// Every partition's offsets follow one another, from the first that is kept to the last.
     fn continuity(&mut self) {
-        let mut extents: BTreeMap<(TopicId, u32), Vec<(Extent, usize, usize)>> = BTreeMap::new();
+        /// An extent, and where its segment and it stand among those found.
+        type Placed = (Extent, usize, usize);
+        let mut extents: BTreeMap<(TopicId, u32), Vec<Placed>> = BTreeMap::new();
         for (segment, found) in self.segments.iter().enumerate() {
             for (number, owned) in found.meta.extents.iter().enumerate() {
                 if self.in_use(owned).is_some() {
