@@ -366,13 +366,6 @@ impl Partition {
         index.trim();
     }
 
-    /// The largest offset up to `offset` at which a piece ends: what lies before it can go as a whole.
-    pub(crate) fn whole_pieces_before(&self, offset: Offset) -> Offset {
-        let index = self.index.read();
-        let ends = index.extents.iter().map(|extent| extent.end).chain(index.runs.iter().map(|run| run.end));
-        ends.take_while(|end| *end <= offset).last().unwrap_or(index.start)
-    }
-
     /// The offset from which records are kept where those last written before `time_ms` go, and of the
     /// rest no more than `bytes_max` and one extent.
     pub(crate) fn retained_from(&self, time_ms: Option<i64>, bytes_max: Option<u64>) -> Offset {

@@ -21,7 +21,6 @@ use super::pause::Pause;
 use super::segment::{Extent, OwnedExtent, Piece, SegmentId, SegmentMeta, SegmentWriter};
 use crate::broker::Domain;
 use crate::error::BrokerError;
-use crate::group::GroupKind;
 use crate::partition::{Offset, Partition, TopicId};
 use crate::topic::Topic;
 
@@ -158,10 +157,6 @@ impl Cleaner {
     fn retain(&self, now_ms: i64) -> Result<(), Stopped> {
         let mut log_starts = Vec::new();
         for topic in self.topics() {
-            if topic.meta().internal {
-                self.retain_unread(&topic, &mut log_starts);
-                continue;
-            }
             let settings = &topic.meta().settings;
             if !settings.cleanup.deletes() {
                 continue;
@@ -181,22 +176,6 @@ impl Cleaner {
             return Ok(());
         }
         self.commit(Upkeep { log_starts, ..Upkeep::default() })
-    }
-
-    /// A repartition topic keeps what its pipeline has not committed yet, as Kafka Streams purges its own.
-    fn retain_unread(&self, topic: &Topic, log_starts: &mut Vec<(Arc<Partition>, Offset)>) {
-        let groups = self.domain.groups.all();
-        for partition in topic.partitions() {
-            let committed = groups
-                .iter()
-                .filter(|group| group.kind() == GroupKind::Pipeline)
-                .filter_map(|group| group.committed(partition.topic_id(), partition.name().partition));
-            let Some(committed) = committed.min() else { continue };
-            let start = partition.whole_pieces_before(committed);
-            if start > partition.start() {
-                log_starts.push((partition.clone(), start));
-            }
-        }
     }
 
     // ---- segments
