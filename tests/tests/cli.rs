@@ -967,3 +967,38 @@ fn a_file_with_a_wrong_key_is_told_the_servers_mistakes_too() {
         assert!(ran.err.contains(place), "{}", ran.err);
     }
 }
+
+#[test]
+fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path());
+    server.run(&["topic", "create", "t"]).ok();
+    server.run_with_input(&["produce", "t"], "one\ntwo\n").ok();
+    let check = |more: &[&str]| {
+        let mut command = Command::new(millstream());
+        command.args(["check", "--data"]).arg(data.path()).args(more);
+        run(&mut command, "")
+    };
+    fails(check(&[]), 1, &["in use by another server"]);
+    assert!(server.terminate().success());
+    check(&[]).ok();
+    let sound: Value = serde_json::from_str(&check(&["--output", "json"]).ok()).unwrap();
+    assert_eq!(sound["damages"].as_array().map(Vec::len), Some(0), "{sound}");
+
+    // A bit of the record's value flips, in the journal.
+    let file = data.path().join("millstream.redb");
+    let mut bytes = fs::read(&file).unwrap();
+    let places: Vec<usize> = bytes.windows(3).enumerate().filter(|(_, w)| *w == b"two").map(|(at, _)| at).collect();
+    assert!(!places.is_empty());
+    places.into_iter().for_each(|at| bytes[at] ^= 1);
+    fs::write(&file, bytes).unwrap();
+    let found = check(&["--output", "json"]);
+    assert_eq!(found.code, Some(1), "{} {}", found.out, found.err);
+    let found: Value = serde_json::from_str(&found.out).unwrap();
+    assert_eq!(found["damages"][0]["topic"], "t", "{found}");
+    check(&["--repair"]).ok();
+    check(&[]).ok();
+    server.restart();
+    server.run_with_input(&["produce", "t"], "three\n").ok();
+    assert_eq!(server.run(&["consume", "t", "--from", "earliest", "--until-end"]).ok(), "three\n");
+}
