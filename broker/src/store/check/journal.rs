@@ -23,37 +23,45 @@ pub(super) struct Blob {
     pub(super) fault: Option<String>,
 }
 
-/// Puts values together to commits. A commit's length is told by its values too: all but the last are full.
-pub(super) fn blobs(values: Vec<(u64, Bytes)>) -> Vec<Blob> {
+/// Puts values together to commits, by what a commit's header says of its length where the values agree.
+pub(super) fn blobs(values: &[(u64, Bytes)]) -> Vec<Blob> {
     let mut found = Vec::new();
-    let mut values = values.into_iter().peekable();
-    while let Some((seq, first)) = values.next() {
-        let header = header_of(&first);
-        let mut bytes = first.to_vec();
-        let mut next = seq + 1;
-        let wanted = |have: usize, last_full: bool, follows_begin: bool| match header {
-            Some(all) if all.div_ceil(CHUNK_BYTES) >= have.div_ceil(CHUNK_BYTES) => have < all,
-            // It is not to be trusted: full values go on until one begins as a commit does.
-            _ => last_full && !follows_begin,
-        };
-        let mut last_full = first.len() == CHUNK_BYTES;
-        while let Some((at, value)) = values.peek() {
-            if *at != next || !wanted(bytes.len(), last_full, header_of(value).is_some()) {
-                break;
-            }
-            bytes.extend_from_slice(value);
-            last_full = value.len() == CHUNK_BYTES;
-            next += 1;
-            values.next();
-        }
-        let fault = match header {
+    let mut rest = values;
+    while let Some((first, value)) = rest.first() {
+        let all = header_of(value);
+        let count = all.and_then(|all| told_by_header(rest, all)).unwrap_or_else(|| told_by_values(rest));
+        let (values, after) = rest.split_at(count);
+        rest = after;
+        let bytes: Bytes = values.iter().map(|(_, value)| value.as_ref()).collect::<Vec<_>>().concat().into();
+        let fault = match all {
             Some(all) if all == bytes.len() => None,
             Some(all) => Some(format!("its commit has {} bytes, not {all} as it says", bytes.len())),
             None => Some("it does not begin with a commit's mark".to_owned()),
         };
-        found.push(Blob { seqs: seq..next, bytes: bytes.into(), fault });
+        found.push(Blob { seqs: *first..first + count as u64, bytes, fault });
     }
     found
+}
+
+/// How many values the commit of so many bytes has that begins here: all but the last are full. `None` where
+/// there are no such values.
+fn told_by_header(values: &[(u64, Bytes)], bytes: usize) -> Option<usize> {
+    let count = bytes.div_ceil(CHUNK_BYTES);
+    let (_, last) = values.get(count.checked_sub(1)?)?;
+    let is_whole = (1..count).all(|at| continues(values, at)) && (count - 1) * CHUNK_BYTES + last.len() == bytes;
+    is_whole.then_some(count)
+}
+
+/// The same without the header: full values go on until one begins as a commit does.
+fn told_by_values(values: &[(u64, Bytes)]) -> usize {
+    let ends = |at: &usize| !continues(values, *at) || header_of(&values[*at].1).is_some();
+    (1..values.len()).find(ends).unwrap_or(values.len())
+}
+
+/// Whether this value may go on with what the one before began: that one is full.
+fn continues(values: &[(u64, Bytes)], at: usize) -> bool {
+    let (before, bytes) = &values[at - 1];
+    bytes.len() == CHUNK_BYTES && values[at].0 == before + 1
 }
 
 fn header_of(value: &[u8]) -> Option<usize> {
@@ -268,6 +276,36 @@ fn flipped_bit(bytes: usize, difference: u32) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The lengths of the commits that these values are taken for.
+    fn lengths(values: &[Vec<u8>]) -> Vec<(usize, bool)> {
+        let values: Vec<_> =
+            values.iter().cloned().map(Bytes::from).zip(7..).map(|(value, seq)| (seq, value)).collect();
+        blobs(&values).iter().map(|blob| (blob.bytes.len(), blob.fault.is_none())).collect()
+    }
+
+    #[test]
+    fn a_damaged_length_takes_no_other_commit_along() {
+        let commit = |bytes: usize| {
+            let mut blob = vec![0; bytes];
+            blob[..4].copy_from_slice(&MAGIC.to_le_bytes());
+            blob[4..8].copy_from_slice(&(bytes as u32).to_le_bytes());
+            // A value within a commit may look like the begin of one.
+            blob.chunks_mut(CHUNK_BYTES).for_each(|value| value[..4].copy_from_slice(&MAGIC.to_le_bytes()));
+            blob.chunks(CHUNK_BYTES).map(<[u8]>::to_vec).collect::<Vec<_>>()
+        };
+        let all = [26, CHUNK_BYTES, 2 * CHUNK_BYTES + 5, 40];
+        let sound: Vec<_> = all.into_iter().flat_map(commit).collect();
+        assert_eq!(lengths(&sound), all.map(|bytes| (bytes, true)));
+        for bit in 0..64 {
+            let mut damaged = sound.clone();
+            damaged[0][bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(
+                lengths(&damaged),
+                [&[(26, false)], &all[1..].iter().map(|bytes| (*bytes, true)).collect::<Vec<_>>()[..]].concat()
+            );
+        }
+    }
 
     #[test]
     fn a_flipped_bit_is_told_by_its_checksum() {
