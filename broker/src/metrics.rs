@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::broker::WeakBroker;
 use crate::name::TopicName;
+use crate::partition::{Partition, PartitionSize};
 
 /// Labels of a topic's series.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -156,27 +157,29 @@ impl Collector for BrokerCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(broker) = self.0.upgrade() else { return Ok(()) };
         let topics = broker.topics();
-        type Read = fn(&crate::partition::Partition) -> Option<i64>;
+        let partitions = topics.iter().flat_map(|topic| topic.partitions());
+        let partitions: Vec<_> = partitions.map(|partition| (partition, partition.size())).collect();
+        type Read = fn(&Partition, &PartitionSize) -> Option<i64>;
         let gauges: [(&str, &str, Read); 6] = [
-            ("millstream_log_start_offset", "The first offset that is kept", |p| Some(p.start().get())),
-            ("millstream_log_end_offset", "The next offset to be written", |p| Some(p.end().get())),
-            ("millstream_partition_bytes", "Bytes of the record batches that are kept", |p| {
-                i64::try_from(p.size().bytes).ok()
+            ("millstream_log_start_offset", "The first offset that is kept", |of, _| Some(of.start().get())),
+            ("millstream_log_end_offset", "The next offset to be written", |of, _| Some(of.end().get())),
+            ("millstream_partition_bytes", "Bytes of the record batches that are kept", |_, size| {
+                i64::try_from(size.bytes).ok()
             }),
-            ("millstream_partition_segments", "Parts of segments that hold its records", |p| {
-                Some(i64::from(p.size().segments))
+            ("millstream_partition_segments", "Parts of segments that hold its records", |_, size| {
+                Some(size.segments.into())
             }),
-            ("millstream_first_timestamp_ms", "The timestamp of the first record that is kept", |p| {
-                p.size().first_timestamp_ms
+            ("millstream_first_timestamp_ms", "The timestamp of the first record that is kept", |_, size| {
+                size.first_timestamp_ms
             }),
-            ("millstream_max_timestamp_ms", "The largest timestamp of its records", |p| p.size().max_timestamp_ms),
+            ("millstream_max_timestamp_ms", "The largest timestamp of its records", |_, size| size.max_timestamp_ms),
         ];
         for (name, help, read) in gauges {
             let mut gauge = encode_gauge(&mut encoder, name, help)?;
-            for partition in topics.iter().flat_map(|topic| topic.partitions()) {
+            for (partition, size) in &partitions {
                 let name = partition.name();
                 let labels = PartitionLabels { topic: name.topic.as_str().to_owned(), partition: name.partition };
-                if let Some(value) = read(partition) {
+                if let Some(value) = read(partition, size) {
                     ConstGauge::new(value).encode(gauge.encode_family(&labels)?)?;
                 }
             }

@@ -149,6 +149,11 @@ fn from_cleanup(cleanup: Cleanup) -> v1::Cleanup {
 
 fn to_topic(topic: &Topic) -> v1::Topic {
     let meta = topic.meta();
+    let (mut bytes, mut segments) = (0, 0);
+    for size in topic.partitions().iter().map(|partition| partition.size()) {
+        bytes += size.bytes;
+        segments += size.segments;
+    }
     v1::Topic {
         name: topic.name().as_str().to_owned(),
         partitions: meta.partitions,
@@ -161,8 +166,8 @@ fn to_topic(topic: &Topic) -> v1::Topic {
         }),
         internal: meta.internal,
         records: topic.partitions().iter().map(|p| p.end().since(p.start())).sum(),
-        bytes: topic.partitions().iter().map(|p| p.size().bytes).sum(),
+        bytes,
         created_at_ms: meta.created_at_ms,
-        segments: topic.partitions().iter().map(|p| p.size().segments).sum(),
+        segments,
     }
 }

@@ -13,14 +13,13 @@ use std::time::{Duration, Instant};
 
 use millstream_record::Limits;
 
-use super::Store;
-use super::committer::{Upkeep, WeakCommitQueue};
+use super::committer::{Ended, Upkeep, WeakCommitQueue};
 use super::compaction::compact;
 use super::error::StoreError;
 use super::pause::Pause;
-use super::segment::{Extent, OwnedExtent, Piece, SegmentId, SegmentMeta, SegmentWriter};
+use super::segment::{Extent, OwnedExtent, SegmentId, SegmentMeta, SegmentWriter};
+use super::{Store, spawn};
 use crate::broker::Domain;
-use crate::error::BrokerError;
 use crate::partition::{Offset, Partition, TopicId};
 use crate::topic::Topic;
 
@@ -53,36 +52,10 @@ pub(crate) struct Cleaner {
 /// The extents in use of each segment, and whose they are.
 type Live = HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>>;
 
-/// Why a round ended early.
-pub(super) enum Stopped {
-    /// The store closes.
-    Closing,
-    Failed(StoreError),
-}
-
-impl From<StoreError> for Stopped {
-    fn from(error: StoreError) -> Self {
-        match error {
-            // A deleted topic's: the next round sees what there is.
-            StoreError::Moved => Self::Closing,
-            other => Self::Failed(other),
-        }
-    }
-}
-
-impl From<BrokerError> for Stopped {
-    fn from(_: BrokerError) -> Self {
-        Self::Closing
-    }
-}
-
 impl Cleaner {
     /// Starts the thread; it ends with the committer.
     pub(crate) fn start(self) -> Result<JoinHandle<()>, StoreError> {
-        std::thread::Builder::new()
-            .name("cleaner".into())
-            .spawn(move || self.run())
-            .map_err(|source| StoreError::Stopped(format!("no thread: {source}")))
+        spawn("cleaner", move || self.run())
     }
 
     fn run(self) {
@@ -91,9 +64,10 @@ impl Cleaner {
         let mut changes = None;
         while self.wait(ROUND) {
             match self.round(&mut tombstones, &mut changes) {
-                Ok(()) | Err(Stopped::Closing) => {}
+                // What moved belongs to a deleted topic: the next round sees what there is.
+                Ok(()) | Err(Ended::Closing | Ended::Failed(StoreError::Moved)) => {}
                 // Old records stay where they are, and nothing is lost: it is tried again.
-                Err(Stopped::Failed(error)) => tracing::error!(%error, "retention, merging or compaction failed"),
+                Err(Ended::Failed(error)) => tracing::error!(%error, "retention, merging or compaction failed"),
             }
         }
     }
@@ -115,7 +89,7 @@ impl Cleaner {
     }
 
     /// `changes` is how often what is in use of segments had changed at the last round that looked at it.
-    fn round(&self, tombstones: &mut HashMap<(TopicId, u32), i64>, changes: &mut Option<u64>) -> Result<(), Stopped> {
+    fn round(&self, tombstones: &mut HashMap<(TopicId, u32), i64>, changes: &mut Option<u64>) -> Result<(), Ended> {
         let now_ms = self.domain.clock.now_ms();
         self.retain(now_ms)?;
         let now = self.store.registry().changes();
@@ -146,15 +120,10 @@ impl Cleaner {
         self.domain.topics.read().values().cloned().collect()
     }
 
-    pub(super) fn commit(&self, upkeep: Upkeep) -> Result<(), Stopped> {
-        self.queue.push_upkeep(upkeep).ok_or(Stopped::Closing)?.wait()?;
-        Ok(())
-    }
-
     // ---- retention
 
     /// Moves the first offset that is kept of each partition whose topic has a retention.
-    fn retain(&self, now_ms: i64) -> Result<(), Stopped> {
+    fn retain(&self, now_ms: i64) -> Result<(), Ended> {
         let mut log_starts = Vec::new();
         for topic in self.topics() {
             let settings = &topic.meta().settings;
@@ -175,7 +144,7 @@ impl Cleaner {
         if log_starts.is_empty() {
             return Ok(());
         }
-        self.commit(Upkeep { log_starts, ..Upkeep::default() })
+        self.queue.commit_upkeep(Upkeep { log_starts, ..Upkeep::default() })
     }
 
     // ---- segments
@@ -195,17 +164,17 @@ impl Cleaner {
         (self.store.registry().all(), live)
     }
 
-    fn remove_dead(&self) -> Result<(), Stopped> {
+    fn remove_dead(&self) -> Result<(), Ended> {
         let (segments, live) = self.live();
         let removed: Vec<_> = segments.iter().map(|meta| meta.id).filter(|id| !live.contains_key(id)).collect();
         if removed.is_empty() {
             return Ok(());
         }
-        self.commit(Upkeep { removed, ..Upkeep::default() })
+        self.queue.commit_upkeep(Upkeep { removed, ..Upkeep::default() })
     }
 
     /// Writes what is left of segments that hold little into one.
-    fn merge(&self) -> Result<(), Stopped> {
+    fn merge(&self) -> Result<(), Ended> {
         let (segments, mut live) = self.live();
         let mut chosen: Vec<SegmentId> = Vec::new();
         let mut small: Vec<SegmentId> = Vec::new();
@@ -245,7 +214,7 @@ impl Cleaner {
         }
         let mut upkeep = output.finish()?;
         upkeep.removed = chosen;
-        self.commit(upkeep)
+        self.queue.commit_upkeep(upkeep)
     }
 
     /// The rows of segments without the extents of a partition that others took the place of, and the
@@ -311,8 +280,8 @@ impl<'a> Output<'a> {
     }
 
     /// Begins an extent of a partition.
-    pub(super) fn begin(&mut self, partition: &Arc<Partition>, base: Offset, compacted: bool) -> Result<(), Stopped> {
-        if self.writer.as_ref().is_some_and(|writer| writer.position() >= super::SEGMENT_BYTES) {
+    pub(super) fn begin(&mut self, partition: &Arc<Partition>, base: Offset, compacted: bool) -> Result<(), Ended> {
+        if self.is_full() {
             self.close_segment()?;
         }
         if self.writer.is_none() {
@@ -331,29 +300,22 @@ impl<'a> Output<'a> {
     }
 
     /// The open extent.
-    pub(super) fn writer(&mut self) -> Result<&mut SegmentWriter, Stopped> {
-        self.writer.as_mut().ok_or_else(|| Stopped::Failed(StoreError::Stopped("no extent is open".into())))
+    pub(super) fn writer(&mut self) -> Result<&mut SegmentWriter, Ended> {
+        self.writer.as_mut().ok_or_else(|| Ended::Failed(StoreError::Stopped("no extent is open".into())))
     }
 
     /// Copies an extent's batches as they are, damage included.
-    fn copy(&mut self, extent: &Extent) -> Result<(), Stopped> {
+    fn copy(&mut self, extent: &Extent) -> Result<(), Ended> {
         let segment = self.cleaner.store.registry().segment_of(extent)?;
-        let mut copied = 0;
-        let Some(writer) = &mut self.writer else { return Ok(()) };
-        segment.visit(extent, |bytes, piece| {
-            copied += bytes.len() as u64;
-            match piece {
-                Piece::Batch { at, header } => writer.push(&bytes[at..at + header.batch_bytes], &header),
-                Piece::Damaged { bytes: range, fault } => writer.push_damaged(&bytes[range], fault.base),
-            }
-        })?;
+        let writer = self.writer()?;
+        segment.visit(extent, |bytes, piece| writer.push_piece(bytes, &piece))?;
         self.wrote(extent.bytes)
     }
 
     /// Gives way to the commits, and ends early when the store closes.
-    pub(super) fn wrote(&mut self, bytes: u64) -> Result<(), Stopped> {
+    pub(super) fn wrote(&mut self, bytes: u64) -> Result<(), Ended> {
         self.pause.after(bytes);
-        if self.cleaner.is_closing() { Err(Stopped::Closing) } else { Ok(()) }
+        if self.cleaner.is_closing() { Err(Ended::Closing) } else { Ok(()) }
     }
 
     /// Ends the open extent before offset `end`.
@@ -364,18 +326,15 @@ impl<'a> Output<'a> {
         }
     }
 
-    fn close_segment(&mut self) -> Result<(), Stopped> {
+    fn close_segment(&mut self) -> Result<(), Ended> {
         let Some(writer) = self.writer.take() else { return Ok(()) };
         let meta = self.cleaner.store.registry().finish(writer)?;
-        for (partition, owned) in self.partitions.drain(..).zip(&meta.extents) {
-            self.upkeep.extents.push((partition, vec![owned.extent]));
-        }
-        self.upkeep.segments.push(meta);
+        self.upkeep.add_segment(meta, self.partitions.drain(..));
         Ok(())
     }
 
     /// What makes the new segments part of the store.
-    pub(super) fn finish(mut self) -> Result<Upkeep, Stopped> {
+    pub(super) fn finish(mut self) -> Result<Upkeep, Ended> {
         self.close_segment()?;
         Ok(self.upkeep)
     }

@@ -21,7 +21,7 @@ use super::journal::{BlobWriter, CHUNK_BYTES, Location, OffsetEntry, RunHeader};
 use super::recovery::{Replayed, segment_row};
 use super::sealer::{SealJob, SealerHandle};
 use super::segment::{Extent, SegmentId, SegmentMeta};
-use super::{CATALOG, JOURNAL, LEADER_EPOCH, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store};
+use super::{CATALOG, JOURNAL, LEADER_EPOCH, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store, spawn};
 use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::group::Group;
@@ -103,6 +103,14 @@ pub(crate) struct Upkeep {
     pub(crate) log_starts: Vec<(Arc<Partition>, Offset)>,
 }
 
+impl Upkeep {
+    /// A new segment becomes part of the store. Each of `partitions` has one extent in it, in that order.
+    pub(super) fn add_segment(&mut self, meta: SegmentMeta, partitions: impl Iterator<Item = Arc<Partition>>) {
+        self.extents.extend(partitions.zip(meta.extents.iter().map(|owned| vec![owned.extent])));
+        self.segments.push(meta);
+    }
+}
+
 /// Proof that the sender still owns what it writes for.
 #[derive(Clone, Debug)]
 pub struct Fence {
@@ -139,13 +147,6 @@ impl Commit {
 #[derive(Debug)]
 pub struct Receipt(oneshot::Receiver<Result<Committed, BrokerError>>);
 
-impl Receipt {
-    /// Waits on a thread that may block.
-    pub(super) fn wait(self) -> Result<Committed, BrokerError> {
-        self.0.blocking_recv().unwrap_or(Err(BrokerError::ShuttingDown))
-    }
-}
-
 impl Future for Receipt {
     type Output = Result<Committed, BrokerError>;
 
@@ -177,15 +178,35 @@ impl CommitQueue {
     }
 }
 
+/// Why the store's own threads do not come to the end of what they do.
+pub(super) enum Ended {
+    /// The store closes; what was there before is there.
+    Closing,
+    Failed(StoreError),
+}
+
+impl From<StoreError> for Ended {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// The queue, for those who work for the committer and end with it.
 #[derive(Clone)]
 pub(crate) struct WeakCommitQueue(mpsc::WeakUnboundedSender<Request>);
 
 impl WeakCommitQueue {
     /// `None` once the committer ends. Upkeep waits for no permit: who writes may be waiting for it.
-    pub(crate) fn push_upkeep(&self, upkeep: Upkeep) -> Option<Receipt> {
+    pub(super) fn push_upkeep(&self, upkeep: Upkeep) -> Option<Receipt> {
         let queue = CommitQueue(self.0.upgrade()?);
         Some(queue.send(Commit::default(), Some(Box::new(upkeep)), None))
+    }
+
+    /// Commits upkeep, and waits on a thread that may block.
+    pub(super) fn commit_upkeep(&self, upkeep: Upkeep) -> Result<(), Ended> {
+        let receipt = self.push_upkeep(upkeep).ok_or(Ended::Closing)?;
+        // A committer that ended says why itself.
+        receipt.0.blocking_recv().ok().and_then(Result::ok).map(drop).ok_or(Ended::Closing)
     }
 
     /// Whether the committer ends.
@@ -251,10 +272,7 @@ impl Committer {
             sealer,
             failure,
         };
-        let thread = std::thread::Builder::new()
-            .name("committer".into())
-            .spawn(move || committer.run())
-            .map_err(|source| StoreError::Stopped(format!("no thread: {source}")))?;
+        let thread = spawn("committer", move || committer.run())?;
         Ok((CommitQueue(sender), thread))
     }
 

@@ -10,8 +10,8 @@ use hashbrown::HashMap;
 use millstream_record::{BatchHeader, RecordBatch, RecordView, Retained};
 use sha2::{Digest, Sha256};
 
-use super::cleaner::{Cleaner, Output, Stopped};
-use super::committer::Upkeep;
+use super::cleaner::{Cleaner, Output};
+use super::committer::{Ended, Upkeep};
 use super::error::StoreError;
 use super::segment::{Extent, Piece};
 use crate::partition::{Offset, Partition};
@@ -41,11 +41,11 @@ pub(super) fn compact(
     partition: &Arc<Partition>,
     now_ms: i64,
     horizon_ms: i64,
-) -> Result<Option<i64>, Stopped> {
+) -> Result<Option<i64>, Ended> {
     let extents = partition.extents();
     let (Some(first), Some(last)) = (extents.first(), extents.last()) else { return Ok(None) };
     let base = first.base;
-    let Some(keys) = last_offsets(cleaner, &extents, last.end)? else { return Ok(None) };
+    let keys = last_offsets(cleaner, &extents, last.end)?;
     let mut pass = Pass {
         cleaner,
         partition,
@@ -69,7 +69,7 @@ pub(super) fn compact(
         partition = %partition.name(), %base, %end,
         bytes_before = covered.iter().map(|extent| extent.bytes).sum::<u64>(), bytes_after = new, "compacted"
     );
-    cleaner.commit(upkeep)?;
+    cleaner.queue.commit_upkeep(upkeep)?;
     Ok(due_ms)
 }
 
@@ -81,8 +81,8 @@ fn join(partition: &Arc<Partition>, upkeep: &mut Upkeep) -> u64 {
     bytes
 }
 
-/// Where all records were seen by compaction, only tombstones may be due: no key is remembered then.
-fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<Option<LastOffsets>, Stopped> {
+/// Of all extents before `end`, those that compaction has not seen, as far as keys are remembered.
+fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<LastOffsets, Ended> {
     let mut found = LastOffsets { last: HashMap::new(), end };
     for extent in extents.iter().filter(|extent| !extent.compacted) {
         if found.last.len() >= KEYS_MAX {
@@ -90,7 +90,7 @@ fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<Op
             break;
         }
         let segment = cleaner.store.registry().segment_of(extent)?;
-        segment.visit(extent, |bytes, piece| {
+        segment.visit(extent, |bytes, piece| -> Result<(), StoreError> {
             let Piece::Batch { at, header } = piece else { return Ok(()) };
             let records = batch_of(bytes, at, &header)?.records(&cleaner.limits).map_err(unreadable)?;
             for record in &records {
@@ -102,10 +102,10 @@ fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<Op
             Ok(())
         })?;
         if cleaner.is_closing() {
-            return Err(Stopped::Closing);
+            return Err(Ended::Closing);
         }
     }
-    Ok(Some(found))
+    Ok(found)
 }
 
 struct Pass<'a> {
@@ -122,29 +122,16 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn extent(&mut self, extent: &Extent) -> Result<(), Stopped> {
+    fn extent(&mut self, extent: &Extent) -> Result<(), Ended> {
         let segment = self.cleaner.store.registry().segment_of(extent)?;
-        let mut stopped = None;
-        let visited = segment.visit(extent, |bytes, piece| {
-            self.piece(bytes, piece).map_err(|why| match why {
-                Stopped::Failed(error) => error,
-                Stopped::Closing => {
-                    stopped = Some(Stopped::Closing);
-                    StoreError::Moved
-                }
-            })
-        });
-        if let Some(why) = stopped {
-            return Err(why);
-        }
-        Ok(visited?)
+        segment.visit(extent, |bytes, piece| self.piece(bytes, piece))
     }
 
-    fn piece(&mut self, bytes: &Bytes, piece: Piece) -> Result<(), Stopped> {
+    fn piece(&mut self, bytes: &Bytes, piece: Piece) -> Result<(), Ended> {
         match piece {
-            Piece::Damaged { bytes: range, fault } => {
-                self.output.writer()?.push_damaged(&bytes[range.clone()], fault.base)?;
-                self.output.wrote(range.len() as u64)
+            Piece::Damaged { bytes: ref damaged, .. } => {
+                self.output.writer()?.push_piece(bytes, &piece)?;
+                self.output.wrote(damaged.len() as u64)
             }
             Piece::Batch { at, header } => {
                 self.next_segment_if_full(&header)?;
@@ -185,7 +172,7 @@ impl Pass<'_> {
         Ok(retained)
     }
 
-    fn next_segment_if_full(&mut self, header: &BatchHeader) -> Result<(), Stopped> {
+    fn next_segment_if_full(&mut self, header: &BatchHeader) -> Result<(), Ended> {
         if self.output.is_full() {
             let base = Offset::new(header.base_offset).unwrap_or_default();
             self.output.end(base);

@@ -22,9 +22,10 @@ mod tables;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use redb::{Builder, Database, ReadableDatabase, TableDefinition};
+use redb::{Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, TableDefinition};
 
 use blobs::BlobCache;
 pub use catalog::CatalogChange;
@@ -125,7 +126,7 @@ impl Store {
             directory::make_database(path, tables::FILE)?;
         }
         let tables = Arc::new(Tables::open(&files)?);
-        let registry = Arc::new(Registry::open(files, recovery::segments(&db)?)?);
+        let registry = Arc::new(Registry::open(files, recovery::segments(&db.begin_read()?)?)?);
         Ok(Self {
             db,
             tables,
@@ -210,10 +211,7 @@ impl Store {
     /// What the disk says.
     pub fn catalog_get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
         let read = self.db.begin_read()?;
-        let table = match read.open_table(CATALOG) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-            other => other?,
-        };
+        let Some(table) = open_table(&read, CATALOG)? else { return Ok(None) };
         Ok(table.get(key)?.map(|value| Bytes::copy_from_slice(value.value())))
     }
 
@@ -223,10 +221,7 @@ impl Store {
     /// What the disk says.
     pub fn catalog_scan(&self, prefix: &str) -> Result<Vec<(String, Bytes)>, StoreError> {
         let read = self.db.begin_read()?;
-        let table = match read.open_table(CATALOG) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-            other => other?,
-        };
+        let Some(table) = open_table(&read, CATALOG)? else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         for entry in table.range(prefix..)? {
             let (key, value) = entry?;
@@ -243,6 +238,23 @@ impl Store {
 fn missing(file: &Path) -> StoreError {
     let reason = "it is missing, and the directory holds data that needs it: go back to a backup".to_owned();
     StoreError::Corrupt { what: file.display().to_string(), reason }
+}
+
+/// A table, if it was ever written.
+fn open_table<K: redb::Key, V: redb::Value>(
+    read: &ReadTransaction,
+    table: TableDefinition<'_, K, V>,
+) -> Result<Option<ReadOnlyTable<K, V>>, StoreError> {
+    match read.open_table(table) {
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        opened => Ok(Some(opened?)),
+    }
+}
+
+/// Starts one of the store's threads.
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    spawned.map_err(|source| StoreError::Stopped(format!("no thread: {source}")))
 }
 
 /// Bytes on disk.

@@ -1,11 +1,11 @@
 //! Start: reads the journal once and hands every entry to whoever rebuilds memory from it.
 
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
+use redb::{ReadTransaction, ReadableDatabase, ReadableTable};
 
 pub(crate) use super::journal::Entry;
 use super::journal::{self, Location};
 use super::segment::{SegmentId, SegmentMeta};
-use super::{JOURNAL, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store, StoreError};
+use super::{JOURNAL, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store, StoreError, open_table};
 
 /// What the journal holds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,17 +20,9 @@ pub(crate) struct Replayed {
     pub(crate) bytes: u64,
 }
 
-/// The segments that are part of the store.
-pub(super) fn segments(db: &Database) -> Result<Vec<SegmentMeta>, StoreError> {
-    read_segments(&db.begin_read()?)
-}
-
 /// The segments that are part of the store as this transaction sees it.
-pub(super) fn read_segments(read: &ReadTransaction) -> Result<Vec<SegmentMeta>, StoreError> {
-    let table = match read.open_table(SEGMENTS) {
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-        other => other?,
-    };
+pub(super) fn segments(read: &ReadTransaction) -> Result<Vec<SegmentMeta>, StoreError> {
+    let Some(table) = open_table(read, SEGMENTS)? else { return Ok(Vec::new()) };
     let mut segments = Vec::new();
     for entry in table.iter()? {
         let (id, row) = entry?;
@@ -63,20 +55,15 @@ fn row_crc(id: SegmentId, meta: &[u8]) -> u32 {
 
 /// Journal values before this sequence number are in segments and tables.
 pub(super) fn sealed_to(read: &ReadTransaction) -> Result<u64, StoreError> {
-    match read.open_table(MARKS) {
-        Err(redb::TableError::TableDoesNotExist(_)) => Ok(0),
-        table => Ok(table?.get(SEALED_TO)?.map_or(0, |mark| mark.value())),
-    }
+    let Some(table) = open_table(read, MARKS)? else { return Ok(0) };
+    Ok(table.get(SEALED_TO)?.map_or(0, |mark| mark.value()))
 }
 
 impl Store {
     /// The first offset that is kept, of each topic and partition where it is not 0.
     pub(crate) fn log_starts(&self) -> Result<Vec<(u32, u32, i64)>, StoreError> {
         let read = self.db.begin_read()?;
-        let table = match read.open_table(LOG_STARTS) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-            other => other?,
-        };
+        let Some(table) = open_table(&read, LOG_STARTS)? else { return Ok(Vec::new()) };
         let mut starts = Vec::new();
         for entry in table.iter()? {
             let (place, start) = entry?;
@@ -97,10 +84,7 @@ impl Store {
     ) -> Result<Replayed, StoreError> {
         let read = self.db.begin_read()?;
         let sealed_to = sealed_to(&read)?;
-        let table = match read.open_table(JOURNAL) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Replayed::default()),
-            other => other?,
-        };
+        let Some(table) = open_table(&read, JOURNAL)? else { return Ok(Replayed::default()) };
         let first = table.first()?.map_or(sealed_to, |(seq, _)| seq.value());
         let mut next_seq = sealed_to;
         let mut replayed_bytes = 0;

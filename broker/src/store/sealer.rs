@@ -20,13 +20,12 @@ use hashbrown::HashSet;
 use millstream_record::BatchHeader;
 use parking_lot::{Condvar, Mutex};
 
-use super::Store;
-use super::committer::{Receipt, Upkeep, WeakCommitQueue};
+use super::committer::{Ended, Upkeep, WeakCommitQueue};
 use super::error::StoreError;
 use super::segment::{Piece, SegmentMeta, SegmentWriter, pieces};
 use super::tables::{Count, SLICE_ROWS, Tables};
+use super::{Store, spawn};
 use crate::broker::Domain;
-use crate::error::BrokerError;
 use crate::name::GroupId;
 use crate::partition::{Partition, Run, TopicId};
 use crate::producer::{ProducerId, Producers};
@@ -157,30 +156,7 @@ impl SealerStart {
     ) -> Result<JoinHandle<()>, StoreError> {
         let Self { shared, jobs } = self;
         let sealer = Sealer { store, domain, queue, jobs, shared };
-        std::thread::Builder::new()
-            .name("sealer".into())
-            .spawn(move || sealer.run())
-            .map_err(|source| StoreError::Stopped(format!("no thread: {source}")))
-    }
-}
-
-/// Why a part was not sealed.
-enum Unsealed {
-    /// The store closes; the journal has it all.
-    Stopping,
-    Failed(StoreError),
-}
-
-impl From<StoreError> for Unsealed {
-    fn from(error: StoreError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<BrokerError> for Unsealed {
-    fn from(_: BrokerError) -> Self {
-        // The committer ended, and said why itself.
-        Self::Stopping
+        spawn("sealer", move || sealer.run())
     }
 }
 
@@ -202,7 +178,7 @@ impl Sealer {
                 break next;
             }
         };
-        if let Err(Unsealed::Failed(error)) = ended {
+        if let Err(Ended::Failed(error)) = ended {
             tracing::error!(%error, "the journal can't be sealed: no more writes are taken");
             self.store.fail(Arc::new(error));
             // Wakes the committer, which tells everyone.
@@ -210,7 +186,7 @@ impl Sealer {
         }
     }
 
-    fn seal(&self, job: SealJob) -> Result<(), Unsealed> {
+    fn seal(&self, job: SealJob) -> Result<(), Ended> {
         let plan = self.plan(job.journal.end);
         let rows: usize = job.frozen.iter().map(Frozen::len).sum();
         let batch_bytes: u64 = plan.values().map(|topic| topic.bytes).sum();
@@ -228,13 +204,12 @@ impl Sealer {
         Ok(())
     }
 
-    fn commit(&self, upkeep: Upkeep) -> Result<(), Unsealed> {
+    fn commit(&self, upkeep: Upkeep) -> Result<(), Ended> {
         self.shared.progress.lock().upkeep += 1;
         self.shared.moved.notify_all();
-        let committed = self.queue.push_upkeep(upkeep).map(Receipt::wait);
+        let committed = self.queue.commit_upkeep(upkeep);
         self.shared.progress.lock().upkeep -= 1;
-        committed.ok_or(Unsealed::Stopping)??;
-        Ok(())
+        committed
     }
 
     fn advance(&self, by: u64) {
@@ -260,7 +235,7 @@ impl Sealer {
         plan
     }
 
-    fn segments(&self, plan: BTreeMap<TopicId, TopicRuns>) -> Result<(Upkeep, Vec<Numbered>), Unsealed> {
+    fn segments(&self, plan: BTreeMap<TopicId, TopicRuns>) -> Result<(Upkeep, Vec<Numbered>), Ended> {
         let (large, small): (Vec<_>, Vec<_>) =
             plan.into_values().partition(|topic| topic.bytes >= OWN_SEGMENT_BYTES_MIN);
         let mut upkeep = Upkeep::default();
@@ -276,32 +251,25 @@ impl Sealer {
     }
 
     /// One segment of these partitions, sorted by topic and number.
-    fn segment(
-        &self,
-        partitions: &[(Arc<Partition>, Vec<Run>)],
-        upkeep: &mut Upkeep,
-    ) -> Result<Vec<Numbered>, Unsealed> {
+    fn segment(&self, partitions: &[(Arc<Partition>, Vec<Run>)], upkeep: &mut Upkeep) -> Result<Vec<Numbered>, Ended> {
         let (meta, numbered) = loop {
             match self.try_segment(partitions) {
                 Ok(sealed) => break sealed,
-                Err(Unsealed::Failed(error)) if error.is_disk_full() => {
+                Err(Ended::Failed(error)) if error.is_disk_full() => {
                     tracing::warn!(%error, "the disk is full: sealing is tried again");
                     if self.queue.is_closed() {
-                        return Err(Unsealed::Stopping);
+                        return Err(Ended::Closing);
                     }
                     std::thread::sleep(DISK_FULL_RETRY);
                 }
                 Err(error) => return Err(error),
             }
         };
-        // A partition has one extent, in the order in which they were written.
-        let extents = meta.extents.iter().map(|owned| vec![owned.extent]);
-        upkeep.extents.extend(partitions.iter().map(|(partition, _)| partition.clone()).zip(extents));
-        upkeep.segments.push(meta);
+        upkeep.add_segment(meta, partitions.iter().map(|(partition, _)| partition.clone()));
         Ok(numbered)
     }
 
-    fn try_segment(&self, partitions: &[(Arc<Partition>, Vec<Run>)]) -> Result<(SegmentMeta, Vec<Numbered>), Unsealed> {
+    fn try_segment(&self, partitions: &[(Arc<Partition>, Vec<Run>)]) -> Result<(SegmentMeta, Vec<Numbered>), Ended> {
         let registry = self.store.registry();
         let mut writer = registry.create()?;
         let mut numbered = Vec::new();
@@ -314,7 +282,7 @@ impl Sealer {
                 copy_run(&mut writer, &bytes, run, &mut headers)?;
                 self.advance(bytes.len() as u64);
                 if self.queue.is_closed() {
-                    return Err(Unsealed::Stopping);
+                    return Err(Ended::Closing);
                 }
             }
             writer.end(last.end);
@@ -329,7 +297,7 @@ impl Sealer {
 
     /// What the sealed batches say of their producers, over what the tables remember: so the tables know of
     /// no batch that is not in the log.
-    fn producers(&self, numbered: &[Numbered]) -> Result<(), Unsealed> {
+    fn producers(&self, numbered: &[Numbered]) -> Result<(), Ended> {
         let (tables, now_ms) = (self.store.tables(), self.domain.clock.now_ms());
         let mut rows = Vec::new();
         for Numbered { partition, headers } in numbered {
@@ -345,7 +313,7 @@ impl Sealer {
         Ok(())
     }
 
-    fn offsets(&self) -> Result<(), Unsealed> {
+    fn offsets(&self) -> Result<(), Ended> {
         let tables = self.store.tables();
         let dropped = std::mem::take(&mut *self.shared.dropped_groups.lock());
         tables.drop_groups(&dropped)?;
@@ -360,7 +328,7 @@ impl Sealer {
         Ok(())
     }
 
-    fn state(&self, frozen: Vec<Frozen>, to: u64) -> Result<(), Unsealed> {
+    fn state(&self, frozen: Vec<Frozen>, to: u64) -> Result<(), Ended> {
         let tables = self.store.tables();
         let mut dropped: Vec<&str> = frozen.iter().filter(|part| part.drops_older()).map(Frozen::store).collect();
         dropped.sort_unstable();
@@ -371,7 +339,7 @@ impl Sealer {
                 tables.write_state(part.store(), part.number(), slice.iter().copied())?;
                 self.advance(slice.len() as u64 * STATE_ROW_BYTES);
                 if self.queue.is_closed() {
-                    return Err(Unsealed::Stopping);
+                    return Err(Ended::Closing);
                 }
             }
         }
@@ -398,8 +366,7 @@ struct Numbered {
 }
 
 /// Copies a run's batches, and notes those of idempotent producers. One that the disk damaged stays as it is
-/// and is marked: its offsets are
-/// lost, and no others.
+/// and is marked: its offsets are lost, and no others.
 fn copy_run(
     writer: &mut SegmentWriter,
     bytes: &Bytes,
@@ -407,16 +374,12 @@ fn copy_run(
     numbered: &mut Vec<BatchHeader>,
 ) -> Result<(), StoreError> {
     for piece in pieces(bytes, run.base..run.end) {
+        writer.push_piece(bytes, &piece)?;
         match piece {
-            Piece::Batch { at, header } => {
-                writer.push(&bytes[at..at + header.batch_bytes], &header)?;
-                if ProducerId::new(header.producer_id).is_some() {
-                    numbered.push(header);
-                }
-            }
-            Piece::Damaged { bytes: range, fault } => {
+            Piece::Batch { header, .. } if ProducerId::new(header.producer_id).is_some() => numbered.push(header),
+            Piece::Batch { .. } => {}
+            Piece::Damaged { fault, .. } => {
                 tracing::error!(first = %fault.base, end = %fault.end, reason = fault.reason, "damaged batch in the journal");
-                writer.push_damaged(&bytes[range], fault.base)?;
             }
         }
     }

@@ -12,6 +12,7 @@ use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, 
 
 use super::error::StoreError;
 use super::files::Files;
+use super::open_table;
 use crate::producer::{Producer, ProducerId};
 
 pub(super) const FILE: &str = "tables.redb";
@@ -99,12 +100,9 @@ impl Tables {
     ) -> Result<(), StoreError> {
         let read = self.db.begin_read()?;
         let name = state_table(store);
-        let table = match read.open_table(TableDefinition::<&[u8], &[u8]>::new(&name)) {
-            Err(redb::TableError::TableDoesNotExist(_)) => {
-                keys.for_each(|_| found(None));
-                return Ok(());
-            }
-            other => other?,
+        let Some(table) = open_table(&read, TableDefinition::<&[u8], &[u8]>::new(&name))? else {
+            keys.for_each(|_| found(None));
+            return Ok(());
         };
         let mut row = partition.to_be_bytes().to_vec();
         for key in keys {
@@ -126,10 +124,7 @@ impl Tables {
     ) -> Result<(), StoreError> {
         let read = self.db.begin_read()?;
         let name = state_table(store);
-        let table = match read.open_table(TableDefinition::<&[u8], &[u8]>::new(&name)) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
-            other => other?,
-        };
+        let Some(table) = open_table(&read, TableDefinition::<&[u8], &[u8]>::new(&name))? else { return Ok(()) };
         let from = state_key(partition, prefix);
         for entry in table.range(from.as_slice()..)? {
             let (key, value) = entry?;
@@ -191,10 +186,7 @@ impl Tables {
     /// The partitions of every store and how many keys each has.
     pub(crate) fn counts(&self) -> Result<Vec<(String, u32, Count)>, StoreError> {
         let read = self.db.begin_read()?;
-        let table = match read.open_table(COUNTS) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-            other => other?,
-        };
+        let Some(table) = open_table(&read, COUNTS)? else { return Ok(Vec::new()) };
         let mut counts = Vec::new();
         for entry in table.iter()? {
             let (key, value) = entry?;
@@ -260,10 +252,7 @@ impl Tables {
         mut found: impl FnMut(ProducerId, Producer),
     ) -> Result<(), StoreError> {
         let read = self.db.begin_read()?;
-        let table = match read.open_table(PRODUCERS) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
-            other => other?,
-        };
+        let Some(table) = open_table(&read, PRODUCERS)? else { return Ok(()) };
         for (id, key) in of {
             if let Some(row) = table.get(key.as_slice())? {
                 let corrupt = |reason| StoreError::Corrupt { what: "table producers".into(), reason };
@@ -314,10 +303,7 @@ impl Tables {
         mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let read = self.db.begin_read()?;
-        let table = match read.open_table(definition) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
-            other => other?,
-        };
+        let Some(table) = open_table(&read, definition)? else { return Ok(()) };
         for entry in table.iter()? {
             let (key, value) = entry?;
             visit(key.value(), value.value())?;

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use redb::Builder;
+use redb::ReadableDatabase as _;
 
 use super::super::segment::{self, SegmentId};
 use super::super::{directory, recovery, tables};
@@ -121,7 +122,7 @@ fn check_segments(
     let damaged = |id: SegmentId, reason: &str| {
         Err(BackupError::Damaged { path: from.join(id.file_name()), reason: reason.to_owned() })
     };
-    for meta in recovery::segments(database)? {
+    for meta in recovery::segments(&database.begin_read()?)? {
         if files.remove(&meta.id) != Some(meta.file_bytes) {
             return damaged(meta.id, "it is not as the registry of segments has it");
         }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use redb::{ReadTransaction, TableDefinition, TableHandle, WriteTransaction};
 
 use super::super::error::StoreError;
+use super::super::segment::u32_at;
 use super::super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEGMENTS, tables};
 use super::{BackupError, BackupFile};
 
@@ -303,10 +304,4 @@ fn next_row<'r>(rows: &mut &'r [u8]) -> Option<(&'r [u8], &'r [u8])> {
     let (value, rest) = rest.split_at_checked(u32_at(header, 4) as usize)?;
     *rows = rest;
     Some((key, value))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut four = [0; 4];
-    four.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(four)
 }

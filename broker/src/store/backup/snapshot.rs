@@ -82,7 +82,7 @@ impl Snapshot {
     pub fn take(store: &Arc<Store>, now_ms: i64) -> Result<Self, BackupError> {
         let pin = store.registry().pin();
         let (tables, journal) = begin_reads(store)?;
-        let segments = recovery::read_segments(&journal)?;
+        let segments = recovery::segments(&journal)?;
         let sealed_to = recovery::sealed_to(&journal)?;
         let failed = |source| BackupError::io("write a copy of the journal in", store.path(), source);
         // Nameless: however this process ends, nothing is left over.

@@ -275,7 +275,7 @@ impl Checked {
         let mut lost: Vec<(String, u32, BlockFault)> = Vec::new();
         for owned in &meta.extents {
             let Some(topic) = self.in_use(owned) else { continue };
-            segment.visit(&owned.extent, |_, piece| {
+            segment.visit(&owned.extent, |_, piece| -> Result<(), StoreError> {
                 match piece {
                     Piece::Batch { header, .. } => self.report.count(header.batch_bytes),
                     Piece::Damaged { fault, .. } => lost.push((topic.clone(), owned.partition, fault)),
@@ -313,7 +313,7 @@ impl Checked {
                 values.push((seq, Bytes::copy_from_slice(value)));
             }
         })?;
-        for blob in journal::blobs(values) {
+        for blob in journal::blobs(&values) {
             self.report.commits += 1;
             let seq = blob.seqs.start;
             let entries = journal::entries(&blob);

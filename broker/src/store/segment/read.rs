@@ -196,11 +196,11 @@ impl OpenSegment {
     }
 
     /// Reads an extent block by block and calls `visit` with each sound batch and each damaged part.
-    pub(in crate::store) fn visit(
+    pub(in crate::store) fn visit<E: From<StoreError>>(
         &self,
         extent: &Extent,
-        mut visit: impl FnMut(&Bytes, Piece) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+        mut visit: impl FnMut(&Bytes, Piece) -> Result<(), E>,
+    ) -> Result<(), E> {
         let blocks = self.blocks(extent);
         let mut pos = extent.pos;
         for (index, block) in blocks.iter().enumerate() {

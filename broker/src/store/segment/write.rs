@@ -7,8 +7,8 @@ use redb::StorageBackend;
 use super::super::error::StoreError;
 use super::super::files::{Backend, Files};
 use super::{
-    BLOCK_BYTES, BLOCK_ENTRY_BYTES, Block, Extent, FOLDER, FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, SegmentId,
-    SegmentMeta, VERSION, encode_extent,
+    BLOCK_BYTES, BLOCK_ENTRY_BYTES, Block, Extent, FOLDER, FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, Piece,
+    SegmentId, SegmentMeta, VERSION, encode_extent,
 };
 use crate::partition::{Offset, TopicId};
 
@@ -78,6 +78,14 @@ impl SegmentWriter {
             extent.first_timestamp_ms = extent.first_timestamp_ms.min(first);
         }
         Ok(())
+    }
+
+    /// Appends a batch, or bytes without a sound one, of `bytes` to the open extent.
+    pub(in crate::store) fn push_piece(&mut self, bytes: &[u8], piece: &Piece) -> Result<(), StoreError> {
+        match piece {
+            Piece::Batch { at, header } => self.push(&bytes[*at..at + header.batch_bytes], header),
+            Piece::Damaged { bytes: range, fault } => self.push_damaged(&bytes[range.clone()], fault.base),
+        }
     }
 
     /// Appends bytes of the open extent that are known to be damaged, as they are.
