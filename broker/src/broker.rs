@@ -61,6 +61,9 @@ pub struct BrokerSettings {
     /// Bytes that the journal keeps, of whatever partitions: half is sealed while the other half fills. A
     /// start reads it all, and no topic's `retention_bytes` can be less.
     pub journal_bytes_max: u64,
+    /// Nothing is appended while the disk has room for fewer bytes; `None` for as many as the journal keeps. They
+    /// are for sealing what is there; reading goes on, and when there is room again, so does writing.
+    pub disk_reserve_bytes: Option<u64>,
     /// A partition forgets an idempotent producer that appended nothing for this long.
     pub producer_expiry_ms: u64,
 }
@@ -72,6 +75,7 @@ impl Default for BrokerSettings {
             queued_bytes_max: QUEUED_BYTES_MAX_DEFAULT,
             quotas: QuotaSettings::default(),
             journal_bytes_max: JOURNAL_BYTES_MAX_DEFAULT,
+            disk_reserve_bytes: None,
             producer_expiry_ms: PRODUCER_EXPIRY_MS_DEFAULT,
         }
     }
@@ -154,7 +158,8 @@ impl Broker {
         clock: Arc<dyn Clock>,
         registry: &mut Registry,
     ) -> Result<Self, StoreError> {
-        let store = Arc::new(Store::open(path, options)?);
+        let disk_reserve_bytes = settings.disk_reserve_bytes.unwrap_or(settings.journal_bytes_max);
+        let store = Arc::new(Store::open(path, options, disk_reserve_bytes)?);
         let topics = load_topics(&store)?;
         let groups = Arc::new(Groups::default());
         let state = Arc::new(StateIndex::new(store.tables().clone()));
@@ -400,9 +405,14 @@ impl Broker {
             return Err(BrokerError::TopicInUse { topic: name.clone(), pipeline: pipeline.clone() });
         }
         // From here on the committer refuses writes to it.
-        topic.partitions().iter().for_each(|partition| partition.mark_deleted());
+        topic.partitions().iter().for_each(|partition| partition.set_deleted(true));
         let catalog = vec![CatalogChange::remove(topic_key(name))];
-        self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
+        let removed = async { self.commit(Commit { catalog, ..Commit::default() }).await?.await };
+        if let Err(error) = removed.await {
+            // It may be there: what it holds can be read.
+            topic.partitions().iter().for_each(|partition| partition.set_deleted(false));
+            return Err(error);
+        }
         self.0.topics.write().remove(name);
         self.0.store.registry().touch();
         for group in self.0.groups.all() {

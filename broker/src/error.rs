@@ -1,5 +1,6 @@
 //! Why the broker refuses a request. `grpc/status.rs` maps these to gRPC's codes.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use millstream_record::BatchError;
@@ -290,9 +291,28 @@ pub enum BrokerError {
     /// The server stops.
     #[error("the server is shutting down: send it again when it is back")]
     ShuttingDown,
+    /// The disk has too little room left.
+    #[error(
+        "the disk of {path} is nearly full: {free_bytes} bytes are free, and {reserve_bytes} are kept free to put in order \
+         what is stored already; make room, or delete topics or shorten their retention: writes are then taken again, \
+         without a restart; nothing of this request was stored", path = .path.display()
+    )]
+    DiskFull {
+        /// Bytes that there is room for.
+        free_bytes: u64,
+        /// Bytes that are kept free (`disk_reserve_bytes`).
+        reserve_bytes: u64,
+        /// The data directory.
+        path: PathBuf,
+    },
     /// The store failed; nothing is written any more.
-    #[error("storage failed, the server takes no more writes: {0}")]
+    #[error("storage failed, the server takes no more writes{until}: {0}", until = until(.0))]
     Storage(Arc<crate::store::StoreError>),
+}
+
+/// What brings writes back.
+fn until(error: &crate::store::StoreError) -> &'static str {
+    if error.is_disk_full() { " until there is room on the disk and it is started again; reads go on" } else { "" }
 }
 
 impl From<crate::store::StoreError> for BrokerError {

@@ -55,6 +55,7 @@ struct Inner {
     commits: Counter,
     commit_bytes: Counter,
     commit_seconds: Histogram,
+    refused_disk_full: Counter,
     connections: Gauge,
     connections_refused: Counter,
 }
@@ -78,6 +79,7 @@ impl BrokerMetrics {
             commits: Counter::default(),
             commit_bytes: Counter::default(),
             commit_seconds,
+            refused_disk_full: Counter::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
         };
@@ -89,6 +91,8 @@ impl BrokerMetrics {
         add("records_out", "Records read by clients, by topic", &inner.records_out);
         add("bytes_out", "Bytes of record batches read by clients, by topic", &inner.bytes_out);
         registry.register("millstream_commits", "Durable commits", inner.commits.clone());
+        let help = "Requests refused because the disk is nearly full";
+        registry.register("millstream_refused_disk_full", help, inner.refused_disk_full.clone());
         registry.register(
             "millstream_commit_bytes",
             "Bytes that commits appended to the journal",
@@ -119,6 +123,15 @@ impl BrokerMetrics {
 
     pub(crate) fn refused_connection(&self) {
         self.0.connections_refused.inc();
+    }
+
+    /// Requests that were refused because the disk is nearly full.
+    pub fn refused_disk_full(&self) -> u64 {
+        self.0.refused_disk_full.get()
+    }
+
+    pub(crate) fn refuse_disk_full(&self) {
+        self.0.refused_disk_full.inc();
     }
 
     pub(crate) fn committed(&self, took: Duration, bytes: usize) {

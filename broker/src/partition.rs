@@ -277,9 +277,9 @@ impl Partition {
         self.deleted.load(Ordering::Acquire)
     }
 
-    /// Wakes all who wait; they see that the topic is gone.
-    pub(crate) fn mark_deleted(&self) {
-        self.deleted.store(true, Ordering::Release);
+    /// Wakes all who wait; they see that the topic is gone, or there after all.
+    pub(crate) fn set_deleted(&self, deleted: bool) {
+        self.deleted.store(deleted, Ordering::Release);
         self.end.send_modify(|_| {});
     }
 

@@ -45,6 +45,7 @@ impl From<BrokerError> for LogError {
     fn from(error: BrokerError) -> Self {
         match error {
             BrokerError::ShuttingDown => Self::ShuttingDown,
+            BrokerError::DiskFull { .. } => Self::NoRoom(error.to_string()),
             BrokerError::StaleGeneration { .. } | BrokerError::StaleOffset { .. } => Self::Fenced(error.to_string()),
             other => Self::Failed(other.to_string()),
         }

@@ -68,6 +68,9 @@ pub enum LogError {
     /// The log stops; the task goes on where it was when the log is back.
     #[error("the log is shutting down")]
     ShuttingDown,
+    /// The log has no room now: nothing of the step was stored, and the task tries again.
+    #[error("{0}")]
+    NoRoom(String),
     /// The log can't: the pipeline stops with this.
     #[error("{0}")]
     Failed(String),

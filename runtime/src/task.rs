@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millstream_broker::{Offset, TopicPartition};
@@ -31,6 +31,9 @@ const DECODED_BYTES_MAX: usize = 8 << 20;
 
 /// Steps that may be on their way to the disk: one is being written, and one waits for it.
 const IN_FLIGHT_MAX: usize = 3;
+
+/// A step that the log has no room for is tried again after this time: making room takes longer.
+const NO_ROOM_RETRY: Duration = Duration::from_secs(1);
 
 /// What a task runs.
 #[derive(Debug)]
@@ -78,6 +81,25 @@ impl<L: Log> Task<L> {
     /// # Errors
     /// [`Stopped`] where the pipeline must stop and say why. Every step before it is committed.
     pub async fn run(self) -> Result<(), Stopped> {
+        let mut stop = self.stop.clone();
+        loop {
+            match self.pass().await {
+                Ok(()) => return Ok(()),
+                Err(Ended::Stopped(stopped)) => return Err(stopped),
+                // It goes on from what is committed.
+                Err(Ended::NoRoom(reason)) => {
+                    tracing::warn!(pipeline = &*self.segment.pipeline, source = %self.source, reason, "a task waits for room");
+                }
+            }
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                () = tokio::time::sleep(NO_ROOM_RETRY) => {}
+            }
+        }
+    }
+
+    async fn pass(&self) -> Result<(), Ended> {
         let mut at = self.log.committed(&self.source).map_err(|error| self.stopped(None, Offset::ZERO, error))?;
         let mut states = self.states();
         let mut stop = self.stop.clone();
@@ -112,7 +134,7 @@ impl<L: Log> Task<L> {
             }
             if let Some(stopped) = ran.stopped {
                 in_flight.wait_for_all(&mut states).await.map_or_else(|error| self.ended(from, error), Ok)?;
-                return Err(stopped);
+                return Err(stopped.into());
             }
         }
         let from = at.unwrap_or(Offset::ZERO);
@@ -165,26 +187,40 @@ impl<L: Log> Task<L> {
     }
 
     /// `None` where the task ends without a fault of its own.
-    fn going_on<T>(&self, at: Offset, result: Result<T, LogError>) -> Result<Option<T>, Stopped> {
+    fn going_on<T>(&self, at: Offset, result: Result<T, LogError>) -> Result<Option<T>, Ended> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(error) => self.ended(at, error).map(|()| None),
         }
     }
 
-    fn ended(&self, at: Offset, error: LogError) -> Result<(), Stopped> {
+    fn ended(&self, at: Offset, error: LogError) -> Result<(), Ended> {
         match error {
             LogError::Fenced(why) => {
                 tracing::debug!(pipeline = &*self.segment.pipeline, source = %self.source, why, "a task was replaced");
                 Ok(())
             }
             LogError::ShuttingDown => Ok(()),
-            LogError::Failed(reason) => Err(self.stopped(None, at, reason)),
+            LogError::NoRoom(reason) => Err(Ended::NoRoom(reason)),
+            LogError::Failed(reason) => Err(self.stopped(None, at, reason).into()),
         }
     }
 
     fn stopped(&self, stage: Option<Arc<str>>, offset: Offset, reason: impl fmt::Display) -> Stopped {
         Stopped { source: self.source.clone(), offset, stage, reason: reason.to_string() }
+    }
+}
+
+/// Why a task does not go on.
+enum Ended {
+    Stopped(Stopped),
+    /// The log has no room now.
+    NoRoom(String),
+}
+
+impl From<Stopped> for Ended {
+    fn from(stopped: Stopped) -> Self {
+        Self::Stopped(stopped)
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) {
         let (mut ours, mut bare) = (Vec::new(), Vec::new());
         for _ in 0..plan.rounds(ROUNDS) {
             let folder = tempfile::tempdir().unwrap();
-            bare.push(yardstick::redb_mb_per_s(folder.path(), plan.records(MEGABYTES_A_ROUND)));
+            bare.push(yardstick::bare_redb(folder.path(), plan.records(MEGABYTES_A_ROUND)).mb_per_s);
             ours.push(tokio.block_on(append(partitions, plan.records(MEGABYTES_A_ROUND))));
         }
         let (ours, bare) = (median(ours), median(bare));

@@ -99,9 +99,9 @@ async fn sustained(plan: &Plan, report: &mut Report) {
     let name = "sustained durable append with sealing, 10 GB";
     let bare = |megabytes| {
         let folder = tempfile::tempdir().unwrap();
-        yardstick::redb_mb_per_s(folder.path(), megabytes)
+        yardstick::bare_redb(folder.path(), megabytes)
     };
-    let before = bare(plan.records(1_000));
+    let before = bare(plan.records(5_000));
     let folder = tempfile::tempdir().unwrap();
     let broker = open(folder.path());
     let topic = topic(&broker, "t", 4, TopicSettings::default()).await;
@@ -110,7 +110,8 @@ async fn sustained(plan: &Plan, report: &mut Report) {
     let appended = append(&broker, &topic, &batch, batches, IN_FLIGHT).await;
     stop(broker).await;
     drop(folder);
-    let bare = median(vec![before, bare(plan.records(1_000))]);
+    let after = bare(plan.records(5_000));
+    let bare = median(vec![before.mb_per_s, after.mb_per_s]);
     report.beside(
         name,
         appended.mb_per_s,
@@ -121,7 +122,13 @@ async fn sustained(plan: &Plan, report: &mut Report) {
     let at = |part| percentile(&appended.acknowledged_ms, part);
     report.figure(format!("{name}, acknowledgement p50"), at(0.5), "ms", None);
     report.figure(format!("{name}, acknowledgement p99"), at(0.99), "ms", Some(Target::AtMost(5.0 * at(0.5))));
-    report.figure(format!("{name}, acknowledgement max"), at(1.0), "ms", Some(Target::AtMost(100.0)));
+    report.beside(
+        format!("{name}, acknowledgement max"),
+        at(1.0),
+        "ms",
+        ("the longest of bare redb's as many commits", before.longest_ms.max(after.longest_ms)),
+        Some(Target::AtMost(100.0)),
+    );
 }
 
 /// Small batches, ten records of 100 bytes each, spread over more and more partitions.

@@ -83,14 +83,23 @@ pub(crate) fn aggregate(input: &Columns, state: &mut HashMap<Vec<u8>, [i64; 3]>)
     out
 }
 
-/// MB/s of a bare redb that commits 16 values of 65,472 bytes at a time.
-pub(crate) fn redb_mb_per_s(folder: &Path, commits: u64) -> f64 {
+/// What a bare redb did.
+pub(crate) struct Bare {
+    pub(crate) mb_per_s: f64,
+    /// Its longest commit.
+    pub(crate) longest_ms: f64,
+}
+
+/// A bare redb that commits 16 values of 65,472 bytes at a time.
+pub(crate) fn bare_redb(folder: &Path, commits: u64) -> Bare {
     const TABLE: TableDefinition<u64, &[u8]> = TableDefinition::new("journal");
     const VALUES: u64 = 16;
     let value = vec![7u8; 65_472];
     let database = Database::create(folder.join("bare.redb")).unwrap();
+    let mut longest_ms = 0.0f64;
     let begun = Instant::now();
     for commit in 0..commits {
+        let asked = Instant::now();
         let transaction = database.begin_write().unwrap();
         {
             let mut table = transaction.open_table(TABLE).unwrap();
@@ -99,6 +108,8 @@ pub(crate) fn redb_mb_per_s(folder: &Path, commits: u64) -> f64 {
             }
         }
         transaction.commit().unwrap();
+        longest_ms = longest_ms.max(asked.elapsed().as_secs_f64() * 1e3);
     }
-    (commits * VALUES) as f64 * value.len() as f64 / 1e6 / begun.elapsed().as_secs_f64()
+    let megabytes = (commits * VALUES) as f64 * value.len() as f64 / 1e6;
+    Bare { mb_per_s: megabytes / begun.elapsed().as_secs_f64(), longest_ms }
 }

@@ -77,6 +77,8 @@ struct State {
     delays: Option<StdRng>,
     /// Bytes that all files together can take.
     room_bytes: Option<u64>,
+    /// Files below this folder find no room at all.
+    full_folder: Option<PathBuf>,
     writes: u64,
     set_lens: u64,
     syncs: u64,
@@ -116,6 +118,11 @@ impl Disk {
         self.0.lock().room_bytes = Some(room_bytes);
     }
 
+    /// Lets no file below a folder become larger, or all again.
+    pub fn set_full_folder(&self, folder: Option<PathBuf>) {
+        self.0.lock().full_folder = folder;
+    }
+
     /// Bytes that its files take.
     pub fn used_bytes(&self) -> u64 {
         self.0.lock().used_bytes()
@@ -127,7 +134,12 @@ impl Disk {
         let wrap = move |path: &Path, file: Box<dyn StorageBackend>| {
             Box::new(Cached::open(of_files.clone(), path, &*file)) as Box<dyn StorageBackend>
         };
-        StoreOptions { wrap: Some(Arc::new(wrap)), ..StoreOptions::default() }
+        let of_disk = self.0.clone();
+        let free_bytes = move || {
+            let disk = of_disk.lock();
+            Ok(disk.room_bytes.map_or(u64::MAX, |room| room.saturating_sub(disk.used_bytes())))
+        };
+        StoreOptions { wrap: Some(Arc::new(wrap)), free_bytes: Some(Arc::new(free_bytes)), ..StoreOptions::default() }
     }
 
     /// Whether the fault was met.
@@ -330,7 +342,8 @@ impl StorageBackend for Cached {
         };
         let mut result = if strikes { Err(broken()) } else { Ok(()) };
         let mut written = &data[..written];
-        if let Some(room) = disk.room_bytes {
+        let in_full_folder = disk.full_folder.as_ref().is_some_and(|folder| self.path.starts_with(folder));
+        if let Some(room) = if in_full_folder { Some(0) } else { disk.room_bytes } {
             let used = disk.used_bytes();
             let file = disk.files.entry(self.path.clone()).or_default();
             let free = room.saturating_sub(used) / PAGE_BYTES;

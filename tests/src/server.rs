@@ -107,11 +107,7 @@ impl Server {
     /// # Panics
     /// Where it does not answer.
     pub fn metrics(&self) -> String {
-        let mut stream = TcpStream::connect(&self.http).expect("it listens");
-        write!(stream, "GET /metrics HTTP/1.0\r\nHost: {}\r\n\r\n", self.http).expect("it reads");
-        let mut page = String::new();
-        stream.read_to_string(&mut page).expect("it answers");
-        page
+        page(&self.http, "/metrics").1
     }
 
     /// Kills it as the kernel would: no warning, nothing written.
@@ -183,6 +179,20 @@ impl Server {
 /// A start on `data` that is killed before it comes far.
 ///
 /// # Panics
+/// A page over HTTP: status and body.
+///
+/// # Panics
+/// Where nobody answers.
+pub fn page(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    (status.unwrap_or_else(|| panic!("{answer}")), body.to_owned())
+}
+
 /// Where the program can't be run, or not be killed.
 pub fn start_and_kill(data: &Path, arguments: &[&str], after: Duration) {
     let mut child = Command::new(millstream())

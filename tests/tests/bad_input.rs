@@ -27,7 +27,7 @@ use millstream_client::{ClientError, ProducerRecord, ProducerSettings};
 use millstream_record::{BatchBuilder, Compression, RecordBatch};
 use millstream_tests::guest;
 use millstream_tests::instance::Instance;
-use millstream_tests::server::{Ran, Server, millstream, run};
+use millstream_tests::server::{Ran, Server, millstream, page, run};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tonic::transport::Channel;
@@ -985,7 +985,7 @@ async fn a_full_disk_loses_nothing_that_was_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_whose_disk_is_full_ends_with_the_reason_and_starts_again_with_all_it_acknowledged() {
+async fn a_server_whose_disk_is_full_says_why_it_takes_no_writes_and_starts_again_with_all_it_acknowledged() {
     let data = tempfile::tempdir().unwrap();
     // A limit on the size of files is a full disk that needs no rights. 8 MiB, in blocks of 512 bytes.
     let script = "trap '' XFSZ; ulimit -f 16384; exec \"$0\" serve --grpc 127.0.0.1:0 --http 127.0.0.1:0 \
@@ -1000,8 +1000,8 @@ async fn a_server_whose_disk_is_full_ends_with_the_reason_and_starts_again_with_
         .unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address =
-        line.split("gRPC ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_else(|| panic!("{line}"));
+    let after = |what| line.split(what).nth(1).and_then(|rest| rest.split([',', '\n']).next());
+    let address = after("gRPC ").unwrap_or_else(|| panic!("{line}"));
     let client = millstream_client::Client::new(address).unwrap();
     client.admin().create_topic("t", Some(1), Default::default()).await.unwrap();
     let mut acknowledged: u64 = 0;
@@ -1020,12 +1020,25 @@ async fn a_server_whose_disk_is_full_ends_with_the_reason_and_starts_again_with_
     };
     assert!(acknowledged > 0);
     assert_eq!(error.code(), Some(ErrorCode::StorageFailed), "{error}");
-    says(&error.to_string(), &["storage failed"]);
+    says(&error.to_string(), &["storage failed", "until there is room on the disk and it is started again"]);
+    // Reads go on, and whoever looks after the server learns of it.
+    let read = run(
+        Command::new(millstream()).args(["--server", address, "consume", "t", "--from", "earliest", "--until-end"]),
+        "",
+    );
+    assert_eq!(read.ok().lines().count() as u64, acknowledged);
+    let (status, health) = page(after("HTTP ").unwrap_or_else(|| panic!("{line}")), "/healthz");
+    assert_eq!(status, 503, "{health}");
+    says(&health, &["File too large"]);
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     let status = child.wait().unwrap();
-    assert_eq!(status.code(), Some(1), "{said}");
-    says(&said, &["the storage failed, so the server ends", "File too large"]);
+    assert_eq!(status.code(), Some(0), "{said}");
+    says(
+        &said,
+        &["the disk is full: no more writes are taken; make room, and start the server again", "File too large"],
+    );
 
     let server = Server::start(data.path());
     let kept = server.run(&["consume", "t", "--from", "earliest", "--until-end", "--print", "key"]).ok();

@@ -4,14 +4,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use millstream_tests::server::{Ran, Server, millstream, run};
+use millstream_tests::server::{Ran, Server, millstream, page, run};
 use millstream_tests::{flights, guest_path, root};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -797,13 +796,8 @@ fn every_command_is_run_by_a_test() {
 
 // ---- serve
 
-fn get(server: &Server, page: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(&server.http).unwrap();
-    write!(stream, "GET {page} HTTP/1.0\r\nHost: {}\r\n\r\n", server.http).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+fn get(server: &Server, path: &str) -> (u16, String) {
+    page(&server.http, path)
 }
 
 #[test]

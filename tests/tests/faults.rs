@@ -9,17 +9,22 @@ use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use millstream_api::ERROR_TRAILER;
 use millstream_broker::clock::SystemClock;
 use millstream_broker::group::{Group, GroupKind};
+use millstream_broker::grpc::status::to_status;
 use millstream_broker::partition::{Partition, ReadRange};
 use millstream_broker::state::StateChange;
 use millstream_broker::store::{Append, Commit, Fence, OffsetChange, Receipt, StoreError, StoreOptions};
 use millstream_broker::topic::TopicSettings;
 use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Column, Compression, Limits, RecordBatch, split_batches};
+use millstream_runtime::{Runtime, RuntimeSettings};
 use millstream_tests::faults::{Call, Disk, Fault, folder};
+use millstream_tests::instance::{Instance, wait_until};
 use prometheus_client::registry::Registry;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -252,6 +257,13 @@ pub(super) struct Workload {
     ahead: Contents,
 }
 
+/// Without a reserve on a disk that runs full; otherwise with what stands for the default here.
+fn open_with_reserve(data: &Path, options: StoreOptions, disk_reserve_bytes: u64) -> Broker {
+    let settings = BrokerSettings { disk_reserve_bytes: Some(disk_reserve_bytes), ..settings() };
+    let options = StoreOptions { tail_bytes_max: Some(10_000), ..options };
+    Broker::open(data, settings, options, Arc::new(SystemClock), &mut Registry::default()).unwrap()
+}
+
 /// With a journal so small that sealing is always under way, and little of it in memory.
 pub(super) fn settings() -> BrokerSettings {
     BrokerSettings { journal_bytes_max: 40_000, ..BrokerSettings::default() }
@@ -323,26 +335,8 @@ impl Workload {
             let in_flight_max = if alone { 0 } else { random.random_range(0..IN_FLIGHT_MAX) };
             self.wait(&mut in_flight, in_flight_max).await?;
             self.asked.push(step.clone());
-            let commit = match &step {
-                Step::CreateTopic { topic, partitions } => {
-                    let name = TopicName::new(TOPICS[*topic]).unwrap();
-                    broker.create_topic(&name, *partitions as u32, TopicSettings::default(), false).await?;
-                    None
-                }
-                Step::DeleteTopic { topic } => {
-                    broker.delete_topic(&TopicName::new(TOPICS[*topic]).unwrap()).await?;
-                    None
-                }
-                Step::DropGroup { group: name } => {
-                    Some(Commit { drop_groups: vec![group(broker, name)], ..Commit::default() })
-                }
-                Step::DropState { store } => {
-                    Some(Commit { drop_state: vec![STORES[*store].into()], ..Commit::default() })
-                }
-                Step::Commit(commit) => Some(to_commit(broker, &self.ahead, commit)),
-            };
-            match commit {
-                Some(commit) => in_flight.push_back(broker.commit(commit).await?),
+            match self.ask(broker, &step).await? {
+                Some(receipt) => in_flight.push_back(receipt),
                 None => self.acked += 1,
             }
             if alone {
@@ -351,6 +345,52 @@ impl Workload {
             self.ahead.apply(&step);
         }
         self.wait(&mut in_flight, 0).await
+    }
+
+    /// Queues a step; `None` for one that is done already.
+    async fn ask(&self, broker: &Broker, step: &Step) -> Result<Option<Receipt>, BrokerError> {
+        let commit = match step {
+            Step::CreateTopic { topic, partitions } => {
+                let name = TopicName::new(TOPICS[*topic]).unwrap();
+                broker.create_topic(&name, *partitions as u32, TopicSettings::default(), false).await?;
+                return Ok(None);
+            }
+            Step::DeleteTopic { topic } => {
+                broker.delete_topic(&TopicName::new(TOPICS[*topic]).unwrap()).await?;
+                return Ok(None);
+            }
+            Step::DropGroup { group: name } => Commit { drop_groups: vec![group(broker, name)], ..Commit::default() },
+            Step::DropState { store } => Commit { drop_state: vec![STORES[*store].into()], ..Commit::default() },
+            Step::Commit(commit) => to_commit(broker, &self.ahead, commit),
+        };
+        broker.commit(commit).await.map(Some)
+    }
+
+    /// One step alone. A broker that is full refuses it, and then nothing of it was done.
+    async fn run_one(&mut self, broker: &Broker, random: &mut StdRng) -> Result<(), BrokerError> {
+        let step = self.ahead.next_step(random);
+        let done = match self.ask(broker, &step).await {
+            Ok(Some(receipt)) => receipt.await.map(drop),
+            asked => asked.map(drop),
+        };
+        if !matches!(done, Err(BrokerError::DiskFull { .. })) {
+            self.asked.push(step.clone());
+        }
+        if done.is_ok() {
+            self.acked += 1;
+            self.ahead.apply(&step);
+        }
+        done
+    }
+
+    /// Goes on until the broker refuses a step.
+    async fn run_until_refused(&mut self, broker: &Broker, random: &mut StdRng) -> BrokerError {
+        for _ in 0..10_000 {
+            if let Err(error) = self.run_one(broker, random).await {
+                return error;
+            }
+        }
+        panic!("a disk takes more than it has room for");
     }
 
     /// Waits until at most `max` are in flight. After a failure nothing may succeed.
@@ -543,4 +583,158 @@ async fn check_refuses(broker: &Broker) {
 #[test]
 fn what_was_acknowledged_survives_every_fault_and_commits_are_whole() {
     for_seeds(300, |seed| block_on(survives(seed)));
+}
+
+// ---- full disks
+
+/// What a store whose journal has 40 KB needs to put in order what it holds, redb's copies of pages included.
+const RESERVE_BYTES: u64 = 1 << 20;
+
+/// A healthy disk again, larger than before.
+async fn check_after_reopening(data: &Path, workload: &mut Workload, random: &mut StdRng) {
+    let broker = open_with(data, StoreOptions::default()).unwrap();
+    workload.check(&broker).await;
+    workload.run(&broker, random, 5).await.unwrap();
+    workload.check(&broker).await;
+    broker.stop();
+}
+
+#[test]
+fn a_disk_that_runs_full_costs_nothing_that_was_acknowledged() {
+    for_seeds(60, |seed| {
+        block_on(async {
+            let mut random = StdRng::seed_from_u64(seed);
+            let (data, disk) = (folder(), Disk::default());
+            let mut workload = Workload::default();
+            let broker = open_with_reserve(data.path(), disk.options(), 0);
+            let steps = random.random_range(0..30);
+            workload.run(&broker, &mut random, steps).await.unwrap();
+            disk.set_room(disk.used_bytes() + random.random_range(0..300_000));
+            let error = workload.run_until_refused(&broker, &mut random).await;
+            match &error {
+                BrokerError::Storage(error) => assert!(error.is_disk_full(), "{error}"),
+                // The sealer found it full first.
+                BrokerError::DiskFull { .. } => {}
+                _ => panic!("{error}"),
+            }
+            // Reads go on. What failed is not to be seen, and may be there all the same when the store is opened again.
+            let failed = workload.asked.split_off(workload.acked);
+            workload.check(&broker).await;
+            workload.asked = failed;
+            broker.stop();
+            drop(broker);
+            if random.random_bool(0.5) {
+                disk.lose_power(seed)
+            } else {
+                disk.settle()
+            }
+            check_after_reopening(data.path(), &mut workload, &mut random).await;
+        });
+    });
+}
+
+#[test]
+fn with_a_reserve_a_full_disk_refuses_writes_until_there_is_room_and_nothing_fails() {
+    for_seeds(30, |seed| {
+        block_on(async {
+            let mut random = StdRng::seed_from_u64(seed);
+            let (data, disk) = (folder(), Disk::default());
+            let mut workload = Workload::default();
+            let broker = open_with_reserve(data.path(), disk.options(), RESERVE_BYTES);
+            for _ in 0..3 {
+                let room = disk.used_bytes() + RESERVE_BYTES + random.random_range(0..400_000);
+                disk.set_room(room);
+                let error = workload.run_until_refused(&broker, &mut random).await;
+                let BrokerError::DiskFull { free_bytes, reserve_bytes, .. } = error else { panic!("{error}") };
+                assert!(free_bytes < reserve_bytes && reserve_bytes == RESERVE_BYTES);
+                // Nothing is broken: what is there is read, and what takes no room is taken.
+                workload.check(&broker).await;
+                assert!(!broker.store().has_failed());
+                broker.commit(Commit::default()).await.unwrap().await.unwrap();
+            }
+            disk.set_room(u64::MAX);
+            workload.run(&broker, &mut random, 20).await.unwrap();
+            workload.check(&broker).await;
+            broker.stop();
+            drop(broker);
+            disk.settle();
+            check_after_reopening(data.path(), &mut workload, &mut random).await;
+        });
+    });
+}
+
+#[test]
+fn sealing_waits_for_room_and_goes_on_without_a_restart() {
+    block_on(async {
+        let mut random = StdRng::seed_from_u64(1);
+        let (data, disk) = (folder(), Disk::default());
+        let mut workload = Workload::default();
+        let broker = open_with_reserve(data.path(), disk.options(), 0);
+        let segments = data.path().join("segments");
+        disk.set_full_folder(Some(segments.clone()));
+        // The journal takes what it may keep, and no more.
+        let error = workload.run_until_refused(&broker, &mut random).await;
+        assert!(matches!(error, BrokerError::DiskFull { .. }), "{error}");
+        workload.check(&broker).await;
+        assert_eq!(broker.store().size().segments, 0);
+        // What was tried leaves nothing: it would fill the disk further.
+        let files = || std::fs::read_dir(&segments).unwrap().count();
+        wait_until("an unfinished segment is removed", || files() == 0).await;
+        disk.set_full_folder(None);
+        wait_until("sealing goes on", || broker.store().size().segments > 0).await;
+        assert!(!broker.store().has_failed());
+        workload.run(&broker, &mut random, 30).await.unwrap();
+        workload.check(&broker).await;
+        broker.stop();
+        drop(broker);
+        disk.settle();
+        check_after_reopening(data.path(), &mut workload, &mut random).await;
+    });
+}
+
+#[test]
+fn a_full_disk_is_told_as_such_and_may_be_tried_again() {
+    let error = BrokerError::DiskFull { free_bytes: 10, reserve_bytes: 20, path: "/data".into() };
+    let status = to_status(&error);
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+    assert_eq!(status.metadata().get(ERROR_TRAILER).unwrap(), "DISK_FULL");
+    for said in ["/data", "10 bytes are free", "20 are kept free", "without a restart"] {
+        assert!(status.message().contains(said), "{said:?} is not in {:?}", status.message());
+    }
+}
+
+#[test]
+fn a_pipeline_waits_for_room_and_goes_on_by_itself() {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(async {
+        let data = folder();
+        let free = Arc::new(AtomicU64::new(u64::MAX));
+        let of_disk = free.clone();
+        let options = StoreOptions {
+            free_bytes: Some(Arc::new(move || Ok(of_disk.load(Ordering::SeqCst)))),
+            ..StoreOptions::default()
+        };
+        let mut registry = Registry::default();
+        let broker = open_with(data.path(), options).unwrap();
+        let runtime = Runtime::open(broker.clone(), RuntimeSettings::default(), &mut registry).unwrap();
+        let instance = Instance { broker, runtime };
+        instance.topic("logs", 1).await;
+        instance.topic("counts", 1).await;
+        instance.push("count").await;
+        let values: Vec<String> = (0..200).map(|number| format!("line {number}")).collect();
+        let records: Vec<_> = values.iter().map(|value| (Some("k"), value.as_str())).collect();
+        instance.produce("logs", 0, &records).await;
+        free.store(0, Ordering::SeqCst);
+        instance.apply("pipeline: counting\nfrom: logs\nstages:\n- aggregate: count\nto: counts\n").await;
+        // It reads, and finds no room for what it makes of it.
+        let group = instance.broker.groups().get("counting").unwrap();
+        let refused = || instance.broker.metrics().refused_disk_full() > 0;
+        wait_until("a step was refused", refused).await;
+        assert!(instance.records("counts", 0).await.is_empty());
+        assert!(group.all_committed().iter().all(|(_, _, at)| *at == Offset::ZERO), "{:?}", group.all_committed());
+        free.store(u64::MAX, Ordering::SeqCst);
+        instance.caught_up().await;
+        let counts = instance.records("counts", 0).await;
+        assert_eq!(counts.last().unwrap().value.as_deref(), Some(&b"200"[..]), "every record once");
+        instance.stop().await;
+    });
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,13 +13,11 @@ use millstream_broker::fetch::{Fetch, FetchFrom};
 use millstream_broker::group::{Group, GroupKind};
 use millstream_broker::partition::{Partition, ReadRange, Slice};
 use millstream_broker::state::StateChange;
-use millstream_broker::store::{
-    Append, Commit, Fence, OffsetChange, Receipt, StorageBackend, StoreError, StoreOptions,
-};
+use millstream_broker::store::{Append, Commit, Fence, OffsetChange, Receipt, StoreError, StoreOptions};
 use millstream_broker::topic::{Topic, TopicSettings};
 use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Column, Compression, Limits, RecordBatch, split_batches};
-use parking_lot::Mutex;
+use millstream_tests::faults::{BROKEN, Call, Disk, Fault, folder};
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
@@ -820,92 +818,13 @@ async fn check_numbers(broker: &Broker, progress: &mut Progress) {
     *progress = Progress { topic_acked: true, acked: there, asked: there, failed: false };
 }
 
-fn broken() -> std::io::Error {
-    std::io::Error::other("broken on purpose")
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    /// Nothing of it is written.
-    Write(u64),
-    /// The first half of it is written.
-    HalfWrite(u64),
-    Sync(u64),
-    SetLen(u64),
-}
-
-/// A file of which one call fails, and all others work: a retry would seem to succeed.
-#[derive(Debug)]
-struct Failing {
-    file: Box<dyn StorageBackend>,
-    fault: Fault,
-    calls: Arc<Mutex<Calls>>,
-}
-
-#[derive(Debug, Default)]
-struct Calls {
-    writes: u64,
-    syncs: u64,
-    set_lens: u64,
-    struck: bool,
-}
-
-impl Failing {
-    fn count(&self, count: impl Fn(&mut Calls) -> &mut u64, fails: impl Fn(u64) -> bool) -> bool {
-        let mut calls = self.calls.lock();
-        *count(&mut calls) += 1;
-        let strikes = fails(*count(&mut calls));
-        calls.struck |= strikes;
-        strikes
-    }
-}
-
-impl StorageBackend for Failing {
-    fn len(&self) -> std::io::Result<u64> {
-        self.file.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        self.file.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> std::io::Result<()> {
-        let strikes = self.count(|calls| &mut calls.set_lens, |n| self.fault == Fault::SetLen(n));
-        if strikes { Err(broken()) } else { self.file.set_len(len) }
-    }
-
-    fn sync_data(&self) -> std::io::Result<()> {
-        let strikes = self.count(|calls| &mut calls.syncs, |n| self.fault == Fault::Sync(n));
-        if strikes { Err(broken()) } else { self.file.sync_data() }
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        let strikes = self
-            .count(|calls| &mut calls.writes, |n| self.fault == Fault::Write(n) || self.fault == Fault::HalfWrite(n));
-        if !strikes {
-            return self.file.write(offset, data);
-        }
-        if matches!(self.fault, Fault::HalfWrite(_)) {
-            self.file.write(offset, &data[..data.len() / 2])?;
-        }
-        Err(broken())
-    }
-
-    fn close(&self) -> std::io::Result<()> {
-        self.file.close()
-    }
-}
-
 /// Runs the numbers with one fault, and then without. Returns whether the fault was met.
 async fn survives(fault: Fault) -> bool {
-    let data = tempfile::tempdir().unwrap();
+    let data = folder();
     let mut progress = Progress::default();
-    let calls = Arc::new(Mutex::new(Calls::default()));
-    let of_backend = calls.clone();
-    let wrap =
-        move |_: &Path, file| Box::new(Failing { file, fault, calls: of_backend.clone() }) as Box<dyn StorageBackend>;
-    match open_with(data.path(), StoreOptions { wrap: Some(Arc::new(wrap)), ..Default::default() }) {
-        Err(error) => assert!(error.to_string().contains("broken on purpose"), "{fault:?}: {error}"),
+    let disk = Disk::new(fault);
+    match open_with(data.path(), disk.options()) {
+        Err(error) => assert!(error.to_string().contains(BROKEN), "{fault:?}: {error}"),
         Ok(broker) => {
             write_numbers(&broker, &mut progress, 12).await;
             if progress.failed {
@@ -915,13 +834,14 @@ async fn survives(fault: Fault) -> bool {
             broker.stop();
         }
     }
+    disk.settle();
     let broker = open(data.path());
     check_numbers(&broker, &mut progress).await;
     write_numbers(&broker, &mut progress, 3).await;
     assert!(!progress.failed, "{fault:?}: a healthy disk takes writes again");
     check_numbers(&broker, &mut progress).await;
     broker.stop();
-    calls.lock().struck
+    disk.struck()
 }
 
 /// Every call that the workload makes is the one that fails, one after the other.
@@ -937,170 +857,22 @@ fn every(fault: impl Fn(u64) -> Fault) {
 
 #[test]
 fn a_failed_write_costs_nothing_that_was_acknowledged() {
-    every(Fault::Write);
+    every(|number| Fault::Fail { call: Call::Write, number });
 }
 
 #[test]
 fn a_write_that_fails_halfway_costs_nothing_that_was_acknowledged() {
-    every(Fault::HalfWrite);
+    every(|number| Fault::Tear { number });
 }
 
 #[test]
 fn a_failed_sync_is_the_last_thing_a_broker_tries() {
-    every(Fault::Sync);
+    every(|number| Fault::Fail { call: Call::Sync, number });
 }
 
 #[test]
 fn a_file_that_can_not_grow_costs_nothing_that_was_acknowledged() {
-    every(Fault::SetLen);
-}
-
-// ---- a machine that loses power
-
-/// What a disk sector holds, in bytes: a sector is written wholly or not at all.
-const SECTOR_BYTES: usize = 512;
-
-#[derive(Clone, Debug)]
-enum Change {
-    Write(u64, Vec<u8>),
-    SetLen(u64),
-}
-
-/// A disk behind a cache: what was not synced when the power goes is lost in part, in no order.
-#[derive(Debug, Default)]
-struct Disk {
-    files: BTreeMap<PathBuf, DiskFile>,
-    calls: u64,
-    /// The call at which the power goes.
-    off_at: u64,
-}
-
-#[derive(Debug, Default)]
-struct DiskFile {
-    durable: Vec<u8>,
-    cached: Vec<u8>,
-    unsynced: Vec<Change>,
-}
-
-impl Disk {
-    fn call(&mut self) -> std::io::Result<()> {
-        self.calls += 1;
-        if self.calls >= self.off_at { Err(broken()) } else { Ok(()) }
-    }
-
-    /// What is on the disk when the power is back.
-    fn after_power_loss(&mut self, seed: u64) {
-        let mut random = StdRng::seed_from_u64(seed);
-        // Now nearly all is lost, now hardly anything.
-        let kept = random.random_range(0.0..=1.0);
-        for (path, file) in std::mem::take(&mut self.files) {
-            // Removed files stay removed: what they held was durable elsewhere before.
-            if path.exists() {
-                std::fs::write(&path, file.after_power_loss(kept, &mut random)).unwrap();
-            }
-        }
-    }
-}
-
-impl DiskFile {
-    fn after_power_loss(mut self, kept: f64, random: &mut StdRng) -> Vec<u8> {
-        for change in std::mem::take(&mut self.unsynced) {
-            match change {
-                Change::Write(at, data) if random.random_bool(0.2) => {
-                    for (sector, bytes) in data.chunks(SECTOR_BYTES).enumerate() {
-                        if random.random_bool(kept) {
-                            write(&mut self.durable, at + (sector * SECTOR_BYTES) as u64, bytes);
-                        }
-                    }
-                }
-                change if random.random_bool(kept) => apply(&mut self.durable, &change),
-                _ => {}
-            }
-        }
-        self.durable
-    }
-}
-
-fn write(file: &mut Vec<u8>, at: u64, data: &[u8]) {
-    let at = usize::try_from(at).unwrap();
-    if file.len() < at + data.len() {
-        file.resize(at + data.len(), 0);
-    }
-    file[at..at + data.len()].copy_from_slice(data);
-}
-
-fn apply(file: &mut Vec<u8>, change: &Change) {
-    match change {
-        Change::Write(at, data) => write(file, *at, data),
-        Change::SetLen(len) => file.resize(usize::try_from(*len).unwrap(), 0),
-    }
-}
-
-/// One file of the disk.
-#[derive(Clone, Debug)]
-struct Cached {
-    disk: Arc<Mutex<Disk>>,
-    path: PathBuf,
-}
-
-impl Cached {
-    fn open(disk: Arc<Mutex<Disk>>, path: &Path, file: &dyn StorageBackend) -> Self {
-        let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
-        file.read(0, &mut bytes).unwrap();
-        // A file that is opened again is as it was left; one that was made anew begins empty.
-        let opened = || DiskFile { durable: bytes.clone(), cached: bytes.clone(), unsynced: Vec::new() };
-        disk.lock().files.entry(path.to_owned()).or_insert_with(opened);
-        Self { disk, path: path.to_owned() }
-    }
-
-    fn with<T>(&self, change: impl FnOnce(&mut DiskFile) -> T) -> T {
-        change(self.disk.lock().files.get_mut(&self.path).unwrap())
-    }
-}
-
-impl StorageBackend for Cached {
-    fn len(&self) -> std::io::Result<u64> {
-        Ok(self.with(|file| file.cached.len() as u64))
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        let at = usize::try_from(offset).unwrap();
-        self.with(|file| {
-            let bytes = file.cached.get(at..at + out.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
-            out.copy_from_slice(bytes);
-            Ok(())
-        })
-    }
-
-    fn set_len(&self, len: u64) -> std::io::Result<()> {
-        self.disk.lock().call()?;
-        self.with(|file| {
-            let change = Change::SetLen(len);
-            apply(&mut file.cached, &change);
-            file.unsynced.push(change);
-        });
-        Ok(())
-    }
-
-    fn sync_data(&self) -> std::io::Result<()> {
-        self.disk.lock().call()?;
-        self.with(|file| file.unsynced.drain(..).for_each(|change| apply(&mut file.durable, &change)));
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.with(|file| {
-            let change = Change::Write(offset, data.to_vec());
-            apply(&mut file.cached, &change);
-            // The one that is under way when the power goes is as likely to be there as the others.
-            file.unsynced.push(change);
-        });
-        self.disk.lock().call()
-    }
-
-    fn close(&self) -> std::io::Result<()> {
-        Ok(())
-    }
+    every(|number| Fault::Fail { call: Call::SetLen, number });
 }
 
 /// Where a power loss strikes: the call, and what is lost.
@@ -1108,24 +880,19 @@ type PowerLoss = (u64, u64);
 
 /// One data directory through several power losses, some of them while it is opened.
 async fn survives_power_losses(losses: Vec<PowerLoss>) {
-    let data = tempfile::tempdir().unwrap();
+    let data = folder();
     let mut progress = Progress::default();
-    for (off_at, seed) in losses {
-        let disk = Arc::new(Mutex::new(Disk { off_at, ..Disk::default() }));
-        let of_files = disk.clone();
-        let wrap = move |path: &Path, file: Box<dyn StorageBackend>| {
-            Box::new(Cached::open(of_files.clone(), path, &*file)) as Box<dyn StorageBackend>
-        };
-        let options = StoreOptions { wrap: Some(Arc::new(wrap)), tail_bytes_max: None };
-        match open_with(data.path(), options) {
-            Err(error) => assert!(error.to_string().contains("broken on purpose"), "{error}"),
+    for (number, seed) in losses {
+        let disk = Disk::new(Fault::PowerOff { number });
+        match open_with(data.path(), disk.options()) {
+            Err(error) => assert!(error.to_string().contains(BROKEN), "{error}"),
             Ok(broker) => {
                 check_numbers(&broker, &mut progress).await;
                 write_numbers(&broker, &mut progress, 60).await;
                 broker.stop();
             }
         }
-        disk.lock().after_power_loss(seed);
+        disk.lose_power(seed);
     }
     let broker = open(data.path());
     check_numbers(&broker, &mut progress).await;

@@ -66,6 +66,7 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         BrokerError::DuplicateSequence { .. } => (E::DuplicateSequence, Code::AlreadyExists),
         BrokerError::UnknownProducerId { .. } => (E::UnknownProducerId, Code::NotFound),
         BrokerError::ShuttingDown => (E::ShuttingDown, Code::Unavailable),
+        BrokerError::DiskFull { .. } => (E::DiskFull, Code::ResourceExhausted),
         BrokerError::Damaged { .. } => (E::StorageFailed, Code::DataLoss),
         BrokerError::Storage(_) => (E::StorageFailed, Code::Internal),
     }

@@ -88,6 +88,15 @@ impl Cleaner {
         self.queue.is_closed() || self.store.has_failed()
     }
 
+    /// Whether the disk has room for so many bytes more: appends and sealing come first.
+    pub(super) fn has_room(&self, bytes: u64, without: &str) -> Result<bool, Ended> {
+        let has_room = self.store.room().for_cleaning(bytes)?;
+        if !has_room {
+            tracing::warn!(bytes, "{without} while the disk has too little room for what is written anew");
+        }
+        Ok(has_room)
+    }
+
     /// `changes` is how often what is in use of segments had changed at the last round that looked at it.
     fn round(&self, tombstones: &mut HashMap<(TopicId, u32), i64>, changes: &mut Option<u64>) -> Result<(), Ended> {
         let now_ms = self.domain.clock.now_ms();
@@ -195,7 +204,7 @@ impl Cleaner {
         if small.len() >= MERGE_SEGMENTS {
             chosen.append(&mut small);
         }
-        if chosen.is_empty() {
+        if chosen.is_empty() || !self.has_room(bytes, "segments are not merged")? {
             return Ok(());
         }
         let mut by_partition: BTreeMap<(TopicId, u32), (Arc<Partition>, Vec<Extent>)> = BTreeMap::new();

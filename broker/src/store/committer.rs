@@ -128,6 +128,12 @@ pub struct Committed {
 }
 
 impl Commit {
+    /// Whether it makes what is stored more: settings, offsets and removals do not, or hardly.
+    fn grows(&self) -> bool {
+        let large = |change: &CatalogChange| change.value.as_ref().is_some_and(|value| value.len() > CHUNK_BYTES);
+        !self.appends.is_empty() || !self.state.is_empty() || self.catalog.iter().any(large)
+    }
+
     /// About how many bytes it adds to the journal.
     pub fn bytes(&self) -> usize {
         let batches = self.appends.iter().flat_map(|append| &append.batches);
@@ -280,13 +286,13 @@ impl Committer {
         let failure = self.failure.clone();
         let _on_panic = OnPanic(&failure);
         while let Some(requests) = self.take() {
+            // Upkeep goes through: it is what is waited for.
+            if requests.iter().any(|request| request.upkeep.is_none()) {
+                self.sealer.wait_until_allowed(self.unsealed_bytes);
+            }
             let accepted = self.assign(requests);
             if accepted.is_empty() {
                 continue;
-            }
-            // Upkeep goes through: it is what is waited for.
-            if accepted.iter().any(|accepted| accepted.request.upkeep.is_none()) {
-                self.sealer.wait_until_allowed(self.unsealed_bytes);
             }
             if let Some(error) = self.store.failure() {
                 return self.fail(error, accepted);
@@ -333,8 +339,19 @@ impl Committer {
     fn assign(&self, requests: Vec<Request>) -> Vec<Accepted> {
         let mut accepted = Vec::with_capacity(requests.len());
         let now_ms = self.clock.now_ms();
+        let grows = requests.iter().any(|request| request.commit.grows());
+        let room = if grows { self.check_room() } else { Ok(()) };
         for mut request in requests {
-            match check(&request.commit).and_then(|()| stored_before(&request.commit)) {
+            let checked = check(&request.commit).and_then(|()| stored_before(&request.commit));
+            let checked = checked.and_then(|before| match (&before, &room) {
+                // What is stored already needs no room.
+                (None, Err(full)) if request.commit.grows() => {
+                    self.metrics.refuse_disk_full();
+                    Err(full.clone())
+                }
+                _ => Ok(before),
+            });
+            match checked {
                 Err(error) => {
                     // Who asked may have gone.
                     let _ = request.answer.send(Err(error));
@@ -351,6 +368,11 @@ impl Committer {
             }
         }
         accepted
+    }
+
+    /// Refuses what grows while the disk has little room.
+    fn check_room(&self) -> Result<(), BrokerError> {
+        if self.sealer.is_disk_full() { Err(self.store.room().full()?) } else { self.store.room().for_appends() }
     }
 
     /// One blob of everything, with each partition's batches back to back.

@@ -44,6 +44,10 @@ pub(super) fn compact(
 ) -> Result<Option<i64>, Ended> {
     let extents = partition.extents();
     let (Some(first), Some(last)) = (extents.first(), extents.last()) else { return Ok(None) };
+    // Nothing is removed before all that stays is written.
+    if !cleaner.has_room(extents.iter().map(|extent| extent.bytes).sum(), "records are not compacted")? {
+        return Ok(Some(now_ms));
+    }
     let base = first.base;
     let keys = last_offsets(cleaner, &extents, last.end)?;
     let mut pass = Pass {

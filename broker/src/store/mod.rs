@@ -16,6 +16,7 @@ mod journal;
 mod pause;
 pub(crate) mod recovery;
 mod registry;
+mod room;
 pub(crate) mod sealer;
 pub(crate) mod segment;
 mod tables;
@@ -39,6 +40,8 @@ pub(crate) use journal::Location;
 /// What a test harness puts under the store to break it.
 pub use redb::{BackendError, StorageBackend};
 pub(crate) use registry::Registry;
+pub use room::FreeBytes;
+use room::Room;
 pub(crate) use tables::{Count, Tables};
 
 /// Every commit's blob, cut into values of at most [`journal::CHUNK_BYTES`], by sequence number.
@@ -76,6 +79,9 @@ pub struct StoreOptions {
     pub wrap: Option<WrapFile>,
     /// Recent blobs kept in memory for tail reads, in bytes. Default [`blobs::TAIL_BYTES_MAX`].
     pub tail_bytes_max: Option<usize>,
+    /// Says how many bytes the disk has room for: for tests. Default is what the file system of the data directory
+    /// says that it leaves to us.
+    pub free_bytes: Option<FreeBytes>,
 }
 
 impl std::fmt::Debug for StoreOptions {
@@ -92,17 +98,18 @@ pub struct Store {
     blobs: BlobCache,
     /// Set by the first failed write: nothing is written after it.
     failure: OnceLock<Arc<StoreError>>,
+    room: Room,
     path: PathBuf,
     _lock: DirectoryLock,
 }
 
 impl Store {
-    /// Opens or makes the data directory `path`, and locks it.
+    /// Opens or makes the data directory `path`, and locks it. Appends leave `disk_reserve_bytes` of its disk free.
     ///
     /// # Errors
     /// [`StoreError::Locked`] where another server has it, [`StoreError::Format`] for one that a
     /// newer Millstream wrote, or what the disk says.
-    pub(crate) fn open(path: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path, options: StoreOptions, disk_reserve_bytes: u64) -> Result<Self, StoreError> {
         let lock = DirectoryLock::take(path)?;
         directory::check_format(path)?;
         let files = Arc::new(Files::new(path, options.wrap));
@@ -133,6 +140,7 @@ impl Store {
             registry,
             blobs: BlobCache::new(options.tail_bytes_max.unwrap_or(blobs::TAIL_BYTES_MAX)),
             failure: OnceLock::new(),
+            room: Room::new(path, options.free_bytes, disk_reserve_bytes),
             path: path.to_owned(),
             _lock: lock,
         })
@@ -163,6 +171,11 @@ impl Store {
             segments,
             segment_bytes,
         }
+    }
+
+    /// Room on its disk.
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// Whether a write failed: the store takes no more.

@@ -41,6 +41,9 @@ const IDLE: Duration = Duration::from_millis(50);
 /// A full disk is tried again after this time: what is to be sealed is safe in the journal.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
 
+/// The part of a journal's part that commits may be ahead of the sealer, or behind the most they may be.
+const SLACK_FRACTION: u64 = 4;
+
 /// What a row of state counts as, in bytes, beside the bytes of batches: both take about as long.
 const STATE_ROW_BYTES: u64 = 256;
 
@@ -62,6 +65,8 @@ struct Progress {
     total: u64,
     /// Upkeep that waits for its commit: the committer must not wait for it in turn.
     upkeep: u32,
+    /// It waits for room on the disk: the committer must not wait for that.
+    disk_full: bool,
 }
 
 #[derive(Debug, Default)]
@@ -97,21 +102,33 @@ impl SealerHandle {
         let _ = self.jobs.send(job);
     }
 
-    /// Waits while the journal is ahead of the sealer: the next part may be as full as the one that is
-    /// being sealed is done, beyond a whole one.
+    /// Waits while the journal is ahead of the sealer: the next part fills as the one before is sealed, so that each
+    /// commit waits a little, and none for long.
     pub(crate) fn wait_until_allowed(&self, unsealed_bytes: u64) {
         let mut progress = self.shared.progress.lock();
         loop {
-            let Progress { sealing, stopped, done, total, upkeep } = *progress;
-            if stopped || !sealing || upkeep > 0 || unsealed_bytes < self.seal_bytes {
-                return;
-            }
-            let share = if total == 0 { 0.0 } else { done as f64 / total as f64 };
-            if (unsealed_bytes as f64) < self.seal_bytes as f64 * (1.0 + share) {
+            let Progress { sealing, stopped, done, total, upkeep, disk_full } = *progress;
+            if stopped || !sealing || upkeep > 0 || disk_full || unsealed_bytes < self.allowed_bytes(done, total) {
                 return;
             }
             self.shared.moved.wait(&mut progress);
         }
+    }
+
+    /// How full the next part may be while the one before is being sealed: at most twice as long as a part is. Some of
+    /// that is there at once, and some is left for the end, which takes a while and counts as nothing.
+    fn allowed_bytes(&self, done: u64, total: u64) -> u64 {
+        let (most, slack) = (2 * self.seal_bytes, self.seal_bytes / SLACK_FRACTION);
+        if total > 0 && done >= total {
+            return most;
+        }
+        let share = if total == 0 { 0.0 } else { done as f64 / total as f64 };
+        slack + ((most - 2 * slack) as f64 * share) as u64
+    }
+
+    /// Whether it waits for room on the disk.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        self.shared.progress.lock().disk_full
     }
 
     /// Says how many sealed values the journal still has.
@@ -190,9 +207,11 @@ impl Sealer {
         let plan = self.plan(job.journal.end);
         let rows: usize = job.frozen.iter().map(Frozen::len).sum();
         let batch_bytes: u64 = plan.values().map(|topic| topic.bytes).sum();
-        self.shared.progress.lock().total = batch_bytes + rows as u64 * STATE_ROW_BYTES + 1;
+        self.shared.progress.lock().total = batch_bytes + rows as u64 * STATE_ROW_BYTES;
 
         let (mut upkeep, numbered) = self.segments(plan)?;
+        self.wait_for_room()?;
+        self.disk_has_room();
         self.producers(&numbered)?;
         drop(numbered);
         self.offsets()?;
@@ -252,19 +271,19 @@ impl Sealer {
 
     /// One segment of these partitions, sorted by topic and number.
     fn segment(&self, partitions: &[(Arc<Partition>, Vec<Run>)], upkeep: &mut Upkeep) -> Result<Vec<Numbered>, Ended> {
+        let done = self.shared.progress.lock().done;
         let (meta, numbered) = loop {
+            self.wait_for_room()?;
             match self.try_segment(partitions) {
                 Ok(sealed) => break sealed,
                 Err(Ended::Failed(error)) if error.is_disk_full() => {
-                    tracing::warn!(%error, "the disk is full: sealing is tried again");
-                    if self.queue.is_closed() {
-                        return Err(Ended::Closing);
-                    }
-                    std::thread::sleep(DISK_FULL_RETRY);
+                    self.shared.progress.lock().done = done;
+                    self.disk_is_full(&error.to_string())?;
                 }
                 Err(error) => return Err(error),
             }
         };
+        self.disk_has_room();
         upkeep.add_segment(meta, partitions.iter().map(|(partition, _)| partition.clone()));
         Ok(numbered)
     }
@@ -291,6 +310,33 @@ impl Sealer {
             }
         }
         Ok((registry.finish(writer)?, numbered))
+    }
+
+    /// Waits until the disk has room for more than the commits may need.
+    fn wait_for_room(&self) -> Result<(), Ended> {
+        while !self.store.room().for_sealing()? {
+            self.disk_is_full("what is left is for the commits")?;
+        }
+        Ok(())
+    }
+
+    /// Says so, and waits a little.
+    fn disk_is_full(&self, reason: &str) -> Result<(), Ended> {
+        if !std::mem::replace(&mut self.shared.progress.lock().disk_full, true) {
+            tracing::warn!(reason, "the disk is full: appends are refused, and sealing goes on when there is room");
+        }
+        self.shared.moved.notify_all();
+        if self.queue.is_closed() {
+            return Err(Ended::Closing);
+        }
+        std::thread::sleep(DISK_FULL_RETRY);
+        Ok(())
+    }
+
+    fn disk_has_room(&self) {
+        if std::mem::take(&mut self.shared.progress.lock().disk_full) {
+            tracing::info!("the disk has room again: sealing goes on");
+        }
     }
 
     // ---- tables
@@ -336,6 +382,8 @@ impl Sealer {
         dropped.into_iter().try_for_each(|store| tables.drop_state(store))?;
         for part in &frozen {
             for slice in part.sorted().chunks(SLICE_ROWS) {
+                self.wait_for_room()?;
+                self.disk_has_room();
                 tables.write_state(part.store(), part.number(), slice.iter().copied())?;
                 self.advance(slice.len() as u64 * STATE_ROW_BYTES);
                 if self.queue.is_closed() {

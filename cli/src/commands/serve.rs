@@ -62,6 +62,10 @@ pub(crate) struct Args {
     /// them all, and no topic's retention_bytes can be less [default: 128MiB]
     #[arg(long, value_name = "SIZE", value_parser = journal_bytes)]
     pub(crate) journal_bytes_max: Option<u64>,
+    /// While the disk has less room than this, writes are refused and reads go on; it is for putting in order what is
+    /// stored already [default: as --journal-bytes-max]
+    #[arg(long, value_name = "SIZE", value_parser = amount::bytes)]
+    pub(crate) disk_reserve_bytes: Option<u64>,
     #[command(flatten)]
     pub(crate) bounds: BoundsArgs,
 }
@@ -93,7 +97,7 @@ fn journal_bytes(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
-/// Serves until it is told to stop.
+/// Serves until it is told to stop. A disk that is full ends only the writes.
 ///
 /// # Errors
 /// What keeps it from starting, or the storage failure that ended it.
@@ -164,10 +168,11 @@ async fn open(args: &Args, quotas: QuotaSettings, registry: &mut Registry) -> an
     let data = args.data.clone();
     let threads = args.worker_threads.map(NonZeroUsize::get);
     let journal_bytes_max = args.journal_bytes_max;
+    let disk_reserve_bytes = args.disk_reserve_bytes;
     let mut own = std::mem::take(registry);
     let opened = tokio::task::spawn_blocking(move || {
         let clock = Arc::new(SystemClock);
-        let mut settings = BrokerSettings { quotas, ..BrokerSettings::default() };
+        let mut settings = BrokerSettings { quotas, disk_reserve_bytes, ..BrokerSettings::default() };
         if let Some(bytes) = journal_bytes_max {
             settings.journal_bytes_max = bytes;
         }
@@ -225,9 +230,14 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
     })
 }
 
+/// The storage failure that ends the server. A full disk does not: reads go on.
 async fn storage_failure(broker: &Broker) -> Arc<StoreError> {
     let mut failure = broker.failure();
     match failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) {
+        Ok(Some(failure)) if failure.is_disk_full() => {
+            tracing::error!(%failure, "the disk is full: no more writes are taken; make room, and start the server again");
+            std::future::pending().await
+        }
         Ok(Some(failure)) => failure,
         // The committer ended without a failure: a stop is under way.
         _ => std::future::pending().await,

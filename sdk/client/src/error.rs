@@ -151,7 +151,10 @@ impl ClientError {
     /// Whether what stood in the way may pass by itself, so that the same request makes sense again.
     pub fn is_retriable(&self) -> bool {
         match self {
-            Self::Refused { code, .. } => matches!(code, v1::ErrorCode::ShuttingDown | v1::ErrorCode::TimedOut),
+            Self::Refused { code, .. } => {
+                use v1::ErrorCode::{DiskFull, ShuttingDown, TimedOut};
+                matches!(code, ShuttingDown | TimedOut | DiskFull)
+            }
             Self::Unavailable { .. } | Self::CallTimeout { .. } | Self::BufferFull { .. } => true,
             _ => false,
         }

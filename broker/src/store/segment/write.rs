@@ -1,6 +1,8 @@
 //! Writing a segment: batches in, blocks and index out. Bytes go to the disk in small steps, so that
 //! the journal's commits do not wait behind a large one.
 
+use std::path::PathBuf;
+
 use millstream_record::BatchHeader;
 use redb::StorageBackend;
 
@@ -16,13 +18,14 @@ use crate::partition::{Offset, TopicId};
 const WRITE_BYTES: usize = 1 << 20;
 
 /// Bytes after which what was written is synced: what a commit of the journal may have to wait for.
-const SYNC_BYTES: usize = 4 << 20;
+const SYNC_BYTES: usize = 2 << 20;
 
-/// A segment in the making. Dropped before `finish`, it leaves a file that no registry knows and the
-/// next start removes.
+/// A segment in the making. Dropped before `finish`, it removes its file; after a crash the next start does.
 pub(in crate::store) struct SegmentWriter {
     id: SegmentId,
     file: Backend,
+    path: PathBuf,
+    finished: bool,
     /// Not yet written.
     buffer: Vec<u8>,
     /// Where the buffer goes.
@@ -47,7 +50,19 @@ impl SegmentWriter {
         buffer.extend_from_slice(&MAGIC.to_le_bytes());
         buffer.extend_from_slice(&VERSION.to_le_bytes());
         debug_assert_eq!(buffer.len() as u64, HEADER_BYTES);
-        Ok(Self { id, file, buffer, at: 0, unsynced: 0, extents: Vec::new(), blocks: Vec::new(), open: None })
+        let path = files.path(&id.file_name());
+        Ok(Self {
+            id,
+            file,
+            path,
+            finished: false,
+            buffer,
+            at: 0,
+            unsynced: 0,
+            extents: Vec::new(),
+            blocks: Vec::new(),
+            open: None,
+        })
     }
 
     /// Begins the extent of a partition at `base`. Extents come sorted.
@@ -137,8 +152,10 @@ impl SegmentWriter {
         self.sync()?;
         self.file.close().map_err(|source| self.failed(source))?;
         files.sync_folder(FOLDER)?;
-        let extent_bytes = self.extents.iter().map(|owned| owned.extent.bytes).sum();
-        Ok(SegmentMeta { id: self.id, file_bytes: self.at, extent_bytes, extents: self.extents })
+        self.finished = true;
+        let extents = std::mem::take(&mut self.extents);
+        let extent_bytes = extents.iter().map(|owned| owned.extent.bytes).sum();
+        Ok(SegmentMeta { id: self.id, file_bytes: self.at, extent_bytes, extents })
     }
 
     fn append(&mut self, bytes: &[u8], base: Offset, max_timestamp_ms: i64, damaged: bool) -> Result<(), StoreError> {
@@ -191,5 +208,16 @@ impl SegmentWriter {
 
     fn failed(&self, source: std::io::Error) -> StoreError {
         StoreError::io("write", std::path::Path::new(&self.id.file_name()), source)
+    }
+}
+
+impl Drop for SegmentWriter {
+    fn drop(&mut self) {
+        // What is tried again on a full disk must not fill it further.
+        if !self.finished
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "an unfinished segment stays until the next start");
+        }
     }
 }

@@ -1,0 +1,69 @@
+//! Room on the disk. After a full disk redb goes on only when it is opened anew, so it must not meet one: appends
+//! are refused while there is still room to put in order what is stored.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::StoreError;
+use crate::error::BrokerError;
+
+/// Of the room that appends leave, sealing leaves this part to the commits.
+const SEALING_FRACTION: u64 = 4;
+
+/// Says how many bytes a disk has room for.
+pub type FreeBytes = Arc<dyn Fn() -> io::Result<u64> + Send + Sync>;
+
+/// The room on a data directory's disk, and how much of it is kept free.
+pub(crate) struct Room {
+    path: PathBuf,
+    free_bytes: FreeBytes,
+    reserve_bytes: u64,
+}
+
+impl Room {
+    /// Without `free_bytes`, the file system is asked what it leaves to us.
+    pub(super) fn new(path: &Path, free_bytes: Option<FreeBytes>, reserve_bytes: u64) -> Self {
+        let of_system = || {
+            let path = path.to_owned();
+            let free_bytes = move || {
+                let found = rustix::fs::statvfs(&path)?;
+                Ok(found.f_bavail.saturating_mul(found.f_frsize))
+            };
+            Arc::new(free_bytes) as FreeBytes
+        };
+        Self { path: path.to_owned(), free_bytes: free_bytes.unwrap_or_else(of_system), reserve_bytes }
+    }
+
+    /// Whether records may be appended.
+    ///
+    /// # Errors
+    /// [`BrokerError::DiskFull`] where they may not.
+    pub(super) fn for_appends(&self) -> Result<(), BrokerError> {
+        if self.is_left(self.reserve_bytes)? { Ok(()) } else { Err(self.full()?) }
+    }
+
+    /// Whether a step of sealing may be made: a segment, or a transaction of the tables.
+    pub(super) fn for_sealing(&self) -> Result<bool, StoreError> {
+        self.is_left(self.reserve_bytes / SEALING_FRACTION)
+    }
+
+    /// Whether so many bytes may be written that only put in order what is sealed.
+    pub(super) fn for_cleaning(&self, bytes: u64) -> Result<bool, StoreError> {
+        self.is_left(self.reserve_bytes.saturating_add(bytes))
+    }
+
+    /// What appends are refused with.
+    pub(super) fn full(&self) -> Result<BrokerError, StoreError> {
+        let (free_bytes, reserve_bytes) = (self.free()?, self.reserve_bytes);
+        Ok(BrokerError::DiskFull { free_bytes, reserve_bytes, path: self.path.clone() })
+    }
+
+    fn is_left(&self, bytes: u64) -> Result<bool, StoreError> {
+        Ok(bytes == 0 || self.free()? >= bytes)
+    }
+
+    fn free(&self) -> Result<u64, StoreError> {
+        (self.free_bytes)().map_err(|source| StoreError::io("ask for the free room of", &self.path, source))
+    }
+}
