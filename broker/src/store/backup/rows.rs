@@ -15,7 +15,7 @@ use std::io::{BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use redb::{ReadTransaction, TableDefinition, TableHandle, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 
 use super::super::error::StoreError;
 use super::super::segment::u32_at;
@@ -113,11 +113,7 @@ impl<F: FnMut(&[u8]) -> Result<(), BackupError>> WithTable for Writer<'_, F> {
         let opened = self.read.open_table(table)?;
         // Before it, what is sealed waits to be removed.
         let skip = self.journal_from.to_le_bytes();
-        let rows = if name == JOURNAL.name() {
-            opened.range(K::from_bytes(&skip)..)?
-        } else {
-            opened.range::<K::SelfType<'_>>(..)?
-        };
+        let rows = if name == JOURNAL.name() { opened.range(K::from_bytes(&skip)..)? } else { opened.range(..)? };
         for row in rows {
             let (key, value) = row?;
             let (key, value) = (key.value(), value.value());

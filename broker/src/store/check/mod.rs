@@ -1,11 +1,12 @@
 //! `millstream check`: reads everything that a data directory holds, reports every damage with what it costs,
 //! and with `repair` cuts it out, so that reading goes on past it. Nothing runs on the directory meanwhile.
 //!
-//! `overlay.rs` keeps a check from changing anything; `journal.rs` reads the journal past its damage;
-//! `repair.rs` writes what is sound anew.
+//! `overlay.rs` keeps a check from changing anything; `rebuild.rs` reads a database that redb refuses; `journal.rs`
+//! reads the journal past its damage; `repair.rs` writes what is sound anew.
 
 mod journal;
 mod overlay;
+mod rebuild;
 mod repair;
 mod report;
 
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millstream_record::BatchHeader;
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
+use tempfile::TempDir;
 
 use super::directory::{self, DATABASE_FILE, DirectoryLock};
 use super::error::StoreError;
@@ -49,8 +51,18 @@ pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
     }
     let _lock = DirectoryLock::take(data)?;
     directory::check_format(data)?;
-    let mut checked = Checked::new(data);
+    let mut checked = Checked::new(data, None);
     checked.run()?;
+    if !checked.readable
+        && let Ok(rebuilt) = caught(|| rebuild::rebuild(&data.join(DATABASE_FILE)).map_err(to_text))
+    {
+        let mut again = Checked::new(data, Some(rebuilt));
+        again.damaged(DATABASE_FILE, "redb refuses it: a page is damaged, and it was not closed in good order");
+        again.run()?;
+        if again.readable {
+            checked = again;
+        }
+    }
     if repair && !checked.report.is_sound() {
         checked.repair(data)?;
     }
@@ -82,11 +94,15 @@ struct BlobFound {
 /// All that was found.
 struct Checked {
     files: Files,
+    /// What stands for the journal's database where redb refuses that.
+    rebuilt: Option<(TempDir, Files)>,
     report: Report,
     topics: BTreeMap<TopicId, KnownTopic>,
     log_starts: BTreeMap<(TopicId, u32), Offset>,
     segments: Vec<SegmentFound>,
     blobs: Vec<BlobFound>,
+    /// Journal values that are sealed and not yet removed.
+    sealed_values: Vec<u64>,
     /// Offsets that nothing holds.
     holes: Vec<(TopicId, u32, Range<Offset>)>,
     /// Rows of the registry that say nothing.
@@ -97,16 +113,19 @@ struct Checked {
 }
 
 impl Checked {
-    fn new(data: &Path) -> Self {
-        // Databases are repaired as they are opened: in memory only.
-        let wrap = |_: &Path, file| Box::new(Overlay::new(file)) as Box<dyn redb::StorageBackend>;
+    fn new(data: &Path, rebuilt: Option<TempDir>) -> Self {
         Self {
-            files: Files::new(data, Some(Arc::new(wrap))),
+            files: overlaid(data),
+            rebuilt: rebuilt.map(|folder| {
+                let files = overlaid(folder.path());
+                (folder, files)
+            }),
             report: Report::default(),
             topics: BTreeMap::new(),
             log_starts: BTreeMap::new(),
             segments: Vec::new(),
             blobs: Vec::new(),
+            sealed_values: Vec::new(),
             holes: Vec::new(),
             lost_rows: Vec::new(),
             next_segment: 0,
@@ -145,12 +164,18 @@ impl Checked {
         self.report.damages.push(Damage::of_file(file, reason));
     }
 
+    /// The files among which a database is looked for.
+    fn files_of(&self, name: &str) -> &Files {
+        let rebuilt = self.rebuilt.as_ref().filter(|_| name == DATABASE_FILE);
+        rebuilt.map_or(&self.files, |(_, files)| files)
+    }
+
     /// What redb finds wrong with one of its files: it compares every page with its checksum.
     fn database_fault(&self, name: &str) -> Result<Option<String>, StoreError> {
         if !self.files.path(name).exists() {
             return Ok(Some("it is missing".to_owned()));
         }
-        let backend = self.files.database(name)?;
+        let backend = self.files_of(name).database(name)?;
         let integrity = caught(|| {
             let mut database = Builder::new().create_with_backend(backend).map_err(to_text)?;
             database.check_integrity().map_err(to_text)
@@ -165,7 +190,7 @@ impl Checked {
     // ---- the journal's database
 
     fn journal(&mut self) -> Result<(), String> {
-        let backend = self.files.database(DATABASE_FILE).map_err(to_text)?;
+        let backend = self.files_of(DATABASE_FILE).database(DATABASE_FILE).map_err(to_text)?;
         let mut builder = Builder::new();
         builder.set_cache_size(super::PAGE_CACHE_BYTES);
         let database = builder.create_with_backend(backend).map_err(to_text)?;
@@ -311,6 +336,8 @@ impl Checked {
         rows(database, JOURNAL, |seq, value| {
             if seq >= sealed_to {
                 values.push((seq, Bytes::copy_from_slice(value)));
+            } else {
+                self.sealed_values.push(seq);
             }
         })?;
         for blob in journal::blobs(&values) {
@@ -449,6 +476,12 @@ impl Checked {
         }
         self.report.damages.extend(damages);
     }
+}
+
+/// Databases are repaired as they are opened: in memory only.
+fn overlaid(folder: &Path) -> Files {
+    let wrap = |_: &Path, file| Box::new(Overlay::new(file)) as Box<dyn redb::StorageBackend>;
+    Files::new(folder, Some(Arc::new(wrap)))
 }
 
 impl Report {

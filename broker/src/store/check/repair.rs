@@ -13,7 +13,8 @@ use super::super::recovery::segment_row;
 use super::super::segment::{FOLDER, Piece, SegmentId, SegmentMeta, SegmentWriter};
 use super::super::{JOURNAL, SEGMENTS, tables};
 use super::journal::Content;
-use super::{BlobFound, Checked, Damage, SegmentFound};
+use super::rebuild::{rebuild, replace};
+use super::{BlobFound, Checked, Damage, SegmentFound, caught, to_text};
 use crate::partition::Offset;
 
 impl Checked {
@@ -23,6 +24,9 @@ impl Checked {
             return Ok(());
         }
         let files = Files::new(data, None);
+        if let Some((rebuilt, _)) = self.rebuilt.take() {
+            replace(&rebuilt, data)?;
+        }
         let mut written = Vec::new();
         let mut removed = self.lost_rows.clone();
         for index in 0..self.segments.len() {
@@ -38,7 +42,12 @@ impl Checked {
         if !removed.is_empty() {
             files.sync_folder(FOLDER)?;
         }
-        // Where a database is damaged itself, what was written anew may have left that behind.
+        // A page of the database that holds nothing of ours is written anew too.
+        if self.database_fault(DATABASE_FILE)?.is_some()
+            && let Ok(rebuilt) = caught(|| rebuild(&files.path(DATABASE_FILE)).map_err(to_text))
+        {
+            replace(&rebuilt, data)?;
+        }
         let still = self.database_fault(DATABASE_FILE)?;
         let has_damaged_tables = self.report.has_damaged_tables();
         for damage in &mut self.report.damages {
@@ -77,7 +86,7 @@ impl Checked {
 
     fn commit(&self, files: &Files, written: &[SegmentMeta], removed: &[SegmentId]) -> Result<(), StoreError> {
         let blobs: Vec<&BlobFound> = self.blobs.iter().filter(|blob| blob.rewrite).collect();
-        if written.is_empty() && removed.is_empty() && blobs.is_empty() {
+        if written.is_empty() && removed.is_empty() && blobs.is_empty() && self.sealed_values.is_empty() {
             return Ok(());
         }
         let path = files.path(DATABASE_FILE);
@@ -95,6 +104,10 @@ impl Checked {
                 segments.insert(meta.id.0, segment_row(meta).as_slice())?;
             }
             let mut journal = transaction.open_table(JOURNAL)?;
+            // They go at the next commits anyway, and a page that was damaged goes with them.
+            for seq in &self.sealed_values {
+                journal.remove(seq)?;
+            }
             for blob in blobs {
                 let bytes = sound_entries(blob);
                 let mut values = bytes.chunks(CHUNK_BYTES);

@@ -1,0 +1,78 @@
+//! The journal's database where redb refuses it. After a crash redb compares every page with its checksum, and a page
+//! that is damaged costs all of them, though our own checksums tell which batch it is. So the rows are read past
+//! redb's checksums, as of its last commit, into a new database.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use redb::{
+    Builder, ConcurrencyMode, Database, Durability, Key, ReadTransaction, ReadableDatabase, ReadableTable,
+    TableDefinition, Value, WriteTransaction,
+};
+use tempfile::TempDir;
+
+use super::super::directory::DATABASE_FILE;
+use super::super::error::StoreError;
+use super::super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEGMENTS, open_table};
+
+/// Where redb's file format has its flags: after the magic number.
+const FLAGS_AT: u64 = 9;
+/// The flag of a file that was not closed.
+const RECOVERY_REQUIRED: u8 = 2;
+
+/// A folder with a database of the rows that `file` has.
+pub(super) fn rebuild(file: &Path) -> Result<TempDir, StoreError> {
+    let folder = tempfile::tempdir().map_err(|source| StoreError::io("make", &std::env::temp_dir(), source))?;
+    let copy = folder.path().join("damaged");
+    copy_as_closed(file, &copy).map_err(|source| StoreError::io("copy", file, source))?;
+    let opened = |source| StoreError::open(file, source);
+    // The only mode in which redb neither needs to know which pages are free nor looks at them all.
+    let mode = ConcurrencyMode::SingleWriter;
+    let damaged = Builder::new().set_concurrency_mode(mode).open_read_only(&copy).map_err(opened)?;
+    let rebuilt = Database::create(folder.path().join(DATABASE_FILE)).map_err(opened)?;
+    let (from, mut to) = (damaged.begin_read()?, rebuilt.begin_write()?);
+    to.set_durability(Durability::Immediate).map_err(|error| StoreError::Stopped(error.to_string()))?;
+    copy_rows(&from, &to, JOURNAL)?;
+    copy_rows(&from, &to, CATALOG)?;
+    copy_rows(&from, &to, SEGMENTS)?;
+    copy_rows(&from, &to, LOG_STARTS)?;
+    copy_rows(&from, &to, MARKS)?;
+    to.commit()?;
+    Ok(folder)
+}
+
+fn copy_as_closed(file: &Path, copy: &Path) -> io::Result<()> {
+    fs::copy(file, copy)?;
+    let copy = OpenOptions::new().read(true).write(true).open(copy)?;
+    let mut flags = [0];
+    copy.read_exact_at(&mut flags, FLAGS_AT)?;
+    copy.write_all_at(&[flags[0] & !RECOVERY_REQUIRED], FLAGS_AT)
+}
+
+fn copy_rows<K: Key + 'static, V: Value + 'static>(
+    from: &ReadTransaction,
+    to: &WriteTransaction,
+    table: TableDefinition<'_, K, V>,
+) -> Result<(), StoreError> {
+    let Some(rows) = open_table(from, table)? else { return Ok(()) };
+    let mut copy = to.open_table(table)?;
+    for row in rows.iter()? {
+        let (key, value) = row?;
+        copy.insert(key.value(), value.value())?;
+    }
+    Ok(())
+}
+
+/// Puts the rebuilt database in the place of the damaged one, wholly or not at all.
+pub(super) fn replace(rebuilt: &TempDir, data: &Path) -> Result<(), StoreError> {
+    let (new, place) = (data.join(format!("{DATABASE_FILE}.new")), data.join(DATABASE_FILE));
+    let replace = || -> io::Result<()> {
+        fs::copy(rebuilt.path().join(DATABASE_FILE), &new)?;
+        File::open(&new)?.sync_all()?;
+        fs::rename(&new, &place)?;
+        File::open(data)?.sync_all()
+    };
+    replace().map_err(|source| StoreError::io("replace", &place, source))
+}
