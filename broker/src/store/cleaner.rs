@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use millstream_record::Limits;
 
@@ -25,9 +25,6 @@ use crate::topic::Topic;
 
 /// How often retention is looked at.
 const ROUND: Duration = Duration::from_secs(1);
-
-/// How soon the thread sees that the store closes.
-const STOP_CHECK: Duration = Duration::from_millis(20);
 
 /// A segment below this size is small: some of them are merged into one.
 const SMALL_BYTES: u64 = 16 << 20;
@@ -74,13 +71,7 @@ impl Cleaner {
 
     /// Waits; `false` when the store closes.
     fn wait(&self, time: Duration) -> bool {
-        let until = Instant::now() + time;
-        while Instant::now() < until {
-            if self.is_closing() {
-                return false;
-            }
-            std::thread::sleep(STOP_CHECK);
-        }
+        self.store.wait_for_end(time);
         !self.is_closing()
     }
 

@@ -283,6 +283,7 @@ impl Committer {
     }
 
     fn run(mut self) {
+        let _on_end = OnEnd(self.store.clone());
         let failure = self.failure.clone();
         let _on_panic = OnPanic(&failure);
         while let Some(requests) = self.take() {
@@ -490,6 +491,8 @@ impl Committer {
 
     fn publish_upkeep(&mut self, upkeep: Upkeep) {
         self.trim.end = upkeep.sealed_to.unwrap_or(self.trim.end);
+        // Before the answer: the sealer looks whether some are left.
+        self.sealer.set_sealed_values(self.trim.end - self.trim.start);
         let _changing = self.store.registry().change();
         self.store.registry().added(upkeep.segments);
         for (partition, start) in &upkeep.log_starts {
@@ -517,6 +520,15 @@ impl Committer {
         while let Some(request) = self.queue.blocking_recv() {
             let _ = request.answer.send(Err(BrokerError::Storage(error.clone())));
         }
+    }
+}
+
+/// However it ends, who waits for that is woken.
+struct OnEnd(Arc<Store>);
+
+impl Drop for OnEnd {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

@@ -24,8 +24,10 @@ mod tables;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
 use redb::{Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 
 use blobs::BlobCache;
@@ -99,6 +101,9 @@ pub struct Store {
     /// Set by the first failed write: nothing is written after it.
     failure: OnceLock<Arc<StoreError>>,
     room: Room,
+    /// Whether the committer has ended.
+    ended: Mutex<bool>,
+    ending: Condvar,
     path: PathBuf,
     _lock: DirectoryLock,
 }
@@ -141,6 +146,8 @@ impl Store {
             blobs: BlobCache::new(options.tail_bytes_max.unwrap_or(blobs::TAIL_BYTES_MAX)),
             failure: OnceLock::new(),
             room: Room::new(path, options.free_bytes, disk_reserve_bytes),
+            ended: Mutex::default(),
+            ending: Condvar::new(),
             path: path.to_owned(),
             _lock: lock,
         })
@@ -176,6 +183,17 @@ impl Store {
     /// Room on its disk.
     pub(crate) fn room(&self) -> &Room {
         &self.room
+    }
+
+    /// The committer has ended: nothing is written any more.
+    pub(crate) fn end(&self) {
+        *self.ended.lock() = true;
+        self.ending.notify_all();
+    }
+
+    /// Waits so long, or until the committer has ended.
+    pub(crate) fn wait_for_end(&self, time: Duration) {
+        self.ending.wait_while_for(&mut self.ended.lock(), |ended| !*ended, time);
     }
 
     /// Whether a write failed: the store takes no more.

@@ -182,13 +182,12 @@ impl Sealer {
         // Committers must not wait for a sealer that is gone, however it went.
         let _stopped = OnEnd(&self.shared, &self.store);
         let ended = loop {
-            let next = match self.jobs.recv_timeout(IDLE) {
+            let are_left = self.shared.sealed_values.load(Ordering::Relaxed) > 0;
+            let job = if are_left { self.jobs.recv_timeout(IDLE) } else { self.jobs.recv().map_err(Into::into) };
+            let next = match job {
                 Ok(job) => self.seal(job),
                 // A commit removes some; with none to come, one is made for that.
-                Err(RecvTimeoutError::Timeout) if self.shared.sealed_values.load(Ordering::Relaxed) > 0 => {
-                    self.commit(Upkeep::default())
-                }
-                Err(RecvTimeoutError::Timeout) => Ok(()),
+                Err(RecvTimeoutError::Timeout) => self.commit(Upkeep::default()),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             if next.is_err() {
