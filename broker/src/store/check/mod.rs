@@ -141,7 +141,9 @@ impl Checked {
                 self.readable = true;
                 self.continuity();
             }
-            Some(Err(reason)) => self.damaged(DATABASE_FILE, format!("it can't be read: {reason}")),
+            Some(Err(reason)) => {
+                self.damaged(DATABASE_FILE, format!("it can't be read: {reason}; go back to a backup"))
+            }
             None => {}
         }
         // What is wrong in a value is said of its records; elsewhere it is the database's own.
