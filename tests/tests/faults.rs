@@ -259,9 +259,7 @@ pub(super) struct Workload {
 
 /// Without a reserve on a disk that runs full; otherwise with what stands for the default here.
 fn open_with_reserve(data: &Path, options: StoreOptions, disk_reserve_bytes: u64) -> Broker {
-    let settings = BrokerSettings { disk_reserve_bytes: Some(disk_reserve_bytes), ..settings() };
-    let options = StoreOptions { tail_bytes_max: Some(10_000), ..options };
-    Broker::open(data, settings, options, Arc::new(SystemClock), &mut Registry::default()).unwrap()
+    open_as(BrokerSettings { disk_reserve_bytes: Some(disk_reserve_bytes), ..settings() }, data, options).unwrap()
 }
 
 /// With a journal so small that sealing is always under way, and little of it in memory.
@@ -270,8 +268,12 @@ pub(super) fn settings() -> BrokerSettings {
 }
 
 pub(super) fn open_with(data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
+    open_as(settings(), data, options)
+}
+
+fn open_as(settings: BrokerSettings, data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
     let options = StoreOptions { tail_bytes_max: Some(10_000), ..options };
-    Broker::open(data, settings(), options, Arc::new(SystemClock), &mut Registry::default())
+    Broker::open(data, settings, options, Arc::new(SystemClock), &mut Registry::default())
 }
 
 fn group(broker: &Broker, name: &str) -> Arc<Group> {
@@ -590,6 +592,23 @@ fn what_was_acknowledged_survives_every_fault_and_commits_are_whole() {
 /// What a store whose journal has 40 KB needs to put in order what it holds, redb's copies of pages included.
 const RESERVE_BYTES: u64 = 1 << 20;
 
+/// With room again it goes on, for so many steps; and so it does when it is opened anew.
+async fn check_goes_on(
+    broker: Broker,
+    data: &Path,
+    disk: Disk,
+    workload: &mut Workload,
+    random: &mut StdRng,
+    steps: usize,
+) {
+    workload.run(&broker, random, steps).await.unwrap();
+    workload.check(&broker).await;
+    broker.stop();
+    drop(broker);
+    disk.settle();
+    check_after_reopening(data, workload, random).await;
+}
+
 /// A healthy disk again, larger than before.
 async fn check_after_reopening(data: &Path, workload: &mut Workload, random: &mut StdRng) {
     let broker = open_with(data, StoreOptions::default()).unwrap();
@@ -653,12 +672,7 @@ fn with_a_reserve_a_full_disk_refuses_writes_until_there_is_room_and_nothing_fai
                 broker.commit(Commit::default()).await.unwrap().await.unwrap();
             }
             disk.set_room(u64::MAX);
-            workload.run(&broker, &mut random, 20).await.unwrap();
-            workload.check(&broker).await;
-            broker.stop();
-            drop(broker);
-            disk.settle();
-            check_after_reopening(data.path(), &mut workload, &mut random).await;
+            check_goes_on(broker, data.path(), disk, &mut workload, &mut random, 20).await;
         });
     });
 }
@@ -683,12 +697,7 @@ fn sealing_waits_for_room_and_goes_on_without_a_restart() {
         disk.set_full_folder(None);
         wait_until("sealing goes on", || broker.store().size().segments > 0).await;
         assert!(!broker.store().has_failed());
-        workload.run(&broker, &mut random, 30).await.unwrap();
-        workload.check(&broker).await;
-        broker.stop();
-        drop(broker);
-        disk.settle();
-        check_after_reopening(data.path(), &mut workload, &mut random).await;
+        check_goes_on(broker, data.path(), disk, &mut workload, &mut random, 30).await;
     });
 }
 

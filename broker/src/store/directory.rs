@@ -99,24 +99,25 @@ fn write_format(path: &Path, format_path: &Path) -> Result<(), StoreError> {
         let mut file = File::create(&new)?;
         writeln!(file, "{FORMAT}")?;
         file.sync_all()?;
-        fs::rename(&new, format_path)?;
-        File::open(path)?.sync_all()
+        put_in_place(&new, path, FORMAT_FILE)
     };
     write().map_err(|source| StoreError::io("write", format_path, source))
 }
 
 /// Whole or not at all: redb refuses a file that a crash left before it was laid out.
 pub(super) fn make_database(path: &Path, name: &str) -> Result<(), StoreError> {
-    let (file, new) = (path.join(name), path.join(format!("{name}.new")));
+    let new = path.join(format!("{name}.new"));
     if let Err(error) = fs::remove_file(&new)
         && error.kind() != std::io::ErrorKind::NotFound
     {
         return Err(StoreError::io("remove", &new, error));
     }
     drop(redb::Builder::new().create(&new).map_err(|source| StoreError::open(&new, source))?);
-    let rename = || -> std::io::Result<()> {
-        fs::rename(&new, &file)?;
-        File::open(path)?.sync_all()
-    };
-    rename().map_err(|source| StoreError::io("rename", &new, source))
+    put_in_place(&new, path, name).map_err(|source| StoreError::io("rename", &new, source))
+}
+
+/// Gives a file of the directory, which is whole and durable, the name under which it counts.
+pub(super) fn put_in_place(new: &Path, directory: &Path, name: &str) -> std::io::Result<()> {
+    fs::rename(new, directory.join(name))?;
+    File::open(directory)?.sync_all()
 }

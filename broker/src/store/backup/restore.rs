@@ -7,8 +7,7 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use redb::Builder;
-use redb::ReadableDatabase as _;
+use redb::{Builder, ReadableDatabase as _};
 
 use super::super::segment::{self, SegmentId};
 use super::super::{directory, recovery, tables};

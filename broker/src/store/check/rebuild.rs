@@ -13,7 +13,7 @@ use redb::{
 };
 use tempfile::TempDir;
 
-use super::super::directory::DATABASE_FILE;
+use super::super::directory::{DATABASE_FILE, put_in_place};
 use super::super::error::StoreError;
 use super::super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEGMENTS, open_table};
 
@@ -67,12 +67,11 @@ fn copy_rows<K: Key + 'static, V: Value + 'static>(
 
 /// Puts the rebuilt database in the place of the damaged one, wholly or not at all.
 pub(super) fn replace(rebuilt: &TempDir, data: &Path) -> Result<(), StoreError> {
-    let (new, place) = (data.join(format!("{DATABASE_FILE}.new")), data.join(DATABASE_FILE));
+    let new = data.join(format!("{DATABASE_FILE}.new"));
     let replace = || -> io::Result<()> {
         fs::copy(rebuilt.path().join(DATABASE_FILE), &new)?;
         File::open(&new)?.sync_all()?;
-        fs::rename(&new, &place)?;
-        File::open(data)?.sync_all()
+        put_in_place(&new, data, DATABASE_FILE)
     };
-    replace().map_err(|source| StoreError::io("replace", &place, source))
+    replace().map_err(|source| StoreError::io("replace", &data.join(DATABASE_FILE), source))
 }

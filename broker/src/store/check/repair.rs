@@ -42,13 +42,14 @@ impl Checked {
         if !removed.is_empty() {
             files.sync_folder(FOLDER)?;
         }
+        let mut still = self.database_fault(DATABASE_FILE)?;
         // A page of the database that holds nothing of ours is written anew too.
-        if self.database_fault(DATABASE_FILE)?.is_some()
+        if still.is_some()
             && let Ok(rebuilt) = caught(|| rebuild(&files.path(DATABASE_FILE)).map_err(to_text))
         {
             replace(&rebuilt, data)?;
+            still = self.database_fault(DATABASE_FILE)?;
         }
-        let still = self.database_fault(DATABASE_FILE)?;
         let has_damaged_tables = self.report.has_damaged_tables();
         for damage in &mut self.report.damages {
             damage.repaired = damage.file != tables::FILE && (damage.file != DATABASE_FILE || still.is_none());
