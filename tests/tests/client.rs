@@ -517,6 +517,26 @@ async fn a_delivery_ends_in_time_without_a_server() {
     assert!(matches!(error, ClientError::Timeout { after_ms: 500, last: Some(_), .. }), "{error:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topics_first_record_waits_for_a_server_that_was_there() {
+    let mut running = Running::with_topic(1).await;
+    create_topic(&running.client, "first-used-when-it-is-back", 1).await;
+    let settings = ProducerSettings { delivery_timeout_ms: 500, ..Default::default() };
+    let (patient, hasty) = (running.client.producer(ProducerSettings::default()), running.client.producer(settings));
+    for producer in [&patient, &hasty] {
+        store(producer, ProducerRecord::new("t", "x")).await.unwrap();
+    }
+    running.server.kill();
+    let record = || ProducerRecord::new("first-used-when-it-is-back", "y");
+    let error = send_error(&hasty, record()).await;
+    assert!(matches!(&error, ClientError::Timeout { after_ms: 500, last: Some(_), .. }), "{error:?}");
+    assert!(error.to_string().contains("looking up topic first-used-when-it-is-back"), "{error}");
+    let waiting = tokio::spawn(async move { store(&patient, record()).await });
+    assert!(!waiting.is_finished());
+    running.server.restart_in_place();
+    assert_eq!(soon("the record is stored", waiting).await.unwrap().unwrap().offset, 0);
+}
+
 #[tokio::test]
 async fn a_server_that_falls_silent_leaves_the_outcome_unknown() {
     let running = Running::with_topic(1).await;

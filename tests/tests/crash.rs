@@ -83,6 +83,11 @@ async fn produce(
     mut record: impl FnMut(u64) -> ProducerRecord + Send + 'static,
 ) {
     let producer: Producer = client.producer(ProducerSettings { linger_ms: 1, ..Default::default() });
+    // Its very first contact may meet the first kill, and is not tried again by itself.
+    while let Err(error) = producer.topic(topic).await {
+        assert!(error.is_retriable(), "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let mut on_their_way = VecDeque::new();
     for number in 0.. {
         if *stop.borrow() {

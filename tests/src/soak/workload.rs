@@ -103,6 +103,8 @@ pub(super) async fn produce(mut part: Part, index: usize) -> Result<()> {
         ..Default::default()
     };
     let producer = part.client.producer(settings);
+    // A producer tries all again but its very first contact.
+    repeat(None, || async { producer.topic(sends.topic).await.map(drop) }).await?;
     let mut number = part.known.numbers.lock()[index];
     let mut on_their_way: VecDeque<(Delivery, Id)> = VecDeque::new();
     while !part.is_stopped() {
@@ -303,6 +305,7 @@ async fn make_and_delete(part: &mut Part) -> Result<()> {
     let create = || async { admin.create_topic(&name, Some(partitions), v1::TopicSettings::default()).await.map(drop) };
     repeat(Some(ErrorCode::AlreadyExists), create).await.with_context(|| format!("making {name}"))?;
     let producer = part.client.producer(ProducerSettings { retry_backoff_ms: 20, ..Default::default() });
+    repeat(None, || async { producer.topic(&name).await.map(drop) }).await?;
     let mut deliveries = Vec::new();
     for number in 0..part.random.random_range(0..500u32) {
         let value = format!("{number} {}", "x".repeat(part.random.random_range(0..1_000)));

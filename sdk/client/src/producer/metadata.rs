@@ -1,11 +1,15 @@
-//! What a producer knows of its topics is looked up again now and then: partitions may have been added,
-//! and limits altered.
+//! What a producer knows of its topics. Each is looked up when it is first used, and again now and then:
+//! partitions may have been added, and limits altered.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use millstream_api::v1;
+use tokio::time::Instant;
+
 use super::Shared;
 use super::batching::Topic;
+use super::sender::BACKOFF_MAX;
 use crate::error::ClientError;
 
 /// Refreshes until the producer is gone or closed.
@@ -21,6 +25,51 @@ pub(super) async fn refresh(shared: Weak<Shared>, every: Duration) {
 }
 
 impl Shared {
+    pub(super) fn known_topic(&self, name: &str) -> Option<Arc<Topic>> {
+        self.topics.read().get(name).filter(|topic| !topic.is_stale()).cloned()
+    }
+
+    /// Looks a topic up that is not known, or is known to be another by now.
+    pub(super) async fn describe(&self, name: &Arc<str>) -> Result<Arc<Topic>, ClientError> {
+        let begun = Instant::now();
+        let _one = self.describing.lock().await;
+        if let Some(topic) = self.known_topic(name) {
+            return Ok(topic);
+        }
+        let described = self.lookup_in_time(name, begun).await?;
+        let before = self.topics.read().get(name).cloned();
+        let topic = Arc::new(Topic::new(name, &described, before.as_deref(), &self.settings));
+        self.topics.write().insert(name.clone(), topic.clone());
+        Ok(topic)
+    }
+
+    /// Tries until the delivery timeout, counted from `begun`. Who never heard of a topic there has perhaps no
+    /// server, and is told so at once.
+    async fn lookup_in_time(&self, name: &str, begun: Instant) -> Result<v1::Topic, ClientError> {
+        let mut backoff = Duration::from_millis(self.settings.retry_backoff_ms);
+        loop {
+            let error = match self.lookup(name).await {
+                Err(error) if error.is_retriable() && !self.topics.read().is_empty() => error,
+                other => return other,
+            };
+            if begun.elapsed() + backoff > self.delivery_timeout() {
+                return Err(ClientError::Timeout {
+                    what: format!("looking up topic {name}"),
+                    after_ms: self.settings.delivery_timeout_ms,
+                    last: Some(error.to_string()),
+                });
+            }
+            tracing::debug!(topic = name, %error, "looking the topic up again in {backoff:?}");
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    async fn lookup(&self, name: &str) -> Result<v1::Topic, ClientError> {
+        let described = self.client.admin().describe_topic(name).await?;
+        described.topic.ok_or_else(|| ClientError::lacks(self.client.server(), "topic"))
+    }
+
     /// Looks up each known topic. One that can't be looked up stays as it was known: who sends to it learns
     /// what is wrong.
     async fn refresh_topics(&self) {

@@ -2,8 +2,8 @@
 //!
 //! `send` encodes a record straight into the open batch of its partition (`batching.rs`). One task
 //! a producer (`sender.rs`) sends the batches that are full or have waited long enough, and tells
-//! each batch's deliveries how it went (`delivery.rs`). Another looks the topics up again now and then
-//! (`metadata.rs`).
+//! each batch's deliveries how it went (`delivery.rs`). Topics are looked up when they are first used, and
+//! by another task again now and then (`metadata.rs`).
 
 mod batching;
 mod delivery;
@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use millstream_api::v1;
 use millstream_record::{BATCH_HEADER_BYTES, BatchBuilder, Compression};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, oneshot};
@@ -92,7 +91,8 @@ impl Default for ProducerSettings {
 /// are stored once all the same, and in order: the server knows a batch again (KIP-98) that it stored
 /// before. Only where no answer comes before the delivery timeout is the outcome of what was sent
 /// unknown ([`ClientError::UnknownOutcome`]); the records after it go on. Without
-/// [`ProducerSettings::idempotent`] every lost answer is such a one.
+/// [`ProducerSettings::idempotent`] every lost answer is such a one. Only a producer's very first contact is
+/// not tried again: where no server is, its first `send` says so at once.
 ///
 /// Dropping the last clone still sends what is buffered, in the background, as long as the runtime
 /// lives; [`Producer::close`] waits for that.
@@ -285,27 +285,6 @@ impl TopicProducer {
 const CLOSED: ClientError = ClientError::Closed { what: "producer" };
 
 impl Shared {
-    fn known_topic(&self, name: &str) -> Option<Arc<Topic>> {
-        self.topics.read().get(name).filter(|topic| !topic.is_stale()).cloned()
-    }
-
-    async fn describe(&self, name: &Arc<str>) -> Result<Arc<Topic>, ClientError> {
-        let _one = self.describing.lock().await;
-        if let Some(topic) = self.known_topic(name) {
-            return Ok(topic);
-        }
-        let described = self.lookup(name).await?;
-        let before = self.topics.read().get(name).cloned();
-        let topic = Arc::new(Topic::new(name, &described, before.as_deref(), &self.settings));
-        self.topics.write().insert(name.clone(), topic.clone());
-        Ok(topic)
-    }
-
-    async fn lookup(&self, name: &str) -> Result<v1::Topic, ClientError> {
-        let described = self.client.admin().describe_topic(name).await?;
-        described.topic.ok_or_else(|| ClientError::lacks(self.client.server(), "topic"))
-    }
-
     fn check_open(&self) -> Result<(), ClientError> {
         if self.closed.load(Ordering::Relaxed) { Err(CLOSED) } else { Ok(()) }
     }

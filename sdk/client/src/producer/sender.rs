@@ -31,7 +31,7 @@ use crate::client::Channel;
 use crate::error::ClientError;
 
 /// The longest wait before another attempt.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 pub(super) struct Sender {
     shared: Arc<Shared>,
