@@ -1,15 +1,16 @@
 //! What the servers and the runtime call: topics, writing, reading, groups.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
-use millstream_record::{BatchHeader, Limits, RecordBatch};
+use millstream_record::{Limits, RecordBatch};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::catalog::{NEXT_PRODUCER_ID, NEXT_TOPIC_ID, catalog_number, load_topics, to_json, topic_key};
 use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::group::assign::MemberId;
@@ -18,16 +19,15 @@ use crate::group::{Group, GroupKind, Groups};
 use crate::metrics::{BrokerCollector, BrokerMetrics};
 use crate::name::{GroupId, TopicName};
 use crate::partition::{Offset, Partition, TopicId, TopicPartition};
-use crate::producer::{Producer, ProducerId, ProducerIdentity, ProducerIds};
+use crate::producer::{ProducerId, ProducerIdentity, ProducerIds};
 use crate::quota::{QuotaSettings, Quotas};
+use crate::start::Restoring;
 use crate::state::StateIndex;
 use crate::store::cleaner::Cleaner;
 use crate::store::committer::{CommitQueue, Committer};
-use crate::store::recovery::Replayed;
-use crate::store::sealer::{SealerHandle, sealer};
-use crate::store::{
-    Append, CatalogChange, Commit, Fence, OffsetChange, Receipt, Store, StoreError, StoreOptions, Tables,
-};
+use crate::store::merge::EXTENTS_MAX;
+use crate::store::sealer::sealer;
+use crate::store::{Append, CatalogChange, Commit, Fence, OffsetChange, Receipt, Store, StoreError, StoreOptions};
 use crate::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};
 
 /// Bytes that may wait for the committer: half a second of a slow disk. A write beyond waits.
@@ -42,13 +42,6 @@ const PARTS_OF_JOURNAL: u64 = 4;
 
 /// A permit of the queue's semaphore stands for this many bytes: permits are counted in 32 bits.
 const PERMIT_BYTES: usize = 1024;
-
-const TOPIC_PREFIX: &str = "topic/";
-/// The id of the next topic: ids are never used again, so records of a deleted topic stay dead.
-const NEXT_TOPIC_ID: &str = "next-topic-id";
-
-/// Producer ids from this one on are not reserved by any process yet.
-const NEXT_PRODUCER_ID: &str = "next-producer-id";
 
 /// A week: as long as Kafka keeps a producer's transactional id.
 const PRODUCER_EXPIRY_MS_DEFAULT: u64 = 7 * 24 * 60 * 60 * 1_000;
@@ -163,14 +156,16 @@ impl Broker {
         registry: &mut Registry,
     ) -> Result<Self, StoreError> {
         let disk_reserve_bytes = settings.disk_reserve_bytes.unwrap_or(settings.journal_bytes_max);
-        let store = Arc::new(Store::open(path, options, disk_reserve_bytes)?);
+        let extents_max = options.extents_max.unwrap_or(EXTENTS_MAX);
+        let (store, extents) = Store::open(path, options, disk_reserve_bytes)?;
+        let store = Arc::new(store);
         let topics = load_topics(&store)?;
         let groups = Arc::new(Groups::default());
         let state = Arc::new(StateIndex::new(store.tables().clone()));
         let (sealer_handle, sealer) = sealer(settings.journal_bytes_max / PARTS_OF_JOURNAL);
         let now_ms = clock.now_ms();
         let restoring = Restoring { store: &store, topics: &topics, groups: &groups, state: &state, now_ms };
-        let journal = restoring.run(&sealer_handle, settings.producer_expiry_ms)?;
+        let journal = restoring.run(extents, &sealer_handle, settings.producer_expiry_ms)?;
         let producer_ids = ProducerIds::new(catalog_number(&store, NEXT_PRODUCER_ID)?.unwrap_or(0));
         let topics = Arc::new(RwLock::new(topics));
         let domain = Arc::new(Domain { topics: topics.clone(), groups: groups.clone(), clock: clock.clone() });
@@ -186,7 +181,8 @@ impl Broker {
             failed,
         )?;
         let sealer = sealer.start(store.clone(), domain.clone(), queue.downgrade())?;
-        let cleaner = Cleaner { store: store.clone(), domain, queue: queue.downgrade(), limits: settings.limits };
+        let cleaner =
+            Cleaner { store: store.clone(), domain, queue: queue.downgrade(), limits: settings.limits, extents_max };
         let cleaner = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
@@ -304,7 +300,7 @@ impl Broker {
         if self.0.topics.read().contains_key(name) {
             return Err(BrokerError::TopicExists { topic: name.clone() });
         }
-        let id = next_topic_id(&self.0.store)?;
+        let id = catalog_number(&self.0.store, NEXT_TOPIC_ID)?.unwrap_or(1);
         let created_at_ms = self.0.clock.now_ms();
         let meta = TopicMeta { id, partitions, settings, internal, keys_moved: false, created_at_ms };
         let catalog = vec![
@@ -731,174 +727,4 @@ fn check_partitions(partitions: u32, min: u32) -> Result<(), BrokerError> {
         value: partitions.to_string(),
         allowed: format!("use {min} to {PARTITIONS_MAX}{why}"),
     })
-}
-
-fn topic_key(name: &TopicName) -> String {
-    format!("{TOPIC_PREFIX}{name}")
-}
-
-fn to_json<T: serde::Serialize>(value: &T) -> Vec<u8> {
-    serde_json::to_vec(value).expect("plain structs serialise")
-}
-
-fn next_topic_id(store: &Store) -> Result<u32, StoreError> {
-    Ok(catalog_number(store, NEXT_TOPIC_ID)?.unwrap_or(1))
-}
-
-fn catalog_number<N: std::str::FromStr>(store: &Store, key: &str) -> Result<Option<N>, StoreError> {
-    let Some(stored) = store.catalog_get(key)? else { return Ok(None) };
-    let parsed = std::str::from_utf8(&stored).ok().and_then(|text| text.parse().ok());
-    let corrupt =
-        || StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason: format!("{stored:?} is no number") };
-    parsed.map(Some).ok_or_else(corrupt)
-}
-
-fn load_topics(store: &Store) -> Result<BTreeMap<TopicName, Arc<Topic>>, StoreError> {
-    let mut topics = BTreeMap::new();
-    for (key, value) in store.catalog_scan(TOPIC_PREFIX)? {
-        let corrupt = |reason: String| StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason };
-        let name = TopicName::new(&key[TOPIC_PREFIX.len()..]).map_err(|e| corrupt(e.to_string()))?;
-        let meta: TopicMeta = serde_json::from_slice(&value).map_err(|e| corrupt(e.to_string()))?;
-        topics.insert(name.clone(), Arc::new(Topic::new(name, meta)));
-    }
-    Ok(topics)
-}
-
-/// Rebuilds memory at the start: from the registry and the tables what is sealed, then from the journal
-/// the rest.
-struct Restoring<'a> {
-    store: &'a Store,
-    topics: &'a BTreeMap<TopicName, Arc<Topic>>,
-    groups: &'a Groups,
-    state: &'a StateIndex,
-    now_ms: i64,
-}
-
-impl Restoring<'_> {
-    fn run(&self, sealer: &SealerHandle, producer_expiry_ms: u64) -> Result<Replayed, StoreError> {
-        let by_id: HashMap<TopicId, &Arc<Topic>> = self.topics.values().map(|topic| (topic.id(), topic)).collect();
-        self.partitions(&by_id)?;
-        self.tables(&by_id)?;
-        self.producers(&by_id, self.now_ms.saturating_sub_unsigned(producer_expiry_ms))?;
-        self.journal(&by_id, sealer)
-    }
-
-    fn partitions(&self, by_id: &HashMap<TopicId, &Arc<Topic>>) -> Result<(), StoreError> {
-        let mut extents: HashMap<(TopicId, u32), Vec<_>> = HashMap::new();
-        for meta in self.store.registry().all() {
-            for owned in &meta.extents {
-                extents.entry((owned.topic, owned.partition)).or_default().push(owned.extent);
-            }
-        }
-        let mut starts: HashMap<(TopicId, u32), Offset> = HashMap::new();
-        for (topic, partition, start) in self.store.log_starts()? {
-            starts.insert((TopicId(topic), partition), Offset::new(start).unwrap_or_default());
-        }
-        // Extents and starts of deleted topics are left over, and no topic asks for them.
-        for partition in by_id.values().flat_map(|topic| topic.partitions()) {
-            let place = (partition.topic_id(), partition.name().partition);
-            let start = starts.remove(&place).unwrap_or_default();
-            let restored = partition.restore(start, extents.remove(&place).unwrap_or_default());
-            restored.map_err(|reason| StoreError::Corrupt { what: "the registry of segments".into(), reason })?;
-        }
-        Ok(())
-    }
-
-    fn tables(&self, by_id: &HashMap<TopicId, &Arc<Topic>>) -> Result<(), StoreError> {
-        let tables = self.store.tables();
-        for (store, partition, count) in tables.counts()? {
-            self.state.set_count(&store, partition, count);
-        }
-        tables.offsets(|group, kind, topic, partition, offset| {
-            let corrupt = |reason: String| StoreError::Corrupt { what: "table offsets".into(), reason };
-            if by_id.contains_key(&TopicId(topic)) {
-                let group = self.group(group, kind).map_err(corrupt)?;
-                let offset = Offset::new(offset).ok_or_else(|| corrupt("a negative offset".into()))?;
-                group.restore(TopicId(topic), partition, offset);
-            }
-            Ok(())
-        })
-    }
-
-    /// What the tables remember of producers. Those that were idle for too long, and those of deleted
-    /// topics, are forgotten there too.
-    fn producers(&self, by_id: &HashMap<TopicId, &Arc<Topic>>, idle_since_ms: i64) -> Result<(), StoreError> {
-        let mut forgotten = Vec::new();
-        self.store.tables().producers(|topic, number, id, row| {
-            let corrupt = |reason: String| StoreError::Corrupt { what: "table producers".into(), reason };
-            let producer = Producer::decode(row).map_err(corrupt)?;
-            let partition = by_id.get(&TopicId(topic)).and_then(|topic| topic.partition(number).ok());
-            match (partition, ProducerId::new(id)) {
-                (Some(partition), Some(id)) if producer.last_append_ms() >= idle_since_ms => {
-                    partition.producers().restore(id, producer);
-                }
-                _ => forgotten.push((Tables::producer_key(topic, number, id), None)),
-            }
-            Ok(())
-        })?;
-        self.store.tables().write_producers(&forgotten)
-    }
-
-    fn group(&self, id: &str, kind: u8) -> Result<Arc<Group>, String> {
-        let kind = GroupKind::from_journal(kind).ok_or("a group of unknown kind")?;
-        let id = GroupId::new(id).map_err(|e| e.to_string())?;
-        self.groups.get_or_create(&id, kind).map_err(|e| e.to_string())
-    }
-
-    fn journal(&self, by_id: &HashMap<TopicId, &Arc<Topic>>, sealer: &SealerHandle) -> Result<Replayed, StoreError> {
-        use crate::store::recovery::{Entry, location};
-
-        self.store.replay(|seq, entry| {
-            match entry {
-                Entry::Batches { run, pos, batches, sound } => {
-                    // Records of a deleted topic stay in the journal until it is trimmed.
-                    let Some(topic) = by_id.get(&run.topic) else { return Ok(()) };
-                    let partition = topic.partition(run.partition).map_err(|e| e.to_string())?;
-                    if !sound {
-                        tracing::error!(
-                            partition = %partition.name(), base = %run.base, end = %run.end,
-                            "a record batch in the journal is damaged; `millstream check` says which"
-                        );
-                    }
-                    // What retention removed is gone.
-                    if run.end > partition.start() {
-                        if run.base != partition.end() {
-                            let (name, end) = (partition.name(), partition.end());
-                            return Err(format!("{name}: records at offset {} cannot follow offset {end}", run.base));
-                        }
-                        partition.publish(run.run(location(seq, pos, batches)));
-                    }
-                    replay_producers(partition, batches, self.now_ms);
-                }
-                Entry::Offset(entry) => {
-                    if by_id.contains_key(&entry.topic) {
-                        let offset = Offset::new(entry.offset).ok_or("a negative offset")?;
-                        let group = self.group(entry.group, entry.kind)?;
-                        group.set_assigned(entry.topic, entry.partition, offset);
-                        group.set_committed(entry.topic, entry.partition, offset);
-                    }
-                }
-                Entry::State(change) => self.state.apply(&change, seq),
-                Entry::DropState { store } => self.state.drop_store(store, seq),
-                Entry::DropGroup { group } => {
-                    if let Ok(id) = GroupId::new(group) {
-                        self.groups.remove(&id);
-                        sealer.group_dropped(&id);
-                    }
-                }
-            }
-            Ok(())
-        })
-    }
-}
-
-/// What a partition knows of the producers of batches that stand in the journal. When they came is not
-/// known there: it counts from now. What does not parse is damaged, and nobody knows whose it was.
-fn replay_producers(partition: &Partition, batches: &[u8], now_ms: i64) {
-    let mut producers = partition.producers();
-    let mut pos = 0;
-    while let Ok(header) = BatchHeader::parse(&batches[pos..]) {
-        producers.replay(&header, now_ms);
-        pos += header.batch_bytes;
-    }
 }

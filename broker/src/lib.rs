@@ -4,6 +4,7 @@
 //! `store/committer.rs`. This crate knows nothing of WebAssembly, and only `store/` knows redb.
 
 pub mod broker;
+mod catalog;
 pub mod clock;
 pub mod error;
 pub mod fetch;
@@ -14,6 +15,7 @@ pub mod name;
 pub mod partition;
 pub mod producer;
 pub mod quota;
+mod start;
 pub mod state;
 pub mod store;
 pub mod topic;

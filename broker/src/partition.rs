@@ -386,6 +386,14 @@ impl Partition {
         start
     }
 
+    /// The offset from which records are kept where those before `read_to` go: of what is stored together, all or
+    /// nothing.
+    pub(crate) fn unread_from(&self, read_to: Offset) -> Offset {
+        let index = self.index.read();
+        let ends = index.extents.iter().map(|extent| extent.end).chain(index.runs.iter().map(|run| run.end));
+        ends.take_while(|end| *end <= read_to).last().unwrap_or(index.start)
+    }
+
     /// Reads whole batches from the one that holds the range's first offset: at least one where
     /// there is one, and no more than `bytes_max` beyond that. Blocks on the disk for what memory does not hold.
     ///

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_broker::clock::SystemClock;
+use millstream_broker::group::GroupKind;
 use millstream_broker::partition::ReadRange;
 use millstream_broker::store::StoreOptions;
 use millstream_broker::topic::TopicSettings;
-use millstream_broker::{Broker, BrokerSettings, Offset, TopicName};
+use millstream_broker::{Broker, BrokerSettings, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Compression, Limits, Record, split_batches};
 use millstream_runtime::{Runtime, RuntimeSettings};
 use prometheus_client::registry::Registry;
@@ -49,6 +50,18 @@ impl Instance {
     pub async fn topic(&self, name: &str, partitions: u32) {
         let name = TopicName::new(name).expect("a topic's name");
         self.broker.create_topic(&name, partitions, TopicSettings::default(), false).await.expect("a new topic");
+    }
+
+    /// Makes a group that never reads a repartition topic, which keeps its records for that.
+    ///
+    /// # Panics
+    /// Where the topic is not there, or has lost some.
+    pub async fn keep(&self, topic: &str) {
+        let topic = self.broker.topic(topic).expect("the topic is there");
+        let id = GroupId::new(&format!("keeps-{}", topic.name())).expect("a group's name");
+        let group = self.broker.groups().get_or_create(&id, GroupKind::Consumer).expect("a group of consumers");
+        let all: Vec<_> = topic.partitions().iter().map(|of| (of.name().clone(), Offset::ZERO)).collect();
+        self.broker.set_offsets(&group, &all).await.expect("nothing is lost yet");
     }
 
     /// Pushes a module of `guests/` under its own name.

@@ -11,6 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use millstream_client::{Client, ClientError, Position, v1};
 use serde::Deserialize;
 
 /// The workspace's folder.
@@ -44,6 +45,20 @@ pub fn guest(name: &str) -> Bytes {
 /// The path of a module as `cargo xtask guests` built it.
 pub fn guest_path(name: &str) -> PathBuf {
     root().join("target/guests").join(format!("{name}.wasm"))
+}
+
+/// Makes a group that never reads a repartition topic, which keeps its records for that.
+///
+/// # Errors
+/// What the server says.
+pub async fn keep(client: &Client, topic: &str) -> Result<(), ClientError> {
+    let starts = client.admin().list_offsets(topic, &[], Position::Earliest).await?;
+    let start = |at: v1::PartitionOffset| v1::TopicPartitionOffset {
+        topic: topic.to_owned(),
+        partition: at.partition,
+        offset: at.offset,
+    };
+    client.admin().commit_offsets(&format!("keeps-{topic}"), starts.into_iter().map(start).collect()).await
 }
 
 /// One flight of `data/flights-20k.ndjson.gz`.

@@ -527,6 +527,7 @@ async fn several_sources_and_many_keys_equal_a_native_computation() {
     instance.push("count").await;
     let words = "pipeline: p\nfrom: [a, z, b]\nstages:\n- map: words\n  to: words\n- aggregate: count\nto: out\n";
     instance.apply(words).await;
+    instance.keep("p.count.repartition").await;
     // An aggregate on several topics, without a map before it.
     instance.apply("pipeline: q\nfrom: [b, z]\nstages:\n- aggregate: count\nto: of-keys\n").await;
     let value = |partition: u32, number: usize| format!("w{} v{} u{partition}", number * 31 % 5_003, number % 7);
@@ -558,6 +559,51 @@ async fn several_sources_and_many_keys_equal_a_native_computation() {
     }
     let of_keys = counts(produced[1].iter().chain(&produced[2]).flatten());
     assert_eq!(last_counts(&pairs(&instance, "of-keys").await), of_keys);
+    instance.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repartition_topic_keeps_what_a_group_of_its_own_has_not_read() {
+    let (instance, data) = open(2).await;
+    instance.push("words").await;
+    instance.push("count").await;
+    for pipeline in ["kept", "purged"] {
+        let file =
+            format!("pipeline: {pipeline}\nfrom: in\nstages:\n- map: words\n- aggregate: count\nto: {pipeline}\n");
+        instance.apply(&file).await;
+    }
+    let [kept, purged] = ["kept.count.repartition", "purged.count.repartition"];
+    instance.keep(kept).await;
+    let load = Load::start(&instance, "in", |_, number| (None, format!("w{} w{}", number % 50, number % 7)));
+    load.more(2_000).await;
+    let is_purged = |instance: &Instance| {
+        let topic = instance.broker.topic(purged).unwrap();
+        topic.partitions().iter().all(|partition| partition.start() == partition.end())
+    };
+    let starts = || instance.broker.topic(purged).unwrap().partitions().iter().map(|of| of.start()).max();
+    wait_until("something is purged meanwhile", || starts() > Some(Offset::ZERO)).await;
+    load.more(500).await;
+    let produced = load.stop().await;
+    settled(&instance).await;
+    wait_until("what is read is purged", || is_purged(&instance)).await;
+    // The pipelines go on after a restart, and know of all there was.
+    instance.stop().await;
+    let instance = Instance::open(data.path());
+    let load = Load::start(&instance, "in", |_, number| (None, format!("w{} after", number % 50)));
+    load.more(100).await;
+    let after = load.stop().await;
+    settled(&instance).await;
+    wait_until("what is read is purged", || is_purged(&instance)).await;
+    let words = produced.iter().chain(&after).flatten().flat_map(|(_, value)| value.split(' '));
+    let words: Vec<Pair> = words.map(|word| (Some(word.to_owned()), String::new())).collect();
+    for pipeline in ["kept", "purged"] {
+        assert_eq!(last_counts(&pairs(&instance, pipeline).await), counts(&words), "{pipeline}");
+    }
+    // The other topic has every word.
+    assert_eq!(pairs(&instance, kept).await.len(), words.len());
+    let topic = instance.broker.topic(purged).unwrap();
+    let ends: i64 = topic.partitions().iter().map(|partition| partition.end().get()).sum();
+    assert_eq!(ends, words.len() as i64);
     instance.stop().await;
 }
 

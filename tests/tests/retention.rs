@@ -35,10 +35,14 @@ struct Running {
 
 impl Running {
     fn open(data: &Path, now_ms: i64) -> Self {
+        Self::open_with(data, now_ms, JOURNAL_BYTES, StoreOptions::default())
+    }
+
+    fn open_with(data: &Path, now_ms: i64, journal_bytes_max: u64, options: StoreOptions) -> Self {
         let clock = Arc::new(SetClock(AtomicI64::new(now_ms)));
-        let settings = BrokerSettings { journal_bytes_max: JOURNAL_BYTES, ..BrokerSettings::default() };
+        let settings = BrokerSettings { journal_bytes_max, ..BrokerSettings::default() };
         // Most reads go to the disk.
-        let options = StoreOptions { tail_bytes_max: Some(10_000), ..StoreOptions::default() };
+        let options = StoreOptions { tail_bytes_max: Some(10_000), ..options };
         let broker = Broker::open(data, settings, options, clock.clone(), &mut Registry::default()).unwrap();
         Self { broker, clock }
     }
@@ -314,6 +318,52 @@ async fn a_deleted_topic_frees_its_segments_and_small_ones_are_merged() {
     let partition = running.broker.topic("stays").unwrap().partitions()[1].clone();
     assert_eq!(read_from(&running.broker, &partition, Offset::ZERO).await.len(), 200);
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_many_partitions_have_in_many_segments_is_joined() {
+    const PARTITIONS: u32 = 64;
+    const RECORDS: usize = 80;
+    let data = tempfile::tempdir().unwrap();
+    // Parts of a quarter of it, 18 MiB: no segment is small.
+    let open = || {
+        let options = StoreOptions { extents_max: Some(2 * PARTITIONS as usize), ..StoreOptions::default() };
+        Running::open_with(data.path(), 0, 72 << 20, options)
+    };
+    let mut running = open();
+    let topic = running.topic("t", PARTITIONS, TopicSettings::default()).await;
+    let value = |partition: u32, number: usize| format!("{partition} {number} {}", "v".repeat(90_000));
+    for number in 0..RECORDS {
+        let produced = topic.partitions().iter().map(|partition| {
+            let value = value(partition.name().partition, number);
+            let (running, topic) = (&running, &topic);
+            async move { running.produce(topic, partition.name().partition, 0, &[("k", Some(&value))]).await }
+        });
+        futures::future::join_all(produced).await;
+        if number % 4 == 3 {
+            let journal_bytes =
+                || topic.partitions().iter().map(|partition| partition.size().journal_bytes).sum::<u64>();
+            wait_until("a part is sealed", || journal_bytes() < 18 << 20).await;
+        }
+    }
+    let extents = |running: &Running| {
+        let topic = running.broker.topic("t").unwrap();
+        topic.partitions().iter().map(|partition| partition.size().segments).sum::<u32>()
+    };
+    // Of 20 segments, and of fewer than the 8 that are joined, and what they became.
+    wait_until("extents are joined", || extents(&running) <= 10 * PARTITIONS).await;
+    for times in 0..2 {
+        for partition in running.broker.topic("t").unwrap().partitions() {
+            let records = read_from(&running.broker, partition, Offset::ZERO).await;
+            assert_eq!(records.len(), RECORDS, "{}, open {times}", partition.name());
+            for (number, record) in records.iter().enumerate() {
+                assert!(text(record.value.as_ref()) == Some(value(partition.name().partition, number)));
+            }
+        }
+        running.stop().await;
+        running = open();
+    }
+    assert!(extents(&running) <= 10 * PARTITIONS);
 }
 
 #[tokio::test(flavor = "multi_thread")]

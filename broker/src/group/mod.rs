@@ -133,6 +133,11 @@ impl Group {
         all
     }
 
+    /// Calls `visit` with every committed offset.
+    pub(crate) fn visit_committed(&self, mut visit: impl FnMut(TopicId, u32, Offset)) {
+        self.committed.read().iter().for_each(|((topic, partition), offset)| visit(*topic, *partition, *offset));
+    }
+
     /// Whether an offset was committed in any partition of the topic.
     pub fn has_committed(&self, topic: TopicId) -> bool {
         self.committed.read().keys().any(|(of, _)| *of == topic)

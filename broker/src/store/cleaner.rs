@@ -1,11 +1,11 @@
 //! The cleaner: what becomes of records that are sealed. Retention moves the first offset that is kept;
 //! compaction (`compaction.rs`) leaves the last record of each key; segments that hold nothing any more
-//! are removed, and those that hold little are merged.
+//! are removed, and others are merged (`merge.rs`).
 //!
 //! One thread looks at all of it, once a second. It writes new segments beside the old; one commit puts
 //! them in their place, so a reader finds the old records or the new ones.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,8 +16,8 @@ use millstream_record::Limits;
 use super::committer::{Ended, Upkeep, WeakCommitQueue};
 use super::compaction::compact;
 use super::error::StoreError;
-use super::pause::Pause;
-use super::segment::{Extent, OwnedExtent, SegmentId, SegmentMeta, SegmentWriter};
+use super::merge::{Live, merge};
+use super::segment::{OwnedExtent, SegmentFile, SegmentId};
 use super::{Store, spawn};
 use crate::broker::Domain;
 use crate::partition::{Offset, Partition, TopicId};
@@ -25,15 +25,6 @@ use crate::topic::Topic;
 
 /// How often retention is looked at.
 const ROUND: Duration = Duration::from_secs(1);
-
-/// A segment below this size is small: some of them are merged into one.
-const SMALL_BYTES: u64 = 16 << 20;
-
-/// So many small segments are merged. Each level of merging writes its bytes once more.
-const MERGE_SEGMENTS: usize = 8;
-
-/// Bytes of live records that one merge writes.
-const MERGE_BYTES_MAX: u64 = 128 << 20;
 
 /// Compaction begins once records that it has not seen are this part of a partition: Kafka's
 /// `min.cleanable.dirty.ratio`, a half.
@@ -44,10 +35,9 @@ pub(crate) struct Cleaner {
     pub(crate) domain: Arc<Domain>,
     pub(crate) queue: WeakCommitQueue,
     pub(crate) limits: Limits,
+    /// Extents in use beyond which segments are merged so that there are fewer.
+    pub(crate) extents_max: usize,
 }
-
-/// The extents in use of each segment, and whose they are.
-type Live = HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>>;
 
 impl Cleaner {
     /// Starts the thread; it ends with the committer.
@@ -94,8 +84,7 @@ impl Cleaner {
         self.retain(now_ms)?;
         let now = self.store.registry().changes();
         if *changes != Some(now) {
-            self.remove_dead()?;
-            self.merge()?;
+            self.tidy()?;
             *changes = Some(now);
         }
         let topics = self.topics();
@@ -122,10 +111,12 @@ impl Cleaner {
 
     // ---- retention
 
-    /// Moves the first offset that is kept of each partition whose topic has a retention.
+    /// Moves the first offset that is kept of each partition whose topic does not keep all.
     fn retain(&self, now_ms: i64) -> Result<(), Ended> {
         let mut log_starts = Vec::new();
-        for topic in self.topics() {
+        let topics = self.topics();
+        self.retain_unread(&topics, &mut log_starts);
+        for topic in topics {
             let settings = &topic.meta().settings;
             if !settings.cleanup.deletes() {
                 continue;
@@ -147,10 +138,36 @@ impl Cleaner {
         self.queue.commit_upkeep(Upkeep { log_starts, ..Upkeep::default() })
     }
 
+    /// A repartition topic keeps what a group that reads it has not read: its pipeline, or whoever else looks.
+    fn retain_unread(&self, topics: &[Arc<Topic>], log_starts: &mut Vec<(Arc<Partition>, Offset)>) {
+        let internal = || topics.iter().filter(|topic| topic.meta().internal);
+        let mut read_to: HashMap<(TopicId, u32), Option<Offset>> = internal()
+            .flat_map(|topic| topic.partitions().iter().map(|of| ((topic.id(), of.name().partition), None)))
+            .collect();
+        if read_to.is_empty() {
+            return;
+        }
+        for group in self.domain.groups.all() {
+            group.visit_committed(|topic, partition, offset| {
+                if let Some(least) = read_to.get_mut(&(topic, partition)) {
+                    *least = Some(least.map_or(offset, |least| least.min(offset)));
+                }
+            });
+        }
+        for partition in internal().flat_map(|topic| topic.partitions()) {
+            if let Some(read_to) = read_to[&(partition.topic_id(), partition.name().partition)] {
+                let start = partition.unread_from(read_to);
+                if start > partition.start() {
+                    log_starts.push((partition.clone(), start));
+                }
+            }
+        }
+    }
+
     // ---- segments
 
     /// Every segment, and what of them is in use.
-    fn live(&self) -> (Vec<Arc<SegmentMeta>>, Live) {
+    fn live(&self) -> (Vec<SegmentFile>, Live) {
         // A segment that was just added must be seen with its extents.
         let _changing = self.store.registry().change();
         let mut live = Live::new();
@@ -164,83 +181,44 @@ impl Cleaner {
         (self.store.registry().all(), live)
     }
 
-    fn remove_dead(&self) -> Result<(), Ended> {
-        let (segments, live) = self.live();
-        let removed: Vec<_> = segments.iter().map(|meta| meta.id).filter(|id| !live.contains_key(id)).collect();
-        if removed.is_empty() {
-            return Ok(());
+    /// Removes segments of which nothing is in use, and merges others.
+    fn tidy(&self) -> Result<(), Ended> {
+        let (mut segments, live) = self.live();
+        let removed: Vec<_> = segments.extract_if(.., |segment| !live.contains_key(&segment.id)).collect();
+        if !removed.is_empty() {
+            let removed = removed.iter().map(|segment| segment.id).collect();
+            self.queue.commit_upkeep(Upkeep { removed, ..Upkeep::default() })?;
         }
-        self.queue.commit_upkeep(Upkeep { removed, ..Upkeep::default() })
-    }
-
-    /// Writes what is left of segments that hold little into one.
-    fn merge(&self) -> Result<(), Ended> {
-        let (segments, mut live) = self.live();
-        let mut chosen: Vec<SegmentId> = Vec::new();
-        let mut small: Vec<SegmentId> = Vec::new();
-        let mut bytes = 0;
-        for meta in &segments {
-            let live_bytes: u64 = live.get(&meta.id).into_iter().flatten().map(|(_, extent)| extent.bytes).sum();
-            if bytes + live_bytes > MERGE_BYTES_MAX {
-                break;
-            }
-            if live_bytes * 2 < meta.extent_bytes {
-                bytes += live_bytes;
-                chosen.push(meta.id);
-            } else if meta.file_bytes < SMALL_BYTES {
-                bytes += live_bytes;
-                small.push(meta.id);
-            }
-        }
-        if small.len() >= MERGE_SEGMENTS {
-            chosen.append(&mut small);
-        }
-        if chosen.is_empty() || !self.has_room(bytes, "segments are not merged")? {
-            return Ok(());
-        }
-        let mut by_partition: BTreeMap<(TopicId, u32), (Arc<Partition>, Vec<Extent>)> = BTreeMap::new();
-        for (partition, extent) in chosen.iter().filter_map(|id| live.remove(id)).flatten() {
-            let place = (partition.topic_id(), partition.name().partition);
-            by_partition.entry(place).or_insert_with(|| (partition, Vec::new())).1.push(extent);
-        }
-        let mut output = Output::new(self);
-        for (partition, mut extents) in by_partition.into_values() {
-            extents.sort_unstable_by_key(|extent| extent.base);
-            for joined in adjoining(&extents) {
-                output.begin(&partition, joined[0].base, joined[0].compacted)?;
-                joined.iter().try_for_each(|extent| output.copy(extent))?;
-                output.end(joined[joined.len() - 1].end);
-            }
-        }
-        let mut upkeep = output.finish()?;
-        upkeep.removed = chosen;
-        self.queue.commit_upkeep(upkeep)
+        merge(self, &segments, live)
     }
 
     /// The rows of segments without the extents of a partition that others took the place of, and the
     /// segments that hold nothing else.
-    pub(super) fn without(&self, partition: &Partition, offsets: Range<Offset>, upkeep: &mut Upkeep) {
+    pub(super) fn without(
+        &self,
+        partition: &Partition,
+        offsets: Range<Offset>,
+        upkeep: &mut Upkeep,
+    ) -> Result<(), StoreError> {
         let mut of: Vec<SegmentId> = partition.extents().iter().map(|extent| extent.segment).collect();
         of.sort_unstable();
         of.dedup();
-        for meta in self.store.registry().all() {
-            if of.binary_search(&meta.id).is_err() {
-                continue;
-            }
-            let replaced = |owned: &OwnedExtent| {
-                (owned.topic, owned.partition) == (partition.topic_id(), partition.name().partition)
-                    && owned.extent.base >= offsets.start
-                    && owned.extent.end <= offsets.end
-            };
-            let mut meta = SegmentMeta::clone(&meta);
+        let replaced = |owned: &OwnedExtent| {
+            (owned.topic, owned.partition) == (partition.topic_id(), partition.name().partition)
+                && owned.extent.base >= offsets.start
+                && owned.extent.end <= offsets.end
+        };
+        for id in of {
+            let mut meta = self.store.segment_meta(id)?;
             let before = meta.extents.len();
             meta.extents.retain(|owned| !replaced(owned));
             match meta.extents.len() {
-                0 => upkeep.removed.push(meta.id),
+                0 => upkeep.removed.push(id),
                 after if after < before => upkeep.segments.push(meta),
                 _ => {}
             }
         }
+        Ok(())
     }
 }
 
@@ -249,93 +227,4 @@ fn is_dirty(partition: &Partition) -> bool {
     let extents = partition.extents();
     let dirty: u64 = extents.iter().filter(|extent| !extent.compacted).map(|extent| extent.bytes).sum();
     dirty > 0 && dirty * DIRTY_FRACTION >= extents.iter().map(|extent| extent.bytes).sum()
-}
-
-/// Groups extents that follow one another and are alike.
-fn adjoining(extents: &[Extent]) -> impl Iterator<Item = &[Extent]> {
-    extents.chunk_by(|a, b| a.end == b.base && a.compacted == b.compacted)
-}
-
-/// New segments in the making, and the extents that partitions get in them.
-pub(super) struct Output<'a> {
-    cleaner: &'a Cleaner,
-    writer: Option<SegmentWriter>,
-    open: Option<Arc<Partition>>,
-    /// Of the open segment, in the order of its extents.
-    partitions: Vec<Arc<Partition>>,
-    upkeep: Upkeep,
-    pause: Pause,
-}
-
-impl<'a> Output<'a> {
-    pub(super) fn new(cleaner: &'a Cleaner) -> Self {
-        Self {
-            cleaner,
-            writer: None,
-            open: None,
-            partitions: Vec::new(),
-            upkeep: Upkeep::default(),
-            pause: Pause::default(),
-        }
-    }
-
-    /// Begins an extent of a partition.
-    pub(super) fn begin(&mut self, partition: &Arc<Partition>, base: Offset, compacted: bool) -> Result<(), Ended> {
-        if self.is_full() {
-            self.close_segment()?;
-        }
-        if self.writer.is_none() {
-            self.writer = Some(self.cleaner.store.registry().create()?);
-        }
-        if let Some(writer) = &mut self.writer {
-            writer.begin(partition.topic_id(), partition.name().partition, base, compacted);
-        }
-        self.open = Some(partition.clone());
-        Ok(())
-    }
-
-    /// Whether the segment is as long as one is.
-    pub(super) fn is_full(&self) -> bool {
-        self.writer.as_ref().is_some_and(|writer| writer.position() >= super::SEGMENT_BYTES)
-    }
-
-    /// The open extent.
-    pub(super) fn writer(&mut self) -> Result<&mut SegmentWriter, Ended> {
-        self.writer.as_mut().ok_or_else(|| Ended::Failed(StoreError::Stopped("no extent is open".into())))
-    }
-
-    /// Copies an extent's batches as they are, damage included.
-    fn copy(&mut self, extent: &Extent) -> Result<(), Ended> {
-        let segment = self.cleaner.store.registry().segment_of(extent)?;
-        let writer = self.writer()?;
-        segment.visit(extent, |bytes, piece| writer.push_piece(bytes, &piece))?;
-        self.wrote(extent.bytes)
-    }
-
-    /// Gives way to the commits, and ends early when the store closes.
-    pub(super) fn wrote(&mut self, bytes: u64) -> Result<(), Ended> {
-        self.pause.after(bytes);
-        if self.cleaner.is_closing() { Err(Ended::Closing) } else { Ok(()) }
-    }
-
-    /// Ends the open extent before offset `end`.
-    pub(super) fn end(&mut self, end: Offset) {
-        if let (Some(writer), Some(partition)) = (&mut self.writer, self.open.take()) {
-            writer.end(end);
-            self.partitions.push(partition);
-        }
-    }
-
-    fn close_segment(&mut self) -> Result<(), Ended> {
-        let Some(writer) = self.writer.take() else { return Ok(()) };
-        let meta = self.cleaner.store.registry().finish(writer)?;
-        self.upkeep.add_segment(meta, self.partitions.drain(..));
-        Ok(())
-    }
-
-    /// What makes the new segments part of the store.
-    pub(super) fn finish(mut self) -> Result<Upkeep, Ended> {
-        self.close_segment()?;
-        Ok(self.upkeep)
-    }
 }

@@ -494,7 +494,7 @@ impl Committer {
         // Before the answer: the sealer looks whether some are left.
         self.sealer.set_sealed_values(self.trim.end - self.trim.start);
         let _changing = self.store.registry().change();
-        self.store.registry().added(upkeep.segments);
+        self.store.registry().added(&upkeep.segments);
         for (partition, start) in &upkeep.log_starts {
             partition.set_start(*start);
         }
@@ -536,7 +536,7 @@ fn write_upkeep(transaction: &redb::WriteTransaction, upkeep: &Upkeep) -> Result
     if !upkeep.segments.is_empty() || !upkeep.removed.is_empty() {
         let mut segments = transaction.open_table(SEGMENTS)?;
         for meta in &upkeep.segments {
-            segments.insert(meta.id.0, segment_row(meta).as_slice())?;
+            segments.insert(meta.file.id.0, segment_row(meta).as_slice())?;
         }
         for id in &upkeep.removed {
             segments.remove(id.0)?;

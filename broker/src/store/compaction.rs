@@ -10,9 +10,10 @@ use hashbrown::HashMap;
 use millstream_record::{BatchHeader, RecordBatch, RecordView, Retained};
 use sha2::{Digest, Sha256};
 
-use super::cleaner::{Cleaner, Output};
+use super::cleaner::Cleaner;
 use super::committer::{Ended, Upkeep};
 use super::error::StoreError;
+use super::output::Output;
 use super::segment::{Extent, Piece};
 use crate::partition::{Offset, Partition};
 
@@ -67,7 +68,7 @@ pub(super) fn compact(
     pass.output.end(end);
     let due_ms = pass.due_ms;
     let mut upkeep: Upkeep = pass.output.finish()?;
-    cleaner.without(partition, base..end, &mut upkeep);
+    cleaner.without(partition, base..end, &mut upkeep)?;
     let new = join(partition, &mut upkeep);
     tracing::debug!(
         partition = %partition.name(), %base, %end,

@@ -13,6 +13,8 @@ mod directory;
 mod error;
 mod files;
 mod journal;
+pub(crate) mod merge;
+mod output;
 mod pause;
 pub(crate) mod recovery;
 mod registry;
@@ -84,6 +86,8 @@ pub struct StoreOptions {
     /// Says how many bytes the disk has room for: for tests. Default is what the file system of the data directory
     /// says that it leaves to us.
     pub free_bytes: Option<FreeBytes>,
+    /// Ranges of offsets in segments beyond which short ones are joined. Default [`merge::EXTENTS_MAX`].
+    pub extents_max: Option<usize>,
 }
 
 impl std::fmt::Debug for StoreOptions {
@@ -109,12 +113,17 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or makes the data directory `path`, and locks it. Appends leave `disk_reserve_bytes` of its disk free.
+    /// Opens or makes the data directory `path`, and locks it; returns also what its segments hold. Appends leave
+    /// `disk_reserve_bytes` of its disk free.
     ///
     /// # Errors
     /// [`StoreError::Locked`] where another server has it, [`StoreError::Format`] for one that a
     /// newer Millstream wrote, or what the disk says.
-    pub(crate) fn open(path: &Path, options: StoreOptions, disk_reserve_bytes: u64) -> Result<Self, StoreError> {
+    pub(crate) fn open(
+        path: &Path,
+        options: StoreOptions,
+        disk_reserve_bytes: u64,
+    ) -> Result<(Self, recovery::TopicExtents), StoreError> {
         let lock = DirectoryLock::take(path)?;
         directory::check_format(path)?;
         let files = Arc::new(Files::new(path, options.wrap));
@@ -138,8 +147,9 @@ impl Store {
             directory::make_database(path, tables::FILE)?;
         }
         let tables = Arc::new(Tables::open(&files)?);
-        let registry = Arc::new(Registry::open(files, recovery::segments(&db.begin_read()?)?)?);
-        Ok(Self {
+        let (segments, extents) = recovery::segments_by_topic(&db.begin_read()?)?;
+        let registry = Arc::new(Registry::open(files, segments)?);
+        let store = Self {
             db,
             tables,
             registry,
@@ -150,7 +160,8 @@ impl Store {
             ending: Condvar::new(),
             path: path.to_owned(),
             _lock: lock,
-        })
+        };
+        Ok((store, extents))
     }
 
     /// The segments.

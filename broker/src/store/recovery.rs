@@ -1,11 +1,14 @@
 //! Start: reads the journal once and hands every entry to whoever rebuilds memory from it.
 
+use std::collections::HashMap;
+
 use redb::{ReadTransaction, ReadableDatabase, ReadableTable};
 
 pub(crate) use super::journal::Entry;
 use super::journal::{self, Location};
-use super::segment::{SegmentId, SegmentMeta};
+use super::segment::{Extent, SegmentFile, SegmentId, SegmentMeta};
 use super::{JOURNAL, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store, StoreError, open_table};
+use crate::partition::TopicId;
 
 /// What the journal holds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,21 +23,27 @@ pub(crate) struct Replayed {
     pub(crate) bytes: u64,
 }
 
-/// The segments that are part of the store as this transaction sees it.
-pub(super) fn segments(read: &ReadTransaction) -> Result<Vec<SegmentMeta>, StoreError> {
+/// Calls `visit` with the segments that are part of the store as this transaction sees it, and returns their files.
+/// All their extents together may be much.
+pub(super) fn segments(
+    read: &ReadTransaction,
+    mut visit: impl FnMut(SegmentMeta),
+) -> Result<Vec<SegmentFile>, StoreError> {
     let Some(table) = open_table(read, SEGMENTS)? else { return Ok(Vec::new()) };
-    let mut segments = Vec::new();
+    let mut files = Vec::new();
     for entry in table.iter()? {
         let (id, row) = entry?;
-        segments.push(segment(SegmentId(id.value()), row.value())?);
+        let meta = segment(SegmentId(id.value()), row.value())?;
+        files.push(meta.file);
+        visit(meta);
     }
-    Ok(segments)
+    Ok(files)
 }
 
 /// A registry's row: what is to be known of a segment, and the CRC-32C of its number and that.
 pub(super) fn segment_row(meta: &SegmentMeta) -> Vec<u8> {
     let mut row = meta.encode();
-    row.extend_from_slice(&row_crc(meta.id, &row).to_le_bytes());
+    row.extend_from_slice(&row_crc(meta.file.id, &row).to_le_bytes());
     row
 }
 
@@ -59,7 +68,36 @@ pub(super) fn sealed_to(read: &ReadTransaction) -> Result<u64, StoreError> {
     Ok(table.get(SEALED_TO)?.map_or(0, |mark| mark.value()))
 }
 
+/// The extents of a topic, by partition.
+pub(crate) type TopicExtents = HashMap<TopicId, Vec<Vec<Extent>>>;
+
+/// The files of all segments, and what is in them.
+pub(super) fn segments_by_topic(read: &ReadTransaction) -> Result<(Vec<SegmentFile>, TopicExtents), StoreError> {
+    let mut extents = TopicExtents::new();
+    let files = segments(read, |meta| {
+        // They are sorted by topic: it is looked up once a segment.
+        for of_topic in meta.extents.chunk_by(|a, b| a.topic == b.topic) {
+            let partitions = extents.entry(of_topic[0].topic).or_default();
+            for owned in of_topic {
+                let number = owned.partition as usize;
+                if partitions.len() <= number {
+                    partitions.resize_with(number + 1, Vec::new);
+                }
+                partitions[number].push(owned.extent);
+            }
+        }
+    })?;
+    Ok((files, extents))
+}
+
 impl Store {
+    /// What the registry lists of a segment.
+    pub(super) fn segment_meta(&self, id: SegmentId) -> Result<SegmentMeta, StoreError> {
+        let Some(table) = open_table(&self.db.begin_read()?, SEGMENTS)? else { return Err(StoreError::Moved) };
+        let row = table.get(id.0)?.ok_or(StoreError::Moved)?;
+        segment(id, row.value())
+    }
+
     /// The first offset that is kept, of each topic and partition where it is not 0.
     pub(crate) fn log_starts(&self) -> Result<Vec<(u32, u32, i64)>, StoreError> {
         let read = self.db.begin_read()?;

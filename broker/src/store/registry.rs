@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::error::StoreError;
 use super::files::{Backend, Files};
-use super::segment::{Extent, FOLDER, OpenSegment, SegmentId, SegmentMeta, SegmentWriter};
+use super::segment::{Extent, FOLDER, OpenSegment, SegmentFile, SegmentId, SegmentMeta, SegmentWriter};
 
 /// Segments that are open at a time. Each takes a file descriptor and its index, some tens of KiB.
 const OPEN_SEGMENTS_MAX: usize = 128;
@@ -17,7 +17,7 @@ const OPEN_SEGMENTS_MAX: usize = 128;
 #[derive(Debug)]
 pub(crate) struct Registry {
     files: Arc<Files>,
-    segments: RwLock<BTreeMap<SegmentId, Arc<SegmentMeta>>>,
+    segments: RwLock<BTreeMap<SegmentId, SegmentFile>>,
     /// The most recently used last.
     open: Mutex<VecDeque<(SegmentId, Arc<OpenSegment>)>>,
     next: AtomicU64,
@@ -36,8 +36,8 @@ struct Pins {
 impl Registry {
     /// With the segments that the table lists. Files that it does not list are removed: what wrote
     /// them did not come to its end.
-    pub(super) fn open(files: Arc<Files>, metas: Vec<SegmentMeta>) -> Result<Self, StoreError> {
-        let segments: BTreeMap<_, _> = metas.into_iter().map(|meta| (meta.id, Arc::new(meta))).collect();
+    pub(super) fn open(files: Arc<Files>, segments: Vec<SegmentFile>) -> Result<Self, StoreError> {
+        let segments: BTreeMap<_, _> = segments.into_iter().map(|segment| (segment.id, segment)).collect();
         let mut next = segments.keys().next_back().map_or(0, |id| id.0 + 1);
         for name in files.names(FOLDER)? {
             let Some(id) = SegmentId::from_file_name(&name) else { continue };
@@ -82,8 +82,8 @@ impl Registry {
                 return Ok(segment);
             }
         }
-        let meta = self.segments.read().get(&id).cloned().ok_or(StoreError::Moved)?;
-        let opened = OpenSegment::open(&self.files, &meta);
+        let segment = self.segments.read().get(&id).copied().ok_or(StoreError::Moved)?;
+        let opened = OpenSegment::open(&self.files, segment);
         // Removed meanwhile: then it is no fault that its file is not there.
         if !self.segments.read().contains_key(&id) {
             return Err(StoreError::Moved);
@@ -102,14 +102,14 @@ impl Registry {
         self.files.open(&id.file_name())
     }
 
-    pub(crate) fn all(&self) -> Vec<Arc<SegmentMeta>> {
-        self.segments.read().values().cloned().collect()
+    pub(crate) fn all(&self) -> Vec<SegmentFile> {
+        self.segments.read().values().copied().collect()
     }
 
     /// How many there are, and the bytes of their files.
     pub(crate) fn size(&self) -> (usize, u64) {
         let segments = self.segments.read();
-        (segments.len(), segments.values().map(|meta| meta.file_bytes).sum())
+        (segments.len(), segments.values().map(|segment| segment.bytes).sum())
     }
 
     /// Held while segments and the extents of partitions change together.
@@ -127,19 +127,16 @@ impl Registry {
         self.changes.load(Ordering::Relaxed)
     }
 
-    /// A commit made them part of the store, or changed which of their extents are in use.
-    pub(super) fn added(&self, metas: Vec<SegmentMeta>) {
-        let mut segments = self.segments.write();
-        for meta in metas {
-            segments.insert(meta.id, Arc::new(meta));
-        }
+    /// A commit made them part of the store.
+    pub(super) fn added(&self, metas: &[SegmentMeta]) {
+        self.segments.write().extend(metas.iter().map(|meta| (meta.file.id, meta.file)));
     }
 
     /// A commit took them out of the store: their files go, once nobody copies them.
     pub(super) fn removed(&self, ids: &[SegmentId]) {
         {
             let mut segments = self.segments.write();
-            ids.iter().for_each(|id| drop(segments.remove(id)));
+            segments.retain(|id, _| !ids.contains(id));
         }
         self.open.lock().retain(|(id, _)| !ids.contains(id));
         let mut pins = self.pins.lock();

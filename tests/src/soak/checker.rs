@@ -13,7 +13,7 @@ use super::model::{
     CLICKS, FLIGHTS, Id, Known, LATE_MINUTES, PRODUCERS, PROFILES, Place, RECENT, RETENTION_BYTES_MIN,
     RETENTION_MS_MIN, Stored, TOPICS,
 };
-use super::workload::{PIPELINES, READERS, check_content};
+use super::workload::{PIPELINES, READERS, REPARTITION, check_content};
 
 /// How long pipelines and members may take until they have read everything. For one that hangs: it says nothing of
 /// speed.
@@ -337,7 +337,6 @@ struct Mean {
 /// Each update is what all records of its key up to some one give, later than the update before; the last counts them
 /// all. The repartition topic says in which order they came.
 async fn check_means(client: &Client, late: &Late) -> Result<u64> {
-    const REPARTITION: &str = "delays.mean-delay.repartition";
     let mut read = late.check(client, REPARTITION, true).await?;
     let mut sums: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
     read += each(client, REPARTITION, |_, view| {

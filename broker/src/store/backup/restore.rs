@@ -121,9 +121,9 @@ fn check_segments(
     let damaged = |id: SegmentId, reason: &str| {
         Err(BackupError::Damaged { path: from.join(id.file_name()), reason: reason.to_owned() })
     };
-    for meta in recovery::segments(&database.begin_read()?)? {
-        if files.remove(&meta.id) != Some(meta.file_bytes) {
-            return damaged(meta.id, "it is not as the registry of segments has it");
+    for segment in recovery::segments(&database.begin_read()?, drop)? {
+        if files.remove(&segment.id) != Some(segment.bytes) {
+            return damaged(segment.id, "it is not as the registry of segments has it");
         }
     }
     match files.keys().next() {

@@ -36,7 +36,7 @@ use redb::{ReadTransaction, ReadableDatabase, StorageBackend};
 
 use super::super::error::StoreError;
 use super::super::registry::Pin;
-use super::super::segment::SegmentMeta;
+use super::super::segment::SegmentFile;
 use super::super::{Store, recovery};
 use super::rows::{self, Database};
 use super::{BackupError, BackupFile, JOURNAL_FILE, Manifest, TABLES_FILE};
@@ -62,7 +62,7 @@ pub struct Snapshot {
     journal: File,
     journal_bytes: u64,
     tables: ReadTransaction,
-    segments: Vec<SegmentMeta>,
+    segments: Vec<SegmentFile>,
     created_at_ms: i64,
     pin: Pin,
 }
@@ -82,7 +82,7 @@ impl Snapshot {
     pub fn take(store: &Arc<Store>, now_ms: i64) -> Result<Self, BackupError> {
         let pin = store.registry().pin();
         let (tables, journal) = begin_reads(store)?;
-        let segments = recovery::segments(&journal)?;
+        let segments = recovery::segments(&journal, drop)?;
         let sealed_to = recovery::sealed_to(&journal)?;
         let failed = |source| BackupError::io("write a copy of the journal in", store.path(), source);
         // Nameless: however this process ends, nothing is left over.
@@ -100,7 +100,7 @@ impl Snapshot {
 
     /// About how many bytes the backup will have.
     pub fn bytes(&self) -> u64 {
-        let segments = self.segments.iter().map(|segment| segment.file_bytes).sum::<u64>();
+        let segments = self.segments.iter().map(|segment| segment.bytes).sum::<u64>();
         self.journal_bytes + self.store.size().table_bytes + segments
     }
 
@@ -117,7 +117,7 @@ impl Snapshot {
         files.push(out.finish()?);
         drop(self.tables);
         for segment in &self.segments {
-            files.push(copy_segment(&self.store, segment, &mut emit)?);
+            files.push(copy_segment(&self.store, *segment, &mut emit)?);
         }
         drop(self.pin);
         Ok(Manifest::new(self.created_at_ms, files))
@@ -157,7 +157,7 @@ fn copy_journal(
 
 fn copy_segment(
     store: &Store,
-    segment: &SegmentMeta,
+    segment: SegmentFile,
     emit: &mut dyn FnMut(Piece) -> ControlFlow<()>,
 ) -> Result<BackupFile, BackupError> {
     let name = segment.id.file_name();
@@ -166,8 +166,8 @@ fn copy_segment(
     let mut out = PieceWriter::new(&name, emit);
     let mut buffer = vec![0; PIECE_BYTES];
     let mut at = 0;
-    while at < segment.file_bytes {
-        let part = &mut buffer[..(segment.file_bytes - at).min(PIECE_BYTES as u64) as usize];
+    while at < segment.bytes {
+        let part = &mut buffer[..(segment.bytes - at).min(PIECE_BYTES as u64) as usize];
         file.read(at, part).map_err(|source| BackupError::io("read", &path, source))?;
         out.write(part)?;
         at += part.len() as u64;

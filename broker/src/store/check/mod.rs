@@ -29,13 +29,12 @@ use super::journal::BATCHES;
 use super::segment::{BlockFault, Extent, FOLDER, OpenSegment, OwnedExtent, Piece, SegmentId, SegmentMeta};
 use super::tables::{self, Tables};
 use super::{CATALOG, JOURNAL, LOG_STARTS, SEGMENTS, recovery};
+use crate::catalog::TOPIC_PREFIX;
 use crate::partition::{Offset, TopicId};
 use crate::topic::TopicMeta;
 use journal::{Content, Found};
 use overlay::Overlay;
 pub use report::{Damage, Report};
-
-const TOPIC_PREFIX: &str = "topic/";
 
 /// Reads all of a stopped data directory, and with `repair` keeps all that is sound of it: damaged batches are
 /// cut out and leave a hole in the offsets, damaged indexes are written anew. Without `repair` nothing is
@@ -275,7 +274,7 @@ impl Checked {
 
     fn segment(&mut self, index: usize) -> Result<(), StoreError> {
         let meta = self.segments[index].meta.clone();
-        let name = meta.id.file_name();
+        let name = meta.file.id.file_name();
         if !self.files.path(&name).exists() {
             self.segments[index].rewrite = true;
             for owned in &meta.extents {
@@ -287,17 +286,17 @@ impl Checked {
             return Ok(());
         }
         self.report.segments += 1;
-        let segment = OpenSegment::open(&self.files, &meta)?;
+        let segment = OpenSegment::open(&self.files, meta.file)?;
         let mut faults = Vec::new();
         if !segment.has_header()? {
             faults.push("it does not begin with a segment's mark; it costs no record".to_owned());
         }
-        if let Err(reason) = segment.read_index(&meta)? {
+        if let Err(reason) = segment.read_index(meta.file.bytes)? {
             faults.push(format!("{reason}: it costs no record, but its batches are read to find one"));
         }
         let len = segment.len()?;
-        if len != meta.file_bytes {
-            faults.push(format!("it has {len} bytes, and {} were written", meta.file_bytes));
+        if len != meta.file.bytes {
+            faults.push(format!("it has {len} bytes, and {} were written", meta.file.bytes));
         }
         let mut lost: Vec<(String, u32, BlockFault)> = Vec::new();
         for owned in &meta.extents {

@@ -31,7 +31,7 @@ impl Checked {
         let mut removed = self.lost_rows.clone();
         for index in 0..self.segments.len() {
             if self.segments[index].rewrite {
-                removed.push(self.segments[index].meta.id);
+                removed.push(self.segments[index].meta.file.id);
                 let id = self.next_segment();
                 written.extend(write_anew(&files, id, &self.segments[index])?);
             }
@@ -102,7 +102,7 @@ impl Checked {
                 segments.remove(id.0)?;
             }
             for meta in written {
-                segments.insert(meta.id.0, segment_row(meta).as_slice())?;
+                segments.insert(meta.file.id.0, segment_row(meta).as_slice())?;
             }
             let mut journal = transaction.open_table(JOURNAL)?;
             // They go at the next commits anyway, and a page that was damaged goes with them.

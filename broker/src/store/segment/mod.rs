@@ -79,15 +79,21 @@ pub(crate) struct OwnedExtent {
     pub(crate) extent: Extent,
 }
 
-/// What the registry keeps of a segment: the extents that are in use. The file's index has all that were
-/// written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SegmentMeta {
+/// A segment's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentFile {
     pub(crate) id: SegmentId,
     /// Of the whole file.
-    pub(crate) file_bytes: u64,
+    pub(crate) bytes: u64,
     /// Of all extents that were written.
     pub(crate) extent_bytes: u64,
+}
+
+/// What the registry's table keeps of a segment: its file, and the extents that are in use. The file's index
+/// has all that were written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentMeta {
+    pub(crate) file: SegmentFile,
     pub(crate) extents: Vec<OwnedExtent>,
 }
 
@@ -96,8 +102,8 @@ impl SegmentMeta {
     /// index.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(16 + self.extents.len() * EXTENT_BYTES);
-        out.extend_from_slice(&self.file_bytes.to_le_bytes());
-        out.extend_from_slice(&self.extent_bytes.to_le_bytes());
+        out.extend_from_slice(&self.file.bytes.to_le_bytes());
+        out.extend_from_slice(&self.file.extent_bytes.to_le_bytes());
         self.extents.iter().for_each(|owned| encode_extent(owned, &mut out));
         out
     }
@@ -109,12 +115,12 @@ impl SegmentMeta {
         };
         let (file_bytes, rest) = row.split_first_chunk::<8>().ok_or_else(corrupt)?;
         let (extent_bytes, extents) = rest.split_first_chunk::<8>().ok_or_else(corrupt)?;
-        let (file_bytes, extent_bytes) = (u64::from_le_bytes(*file_bytes), u64::from_le_bytes(*extent_bytes));
+        let (bytes, extent_bytes) = (u64::from_le_bytes(*file_bytes), u64::from_le_bytes(*extent_bytes));
         if !extents.len().is_multiple_of(EXTENT_BYTES) {
             return Err(corrupt());
         }
         let extents = decode_extents(id, extents).ok_or_else(corrupt)?;
-        Ok(Self { id, file_bytes, extent_bytes, extents })
+        Ok(Self { file: SegmentFile { id, bytes, extent_bytes }, extents })
     }
 }
 

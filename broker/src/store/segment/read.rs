@@ -1,6 +1,7 @@
 //! Reading a segment. What is handed out was checked against its block's checksum; where that does
 //! not match, each batch is looked at, so that damage costs only the batch that it is in.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use redb::StorageBackend;
 use super::super::error::StoreError;
 use super::super::files::{Backend, Files};
 use super::{
-    BLOCK_ENTRY_BYTES, Block, EXTENT_BYTES, Extent, FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, SegmentId,
+    BLOCK_ENTRY_BYTES, Block, EXTENT_BYTES, Extent, FOOTER_BYTES, HEADER_BYTES, MAGIC, SegmentFile, SegmentId,
     SegmentMeta, VERSION, decode_extents, u32_at, u64_at,
 };
 use crate::partition::Offset;
@@ -21,9 +22,8 @@ use crate::store::LEADER_EPOCH;
 pub(crate) struct OpenSegment {
     name: String,
     file: Backend,
-    blocks: Vec<Block>,
-    /// The index was damaged: each extent is one block without a checksum.
-    scanned: bool,
+    /// `None` where the index is damaged: each extent is one block then, without a checksum.
+    blocks: Option<Vec<Block>>,
 }
 
 /// What a read of an extent gave: whole batches, from the one that holds the asked offset or comes
@@ -44,22 +44,18 @@ pub(crate) struct BlockFault {
 }
 
 impl OpenSegment {
-    pub(in crate::store) fn open(files: &Files, meta: &SegmentMeta) -> Result<Self, StoreError> {
-        let name = meta.id.file_name();
+    pub(in crate::store) fn open(files: &Files, of: SegmentFile) -> Result<Self, StoreError> {
+        let name = of.id.file_name();
         let file = files.open(&name)?;
-        let mut segment = Self { name, file, blocks: Vec::new(), scanned: false };
-        segment.blocks = match segment.read_index(meta)? {
-            Ok(blocks) => blocks,
-            Err(reason) => {
-                tracing::warn!(
-                    segment = segment.name,
-                    reason,
-                    "the index of a segment is damaged: its batches are read instead"
-                );
-                segment.scanned = true;
-                segment.whole_extents(meta)?
-            }
-        };
+        let mut segment = Self { name, file, blocks: None };
+        match segment.read_index(of.bytes)? {
+            Ok(blocks) => segment.blocks = Some(blocks),
+            Err(reason) => tracing::warn!(
+                segment = segment.name,
+                reason,
+                "the index of a segment is damaged: its batches are read instead"
+            ),
+        }
         Ok(segment)
     }
 
@@ -68,25 +64,23 @@ impl OpenSegment {
     pub(in crate::store) fn own_meta(files: &Files, id: SegmentId) -> Result<Option<SegmentMeta>, StoreError> {
         let name = id.file_name();
         let file = files.open(&name)?;
-        let segment = Self { name, file, blocks: Vec::new(), scanned: false };
-        let file_bytes = segment.len()?;
-        let mut meta = SegmentMeta { id, file_bytes, extent_bytes: 0, extents: Vec::new() };
-        if segment.read_index(&meta)?.is_err() {
+        let segment = Self { name, file, blocks: None };
+        let bytes = segment.len()?;
+        if segment.read_index(bytes)?.is_err() {
             return Ok(None);
         }
-        let footer = segment.bytes_at(file_bytes - FOOTER_BYTES as u64, FOOTER_BYTES)?;
+        let footer = segment.bytes_at(bytes - FOOTER_BYTES as u64, FOOTER_BYTES)?;
         let index = segment.bytes_at(u64_at(&footer, 0), u32_at(&footer, 8) as usize)?;
         let extents = index.get(4..4 + u32_at(&index, 0) as usize * EXTENT_BYTES);
         let Some(extents) = extents.and_then(|extents| decode_extents(id, extents)) else { return Ok(None) };
-        meta.extent_bytes = extents.iter().map(|owned| owned.extent.bytes).sum();
-        meta.extents = extents;
-        Ok(Some(meta))
+        let extent_bytes = extents.iter().map(|owned| owned.extent.bytes).sum();
+        Ok(Some(SegmentMeta { file: SegmentFile { id, bytes, extent_bytes }, extents }))
     }
 
-    /// The blocks that the file's index lists, or what is wrong with it.
-    pub(in crate::store) fn read_index(&self, meta: &SegmentMeta) -> Result<Result<Vec<Block>, String>, StoreError> {
-        let Some(footer_pos) = meta.file_bytes.checked_sub(FOOTER_BYTES as u64) else {
-            return Ok(Err(format!("a file of {} bytes has no footer", meta.file_bytes)));
+    /// The blocks that the index of a file with so many bytes lists, or what is wrong with it.
+    pub(in crate::store) fn read_index(&self, file_bytes: u64) -> Result<Result<Vec<Block>, String>, StoreError> {
+        let Some(footer_pos) = file_bytes.checked_sub(FOOTER_BYTES as u64) else {
+            return Ok(Err(format!("a file of {file_bytes} bytes has no footer")));
         };
         let footer = self.bytes_at(footer_pos, FOOTER_BYTES)?;
         let (index_pos, index_bytes, crc) = (u64_at(&footer, 0), u32_at(&footer, 8) as usize, u32_at(&footer, 12));
@@ -117,43 +111,24 @@ impl OpenSegment {
         Ok(blocks.ok_or_else(|| "a block begins at a negative offset".to_owned()))
     }
 
-    /// One block an extent, where the index does not say more. The registry places each extent's blocks, so
-    /// its others are empty.
-    fn whole_extents(&self, meta: &SegmentMeta) -> Result<Vec<Block>, StoreError> {
-        let mut blocks = Vec::new();
-        for OwnedExtent { extent, .. } in &meta.extents {
-            let whole = Block {
+    /// The blocks of an extent.
+    fn blocks(&self, extent: &Extent) -> Cow<'_, [Block]> {
+        let Some(blocks) = &self.blocks else {
+            return Cow::Owned(vec![Block {
                 base: extent.base,
                 max_timestamp_ms: extent.max_timestamp_ms,
-                bytes: u32::try_from(extent.bytes).map_err(|_| self.corrupt("an extent is over 4 GiB"))?,
+                bytes: u32::try_from(extent.bytes).unwrap_or(u32::MAX),
                 crc: 0,
-            };
-            let nothing = Block { base: extent.end, max_timestamp_ms: i64::MIN, bytes: 0, crc: 0 };
-            let (from, count) = (extent.blocks_from as usize, extent.blocks as usize);
-            if blocks.len() < from + count {
-                blocks.resize(from + count, nothing);
-            }
-            blocks[from..from + count].fill(nothing);
-            if let Some(first) = blocks[from..from + count].first_mut() {
-                *first = whole;
-            }
-        }
-        Ok(blocks)
-    }
-
-    /// The blocks of an extent.
-    pub(in crate::store) fn blocks(&self, extent: &Extent) -> &[Block] {
+            }]);
+        };
         let from = extent.blocks_from as usize;
-        self.blocks.get(from..from + extent.blocks as usize).unwrap_or_default()
+        Cow::Borrowed(blocks.get(from..from + extent.blocks as usize).unwrap_or_default())
     }
 
     /// Where the blocks of an extent begin that may hold records of `timestamp_ms` or later.
     pub(crate) fn blocks_at(&self, extent: &Extent, timestamp_ms: i64) -> Vec<Offset> {
-        let blocks = self.blocks(extent).iter();
-        blocks
-            .filter(|block| block.bytes > 0 && block.max_timestamp_ms >= timestamp_ms)
-            .map(|block| block.base)
-            .collect()
+        let blocks = self.blocks(extent);
+        blocks.iter().filter(|block| block.max_timestamp_ms >= timestamp_ms).map(|block| block.base).collect()
     }
 
     /// Reads from the batch that holds `from`, at least one block and about `bytes_max`.
@@ -181,7 +156,7 @@ impl OpenSegment {
         for (index, block) in blocks[first..last].iter().enumerate() {
             let block_end = blocks.get(first + index + 1).map_or(extent.end, |next| next.base);
             let block_bytes = bytes.slice(at..at + block.bytes as usize);
-            if !self.scanned && crc32c::crc32c(&block_bytes) == block.crc {
+            if self.blocks.is_some() && crc32c::crc32c(&block_bytes) == block.crc {
                 at += block.bytes as usize;
                 continue;
             }
@@ -234,10 +209,6 @@ impl OpenSegment {
 
     fn failed(&self, source: std::io::Error) -> StoreError {
         StoreError::io("read", std::path::Path::new(&self.name), source)
-    }
-
-    fn corrupt(&self, reason: &str) -> StoreError {
-        StoreError::Corrupt { what: self.name.clone(), reason: reason.to_owned() }
     }
 
     /// Whether the file begins as a segment does.

@@ -10,7 +10,7 @@ use super::super::error::StoreError;
 use super::super::files::{Backend, Files};
 use super::{
     BLOCK_BYTES, BLOCK_ENTRY_BYTES, Block, Extent, FOLDER, FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, Piece,
-    SegmentId, SegmentMeta, VERSION, encode_extent,
+    SegmentFile, SegmentId, SegmentMeta, VERSION, encode_extent,
 };
 use crate::partition::{Offset, TopicId};
 
@@ -155,7 +155,7 @@ impl SegmentWriter {
         self.finished = true;
         let extents = std::mem::take(&mut self.extents);
         let extent_bytes = extents.iter().map(|owned| owned.extent.bytes).sum();
-        Ok(SegmentMeta { id: self.id, file_bytes: self.at, extent_bytes, extents })
+        Ok(SegmentMeta { file: SegmentFile { id: self.id, bytes: self.at, extent_bytes }, extents })
     }
 
     fn append(&mut self, bytes: &[u8], base: Offset, max_timestamp_ms: i64, damaged: bool) -> Result<(), StoreError> {

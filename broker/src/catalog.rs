@@ -1,0 +1,42 @@
+//! The catalog's entries that are the broker's own: topics, and the numbers that are given next.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::name::TopicName;
+use crate::store::{Store, StoreError};
+use crate::topic::{Topic, TopicMeta};
+
+pub(crate) const TOPIC_PREFIX: &str = "topic/";
+/// The id of the next topic: ids are never used again, so records of a deleted topic stay dead.
+pub(crate) const NEXT_TOPIC_ID: &str = "next-topic-id";
+
+/// Producer ids from this one on are not reserved by any process yet.
+pub(crate) const NEXT_PRODUCER_ID: &str = "next-producer-id";
+
+pub(crate) fn topic_key(name: &TopicName) -> String {
+    format!("{TOPIC_PREFIX}{name}")
+}
+
+pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("plain structs serialise")
+}
+
+pub(crate) fn catalog_number<N: std::str::FromStr>(store: &Store, key: &str) -> Result<Option<N>, StoreError> {
+    let Some(stored) = store.catalog_get(key)? else { return Ok(None) };
+    let parsed = std::str::from_utf8(&stored).ok().and_then(|text| text.parse().ok());
+    let corrupt =
+        || StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason: format!("{stored:?} is no number") };
+    parsed.map(Some).ok_or_else(corrupt)
+}
+
+pub(crate) fn load_topics(store: &Store) -> Result<BTreeMap<TopicName, Arc<Topic>>, StoreError> {
+    let mut topics = BTreeMap::new();
+    for (key, value) in store.catalog_scan(TOPIC_PREFIX)? {
+        let corrupt = |reason: String| StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason };
+        let name = TopicName::new(&key[TOPIC_PREFIX.len()..]).map_err(|e| corrupt(e.to_string()))?;
+        let meta: TopicMeta = serde_json::from_slice(&value).map_err(|e| corrupt(e.to_string()))?;
+        topics.insert(name.clone(), Arc::new(Topic::new(name, meta)));
+    }
+    Ok(topics)
+}

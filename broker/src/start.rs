@@ -1,0 +1,155 @@
+//! A start: rebuilds memory, from the registry of segments and the tables what is sealed, then from the journal
+//! the rest.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use millstream_record::BatchHeader;
+
+use crate::group::{Group, GroupKind, Groups};
+use crate::name::{GroupId, TopicName};
+use crate::partition::{Offset, Partition, TopicId};
+use crate::producer::{Producer, ProducerId};
+use crate::state::StateIndex;
+use crate::store::recovery::{Entry, Replayed, TopicExtents, location};
+use crate::store::sealer::SealerHandle;
+use crate::store::{Store, StoreError, Tables};
+use crate::topic::Topic;
+
+/// What is rebuilt, and from what.
+pub(crate) struct Restoring<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) topics: &'a BTreeMap<TopicName, Arc<Topic>>,
+    pub(crate) groups: &'a Groups,
+    pub(crate) state: &'a StateIndex,
+    pub(crate) now_ms: i64,
+}
+
+impl Restoring<'_> {
+    /// Producers that were idle for longer than `producer_expiry_ms` are forgotten.
+    pub(crate) fn run(
+        &self,
+        extents: TopicExtents,
+        sealer: &SealerHandle,
+        producer_expiry_ms: u64,
+    ) -> Result<Replayed, StoreError> {
+        let by_id: HashMap<TopicId, &Arc<Topic>> = self.topics.values().map(|topic| (topic.id(), topic)).collect();
+        self.partitions(&by_id, extents)?;
+        self.tables(&by_id)?;
+        self.producers(&by_id, self.now_ms.saturating_sub_unsigned(producer_expiry_ms))?;
+        self.journal(&by_id, sealer)
+    }
+
+    fn partitions(&self, by_id: &HashMap<TopicId, &Arc<Topic>>, mut extents: TopicExtents) -> Result<(), StoreError> {
+        let mut starts: HashMap<(TopicId, u32), Offset> = HashMap::new();
+        for (topic, partition, start) in self.store.log_starts()? {
+            starts.insert((TopicId(topic), partition), Offset::new(start).unwrap_or_default());
+        }
+        // Extents and starts of deleted topics are left over, and no topic asks for them.
+        for (id, topic) in by_id {
+            let mut extents = extents.remove(id).unwrap_or_default().into_iter();
+            for (number, partition) in (0..).zip(topic.partitions()) {
+                let start = starts.remove(&(*id, number)).unwrap_or_default();
+                let restored = partition.restore(start, extents.next().unwrap_or_default());
+                restored.map_err(|reason| StoreError::Corrupt { what: "the registry of segments".into(), reason })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tables(&self, by_id: &HashMap<TopicId, &Arc<Topic>>) -> Result<(), StoreError> {
+        let tables = self.store.tables();
+        for (store, partition, count) in tables.counts()? {
+            self.state.set_count(&store, partition, count);
+        }
+        tables.offsets(|group, kind, topic, partition, offset| {
+            let corrupt = |reason: String| StoreError::Corrupt { what: "table offsets".into(), reason };
+            if by_id.contains_key(&TopicId(topic)) {
+                let group = self.group(group, kind).map_err(corrupt)?;
+                let offset = Offset::new(offset).ok_or_else(|| corrupt("a negative offset".into()))?;
+                group.restore(TopicId(topic), partition, offset);
+            }
+            Ok(())
+        })
+    }
+
+    /// What the tables remember of producers. Those that were idle for too long, and those of deleted
+    /// topics, are forgotten there too.
+    fn producers(&self, by_id: &HashMap<TopicId, &Arc<Topic>>, idle_since_ms: i64) -> Result<(), StoreError> {
+        let mut forgotten = Vec::new();
+        self.store.tables().producers(|topic, number, id, row| {
+            let corrupt = |reason: String| StoreError::Corrupt { what: "table producers".into(), reason };
+            let producer = Producer::decode(row).map_err(corrupt)?;
+            let partition = by_id.get(&TopicId(topic)).and_then(|topic| topic.partition(number).ok());
+            match (partition, ProducerId::new(id)) {
+                (Some(partition), Some(id)) if producer.last_append_ms() >= idle_since_ms => {
+                    partition.producers().restore(id, producer);
+                }
+                _ => forgotten.push((Tables::producer_key(topic, number, id), None)),
+            }
+            Ok(())
+        })?;
+        self.store.tables().write_producers(&forgotten)
+    }
+
+    fn group(&self, id: &str, kind: u8) -> Result<Arc<Group>, String> {
+        let kind = GroupKind::from_journal(kind).ok_or("a group of unknown kind")?;
+        let id = GroupId::new(id).map_err(|e| e.to_string())?;
+        self.groups.get_or_create(&id, kind).map_err(|e| e.to_string())
+    }
+
+    fn journal(&self, by_id: &HashMap<TopicId, &Arc<Topic>>, sealer: &SealerHandle) -> Result<Replayed, StoreError> {
+        self.store.replay(|seq, entry| {
+            match entry {
+                Entry::Batches { run, pos, batches, sound } => {
+                    // Records of a deleted topic stay in the journal until it is trimmed.
+                    let Some(topic) = by_id.get(&run.topic) else { return Ok(()) };
+                    let partition = topic.partition(run.partition).map_err(|e| e.to_string())?;
+                    if !sound {
+                        tracing::error!(
+                            partition = %partition.name(), base = %run.base, end = %run.end,
+                            "a record batch in the journal is damaged; `millstream check` says which"
+                        );
+                    }
+                    // What retention removed is gone.
+                    if run.end > partition.start() {
+                        if run.base != partition.end() {
+                            let (name, end) = (partition.name(), partition.end());
+                            return Err(format!("{name}: records at offset {} cannot follow offset {end}", run.base));
+                        }
+                        partition.publish(run.run(location(seq, pos, batches)));
+                    }
+                    replay_producers(partition, batches, self.now_ms);
+                }
+                Entry::Offset(entry) => {
+                    if by_id.contains_key(&entry.topic) {
+                        let offset = Offset::new(entry.offset).ok_or("a negative offset")?;
+                        let group = self.group(entry.group, entry.kind)?;
+                        group.set_assigned(entry.topic, entry.partition, offset);
+                        group.set_committed(entry.topic, entry.partition, offset);
+                    }
+                }
+                Entry::State(change) => self.state.apply(&change, seq),
+                Entry::DropState { store } => self.state.drop_store(store, seq),
+                Entry::DropGroup { group } => {
+                    if let Ok(id) = GroupId::new(group) {
+                        self.groups.remove(&id);
+                        sealer.group_dropped(&id);
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// What a partition knows of the producers of batches that stand in the journal. When they came is not
+/// known there: it counts from now. What does not parse is damaged, and nobody knows whose it was.
+fn replay_producers(partition: &Partition, batches: &[u8], now_ms: i64) {
+    let mut producers = partition.producers();
+    let mut pos = 0;
+    while let Ok(header) = BatchHeader::parse(&batches[pos..]) {
+        producers.replay(&header, now_ms);
+        pos += header.batch_bytes;
+    }
+}

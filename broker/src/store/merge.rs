@@ -1,0 +1,227 @@
+//! Merging: several segments become new ones, in which a partition's records stand together again. There are three
+//! reasons. Little of a segment is in use, so its disk is freed. A file is small, so there are fewer. Or a segment
+//! holds a little of each of many partitions: a start reads where every extent is and memory holds it, so where
+//! extents are many, short ones are joined. Each join makes them [`JOIN_SEGMENTS`] times as long, as a level of a
+//! log-structured merge tree does, until they are [`SHORT_BYTES`] long: it writes their bytes once more.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::SEGMENT_BYTES;
+use super::cleaner::Cleaner;
+use super::committer::Ended;
+use super::output::Output;
+use super::segment::{Extent, SegmentFile, SegmentId};
+use crate::partition::{Partition, TopicId};
+
+/// A segment below this size is small: some of them are merged into one.
+const SMALL_BYTES: u64 = 16 << 20;
+
+/// So many small segments are merged. Each level of merging writes its bytes once more.
+const SMALL_SEGMENTS: usize = 8;
+
+/// Bytes in use that one merge of small segments writes.
+const SMALL_MERGE_BYTES_MAX: u64 = 128 << 20;
+
+/// Extents are short below this many bytes, on average of a segment.
+const SHORT_BYTES: u64 = 2 << 20;
+
+/// So many segments with short extents are merged at least.
+const JOIN_SEGMENTS: usize = 8;
+
+/// Bytes in use that one merge of short extents writes: a few segments more than the least.
+const JOIN_BYTES_MAX: u64 = (JOIN_SEGMENTS as u64 + 2) * SEGMENT_BYTES;
+
+/// Extents in use beyond which short ones are joined: some 5 MB of memory, and some 10 ms of a start.
+pub(crate) const EXTENTS_MAX: usize = 1 << 16;
+
+/// The extents in use of each segment, and whose they are.
+pub(super) type Live = HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>>;
+
+/// A partition of an incarnation of a topic, as segments are sorted.
+type Place = (TopicId, u32);
+
+/// What is to be known of a segment to choose it.
+struct Weighed {
+    file: SegmentFile,
+    /// In use.
+    bytes: u64,
+    /// In use.
+    extents: usize,
+    /// The first and the last partition with one.
+    places: (Place, Place),
+}
+
+impl Weighed {
+    fn new(file: SegmentFile, live: &[(Arc<Partition>, Extent)]) -> Option<Self> {
+        let places = || live.iter().map(|(partition, _)| place(partition));
+        let bytes = live.iter().map(|(_, extent)| extent.bytes).sum();
+        Some(Self { file, bytes, extents: live.len(), places: (places().min()?, places().max()?) })
+    }
+
+    /// Its level by the length of its extents; `None` where they are not short.
+    fn level(&self) -> Option<u32> {
+        let mean = self.bytes / self.extents as u64;
+        (mean < SHORT_BYTES).then(|| mean.max(1).ilog(JOIN_SEGMENTS as u64))
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.places.0 <= other.places.1 && other.places.0 <= self.places.1
+    }
+}
+
+/// Merges what has a reason to be merged, if anything has: once, then the segments are others.
+pub(super) fn merge(cleaner: &Cleaner, segments: &[SegmentFile], mut live: Live) -> Result<(), Ended> {
+    let of = |file: &SegmentFile| live.get(&file.id).and_then(|live| Weighed::new(*file, live));
+    let weighed: Vec<Weighed> = segments.iter().filter_map(of).collect();
+    let mut chosen = sparse_or_small(&weighed);
+    if chosen.is_empty() && weighed.iter().map(|segment| segment.extents).sum::<usize>() > cleaner.extents_max {
+        chosen = short(&weighed).into_iter().find(|chosen| is_worth_it(chosen, &live)).unwrap_or_default();
+    }
+    let bytes = chosen.iter().filter_map(|id| live.get(id)).flatten().map(|(_, extent)| extent.bytes).sum();
+    if chosen.is_empty() || !cleaner.has_room(bytes, "segments are not merged")? {
+        return Ok(());
+    }
+    let mut output = Output::new(cleaner);
+    for (partition, extents) in by_partition(chosen.iter().filter_map(|id| live.remove(id)).flatten()).into_values() {
+        for joined in adjoining(&extents) {
+            output.begin(&partition, joined[0].base, joined[0].compacted)?;
+            joined.iter().try_for_each(|extent| output.copy(extent))?;
+            output.end(joined[joined.len() - 1].end);
+        }
+    }
+    let mut upkeep = output.finish()?;
+    tracing::debug!(before = chosen.len(), after = upkeep.segments.len(), bytes, "segments are merged");
+    upkeep.removed = chosen;
+    cleaner.queue.commit_upkeep(upkeep)
+}
+
+/// Segments of which less than half is in use, and small ones where they are many.
+fn sparse_or_small(segments: &[Weighed]) -> Vec<SegmentId> {
+    let (mut chosen, mut small) = (Vec::new(), Vec::new());
+    let mut bytes = 0;
+    for segment in segments {
+        let is_sparse = segment.bytes * 2 < segment.file.extent_bytes;
+        if !is_sparse && segment.file.bytes >= SMALL_BYTES {
+            continue;
+        }
+        bytes += segment.bytes;
+        if bytes > SMALL_MERGE_BYTES_MAX {
+            break;
+        }
+        if is_sparse { &mut chosen } else { &mut small }.push(segment.file.id);
+    }
+    if small.len() >= SMALL_SEGMENTS {
+        chosen.append(&mut small);
+    }
+    chosen
+}
+
+/// Sets of segments of one level that hold the same partitions, those with the shortest extents first, and the
+/// oldest first: a merge's segments are as old as what it merged, among those of their level.
+fn short(segments: &[Weighed]) -> Vec<Vec<SegmentId>> {
+    let mut levels: BTreeMap<u32, Vec<&Weighed>> = BTreeMap::new();
+    for segment in segments {
+        if let Some(level) = segment.level() {
+            levels.entry(level).or_default().push(segment);
+        }
+    }
+    let mut sets = Vec::new();
+    for mut left in levels.into_values() {
+        while left.len() >= JOIN_SEGMENTS {
+            let (first, mut bytes) = (left[0], 0);
+            let set: Vec<_> = left
+                .extract_if(.., |segment| {
+                    let fits = segment.overlaps(first) && bytes + segment.bytes <= JOIN_BYTES_MAX;
+                    bytes += if fits { segment.bytes } else { 0 };
+                    fits
+                })
+                .map(|segment| segment.file.id)
+                .collect();
+            // One whose records in use are more than a merge writes is left as it is.
+            if set.is_empty() {
+                left.remove(0);
+            }
+            if set.len() >= JOIN_SEGMENTS {
+                sets.push(set);
+            }
+        }
+    }
+    sets
+}
+
+/// Whether merging leaves less than half as many extents.
+fn is_worth_it(chosen: &[SegmentId], live: &Live) -> bool {
+    let extents = || chosen.iter().filter_map(|id| live.get(id)).flatten();
+    let after: usize = by_partition(extents().cloned()).values().map(|(_, extents)| adjoining(extents).count()).sum();
+    after * 2 <= extents().count()
+}
+
+/// The extents of each partition, in order.
+fn by_partition(
+    extents: impl Iterator<Item = (Arc<Partition>, Extent)>,
+) -> BTreeMap<Place, (Arc<Partition>, Vec<Extent>)> {
+    let mut found: BTreeMap<Place, (Arc<Partition>, Vec<Extent>)> = BTreeMap::new();
+    for (partition, extent) in extents {
+        found.entry(place(&partition)).or_insert_with(|| (partition, Vec::new())).1.push(extent);
+    }
+    found.values_mut().for_each(|(_, extents)| extents.sort_unstable_by_key(|extent| extent.base));
+    found
+}
+
+fn place(partition: &Partition) -> Place {
+    (partition.topic_id(), partition.name().partition)
+}
+
+/// Groups extents that follow one another and are alike.
+fn adjoining(extents: &[Extent]) -> impl Iterator<Item = &[Extent]> {
+    extents.chunk_by(|a, b| a.end == b.base && a.compacted == b.compacted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A segment of a topic's partitions, with an extent of each.
+    fn segment(id: u64, partitions: std::ops::Range<u32>, bytes: u64) -> Weighed {
+        let file = SegmentFile { id: SegmentId(id), bytes, extent_bytes: bytes };
+        let extents = partitions.len();
+        Weighed { file, bytes, extents, places: ((TopicId(1), partitions.start), (TopicId(1), partitions.end - 1)) }
+    }
+
+    fn ids(set: &[SegmentId]) -> Vec<u64> {
+        set.iter().map(|id| id.0).collect()
+    }
+
+    #[test]
+    fn short_extents_are_joined_level_by_level_where_they_are_of_the_same_partitions() {
+        let of_many = |id| segment(id, 0..1_000, SEGMENT_BYTES);
+        let seven: Vec<_> = (0..7).map(of_many).collect();
+        assert!(short(&seven).is_empty());
+        // Eight, and of another level: a few partitions each, of which a ninth has no other's.
+        let mut all: Vec<_> = (0..8).map(of_many).collect();
+        all.extend((8..16).map(|id| segment(id, 0..100, SEGMENT_BYTES)));
+        all.push(segment(16, 100..200, SEGMENT_BYTES));
+        let sets = short(&all);
+        assert_eq!(
+            sets.iter().map(|set| ids(set)).collect::<Vec<_>>(),
+            [(0..8).collect::<Vec<_>>(), (8..16).collect::<Vec<_>>()]
+        );
+        // No more than one merge writes; what is left waits for others.
+        let twelve: Vec<_> = (0..12).map(of_many).collect();
+        assert_eq!(short(&twelve).iter().map(|set| ids(set)).collect::<Vec<_>>(), [(0..10).collect::<Vec<_>>()]);
+        // Long ones stay.
+        assert!(short(&(0..20).map(|id| segment(id, 0..30, SEGMENT_BYTES)).collect::<Vec<_>>()).is_empty());
+    }
+
+    #[test]
+    fn segments_with_little_in_use_are_merged_at_once_and_small_ones_once_they_are_many() {
+        let small = |id| segment(id, 0..1, 1 << 20);
+        let sparse = |id| Weighed { bytes: SEGMENT_BYTES / 3, ..segment(id, 0..1, SEGMENT_BYTES) };
+        assert!(sparse_or_small(&(0..7).map(small).collect::<Vec<_>>()).is_empty());
+        assert_eq!(sparse_or_small(&(0..8).map(small).collect::<Vec<_>>()).len(), 8);
+        assert_eq!(ids(&sparse_or_small(&[small(0), sparse(1), segment(2, 0..1, SEGMENT_BYTES)])), [1]);
+        // As many as one merge writes.
+        assert_eq!(ids(&sparse_or_small(&(0..9).map(sparse).collect::<Vec<_>>())), [0, 1, 2, 3, 4, 5]);
+    }
+}

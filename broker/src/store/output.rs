@@ -1,0 +1,95 @@
+//! Where the cleaner writes what stays: new segments, beside the old ones until one commit puts them in their place.
+
+use std::sync::Arc;
+
+use super::SEGMENT_BYTES;
+use super::cleaner::Cleaner;
+use super::committer::{Ended, Upkeep};
+use super::error::StoreError;
+use super::pause::Pause;
+use super::segment::{Extent, SegmentWriter};
+use crate::partition::{Offset, Partition};
+
+/// New segments in the making, and the extents that partitions get in them.
+pub(super) struct Output<'a> {
+    cleaner: &'a Cleaner,
+    writer: Option<SegmentWriter>,
+    open: Option<Arc<Partition>>,
+    /// Of the open segment, in the order of its extents.
+    partitions: Vec<Arc<Partition>>,
+    upkeep: Upkeep,
+    pause: Pause,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn new(cleaner: &'a Cleaner) -> Self {
+        Self {
+            cleaner,
+            writer: None,
+            open: None,
+            partitions: Vec::new(),
+            upkeep: Upkeep::default(),
+            pause: Pause::default(),
+        }
+    }
+
+    /// Begins an extent of a partition.
+    pub(super) fn begin(&mut self, partition: &Arc<Partition>, base: Offset, compacted: bool) -> Result<(), Ended> {
+        if self.is_full() {
+            self.close_segment()?;
+        }
+        if self.writer.is_none() {
+            self.writer = Some(self.cleaner.store.registry().create()?);
+        }
+        if let Some(writer) = &mut self.writer {
+            writer.begin(partition.topic_id(), partition.name().partition, base, compacted);
+        }
+        self.open = Some(partition.clone());
+        Ok(())
+    }
+
+    /// Whether the segment is as long as one is.
+    pub(super) fn is_full(&self) -> bool {
+        self.writer.as_ref().is_some_and(|writer| writer.position() >= SEGMENT_BYTES)
+    }
+
+    /// The open extent.
+    pub(super) fn writer(&mut self) -> Result<&mut SegmentWriter, Ended> {
+        self.writer.as_mut().ok_or_else(|| Ended::Failed(StoreError::Stopped("no extent is open".into())))
+    }
+
+    /// Copies an extent's batches as they are, damage included.
+    pub(super) fn copy(&mut self, extent: &Extent) -> Result<(), Ended> {
+        let segment = self.cleaner.store.registry().segment_of(extent)?;
+        let writer = self.writer()?;
+        segment.visit(extent, |bytes, piece| writer.push_piece(bytes, &piece))?;
+        self.wrote(extent.bytes)
+    }
+
+    /// Gives way to the commits, and ends early when the store closes.
+    pub(super) fn wrote(&mut self, bytes: u64) -> Result<(), Ended> {
+        self.pause.after(bytes);
+        if self.cleaner.is_closing() { Err(Ended::Closing) } else { Ok(()) }
+    }
+
+    /// Ends the open extent before offset `end`.
+    pub(super) fn end(&mut self, end: Offset) {
+        if let (Some(writer), Some(partition)) = (&mut self.writer, self.open.take()) {
+            writer.end(end);
+            self.partitions.push(partition);
+        }
+    }
+
+    fn close_segment(&mut self) -> Result<(), Ended> {
+        let Some(writer) = self.writer.take() else { return Ok(()) };
+        let meta = self.cleaner.store.registry().finish(writer)?;
+        self.upkeep.add_segment(meta, self.partitions.drain(..));
+        Ok(())
+    }
+
+    /// What makes the new segments part of the store.
+    pub(super) fn finish(mut self) -> Result<Upkeep, Ended> {
+        self.close_segment()?;
+        Ok(self.upkeep)
+    }
+}
