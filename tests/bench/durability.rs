@@ -119,6 +119,7 @@ async fn sustained(plan: &Plan, report: &mut Report) {
         ("bare redb, 16 x 65,472 B a commit", bare),
         Some(Target::AtLeast(0.4 * bare)),
     );
+    let bare_longest_ms = before.longest_ms.max(after.longest_ms);
     let at = |part| percentile(&appended.acknowledged_ms, part);
     report.figure(format!("{name}, acknowledgement p50"), at(0.5), "ms", None);
     report.figure(format!("{name}, acknowledgement p99"), at(0.99), "ms", Some(Target::AtMost(5.0 * at(0.5))));
@@ -126,8 +127,9 @@ async fn sustained(plan: &Plan, report: &mut Report) {
         format!("{name}, acknowledgement max"),
         at(1.0),
         "ms",
-        ("the longest of bare redb's as many commits", before.longest_ms.max(after.longest_ms)),
-        Some(Target::AtMost(100.0)),
+        ("the longest of bare redb's as many commits", bare_longest_ms),
+        // Where the disk itself stalls for longer, no longer than that.
+        Some(Target::AtMost(bare_longest_ms.max(100.0))),
     );
 }
 
@@ -264,7 +266,35 @@ async fn retention(plan: &Plan, report: &mut Report) {
     );
 }
 
-/// Start and memory with 1 GB and with 20 GB stored, in 1,000 partitions.
+/// The median start in seconds after three kills.
+fn start_after_kill(server: &mut Server) -> f64 {
+    let start = |_| {
+        server.kill();
+        let begun = Instant::now();
+        server.restart();
+        begun.elapsed().as_secs_f64()
+    };
+    median((0..3).map(start).collect())
+}
+
+/// Waits until what the partitions have in segments is joined, for ten minutes at most. Returns the seconds that it
+/// took.
+async fn joined(server: &Server) -> f64 {
+    /// A few more than the store joins nothing below: what seals meanwhile is not waited for.
+    const PIECES: u32 = 80_000;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(600) {
+        let described = server.client().admin().describe_topic("in").await.unwrap();
+        if described.topic.unwrap().segments <= PIECES {
+            break;
+        }
+        pause(Duration::from_millis(500)).await;
+    }
+    begun.elapsed().as_secs_f64()
+}
+
+/// Start and memory with 1 GB and with 20 GB stored, in 1,000 partitions: as soon as it is stored, and once what each
+/// partition has in many segments is joined.
 async fn stored(plan: &Plan, report: &mut Report) {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Server::start(folder.path());
@@ -284,20 +314,13 @@ async fn stored(plan: &Plan, report: &mut Report) {
         let memory = resident_mb(server.pid());
         let target = (until == 20).then_some(Target::AtMost(400.0));
         report.figure(format!("resident with {until} GB stored, 1,000 partitions"), memory, "MB", target);
-        let mut starts = Vec::new();
-        for _ in 0..3 {
-            server.kill();
-            let begun = Instant::now();
-            server.restart();
-            starts.push(begun.elapsed().as_secs_f64());
-        }
-        report.figure(
-            format!("start with {until} GB stored, after SIGKILL"),
-            median(starts),
-            "s",
-            Some(Target::AtMost(1.0)),
-        );
+        let name = format!("start with {until} GB stored, after SIGKILL");
+        report.figure(&*name, start_after_kill(&mut server), "s", Some(Target::AtMost(1.0)));
+        report.figure(format!("{name}: joined after"), joined(&server).await, "s", None);
+        report.figure(format!("{name}, joined"), start_after_kill(&mut server), "s", Some(Target::AtMost(1.0)));
     }
+    let memory = resident_mb(server.pid());
+    report.figure("resident with 20 GB stored, 1,000 partitions, joined", memory, "MB", None);
 }
 
 const COUNT_ALL: &str = "

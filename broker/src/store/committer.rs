@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -455,6 +456,7 @@ impl Committer {
 
     /// Makes the commit's records visible, and wakes who waits for them.
     fn publish(&mut self, seq: u64, blob: Bytes, runs: Vec<(Arc<Partition>, Run)>) {
+        self.store.commits.fetch_add(1, Ordering::Relaxed);
         // What a run takes in the index counts too: a journal of tiny commits must end as well.
         self.unsealed_bytes += (blob.len() + runs.len() * size_of::<Run>()) as u64;
         if !blob.is_empty() {

@@ -24,6 +24,7 @@ pub(crate) mod segment;
 mod tables;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -105,6 +106,8 @@ pub struct Store {
     /// Set by the first failed write: nothing is written after it.
     failure: OnceLock<Arc<StoreError>>,
     room: Room,
+    /// Since it was opened.
+    commits: AtomicU64,
     /// Whether the committer has ended.
     ended: Mutex<bool>,
     ending: Condvar,
@@ -156,6 +159,7 @@ impl Store {
             blobs: BlobCache::new(options.tail_bytes_max.unwrap_or(blobs::TAIL_BYTES_MAX)),
             failure: OnceLock::new(),
             room: Room::new(path, options.free_bytes, disk_reserve_bytes),
+            commits: AtomicU64::new(0),
             ended: Mutex::default(),
             ending: Condvar::new(),
             path: path.to_owned(),
@@ -194,6 +198,11 @@ impl Store {
     /// Room on its disk.
     pub(crate) fn room(&self) -> &Room {
         &self.room
+    }
+
+    /// How many commits there were since it was opened.
+    pub(crate) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 
     /// The committer has ended: nothing is written any more.

@@ -29,7 +29,7 @@ impl<'a> Output<'a> {
             open: None,
             partitions: Vec::new(),
             upkeep: Upkeep::default(),
-            pause: Pause::default(),
+            pause: Pause::new(cleaner.store.commits()),
         }
     }
 
@@ -68,7 +68,7 @@ impl<'a> Output<'a> {
 
     /// Gives way to the commits, and ends early when the store closes.
     pub(super) fn wrote(&mut self, bytes: u64) -> Result<(), Ended> {
-        self.pause.after(bytes);
+        self.pause.after(bytes, self.cleaner.store.commits());
         if self.cleaner.is_closing() { Err(Ended::Closing) } else { Ok(()) }
     }
 
