@@ -14,6 +14,12 @@ const SEALING_FRACTION: u64 = 4;
 /// Says how many bytes a disk has room for.
 pub type FreeBytes = Arc<dyn Fn() -> io::Result<u64> + Send + Sync>;
 
+/// How many bytes the file system of `path` leaves to us.
+pub(super) fn free_bytes_of(path: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(path)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// The room on a data directory's disk, and how much of it is kept free.
 pub(crate) struct Room {
     path: PathBuf,
@@ -26,11 +32,7 @@ impl Room {
     pub(super) fn new(path: &Path, free_bytes: Option<FreeBytes>, reserve_bytes: u64) -> Self {
         let of_system = || {
             let path = path.to_owned();
-            let free_bytes = move || {
-                let found = rustix::fs::statvfs(&path)?;
-                Ok(found.f_bavail.saturating_mul(found.f_frsize))
-            };
-            Arc::new(free_bytes) as FreeBytes
+            Arc::new(move || free_bytes_of(&path)) as FreeBytes
         };
         Self { path: path.to_owned(), free_bytes: free_bytes.unwrap_or_else(of_system), reserve_bytes }
     }

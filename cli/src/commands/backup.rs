@@ -67,7 +67,10 @@ async fn receive(mut folder: BackupFolder, client: &Client) -> anyhow::Result<Ma
     let mut bytes = 0;
     while let Some(chunk) = chunks.next().await.transpose()? {
         match chunk.chunk {
-            Some(Chunk::Begun(begun)) => progress = Progress::of_bytes(begun.bytes),
+            Some(Chunk::Begun(begun)) => {
+                folder.check_room(begun.bytes)?;
+                progress = Progress::of_bytes(begun.bytes);
+            }
             Some(Chunk::Piece(v1::BackupPiece { file, offset, bytes: piece })) => {
                 bytes += piece.len() as u64;
                 progress.set(bytes, file.clone());

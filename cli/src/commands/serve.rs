@@ -3,7 +3,7 @@
 mod bounds;
 mod http;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -130,7 +130,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let stop_signal = stop_signal()?;
     // For people and for scripts that asked for port 0.
     let data = args.data.display();
-    println!("millstream {} serves {data}: gRPC {grpc_address}, HTTP {http_address}", env!("CARGO_PKG_VERSION"));
+    let version = env!("CARGO_PKG_VERSION");
+    let mut out = io::stdout();
+    // Who read it may have gone: the server stays.
+    let _ = writeln!(out, "millstream {version} serves {data}: gRPC {grpc_address}, HTTP {http_address}");
     tracing::info!(%grpc_address, %http_address, %data, started_ms = begun.elapsed().as_millis() as u64, "ready");
 
     let failure = tokio::select! {

@@ -40,6 +40,14 @@ impl BackupFolder {
         Ok(Self { path: path.to_owned(), made, open: None, files: BTreeMap::new(), finished: false })
     }
 
+    /// Refuses a backup of so many bytes for which the folder's disk has no room.
+    ///
+    /// # Errors
+    /// [`BackupError::NoRoom`], or what the disk says.
+    pub fn check_room(&self, bytes: u64) -> Result<(), BackupError> {
+        super::check_room(&self.path, bytes)
+    }
+
     /// Writes a piece of a file. A file's pieces come in order, and one file after the other.
     ///
     /// # Errors

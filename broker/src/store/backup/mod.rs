@@ -27,6 +27,7 @@ pub use snapshot::{Piece, Snapshot};
 
 use super::directory;
 use super::error::StoreError;
+use super::room::free_bytes_of;
 use super::segment::SegmentId;
 
 /// The manifest's file.
@@ -50,6 +51,28 @@ pub enum BackupError {
     NotEmpty {
         /// The folder.
         path: PathBuf,
+    },
+    /// A restored data directory is built beside its place, and a mount point's place can't be taken.
+    #[error(
+        "{} is a mount point, and a restore puts a whole folder in its place: name one in it, such as {}; nothing was \
+         restored", path.display(), path.join("millstream-data").display()
+    )]
+    MountPoint {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The disk has too little room for what is to be written.
+    #[error(
+        "about {bytes} bytes are to be written, and the disk of {} has room for {free_bytes}: make room, or name a folder \
+         on another disk", path.display()
+    )]
+    NoRoom {
+        /// A folder on that disk.
+        path: PathBuf,
+        /// What is to be written.
+        bytes: u64,
+        /// What is free.
+        free_bytes: u64,
     },
     /// A folder without a manifest.
     #[error(
@@ -249,6 +272,18 @@ fn sync_folder(path: &Path) -> Result<(), BackupError> {
     synced.map_err(|source| BackupError::io("sync", path, source))
 }
 
+/// Whether another file system begins at `path`.
+fn is_mount_point(path: &Path) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|found| std::os::unix::fs::MetadataExt::dev(&found));
+    device(path).is_some_and(|of_path| device(parent(path)).is_some_and(|of_parent| of_parent != of_path))
+}
+
+/// Refuses what the disk of `path` has no room for.
+fn check_room(path: &Path, bytes: u64) -> Result<(), BackupError> {
+    let free_bytes = free_bytes_of(path).map_err(|source| BackupError::io("ask for the free room of", path, source))?;
+    if bytes > free_bytes { Err(BackupError::NoRoom { path: path.to_owned(), bytes, free_bytes }) } else { Ok(()) }
+}
+
 /// The folder that a path stands in.
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -300,6 +335,37 @@ mod tests {
         for word in ["Millstream 7.0", "backup format 9", "backup format 1", "nothing was restored"] {
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn what_a_disk_has_no_room_for_is_refused_before_it_is_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        let (backup, data) = (folder.path().join("backup"), folder.path().join("data"));
+        let writing = BackupFolder::create(&backup).unwrap();
+        writing.check_room(1).unwrap();
+        let error = writing.check_room(u64::MAX).unwrap_err();
+        assert!(matches!(error, BackupError::NoRoom { bytes: u64::MAX, .. }), "{error:?}");
+        assert!(error.to_string().contains("make room, or name a folder on another disk"), "{error}");
+        drop(writing);
+        assert!(!backup.exists());
+
+        std::fs::create_dir(&backup).unwrap();
+        let mut large = manifest();
+        large.files[0].bytes = u64::MAX / 2;
+        std::fs::write(backup.join(MANIFEST_FILE), large.encode()).unwrap();
+        let error = restore(&backup, &data, |_, _| std::ops::ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(error, BackupError::NoRoom { .. }), "{error:?}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_mount_point_is_refused_before_anything_is_copied() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(MANIFEST_FILE), manifest().encode()).unwrap();
+        // Each Linux has one there.
+        let error = restore(folder.path(), Path::new("/proc"), |_, _| unreachable!()).unwrap_err();
+        assert!(error.to_string().contains("such as /proc/millstream-data"), "{error}");
+        assert!(!is_mount_point(folder.path()) && !is_mount_point(&folder.path().join("new")));
     }
 
     #[test]

@@ -12,7 +12,10 @@ use redb::{Builder, ReadableDatabase as _};
 use super::super::segment::{self, SegmentId};
 use super::super::{directory, recovery, tables};
 use super::rows::{self, CheckedFile, Database};
-use super::{BackupError, FileName, JOURNAL_FILE, Manifest, TABLES_FILE, is_vacant, parent, sync_folder};
+use super::{
+    BackupError, FileName, JOURNAL_FILE, Manifest, TABLES_FILE, check_room, is_mount_point, is_vacant, parent,
+    sync_folder,
+};
 
 /// redb's page cache while rows are written, in bytes: keys come in order, so only the edge is written.
 const CACHE_BYTES: usize = 64 << 20;
@@ -25,7 +28,8 @@ const COPY_BYTES: usize = 1 << 20;
 /// Blocks. Returns what the backup says of itself.
 ///
 /// # Errors
-/// [`BackupError::NotEmpty`] where there is something already, [`BackupError::NotABackup`],
+/// [`BackupError::NotEmpty`] where there is something already, [`BackupError::NoRoom`], [`BackupError::NotABackup`],
+/// [`BackupError::MountPoint`],
 /// [`BackupError::Format`], [`BackupError::Damaged`], [`BackupError::InTheWay`],
 /// [`BackupError::Cancelled`], or what the disk says. Nothing is left behind then.
 pub fn restore(
@@ -34,10 +38,14 @@ pub fn restore(
     mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Manifest, BackupError> {
     let manifest = Manifest::read(from)?;
+    if is_mount_point(data) {
+        return Err(BackupError::MountPoint { path: data.to_owned() });
+    }
     if !is_vacant(data)? {
         return Err(BackupError::NotEmpty { path: data.to_owned() });
     }
     let total = manifest.bytes();
+    check_room(parent(data), total)?;
     let mut done = 0;
     let mut advance = |bytes: u64| {
         done += bytes;
