@@ -308,6 +308,9 @@ pub enum BrokerError {
     /// The store failed; nothing is written any more.
     #[error("storage failed, the server takes no more writes{until}: {0}", until = until(.0))]
     Storage(Arc<crate::store::StoreError>),
+    /// A read failed; everything else goes on.
+    #[error("the disk did not give what was asked for, everything else goes on: {0}")]
+    Unreadable(Arc<crate::store::StoreError>),
 }
 
 /// What brings writes back.
@@ -317,6 +320,6 @@ fn until(error: &crate::store::StoreError) -> &'static str {
 
 impl From<crate::store::StoreError> for BrokerError {
     fn from(error: crate::store::StoreError) -> Self {
-        Self::Storage(Arc::new(error))
+        Self::Unreadable(Arc::new(error))
     }
 }

@@ -84,7 +84,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`] for one that was deleted,
-    /// [`BrokerError::Storage`].
+    /// [`BrokerError::Unreadable`].
     pub async fn read(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<Slice, BrokerError> {
         if partition.is_deleted() {
             let topic = partition.name().topic.as_str().to_owned();

@@ -359,11 +359,13 @@ impl Partition {
         index.assert_in_order(&self.name);
     }
 
-    /// Records below `start` are no longer kept. Committer only.
-    pub(crate) fn set_start(&self, start: Offset) {
+    /// Records below `start` are no longer kept. Returns whether a segment has less in use then. Committer only.
+    pub(crate) fn set_start(&self, start: Offset) -> bool {
         let mut index = self.index.write();
+        let extents = index.extents.len();
         index.start = index.start.max(start);
         index.trim();
+        index.extents.len() < extents
     }
 
     /// The offset from which records are kept where those last written before `time_ms` go, and of the
@@ -398,7 +400,7 @@ impl Partition {
     /// there is one, and no more than `bytes_max` beyond that. Blocks on the disk for what memory does not hold.
     ///
     /// # Errors
-    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::Damaged`], or [`BrokerError::Storage`] where the
+    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::Damaged`], or [`BrokerError::Unreadable`] where the
     /// disk fails.
     pub fn read(&self, store: &Store, range: ReadRange) -> Result<Slice, BrokerError> {
         for _ in 0..MOVES_MAX {
@@ -546,7 +548,7 @@ impl Partition {
     /// offset where there is none. Blocks on the disk.
     ///
     /// # Errors
-    /// [`BrokerError::Storage`], [`BrokerError::Damaged`], or [`BrokerError::Batch`] for a batch that does
+    /// [`BrokerError::Unreadable`], [`BrokerError::Damaged`], or [`BrokerError::Batch`] for a batch that does
     /// not parse.
     pub fn offset_at(&self, store: &Store, timestamp_ms: i64, limits: &Limits) -> Result<Offset, BrokerError> {
         for _ in 0..MOVES_MAX {
@@ -636,7 +638,7 @@ impl Partition {
     }
 
     pub(crate) fn corrupt(&self, source: millstream_record::BatchError) -> BrokerError {
-        BrokerError::Storage(std::sync::Arc::new(StoreError::Corrupt {
+        BrokerError::Unreadable(std::sync::Arc::new(StoreError::Corrupt {
             what: format!("topic {}, partition {}", self.name.topic, self.name.partition),
             reason: source.to_string(),
         }))

@@ -8,7 +8,7 @@ use crate::commands::{
 
 const HELP: &str = "\
 Examples:
-  millstream serve --data ./data
+  millstream serve --data ./millstream-data
   millstream topic create flights --partitions 4
   millstream produce flights --file flights.ndjson --key-field origin --timestamp-field date
   millstream consume flights --from earliest --max 10

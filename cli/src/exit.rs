@@ -63,7 +63,7 @@ fn message(error: &anyhow::Error) -> String {
 fn advice(error: &ClientError) -> &'static str {
     match error {
         ClientError::Unavailable { .. } => {
-            "\n  start one with `millstream serve --data ./data`, or name another with --server or MILLSTREAM_SERVER"
+            "\n  start one with `millstream serve --data ./millstream-data`, or name another with --server or MILLSTREAM_SERVER"
         }
         ClientError::CallTimeout { .. } => "\n  --call-timeout-ms gives it more",
         _ => "",

@@ -734,7 +734,8 @@ impl Runtime {
                 if group.committed(topic.id(), number).is_some() {
                     continue;
                 }
-                let latest = checked.spec.start == Start::Latest && !topic.meta().internal;
+                // What an earlier pipeline of the name left in a repartition topic is not ours.
+                let latest = checked.spec.start == Start::Latest || topic.meta().internal;
                 let offset = if latest { partition.end() } else { partition.start() };
                 let (group, topic) = (group.clone(), topic.id());
                 commit.offsets.push(OffsetChange { group, topic, partition: number, offset, expected: Some(None) });

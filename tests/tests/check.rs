@@ -272,6 +272,48 @@ fn a_flipped_bit_of_a_segment_costs_its_batch_at_most_and_a_repair_cuts_that_out
     });
 }
 
+#[test]
+fn a_missing_segment_costs_its_records_alone_and_a_repair_goes_on_past_them() {
+    for_seeds(10, |seed| {
+        let written = write(seed, Ended::Stopped);
+        let data = written.data.path();
+        let files = registered(&check(data, false).unwrap(), data);
+        let file = &files[StdRng::seed_from_u64(seed).random_range(0..files.len())];
+        std::fs::remove_file(file).unwrap();
+        block_on(async {
+            let broker = open_with(data, StoreOptions::default()).unwrap();
+            let mut told = 0;
+            for (_, partition) in partitions(&broker) {
+                let range = ReadRange { from: partition.start(), until: None, bytes_max: 1, one_at_least: true };
+                match broker.read(&partition, range).await {
+                    Err(error @ BrokerError::Unreadable(_)) => {
+                        let text = error.to_string();
+                        let name = file.file_name().unwrap().to_str().unwrap();
+                        assert!(text.contains(name) && text.contains("everything else goes on"), "{text}");
+                        told += 1;
+                    }
+                    read => drop(read.unwrap()),
+                }
+            }
+            // Which partition it was to begin with depends on the seed; writes go on in any case.
+            println!("seed {seed}: {told} partitions begin in it");
+            broker.commit(Commit::default()).await.unwrap().await.unwrap();
+            broker.stop();
+        });
+        let report = check(data, false).unwrap();
+        assert!(!report.is_sound() || lost_records(&report) == 0, "{report:#?}");
+        assert!(check(data, true).unwrap().is_repaired());
+        let broker = open_with(data, StoreOptions::default()).unwrap();
+        block_on(async {
+            for (_, partition) in partitions(&broker) {
+                let read = read(&broker, &partition).await;
+                assert_eq!(read.damaged, [], "{} is read past what is lost", partition.name());
+            }
+            broker.stop();
+        });
+    });
+}
+
 /// The journal's values that are sealed, or those that are not: where they stand in the database's file.
 fn journal_values(data: &Path, sealed: bool) -> Vec<Range<usize>> {
     let copy = folder();

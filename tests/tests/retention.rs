@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use millstream_broker::clock::Clock;
-use millstream_broker::partition::{Partition, ReadRange};
+use millstream_broker::group::GroupKind;
+use millstream_broker::partition::{Partition, ReadRange, TopicPartition};
 use millstream_broker::store::StoreOptions;
 use millstream_broker::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
-use millstream_broker::{Broker, BrokerError, BrokerSettings, Offset, TopicName};
+use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Compression, Limits, Record, split_batches};
 use millstream_tests::instance::wait_until;
 use prometheus_client::registry::Registry;
@@ -364,6 +365,50 @@ async fn what_many_partitions_have_in_many_segments_is_joined() {
         running = open();
     }
     assert!(extents(&running) <= 10 * PARTITIONS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_is_dropped_and_made_again_keeps_what_it_commits_then() {
+    let data = tempfile::tempdir().unwrap();
+    let id = GroupId::new("g").unwrap();
+    let mut running = Running::open(data.path(), 0);
+    let topic = running.topic("t", 1, TopicSettings::default()).await;
+    running.produce(&topic, 0, 0, &[("k", Some("v")); 100]).await;
+    for round in 0..30 {
+        // Some is always being sealed meanwhile.
+        let topic = running.broker.topic("t").unwrap();
+        let filler = tokio::spawn({
+            let broker = running.broker.clone();
+            async move {
+                for _ in 0..100 {
+                    let mut builder = BatchBuilder::new(Compression::None);
+                    builder.push(0, None, Some(&[b'x'; 20_000]), []);
+                    let partition = topic.partition(0).unwrap();
+                    let receipt = broker.produce(&topic, partition, vec![builder.finish().unwrap()]).await.unwrap();
+                    receipt.await.unwrap();
+                }
+            }
+        });
+        let place = TopicPartition { topic: TopicName::new("t").unwrap(), partition: 0 };
+        // Ends while something is being sealed, in most rounds.
+        let group = || running.broker.groups().get_or_create(&id, GroupKind::Consumer).unwrap();
+        let mut last = Offset::ZERO;
+        for offset in 0..rand::random_range(20..60) {
+            last = Offset::new(offset).unwrap();
+            running.broker.set_offsets(&group(), &[(place.clone(), Offset::ZERO)]).await.unwrap();
+            running.broker.delete_group("g").await.unwrap();
+            running.broker.set_offsets(&group(), &[(place.clone(), last)]).await.unwrap();
+        }
+        filler.await.unwrap();
+        // The next part of the journal seals that, and says of it no more.
+        running.seal().await;
+        running.stop().await;
+        running = Running::open(data.path(), 0);
+        let group = running.broker.groups().get("g").unwrap_or_else(|_| panic!("round {round}: the group is gone"));
+        let topic = running.broker.topic("t").unwrap();
+        assert_eq!(group.committed(topic.id(), 0), Some(last), "round {round}");
+    }
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,20 @@ pub(crate) struct Cleaner {
     pub(crate) extents_max: usize,
 }
 
+/// A partition of a topic's incarnation.
+type Place = (TopicId, u32);
+
+/// What earlier rounds saw.
+#[derive(Default)]
+struct Seen {
+    /// When the tombstones that a compacted partition still has may go.
+    tombstones: HashMap<Place, i64>,
+    /// How often what is in use of segments had changed when that was looked at.
+    changes: Option<u64>,
+    /// What was read of repartition topics.
+    read: HashMap<Place, Offset>,
+}
+
 impl Cleaner {
     /// Starts the thread; it ends with the committer.
     pub(crate) fn start(self) -> Result<JoinHandle<()>, StoreError> {
@@ -46,15 +60,11 @@ impl Cleaner {
     }
 
     fn run(self) {
-        // When the tombstones that a compacted partition still has may go.
-        let mut tombstones: HashMap<(TopicId, u32), i64> = HashMap::new();
-        let mut changes = None;
+        let mut seen = Seen::default();
         while self.wait(ROUND) {
-            match self.round(&mut tombstones, &mut changes) {
-                // What moved belongs to a deleted topic: the next round sees what there is.
-                Ok(()) | Err(Ended::Closing | Ended::Failed(StoreError::Moved)) => {}
-                // Old records stay where they are, and nothing is lost: it is tried again.
-                Err(Ended::Failed(error)) => tracing::error!(%error, "retention, merging or compaction failed"),
+            match self.round(&mut seen) {
+                Ok(()) | Err(Ended::Closing) => {}
+                Err(Ended::Failed(error)) => failed(&error),
             }
         }
     }
@@ -78,14 +88,19 @@ impl Cleaner {
         Ok(has_room)
     }
 
-    /// `changes` is how often what is in use of segments had changed at the last round that looked at it.
-    fn round(&self, tombstones: &mut HashMap<(TopicId, u32), i64>, changes: &mut Option<u64>) -> Result<(), Ended> {
+    fn round(&self, seen: &mut Seen) -> Result<(), Ended> {
         let now_ms = self.domain.clock.now_ms();
-        self.retain(now_ms)?;
+        self.retain(now_ms, &mut seen.read)?;
+        let Seen { tombstones, changes, .. } = seen;
         let now = self.store.registry().changes();
         if *changes != Some(now) {
-            self.tidy()?;
             *changes = Some(now);
+            match self.tidy() {
+                Ok(()) => {}
+                Err(Ended::Closing) => return Err(Ended::Closing),
+                // What can't be read now must not keep others from being compacted.
+                Err(Ended::Failed(error)) => failed(&error),
+            }
         }
         let topics = self.topics();
         for topic in topics.iter().filter(|topic| topic.meta().settings.cleanup.compacts()) {
@@ -112,10 +127,10 @@ impl Cleaner {
     // ---- retention
 
     /// Moves the first offset that is kept of each partition whose topic does not keep all.
-    fn retain(&self, now_ms: i64) -> Result<(), Ended> {
+    fn retain(&self, now_ms: i64, read: &mut HashMap<Place, Offset>) -> Result<(), Ended> {
         let mut log_starts = Vec::new();
         let topics = self.topics();
-        self.retain_unread(&topics, &mut log_starts);
+        self.retain_unread(&topics, read, &mut log_starts);
         for topic in topics {
             let settings = &topic.meta().settings;
             if !settings.cleanup.deletes() {
@@ -138,10 +153,16 @@ impl Cleaner {
         self.queue.commit_upkeep(Upkeep { log_starts, ..Upkeep::default() })
     }
 
-    /// A repartition topic keeps what a group that reads it has not read: its pipeline, or whoever else looks.
-    fn retain_unread(&self, topics: &[Arc<Topic>], log_starts: &mut Vec<(Arc<Partition>, Offset)>) {
+    /// A repartition topic keeps what a group that reads it has not read: its pipeline, or whoever else looks. What
+    /// goes was read at the last round too: an offset further back that was on its way then counts.
+    fn retain_unread(
+        &self,
+        topics: &[Arc<Topic>],
+        read: &mut HashMap<Place, Offset>,
+        log_starts: &mut Vec<(Arc<Partition>, Offset)>,
+    ) {
         let internal = || topics.iter().filter(|topic| topic.meta().internal);
-        let mut read_to: HashMap<(TopicId, u32), Option<Offset>> = internal()
+        let mut read_to: HashMap<Place, Option<Offset>> = internal()
             .flat_map(|topic| topic.partitions().iter().map(|of| ((topic.id(), of.name().partition), None)))
             .collect();
         if read_to.is_empty() {
@@ -154,12 +175,15 @@ impl Cleaner {
                 }
             });
         }
+        let before = std::mem::take(read);
         for partition in internal().flat_map(|topic| topic.partitions()) {
-            if let Some(read_to) = read_to[&(partition.topic_id(), partition.name().partition)] {
-                let start = partition.unread_from(read_to);
-                if start > partition.start() {
-                    log_starts.push((partition.clone(), start));
-                }
+            let place = (partition.topic_id(), partition.name().partition);
+            let Some(read_to) = read_to[&place] else { continue };
+            let unread_from = partition.unread_from(read_to);
+            read.insert(place, unread_from);
+            let start = before.get(&place).map_or(Offset::ZERO, |before| unread_from.min(*before));
+            if start > partition.start() {
+                log_starts.push((partition.clone(), start));
             }
         }
     }
@@ -219,6 +243,15 @@ impl Cleaner {
             }
         }
         Ok(())
+    }
+}
+
+/// Old records stay where they are, and nothing is lost: it is tried again.
+fn failed(error: &StoreError) {
+    match error {
+        // What moved belongs to a deleted topic: the next round sees what there is.
+        StoreError::Moved => {}
+        error => tracing::error!(%error, "retention, merging or compaction failed and is tried again"),
     }
 }
 

@@ -497,9 +497,11 @@ impl Committer {
         self.sealer.set_sealed_values(self.trim.end - self.trim.start);
         let _changing = self.store.registry().change();
         self.store.registry().added(&upkeep.segments);
+        let mut is_less_in_use = false;
         for (partition, start) in &upkeep.log_starts {
-            partition.set_start(*start);
+            is_less_in_use |= partition.set_start(*start);
         }
+        let has_changed = is_less_in_use || !upkeep.extents.is_empty() || !upkeep.removed.is_empty();
         for (partition, extents) in &upkeep.extents {
             match upkeep.sealed_to {
                 Some(to) => partition.sealed(extents, to),
@@ -508,7 +510,9 @@ impl Committer {
         }
         // After the extents: who reads finds the new ones.
         self.store.registry().removed(&upkeep.removed);
-        self.store.registry().touch();
+        if has_changed {
+            self.store.registry().touch();
+        }
     }
 
     /// Nothing is written after a failed commit: what is on disk is no longer known.

@@ -63,12 +63,15 @@ pub(super) fn compact(
     };
     let covered: Vec<Extent> = extents.into_iter().take_while(|extent| extent.end <= pass.keys.end).collect();
     let Some(end) = covered.last().map(|extent| extent.end) else { return Ok(None) };
+    let mut replaced = Upkeep::default();
+    cleaner.without(partition, base..end, &mut replaced)?;
     pass.output.begin(partition, base, true)?;
     covered.iter().try_for_each(|extent| pass.extent(extent))?;
     pass.output.end(end);
     let due_ms = pass.due_ms;
     let mut upkeep: Upkeep = pass.output.finish()?;
-    cleaner.without(partition, base..end, &mut upkeep)?;
+    upkeep.segments.append(&mut replaced.segments);
+    upkeep.removed = replaced.removed;
     let new = join(partition, &mut upkeep);
     tracing::debug!(
         partition = %partition.name(), %base, %end,

@@ -21,6 +21,10 @@ pub(super) struct DirectoryLock {
 impl DirectoryLock {
     pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(path).map_err(|source| StoreError::io("make", path, source))?;
+        // Before anything of ours is in it.
+        if !path.join(FORMAT_FILE).exists() {
+            refuse_foreign_files(path)?;
+        }
         let lock_path = path.join(LOCK_FILE);
         let mut file = OpenOptions::new()
             .read(true)

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 pub enum StoreError {
     /// Another server has the data directory.
     #[error(
-        "data directory {path} is in use by another server{}: stop it, or give this one a \
-         directory of its own", holder.as_ref().map(|pid| format!(" (process {pid})")).unwrap_or_default()
+        "data directory {path} is in use by another server{}: stop it first, or name another directory", holder.as_ref().map(|pid| format!(" (process {pid})")).unwrap_or_default()
     )]
     Locked {
         /// The data directory.
@@ -30,12 +29,18 @@ pub enum StoreError {
         known: &'static str,
     },
     /// The directory holds something else.
-    #[error("{path} is not a data directory: it holds {found:?} and no format file")]
+    #[error("{path} is not a data directory: it holds {found:?} and no format file; name a new or empty one")]
     NotADataDirectory {
         /// The directory.
         path: PathBuf,
         /// A file in it.
         found: String,
+    },
+    /// There is no data directory.
+    #[error("{path} is no data directory: it has no file FORMAT; of a backup, `millstream restore` makes one")]
+    NoDataDirectory {
+        /// Where one was looked for.
+        path: PathBuf,
     },
     /// A file operation failed.
     #[error("cannot {action} {path}: {source}")]

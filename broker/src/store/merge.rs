@@ -1,13 +1,12 @@
 //! Merging: several segments become new ones, in which a partition's records stand together again. There are three
 //! reasons. Little of a segment is in use, so its disk is freed. A file is small, so there are fewer. Or a segment
 //! holds a little of each of many partitions: a start reads where every extent is and memory holds it, so where
-//! extents are many, short ones are joined. Each join makes them [`JOIN_SEGMENTS`] times as long, as a level of a
-//! log-structured merge tree does, until they are [`SHORT_BYTES`] long: it writes their bytes once more.
+//! extents are many, short ones are joined. A join makes them up to [`JOIN_SEGMENTS_MAX`] times as long, as a level of
+//! a log-structured merge tree does, until they are [`SHORT_BYTES`] long, and writes their bytes once more.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::SEGMENT_BYTES;
 use super::cleaner::Cleaner;
 use super::committer::Ended;
 use super::output::Output;
@@ -29,8 +28,11 @@ const SHORT_BYTES: u64 = 2 << 20;
 /// So many segments with short extents are merged at least.
 const JOIN_SEGMENTS: usize = 8;
 
-/// Bytes in use that one merge of short extents writes: a few segments more than the least.
-const JOIN_BYTES_MAX: u64 = (JOIN_SEGMENTS as u64 + 2) * SEGMENT_BYTES;
+/// And so many at most.
+const JOIN_SEGMENTS_MAX: usize = 12;
+
+/// So many sets of them are looked at in a round, a millisecond each.
+const SETS_MAX: usize = 100;
 
 /// Extents in use beyond which short ones are joined: some 5 MB of memory, and some 10 ms of a start.
 pub(crate) const EXTENTS_MAX: usize = 1 << 16;
@@ -76,7 +78,7 @@ pub(super) fn merge(cleaner: &Cleaner, segments: &[SegmentFile], mut live: Live)
     let weighed: Vec<Weighed> = segments.iter().filter_map(of).collect();
     let mut chosen = sparse_or_small(&weighed);
     if chosen.is_empty() && weighed.iter().map(|segment| segment.extents).sum::<usize>() > cleaner.extents_max {
-        chosen = short(&weighed).into_iter().find(|chosen| is_worth_it(chosen, &live)).unwrap_or_default();
+        chosen = short(&weighed).take(SETS_MAX).find(|chosen| is_worth_it(chosen, &live)).unwrap_or_default();
     }
     let bytes = chosen.iter().filter_map(|id| live.get(id)).flatten().map(|(_, extent)| extent.bytes).sum();
     if chosen.is_empty() || !cleaner.has_room(bytes, "segments are not merged")? {
@@ -96,20 +98,20 @@ pub(super) fn merge(cleaner: &Cleaner, segments: &[SegmentFile], mut live: Live)
     cleaner.queue.commit_upkeep(upkeep)
 }
 
-/// Segments of which less than half is in use, and small ones where they are many.
+/// Segments of which less than half is in use, and small ones where they are many: as many as one merge writes, but
+/// one at least.
 fn sparse_or_small(segments: &[Weighed]) -> Vec<SegmentId> {
     let (mut chosen, mut small) = (Vec::new(), Vec::new());
-    let mut bytes = 0;
+    let (mut chosen_bytes, mut small_bytes) = (0, 0);
     for segment in segments {
         let is_sparse = segment.bytes * 2 < segment.file.extent_bytes;
-        if !is_sparse && segment.file.bytes >= SMALL_BYTES {
-            continue;
+        let (of_its_kind, bytes) =
+            if is_sparse { (&mut chosen, &mut chosen_bytes) } else { (&mut small, &mut small_bytes) };
+        let fits = of_its_kind.is_empty() || *bytes + segment.bytes <= SMALL_MERGE_BYTES_MAX;
+        if fits && (is_sparse || segment.file.bytes < SMALL_BYTES) {
+            *bytes += segment.bytes;
+            of_its_kind.push(segment.file.id);
         }
-        bytes += segment.bytes;
-        if bytes > SMALL_MERGE_BYTES_MAX {
-            break;
-        }
-        if is_sparse { &mut chosen } else { &mut small }.push(segment.file.id);
     }
     if small.len() >= SMALL_SEGMENTS {
         chosen.append(&mut small);
@@ -117,37 +119,28 @@ fn sparse_or_small(segments: &[Weighed]) -> Vec<SegmentId> {
     chosen
 }
 
-/// Sets of segments of one level that hold the same partitions, those with the shortest extents first, and the
-/// oldest first: a merge's segments are as old as what it merged, among those of their level.
-fn short(segments: &[Weighed]) -> Vec<Vec<SegmentId>> {
-    let mut levels: BTreeMap<u32, Vec<&Weighed>> = BTreeMap::new();
-    for segment in segments {
-        if let Some(level) = segment.level() {
-            levels.entry(level).or_default().push(segment);
-        }
-    }
-    let mut sets = Vec::new();
-    for mut left in levels.into_values() {
+/// Sets of segments that hold the same partitions, those with the shortest extents first, and the oldest first: a
+/// merge's segments are as old as what it merged, among those of their level. Those of lower levels are in a
+/// level's sets too: they stand between them.
+fn short(segments: &[Weighed]) -> impl Iterator<Item = Vec<SegmentId>> {
+    let levels: BTreeSet<u32> = segments.iter().filter_map(Weighed::level).collect();
+    levels.into_iter().flat_map(|level| {
+        let is_short = |segment: &&Weighed| segment.level().is_some_and(|of| of <= level);
+        let mut left: Vec<&Weighed> = segments.iter().filter(is_short).collect();
+        let mut sets = Vec::new();
         while left.len() >= JOIN_SEGMENTS {
-            let (first, mut bytes) = (left[0], 0);
-            let set: Vec<_> = left
-                .extract_if(.., |segment| {
-                    let fits = segment.overlaps(first) && bytes + segment.bytes <= JOIN_BYTES_MAX;
-                    bytes += if fits { segment.bytes } else { 0 };
-                    fits
-                })
-                .map(|segment| segment.file.id)
-                .collect();
-            // One whose records in use are more than a merge writes is left as it is.
-            if set.is_empty() {
-                left.remove(0);
-            }
+            let first = left[0];
+            let overlapping = || left.iter().filter(|segment| segment.overlaps(first)).take(JOIN_SEGMENTS_MAX);
+            let set: Vec<SegmentId> = overlapping().map(|segment| segment.file.id).collect();
+            // Of a wide one, the others may have nothing in common: they are looked at again without it.
+            let done = if set.len() >= JOIN_SEGMENTS { JOIN_SEGMENTS / 2 } else { 1 };
+            left.retain(|segment| !set[..done].contains(&segment.file.id));
             if set.len() >= JOIN_SEGMENTS {
                 sets.push(set);
             }
         }
-    }
-    sets
+        sets
+    })
 }
 
 /// Whether merging leaves less than half as many extents.
@@ -181,6 +174,7 @@ fn adjoining(extents: &[Extent]) -> impl Iterator<Item = &[Extent]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::SEGMENT_BYTES;
 
     /// A segment of a topic's partitions, with an extent of each.
     fn segment(id: u64, partitions: std::ops::Range<u32>, bytes: u64) -> Weighed {
@@ -196,22 +190,26 @@ mod tests {
     #[test]
     fn short_extents_are_joined_level_by_level_where_they_are_of_the_same_partitions() {
         let of_many = |id| segment(id, 0..1_000, SEGMENT_BYTES);
-        let seven: Vec<_> = (0..7).map(of_many).collect();
-        assert!(short(&seven).is_empty());
+        let sets = |segments: &[Weighed]| short(segments).map(|set| ids(&set)).collect::<Vec<_>>();
+        assert!(sets(&(0..7).map(of_many).collect::<Vec<_>>()).is_empty());
         // Eight, and of another level: a few partitions each, of which a ninth has no other's.
         let mut all: Vec<_> = (0..8).map(of_many).collect();
         all.extend((8..16).map(|id| segment(id, 0..100, SEGMENT_BYTES)));
         all.push(segment(16, 100..200, SEGMENT_BYTES));
-        let sets = short(&all);
-        assert_eq!(
-            sets.iter().map(|set| ids(set)).collect::<Vec<_>>(),
-            [(0..8).collect::<Vec<_>>(), (8..16).collect::<Vec<_>>()]
-        );
-        // No more than one merge writes; what is left waits for others.
-        let twelve: Vec<_> = (0..12).map(of_many).collect();
-        assert_eq!(short(&twelve).iter().map(|set| ids(set)).collect::<Vec<_>>(), [(0..10).collect::<Vec<_>>()]);
+        let found = sets(&all);
+        assert_eq!(found[0], (0..8).collect::<Vec<_>>());
+        assert!(found.contains(&(8..16).collect()), "{found:?}");
+        // No more than one merge takes.
+        let twenty: Vec<_> = (0..20).map(of_many).collect();
+        assert_eq!(sets(&twenty)[0], (0..12).collect::<Vec<_>>());
+        // Of two levels in turn, each stands between the other's.
+        let in_turn: Vec<_> = (0..8).map(|id| segment(id, 0..1_000, (20 + id % 2 * 30) << 20)).collect();
+        assert_ne!(in_turn[0].level(), in_turn[1].level());
+        assert_eq!(sets(&in_turn), [(0..8).collect::<Vec<_>>()]);
+        // However large a journal's parts are.
+        assert_eq!(sets(&(0..8).map(|id| segment(id, 0..1_000, 1 << 30)).collect::<Vec<_>>()).len(), 1);
         // Long ones stay.
-        assert!(short(&(0..20).map(|id| segment(id, 0..30, SEGMENT_BYTES)).collect::<Vec<_>>()).is_empty());
+        assert!(sets(&(0..20).map(|id| segment(id, 0..30, SEGMENT_BYTES)).collect::<Vec<_>>()).is_empty());
     }
 
     #[test]
@@ -223,5 +221,11 @@ mod tests {
         assert_eq!(ids(&sparse_or_small(&[small(0), sparse(1), segment(2, 0..1, SEGMENT_BYTES)])), [1]);
         // As many as one merge writes.
         assert_eq!(ids(&sparse_or_small(&(0..9).map(sparse).collect::<Vec<_>>())), [0, 1, 2, 3, 4, 5]);
+        // One at least, and a large one holds up no others.
+        let large = Weighed { bytes: 4 * SEGMENT_BYTES, ..segment(0, 0..1, 10 * SEGMENT_BYTES) };
+        assert_eq!(ids(&sparse_or_small(&[large])), [0]);
+        let large = Weighed { bytes: 4 * SEGMENT_BYTES, ..segment(1, 0..1, 10 * SEGMENT_BYTES) };
+        let mixed: Vec<_> = [sparse(0), large].into_iter().chain((2..10).map(small)).collect();
+        assert_eq!(ids(&sparse_or_small(&mixed)), [0, 2, 3, 4, 5, 6, 7, 8, 9]);
     }
 }

@@ -90,6 +90,14 @@ impl<'a> Output<'a> {
     /// What makes the new segments part of the store.
     pub(super) fn finish(mut self) -> Result<Upkeep, Ended> {
         self.close_segment()?;
-        Ok(self.upkeep)
+        Ok(std::mem::take(&mut self.upkeep))
+    }
+}
+
+impl Drop for Output<'_> {
+    fn drop(&mut self) {
+        // What is not finished is tried again: each time it must leave nothing.
+        let written: Vec<_> = self.upkeep.segments.iter().map(|meta| meta.file.id).collect();
+        self.cleaner.store.registry().discard(&written);
     }
 }

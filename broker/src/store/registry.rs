@@ -147,6 +147,11 @@ impl Registry {
         }
     }
 
+    /// Removes the files of segments that were finished and never became part of the store.
+    pub(super) fn discard(&self, ids: &[SegmentId]) {
+        self.unlink(ids);
+    }
+
     fn unlink(&self, ids: &[SegmentId]) {
         for id in ids {
             if let Err(error) = self.files.remove(&id.file_name()) {

@@ -364,7 +364,13 @@ impl Sealer {
         tables.drop_groups(&dropped)?;
         let mut rows = Vec::new();
         for group in self.domain.groups.all() {
-            for (topic, partition, offset) in group.take_unsealed() {
+            let mut offsets = group.take_unsealed();
+            // What it committed after it was made again may be in the tables already, and went with the rest.
+            if dropped.iter().any(|dropped| dropped == group.id().as_str()) {
+                offsets =
+                    group.all_committed().into_iter().map(|(topic, at, offset)| (topic, at, Some(offset))).collect();
+            }
+            for (topic, partition, offset) in offsets {
                 let key = Tables::offset_key(group.id().as_str(), topic.0, partition);
                 rows.push((key, offset.map(|offset| Tables::offset_row(group.kind() as u8, offset.get()))));
             }

@@ -11,9 +11,9 @@ use crate::output::{Out, OutputArgs};
 
 const EXAMPLES: &str = "\
 Examples:
-  millstream check --data ./data
-  millstream check --data ./data --repair
-  millstream check --data ./data --output json | jq '.damages[]'
+  millstream check --data ./millstream-data
+  millstream check --data ./millstream-data --repair
+  millstream check --data ./millstream-data --output json | jq '.damages[]'
 
 It reads every byte that counts: the journal, all segments, the tables. Without --repair nothing is changed.
 With it, damaged record batches are cut out: readers go on past their offsets without an error.

@@ -17,8 +17,8 @@ use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Example:
-  millstream restore --from ./backup-2024-05-01 --data ./data
-  millstream serve --data ./data";
+  millstream restore --from ./backup-2024-05-01 --data ./millstream-data
+  millstream serve --data ./millstream-data";
 
 /// Make a data directory of a backup, without a server
 ///

@@ -30,9 +30,9 @@ use crate::amount;
 
 const EXAMPLES: &str = "\
 Examples:
-  millstream serve --data ./data
+  millstream serve --data ./millstream-data
   millstream serve --data /var/lib/millstream --grpc 0.0.0.0:7070 --http 0.0.0.0:7071 --log-format json
-  millstream serve --data ./data --produce-bytes-per-s-max 10000000 --quota importer=produce:50000000
+  millstream serve --data ./millstream-data --produce-bytes-per-s-max 10000000 --quota importer=produce:50000000
 
 Ctrl-C or SIGTERM stops it: what was taken is committed and answered first.";
 
@@ -213,7 +213,9 @@ fn allow_files(connections_max: usize) {
 fn start_logging(args: &Args) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log)
         .with_context(|| format!("--log {:?} is no level (error, warn, info, debug, trace) and no filter", args.log))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Where nobody reads the log any more, the server goes on without.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match args.log_format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),

@@ -11,7 +11,6 @@ mod repair;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -46,7 +45,7 @@ pub use report::{Damage, Report};
 pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
     let format = data.join(directory::FORMAT_FILE);
     if !format.exists() {
-        return Err(StoreError::io("open", &format, io::ErrorKind::NotFound.into()));
+        return Err(StoreError::NoDataDirectory { path: data.to_owned() });
     }
     let _lock = DirectoryLock::take(data)?;
     directory::check_format(data)?;

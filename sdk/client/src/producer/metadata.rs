@@ -47,17 +47,23 @@ impl Shared {
     /// server, and is told so at once.
     async fn lookup_in_time(&self, name: &str, begun: Instant) -> Result<v1::Topic, ClientError> {
         let mut backoff = Duration::from_millis(self.settings.retry_backoff_ms);
+        let timeout = |last: Option<String>| ClientError::Timeout {
+            what: format!("looking up topic {name}"),
+            after_ms: self.settings.delivery_timeout_ms,
+            last,
+        };
         loop {
+            self.check_open()?;
+            // Others' look-ups may have taken all the time there is.
+            if begun.elapsed() > self.delivery_timeout() {
+                return Err(timeout(None));
+            }
             let error = match self.lookup(name).await {
                 Err(error) if error.is_retriable() && !self.topics.read().is_empty() => error,
                 other => return other,
             };
             if begun.elapsed() + backoff > self.delivery_timeout() {
-                return Err(ClientError::Timeout {
-                    what: format!("looking up topic {name}"),
-                    after_ms: self.settings.delivery_timeout_ms,
-                    last: Some(error.to_string()),
-                });
+                return Err(timeout(Some(error.to_string())));
             }
             tracing::debug!(topic = name, %error, "looking the topic up again in {backoff:?}");
             tokio::time::sleep(backoff).await;
