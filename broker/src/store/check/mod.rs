@@ -61,7 +61,8 @@ pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
             checked = again;
         }
     }
-    if repair && !checked.report.is_sound() {
+    // Without its topic a record looks as if it were nobody's: nothing is cut out then.
+    if repair && !checked.report.is_sound() && !checked.catalog_is_damaged {
         checked.repair(data)?;
     }
     Ok(checked.report)
@@ -96,6 +97,8 @@ struct Checked {
     rebuilt: Option<(TempDir, Files)>,
     report: Report,
     topics: BTreeMap<TopicId, KnownTopic>,
+    /// A topic is not among them for its entry can't be read.
+    catalog_is_damaged: bool,
     log_starts: BTreeMap<(TopicId, u32), Offset>,
     segments: Vec<SegmentFound>,
     blobs: Vec<BlobFound>,
@@ -120,6 +123,7 @@ impl Checked {
             }),
             report: Report::default(),
             topics: BTreeMap::new(),
+            catalog_is_damaged: false,
             log_starts: BTreeMap::new(),
             segments: Vec::new(),
             blobs: Vec::new(),
@@ -211,9 +215,10 @@ impl Checked {
                     let topic = KnownTopic { name: name.to_owned(), partitions: meta.partitions };
                     self.topics.insert(TopicId(meta.id), topic);
                 }
-                Err(error) => damages.push(format!("the catalog's entry {key:?}: {error}")),
+                Err(error) => damages.push(format!("the catalog's entry {key:?}: {error}; go back to a backup")),
             }
         })?;
+        self.catalog_is_damaged |= !damages.is_empty();
         damages.into_iter().for_each(|reason| self.damaged(DATABASE_FILE, reason));
         rows(database, LOG_STARTS, |(topic, partition), start| {
             self.log_starts.insert((TopicId(topic), partition), Offset::new(start).unwrap_or_default());
