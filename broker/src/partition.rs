@@ -85,6 +85,9 @@ impl fmt::Display for TopicPartition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicId(pub u32);
 
+/// A partition of a topic's incarnation, in the order in which segments hold them.
+pub(crate) type Place = (TopicId, u32);
+
 /// Batches that one commit appended to one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
@@ -239,6 +242,11 @@ impl Partition {
     /// The topic's incarnation.
     pub fn topic_id(&self) -> TopicId {
         self.topic_id
+    }
+
+    /// Topic's incarnation and partition.
+    pub(crate) fn place(&self) -> Place {
+        (self.topic_id, self.name.partition)
     }
 
     /// The first offset that is kept.

@@ -8,7 +8,7 @@ use millstream_record::BatchHeader;
 
 use crate::group::{Group, GroupKind, Groups};
 use crate::name::{GroupId, TopicName};
-use crate::partition::{Offset, Partition, TopicId};
+use crate::partition::{Offset, Partition, Place, TopicId};
 use crate::producer::{Producer, ProducerId};
 use crate::state::StateIndex;
 use crate::store::recovery::{Entry, Replayed, TopicExtents, location};
@@ -41,7 +41,7 @@ impl Restoring<'_> {
     }
 
     fn partitions(&self, by_id: &HashMap<TopicId, &Arc<Topic>>, mut extents: TopicExtents) -> Result<(), StoreError> {
-        let mut starts: HashMap<(TopicId, u32), Offset> = HashMap::new();
+        let mut starts: HashMap<Place, Offset> = HashMap::new();
         for (topic, partition, start) in self.store.log_starts()? {
             starts.insert((TopicId(topic), partition), Offset::new(start).unwrap_or_default());
         }

@@ -1,5 +1,8 @@
 //! What users ask of the runtime: push modules, apply pipelines, pause, resume, delete, look at state.
 
+mod changes;
+mod world;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -15,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use self::changes::stage_changes;
+use self::world::{AsStored, Deployed};
 use crate::deploy::{Segment, Stage, StageSettings, store_name};
 use crate::embedded::EmbeddedLog;
 use crate::encode::OutputTopic;
@@ -22,9 +27,7 @@ use crate::error::RuntimeError;
 use crate::host::{Engine, EngineSettings, Module, ModuleHash, StageKind};
 use crate::metrics::RuntimeMetrics;
 use crate::modules::{ModuleEntry, Modules};
-use crate::pipeline::{
-    self, CheckedPipeline, Mistake, Mistakes, ModuleRef, OtherPipeline, PipelineSpec, Source, Start, World,
-};
+use crate::pipeline::{self, CheckedPipeline, Mistake, Mistakes, PipelineSpec, Source, Start};
 use crate::pool::WorkerPool;
 use crate::task::{Stopped, Task};
 
@@ -850,155 +853,5 @@ impl Pipeline {
         let stored = self.stored.lock();
         let json = serde_json::to_vec(&*stored).expect("plain structs serialise");
         CatalogChange::put(format!("{PIPELINE_PREFIX}{}", stored.spec.name.value), json)
-    }
-}
-
-/// What changes between two versions, a line each.
-fn stage_changes(before: Option<&Pipeline>, after: &Stored) -> Vec<String> {
-    let name = &after.spec.name.value;
-    let Some(before) = before else { return vec![format!("pipeline {name}: created")] };
-    let before = before.stored.lock();
-    let mut changes = Vec::new();
-    let topics = |spec: &PipelineSpec| spec.from.iter().map(|topic| topic.value.clone()).collect::<Vec<_>>().join(", ");
-    let to = |spec: &PipelineSpec| spec.to.as_ref().map_or_else(|| "nothing".to_owned(), |topic| topic.value.clone());
-    let mut said = |what: &str, old: String, new: String| {
-        if old != new {
-            changes.push(format!("pipeline {name}: {what} {old} -> {new}"));
-        }
-    };
-    said("from", topics(&before.spec), topics(&after.spec));
-    said("to", to(&before.spec), to(&after.spec));
-    let letters = |spec: &PipelineSpec| spec.dead_letter_topic().unwrap_or_else(|| "nothing".to_owned());
-    said("dead-letters", letters(&before.spec), letters(&after.spec));
-    let order =
-        |spec: &PipelineSpec| spec.stages.iter().map(|stage| stage.name.value.clone()).collect::<Vec<_>>().join(", ");
-    said("stages", order(&before.spec), order(&after.spec));
-    for stage in &after.spec.stages {
-        let Some(old) = before.spec.stages.iter().find(|old| old.name.value == stage.name.value) else { continue };
-        let short = |stored: &Stored, stage: &crate::pipeline::StageSpec| {
-            stored.modules.get(stage.module.value.as_str()).map(ModuleHash::short).unwrap_or_default()
-        };
-        let (was, is) = (short(&before, old), short(after, stage));
-        let line = |what: String| format!("stage {}: {what}", stage.name.value);
-        if old.kind.value != stage.kind.value {
-            changes.push(line(format!("{} -> {}, its state is dropped", old.kind.value, stage.kind.value)));
-        }
-        if was != is {
-            changes.push(line(format!("module {was} -> {is}")));
-        }
-        if old.with != stage.with {
-            changes.push(line("parameters changed".to_owned()));
-        }
-        if old.on_failure != stage.on_failure {
-            changes.push(line(format!("on-failure {} -> {}", old.on_failure.name(), stage.on_failure.name())));
-        }
-        if old.limits != stage.limits {
-            changes.push(line("limits changed".to_owned()));
-        }
-        let to = |stage: &crate::pipeline::StageSpec| stage.to.as_ref().map(|topic| topic.value.clone());
-        if to(old) != to(stage) || old.keeps_key != stage.keeps_key {
-            changes.push(line("output changed".to_owned()));
-        }
-    }
-    if changes.is_empty() && matches!(before.state, RunState::Stopped(_)) {
-        changes.push(format!("pipeline {name}: started again"));
-    }
-    changes
-}
-
-/// The world as a new file sees it.
-struct Deployed<'a> {
-    inner: &'a Inner,
-    paths: &'a BTreeMap<String, String>,
-}
-
-impl World for Deployed<'_> {
-    fn topic_partitions(&self, topic: &str) -> Option<u32> {
-        self.inner.broker.topic(topic).ok().map(|topic| topic.partition_count())
-    }
-
-    fn keys_moved(&self, topic: &str) -> bool {
-        self.inner.broker.topic(topic).is_ok_and(|topic| topic.meta().keys_moved)
-    }
-
-    fn state_partitions(&self, pipeline: &str, stage: &str) -> Option<u32> {
-        let pipelines = self.inner.pipelines.read();
-        let segments = &pipelines.get(pipeline)?.ready.as_ref()?.segments;
-        let has = |of: &Stage| of.kind() == StageKind::Aggregate && &**of.name() == stage;
-        let (_, sources) = segments.iter().find(|(segment, _)| segment.stages.iter().any(|of| has(of)))?;
-        sources.iter().map(|topic| topic.partition_count()).max()
-    }
-
-    fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {
-        let asked = match reference.path() {
-            None => reference.as_str(),
-            Some(path) => match self.paths.get(path) {
-                Some(pushed) => pushed,
-                None => return Err("is a path, and no module was uploaded for it: use `millstream apply`".to_owned()),
-            },
-        };
-        match self.inner.modules.get(asked) {
-            Ok(entry) => Ok((entry.hash, entry.kind)),
-            Err(RuntimeError::UnknownModule { .. }) => {
-                Err("is not uploaded: push it with `millstream module push`".to_owned())
-            }
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    fn other_pipelines(&self) -> Vec<OtherPipeline> {
-        let pipelines = self.inner.pipelines.read();
-        let other = |pipeline: &Arc<Pipeline>| {
-            let spec = pipeline.spec();
-            OtherPipeline {
-                from: spec.from.iter().map(|topic| topic.value.clone()).collect(),
-                to: spec.outputs().into_iter().map(str::to_owned).collect(),
-                name: spec.name.value,
-            }
-        };
-        pipelines.values().map(other).collect()
-    }
-
-    fn topic_names(&self) -> Vec<String> {
-        self.inner.broker.topics().iter().map(|topic| topic.name().to_string()).collect()
-    }
-
-    fn module_names(&self) -> Vec<String> {
-        self.inner.modules.all().into_iter().map(|entry| entry.reference).collect()
-    }
-}
-
-/// The world as it was when a stored pipeline was applied: each reference means what it meant then.
-struct AsStored<'a> {
-    inner: &'a Inner,
-    modules: &'a BTreeMap<String, ModuleHash>,
-}
-
-impl World for AsStored<'_> {
-    fn topic_partitions(&self, topic: &str) -> Option<u32> {
-        self.inner.broker.topic(topic).ok().map(|topic| topic.partition_count())
-    }
-
-    fn keys_moved(&self, topic: &str) -> bool {
-        self.inner.broker.topic(topic).is_ok_and(|topic| topic.meta().keys_moved)
-    }
-
-    fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {
-        let hash = self.modules.get(reference.as_str()).ok_or("is not among the pipeline's modules")?;
-        let module = self.inner.modules.load(hash).map_err(|error| error.to_string())?;
-        Ok((*hash, module.kind()))
-    }
-
-    fn other_pipelines(&self) -> Vec<OtherPipeline> {
-        // It was checked against them when it was applied.
-        Vec::new()
-    }
-
-    fn topic_names(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn module_names(&self) -> Vec<String> {
-        Vec::new()
     }
 }

@@ -274,6 +274,7 @@ fn a_flipped_bit_of_a_segment_costs_its_batch_at_most_and_a_repair_cuts_that_out
 
 #[test]
 fn a_missing_segment_costs_its_records_alone_and_a_repair_goes_on_past_them() {
+    let (costly, told) = (std::sync::atomic::AtomicU64::new(0), std::sync::atomic::AtomicU64::new(0));
     for_seeds(10, |seed| {
         let written = write(seed, Ended::Stopped);
         let data = written.data.path();
@@ -282,7 +283,6 @@ fn a_missing_segment_costs_its_records_alone_and_a_repair_goes_on_past_them() {
         std::fs::remove_file(file).unwrap();
         block_on(async {
             let broker = open_with(data, StoreOptions::default()).unwrap();
-            let mut told = 0;
             for (_, partition) in partitions(&broker) {
                 let range = ReadRange { from: partition.start(), until: None, bytes_max: 1, one_at_least: true };
                 match broker.read(&partition, range).await {
@@ -290,28 +290,24 @@ fn a_missing_segment_costs_its_records_alone_and_a_repair_goes_on_past_them() {
                         let text = error.to_string();
                         let name = file.file_name().unwrap().to_str().unwrap();
                         assert!(text.contains(name) && text.contains("everything else goes on"), "{text}");
-                        told += 1;
+                        told.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     }
                     read => drop(read.unwrap()),
                 }
             }
-            // Which partition it was to begin with depends on the seed; writes go on in any case.
-            println!("seed {seed}: {told} partitions begin in it");
+            // Writes go on.
             broker.commit(Commit::default()).await.unwrap().await.unwrap();
             broker.stop();
         });
         let report = check(data, false).unwrap();
-        assert!(!report.is_sound() || lost_records(&report) == 0, "{report:#?}");
+        // The records of a deleted topic are no longer anybody's.
+        costly.fetch_add(u64::from(lost_records(&report) > 0), std::sync::atomic::Ordering::Relaxed);
         assert!(check(data, true).unwrap().is_repaired());
-        let broker = open_with(data, StoreOptions::default()).unwrap();
-        block_on(async {
-            for (_, partition) in partitions(&broker) {
-                let read = read(&broker, &partition).await;
-                assert_eq!(read.damaged, [], "{} is read past what is lost", partition.name());
-            }
-            broker.stop();
-        });
+        block_on(check_repaired(data, &written, lost_records(&report)));
     });
+    if std::env::var("MILLSTREAM_TEST_SEED").is_err() {
+        assert!(costly.into_inner() > 0 && told.into_inner() > 0, "segments that are read are missing");
+    }
 }
 
 /// The journal's values that are sealed, or those that are not: where they stand in the database's file.

@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::BrokerError;
 use crate::name::GroupId;
-use crate::partition::{Offset, TopicId};
+use crate::partition::{Offset, Place, TopicId};
 use crate::store::OffsetChange;
 use members::Members;
 
@@ -62,7 +62,7 @@ impl fmt::Display for PipelineState {
     }
 }
 
-type Offsets = HashMap<(TopicId, u32), Offset>;
+type Offsets = HashMap<Place, Offset>;
 
 /// One group.
 pub struct Group {
@@ -74,7 +74,7 @@ pub struct Group {
     /// What is on disk.
     committed: RwLock<Offsets>,
     /// What was committed since the journal was sealed, and is in no table.
-    unsealed: Mutex<HashSet<(TopicId, u32)>>,
+    unsealed: Mutex<HashSet<Place>>,
     members: Mutex<Members>,
     pipeline: Mutex<Option<PipelineState>>,
 }
@@ -131,11 +131,6 @@ impl Group {
             committed.iter().map(|((topic, partition), offset)| (*topic, *partition, *offset)).collect();
         all.sort_unstable();
         all
-    }
-
-    /// Calls `visit` with every committed offset.
-    pub(crate) fn visit_committed(&self, mut visit: impl FnMut(TopicId, u32, Offset)) {
-        self.committed.read().iter().for_each(|((topic, partition), offset)| visit(*topic, *partition, *offset));
     }
 
     /// Whether an offset was committed in any partition of the topic.

@@ -20,7 +20,7 @@ use super::merge::{Live, merge};
 use super::segment::{OwnedExtent, SegmentFile, SegmentId};
 use super::{Store, spawn};
 use crate::broker::Domain;
-use crate::partition::{Offset, Partition, TopicId};
+use crate::partition::{Offset, Partition, Place};
 use crate::topic::Topic;
 
 /// How often retention is looked at.
@@ -38,9 +38,6 @@ pub(crate) struct Cleaner {
     /// Extents in use beyond which segments are merged so that there are fewer.
     pub(crate) extents_max: usize,
 }
-
-/// A partition of a topic's incarnation.
-type Place = (TopicId, u32);
 
 /// What earlier rounds saw.
 #[derive(Default)]
@@ -105,7 +102,7 @@ impl Cleaner {
         let topics = self.topics();
         for topic in topics.iter().filter(|topic| topic.meta().settings.cleanup.compacts()) {
             for partition in topic.partitions() {
-                let place = (partition.topic_id(), partition.name().partition);
+                let place = partition.place();
                 let due = tombstones.get(&place).is_some_and(|due| *due <= now_ms);
                 if due || is_dirty(partition) {
                     tombstones.remove(&place);
@@ -162,22 +159,21 @@ impl Cleaner {
         log_starts: &mut Vec<(Arc<Partition>, Offset)>,
     ) {
         let internal = || topics.iter().filter(|topic| topic.meta().internal);
-        let mut read_to: HashMap<Place, Option<Offset>> = internal()
-            .flat_map(|topic| topic.partitions().iter().map(|of| ((topic.id(), of.name().partition), None)))
-            .collect();
+        let mut read_to: HashMap<Place, Option<Offset>> =
+            internal().flat_map(|topic| topic.partitions()).map(|partition| (partition.place(), None)).collect();
         if read_to.is_empty() {
             return;
         }
         for group in self.domain.groups.all() {
-            group.visit_committed(|topic, partition, offset| {
+            for (topic, partition, offset) in group.all_committed() {
                 if let Some(least) = read_to.get_mut(&(topic, partition)) {
                     *least = Some(least.map_or(offset, |least| least.min(offset)));
                 }
-            });
+            }
         }
         let before = std::mem::take(read);
         for partition in internal().flat_map(|topic| topic.partitions()) {
-            let place = (partition.topic_id(), partition.name().partition);
+            let place = partition.place();
             let Some(read_to) = read_to[&place] else { continue };
             let unread_from = partition.unread_from(read_to);
             read.insert(place, unread_from);
@@ -228,7 +224,7 @@ impl Cleaner {
         of.sort_unstable();
         of.dedup();
         let replaced = |owned: &OwnedExtent| {
-            (owned.topic, owned.partition) == (partition.topic_id(), partition.name().partition)
+            (owned.topic, owned.partition) == partition.place()
                 && owned.extent.base >= offsets.start
                 && owned.extent.end <= offsets.end
         };

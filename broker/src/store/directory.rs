@@ -21,7 +21,7 @@ pub(super) struct DirectoryLock {
 impl DirectoryLock {
     pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(path).map_err(|source| StoreError::io("make", path, source))?;
-        // Before anything of ours is in it.
+        // Before anything of ours is in it: writing into somebody's documents is not kind.
         if !path.join(FORMAT_FILE).exists() {
             refuse_foreign_files(path)?;
         }
@@ -73,15 +73,12 @@ pub(super) fn check_format(path: &Path) -> Result<(), StoreError> {
             }
             Err(StoreError::Format { path: path.to_owned(), found, known: FORMAT })
         }
-        Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => {
-            refuse_foreign_files(path)?;
-            write_format(path, &format_path)
-        }
+        Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => write_format(path, &format_path),
         Err(source) => Err(StoreError::io("read", &format_path, source)),
     }
 }
 
-/// A directory without a format file must be new: writing into somebody's documents is not kind.
+/// A directory without a format file must be new.
 fn refuse_foreign_files(path: &Path) -> Result<(), StoreError> {
     let entries = fs::read_dir(path).map_err(|source| StoreError::io("read", path, source))?;
     for entry in entries {

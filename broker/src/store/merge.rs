@@ -11,7 +11,7 @@ use super::cleaner::Cleaner;
 use super::committer::Ended;
 use super::output::Output;
 use super::segment::{Extent, SegmentFile, SegmentId};
-use crate::partition::{Partition, TopicId};
+use crate::partition::{Partition, Place};
 
 /// A segment below this size is small: some of them are merged into one.
 const SMALL_BYTES: u64 = 16 << 20;
@@ -40,9 +40,6 @@ pub(crate) const EXTENTS_MAX: usize = 1 << 16;
 /// The extents in use of each segment, and whose they are.
 pub(super) type Live = HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>>;
 
-/// A partition of an incarnation of a topic, as segments are sorted.
-type Place = (TopicId, u32);
-
 /// What is to be known of a segment to choose it.
 struct Weighed {
     file: SegmentFile,
@@ -56,7 +53,7 @@ struct Weighed {
 
 impl Weighed {
     fn new(file: SegmentFile, live: &[(Arc<Partition>, Extent)]) -> Option<Self> {
-        let places = || live.iter().map(|(partition, _)| place(partition));
+        let places = || live.iter().map(|(partition, _)| partition.place());
         let bytes = live.iter().map(|(_, extent)| extent.bytes).sum();
         Some(Self { file, bytes, extents: live.len(), places: (places().min()?, places().max()?) })
     }
@@ -156,14 +153,10 @@ fn by_partition(
 ) -> BTreeMap<Place, (Arc<Partition>, Vec<Extent>)> {
     let mut found: BTreeMap<Place, (Arc<Partition>, Vec<Extent>)> = BTreeMap::new();
     for (partition, extent) in extents {
-        found.entry(place(&partition)).or_insert_with(|| (partition, Vec::new())).1.push(extent);
+        found.entry(partition.place()).or_insert_with(|| (partition, Vec::new())).1.push(extent);
     }
     found.values_mut().for_each(|(_, extents)| extents.sort_unstable_by_key(|extent| extent.base));
     found
-}
-
-fn place(partition: &Partition) -> Place {
-    (partition.topic_id(), partition.name().partition)
 }
 
 /// Groups extents that follow one another and are alike.
@@ -174,6 +167,7 @@ fn adjoining(extents: &[Extent]) -> impl Iterator<Item = &[Extent]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::partition::TopicId;
     use crate::store::SEGMENT_BYTES;
 
     /// A segment of a topic's partitions, with an extent of each.

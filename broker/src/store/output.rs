@@ -98,6 +98,6 @@ impl Drop for Output<'_> {
     fn drop(&mut self) {
         // What is not finished is tried again: each time it must leave nothing.
         let written: Vec<_> = self.upkeep.segments.iter().map(|meta| meta.file.id).collect();
-        self.cleaner.store.registry().discard(&written);
+        self.cleaner.store.registry().unlink(&written);
     }
 }

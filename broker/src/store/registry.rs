@@ -136,7 +136,9 @@ impl Registry {
     pub(super) fn removed(&self, ids: &[SegmentId]) {
         {
             let mut segments = self.segments.write();
-            segments.retain(|id, _| !ids.contains(id));
+            for id in ids {
+                segments.remove(id);
+            }
         }
         self.open.lock().retain(|(id, _)| !ids.contains(id));
         let mut pins = self.pins.lock();
@@ -147,12 +149,8 @@ impl Registry {
         }
     }
 
-    /// Removes the files of segments that were finished and never became part of the store.
-    pub(super) fn discard(&self, ids: &[SegmentId]) {
-        self.unlink(ids);
-    }
-
-    fn unlink(&self, ids: &[SegmentId]) {
+    /// Removes the files of segments that are no part of the store.
+    pub(super) fn unlink(&self, ids: &[SegmentId]) {
         for id in ids {
             if let Err(error) = self.files.remove(&id.file_name()) {
                 // The next start removes what is not registered.

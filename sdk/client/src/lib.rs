@@ -38,6 +38,7 @@
 //! records by the million.
 
 mod admin;
+mod backoff;
 mod client;
 mod consumer;
 mod error;

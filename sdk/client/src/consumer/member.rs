@@ -22,11 +22,9 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use super::shared::{Assigned, Fetched, Shared, UpTo, dirty, to_offsets};
+use crate::backoff::Backoff;
 use crate::client::{Channel, Position};
 use crate::error::ClientError;
-
-/// The longest wait before another attempt.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// How long leaving in good order may take.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,8 +37,7 @@ enum End {
 }
 
 pub(super) async fn run(shared: Arc<Shared>) {
-    let backoff_min = Duration::from_millis(shared.settings.retry_backoff_ms);
-    let mut backoff = backoff_min;
+    let mut backoff = Backoff::new(shared.settings.retry_backoff_ms);
     let mut ever_joined = false;
     let mut lost_at = None;
     let channel = shared.client.own_channel();
@@ -48,7 +45,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
         let mut session = Session::new(&shared);
         let end = session.run(channel.clone()).await;
         if session.joined {
-            (backoff, lost_at, ever_joined) = (backoff_min, None, true);
+            backoff.reset();
+            (lost_at, ever_joined) = (None, true);
         }
         shared.left();
         let error = match end {
@@ -65,12 +63,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
             shared.push_error(error);
             break;
         }
-        tracing::warn!("joining again in {backoff:?}: {error}");
+        let wait = backoff.next();
+        tracing::warn!("joining again in {wait:?}: {error}");
         tokio::select! {
             () = shared.closing() => break,
-            () = tokio::time::sleep(backoff) => {}
+            () = tokio::time::sleep(wait) => {}
         }
-        backoff = (backoff * 2).min(BACKOFF_MAX);
     }
     shared.end();
 }

@@ -14,11 +14,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Status;
 
 use super::shared::{Assigned, Fetched, Shared, UpTo, to_offsets};
+use crate::backoff::Backoff;
 use crate::client::{Channel, Position};
 use crate::error::ClientError;
-
-/// The longest wait before another attempt.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// Streams on one connection: half of what the server allows. Partitions that begin at the same
 /// offset share a stream.
@@ -94,8 +92,7 @@ async fn read(shared: &Shared) -> Option<ClientError> {
         Err(error) => return Some(error),
     };
     shared.assign(0, partitions.values().map(|reading| reading.partition.clone()));
-    let backoff_min = Duration::from_millis(shared.settings.retry_backoff_ms);
-    let mut backoff = backoff_min;
+    let mut backoff = Backoff::new(shared.settings.retry_backoff_ms);
     let mut lost_at = None;
     let mut channels = Vec::new();
     loop {
@@ -106,15 +103,16 @@ async fn read(shared: &Shared) -> Option<ClientError> {
             Stop::Lost(error) => error,
         };
         if partitions.values().map(|reading| reading.offset).sum::<u64>() > before {
-            (backoff, lost_at) = (backoff_min, None);
+            backoff.reset();
+            lost_at = None;
         }
         let since = *lost_at.get_or_insert_with(Instant::now);
         if since.elapsed() > Duration::from_millis(shared.settings.reconnect_timeout_ms) {
             return Some(error);
         }
-        tracing::debug!("reading again in {backoff:?}: {error}");
-        unless_closing(shared, tokio::time::sleep(backoff)).await?;
-        backoff = (backoff * 2).min(BACKOFF_MAX);
+        let wait = backoff.next();
+        tracing::debug!("reading again in {wait:?}: {error}");
+        unless_closing(shared, tokio::time::sleep(wait)).await?;
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::batching::Topic;
-use super::sender::BACKOFF_MAX;
+use crate::backoff::Backoff;
 use crate::error::ClientError;
 
 /// Refreshes until the producer is gone or closed.
@@ -46,7 +46,7 @@ impl Shared {
     /// Tries until the delivery timeout, counted from `begun`. Who never heard of a topic there has perhaps no
     /// server, and is told so at once.
     async fn lookup_in_time(&self, name: &str, begun: Instant) -> Result<v1::Topic, ClientError> {
-        let mut backoff = Duration::from_millis(self.settings.retry_backoff_ms);
+        let mut backoff = Backoff::new(self.settings.retry_backoff_ms);
         let timeout = |last: Option<String>| ClientError::Timeout {
             what: format!("looking up topic {name}"),
             after_ms: self.settings.delivery_timeout_ms,
@@ -62,12 +62,12 @@ impl Shared {
                 Err(error) if error.is_retriable() && !self.topics.read().is_empty() => error,
                 other => return other,
             };
-            if begun.elapsed() + backoff > self.delivery_timeout() {
+            let wait = backoff.next();
+            if begun.elapsed() + wait > self.delivery_timeout() {
                 return Err(timeout(Some(error.to_string())));
             }
-            tracing::debug!(topic = name, %error, "looking the topic up again in {backoff:?}");
-            tokio::time::sleep(backoff).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+            tracing::debug!(topic = name, %error, "looking the topic up again in {wait:?}");
+            tokio::time::sleep(wait).await;
         }
     }
 

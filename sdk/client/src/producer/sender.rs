@@ -27,11 +27,9 @@ use super::batching::{Event, Partition, Sealed};
 use super::delivery::Batch;
 use super::sequences::{IN_FLIGHT_OF_PARTITION_MAX, Sequences};
 use super::{CLOSED, Shared};
+use crate::backoff::Backoff;
 use crate::client::Channel;
 use crate::error::ClientError;
-
-/// The longest wait before another attempt.
-pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 pub(super) struct Sender {
     shared: Arc<Shared>,
@@ -55,7 +53,7 @@ pub(super) struct Sender {
     flushes: Vec<(u64, oneshot::Sender<Result<(), ClientError>>)>,
     first_failure: Option<ClientError>,
     retry_at: Option<Instant>,
-    backoff: Duration,
+    backoff: Backoff,
     last_trouble: Option<String>,
 }
 
@@ -115,7 +113,7 @@ impl Sender {
             flushes: Vec::new(),
             first_failure: None,
             retry_at: None,
-            backoff: Duration::from_millis(shared.settings.retry_backoff_ms),
+            backoff: Backoff::new(shared.settings.retry_backoff_ms),
             last_trouble: None,
             shared,
         }
@@ -373,7 +371,7 @@ impl Sender {
     }
 
     fn stored(&mut self, pending: Pending, appended: &[v1::Appended]) {
-        self.backoff = Duration::from_millis(self.shared.settings.retry_backoff_ms);
+        self.backoff.reset();
         self.last_trouble = None;
         self.fail_overtaken(&pending);
         let outcome = match appended {
@@ -475,10 +473,10 @@ impl Sender {
 
     /// Waits before the next attempt.
     fn trouble(&mut self, reason: String) {
-        tracing::debug!(server = self.shared.client.server(), reason, "producing again in {:?}", self.backoff);
+        let wait = self.backoff.next();
+        tracing::debug!(server = self.shared.client.server(), reason, "producing again in {wait:?}");
         self.last_trouble = Some(reason);
-        self.retry_at = Some(Instant::now() + self.backoff);
-        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        self.retry_at = Some(Instant::now() + wait);
     }
 
     /// It will not be stored, or nobody will know. Its numbers, if it has any, are missing from now on.

@@ -1,0 +1,107 @@
+//! What a pipeline file is checked against: the topics, modules and other pipelines that there are.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Inner, Pipeline};
+use crate::deploy::Stage;
+use crate::error::RuntimeError;
+use crate::host::{ModuleHash, StageKind};
+use crate::pipeline::{ModuleRef, OtherPipeline, World};
+
+/// The world as a new file sees it.
+pub(super) struct Deployed<'a> {
+    pub(super) inner: &'a Inner,
+    pub(super) paths: &'a BTreeMap<String, String>,
+}
+
+impl World for Deployed<'_> {
+    fn topic_partitions(&self, topic: &str) -> Option<u32> {
+        self.inner.broker.topic(topic).ok().map(|topic| topic.partition_count())
+    }
+
+    fn keys_moved(&self, topic: &str) -> bool {
+        self.inner.broker.topic(topic).is_ok_and(|topic| topic.meta().keys_moved)
+    }
+
+    fn state_partitions(&self, pipeline: &str, stage: &str) -> Option<u32> {
+        let pipelines = self.inner.pipelines.read();
+        let segments = &pipelines.get(pipeline)?.ready.as_ref()?.segments;
+        let has = |of: &Stage| of.kind() == StageKind::Aggregate && &**of.name() == stage;
+        let (_, sources) = segments.iter().find(|(segment, _)| segment.stages.iter().any(|of| has(of)))?;
+        sources.iter().map(|topic| topic.partition_count()).max()
+    }
+
+    fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {
+        let asked = match reference.path() {
+            None => reference.as_str(),
+            Some(path) => match self.paths.get(path) {
+                Some(pushed) => pushed,
+                None => return Err("is a path, and no module was uploaded for it: use `millstream apply`".to_owned()),
+            },
+        };
+        match self.inner.modules.get(asked) {
+            Ok(entry) => Ok((entry.hash, entry.kind)),
+            Err(RuntimeError::UnknownModule { .. }) => {
+                Err("is not uploaded: push it with `millstream module push`".to_owned())
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn other_pipelines(&self) -> Vec<OtherPipeline> {
+        let pipelines = self.inner.pipelines.read();
+        let other = |pipeline: &Arc<Pipeline>| {
+            let spec = pipeline.spec();
+            OtherPipeline {
+                from: spec.from.iter().map(|topic| topic.value.clone()).collect(),
+                to: spec.outputs().into_iter().map(str::to_owned).collect(),
+                name: spec.name.value,
+            }
+        };
+        pipelines.values().map(other).collect()
+    }
+
+    fn topic_names(&self) -> Vec<String> {
+        self.inner.broker.topics().iter().map(|topic| topic.name().to_string()).collect()
+    }
+
+    fn module_names(&self) -> Vec<String> {
+        self.inner.modules.all().into_iter().map(|entry| entry.reference).collect()
+    }
+}
+
+/// The world as it was when a stored pipeline was applied: each reference means what it meant then.
+pub(super) struct AsStored<'a> {
+    pub(super) inner: &'a Inner,
+    pub(super) modules: &'a BTreeMap<String, ModuleHash>,
+}
+
+impl World for AsStored<'_> {
+    fn topic_partitions(&self, topic: &str) -> Option<u32> {
+        self.inner.broker.topic(topic).ok().map(|topic| topic.partition_count())
+    }
+
+    fn keys_moved(&self, topic: &str) -> bool {
+        self.inner.broker.topic(topic).is_ok_and(|topic| topic.meta().keys_moved)
+    }
+
+    fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {
+        let hash = self.modules.get(reference.as_str()).ok_or("is not among the pipeline's modules")?;
+        let module = self.inner.modules.load(hash).map_err(|error| error.to_string())?;
+        Ok((*hash, module.kind()))
+    }
+
+    fn other_pipelines(&self) -> Vec<OtherPipeline> {
+        // It was checked against them when it was applied.
+        Vec::new()
+    }
+
+    fn topic_names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn module_names(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
