@@ -1,4 +1,7 @@
-//! Durations and sizes as people write them, for arguments: `7d`, `10GiB`.
+//! Durations, sizes, counts and addresses as people write them, for arguments: `7d`, `10GiB`.
+
+use std::net::SocketAddr;
+use std::str::FromStr;
 
 /// Units of a duration, in milliseconds.
 const DURATIONS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("min", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
@@ -15,6 +18,21 @@ pub(crate) fn milliseconds(text: &str) -> Result<u64, String> {
 /// Reads a whole number of bytes, KiB, MiB, GiB or TiB, as bytes.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     read(text, &SIZES, "write a whole number of bytes, or one with KiB, MiB, GiB or TiB, such as 10GiB")
+}
+
+/// Reads a whole number that is not zero, of a `NonZero` type.
+pub(crate) fn positive<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "write a whole number, 1 or more".to_owned())
+}
+
+/// Reads a whole number.
+pub(crate) fn whole(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("write a whole number, at most {}", u32::MAX))
+}
+
+/// Reads an IP address and a port.
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:7070 or 0.0.0.0:7070".to_owned())
 }
 
 fn read(text: &str, units: &[(&str, u64)], help: &str) -> Result<u64, String> {

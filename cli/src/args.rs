@@ -18,7 +18,7 @@ Exit codes:
   0  done; also where the reader of the output went away (| head) or Ctrl-C ended `consume`
   1  refused by the server, mistakes or damage found, or a file that cannot be read
   2  the command line is wrong
-  3  no server answers
+  3  no server answers, or it took nothing within the time allowed
   4  interrupted: what was acknowledged until then is stored
   5  the answer was lost with the connection, or time was over before it: it may or may not have been done";
 

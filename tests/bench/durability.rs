@@ -201,25 +201,34 @@ async fn cold_reader(plan: &Plan, report: &mut Report) {
             broker.produce(&new, partition, vec![batch.clone()]).await.unwrap().await.unwrap();
             took.push(asked.elapsed().as_secs_f64() * 1e3);
         }
-        took.sort_by(f64::total_cmp);
         took
     };
-    let full = async || append(&broker, &new, &batch, batches(1_500_000_000), IN_FLIGHT).await.mb_per_s;
-    let (without, without_ms) = (full().await, paced(plan.records(2_000)).await);
-    let ended = Arc::new(AtomicBool::new(false));
-    let reading = {
-        let (broker, old, ended) = (broker.clone(), old.clone(), ended.clone());
-        tokio::spawn(async move {
-            let mut rates = Vec::new();
-            while !ended.load(Ordering::SeqCst) {
-                rates.push(read_cold(broker.clone(), old.clone(), until).await);
-            }
-            median(rates)
-        })
-    };
-    let (with, with_ms) = (full().await, paced(plan.records(2_000)).await);
-    ended.store(true, Ordering::SeqCst);
-    let beside = reading.await.unwrap();
+    let full = async || append(&broker, &new, &batch, batches(1_000_000_000), IN_FLIGHT).await.mb_per_s;
+    // By turns: how fast the disk is changes from minute to minute.
+    let (mut without, mut with, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut without_ms, mut with_ms) = (Vec::new(), Vec::new());
+    for _ in 0..plan.rounds(3) {
+        without.push(full().await);
+        without_ms.extend(paced(plan.records(1_000)).await);
+        let ended = Arc::new(AtomicBool::new(false));
+        let reading = {
+            let (broker, old, ended) = (broker.clone(), old.clone(), ended.clone());
+            tokio::spawn(async move {
+                let mut rates = Vec::new();
+                while !ended.load(Ordering::SeqCst) {
+                    rates.push(read_cold(broker.clone(), old.clone(), until).await);
+                }
+                rates
+            })
+        };
+        with.push(full().await);
+        with_ms.extend(paced(plan.records(1_000)).await);
+        ended.store(true, Ordering::SeqCst);
+        beside.extend(reading.await.unwrap());
+    }
+    without_ms.sort_by(f64::total_cmp);
+    with_ms.sort_by(f64::total_cmp);
+    let (without, with, beside) = (median(without), median(with), median(beside));
     report.figure("cold reader from the start, beside a producer", beside, "MB/s", None);
     report.beside(
         "cold reader, what a producer at full speed keeps",

@@ -89,7 +89,9 @@ impl Running {
         if let Some(mut stdout) = self.0.stdout.take() {
             stdout.read_to_string(&mut out).unwrap();
         }
-        self.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        if let Some(mut stderr) = self.0.stderr.take() {
+            stderr.read_to_string(&mut err).unwrap();
+        }
         Ran { out, err, code: self.0.wait().unwrap().code() }
     }
 }
@@ -284,6 +286,21 @@ fn an_interrupted_producer_says_so_and_what_it_took_is_stored() {
     wait_until("the lines are stored", || json_of(&server, &["topic", "describe", "t"])["records"] == 2);
     producer.interrupt();
     fails(producer.end(), 4, &["error: interrupted", "stored 2 records"]);
+}
+
+#[test]
+fn a_producer_whose_records_wait_says_what_for() {
+    let data = tempfile::tempdir().unwrap();
+    Server::start(data.path()).run(&["topic", "create", "t"]).ok();
+    let server = Server::start_with(data.path(), &["--disk-reserve-bytes", "1000TiB"]);
+    let mut producer = Running::start(&server, &["produce", "t"]);
+    producer.0.stdin.take().unwrap().write_all(b"one\n").unwrap();
+    let mut told = String::new();
+    BufReader::new(producer.0.stderr.take().unwrap()).read_line(&mut told).unwrap();
+    assert!(told.starts_with("not stored yet, it is tried again: the disk of"), "{told}");
+    assert!(told.contains("make room"), "{told}");
+    producer.interrupt();
+    assert_eq!(producer.end().code, Some(4));
 }
 
 // ---- consume
@@ -759,9 +776,10 @@ fn a_wrong_command_line_is_named() {
         (&["topicc"][..], "topicc"),
         (&["produce"], "<TOPIC>"),
         (&["consume", "t", "--from", "yesterday"], "use earliest, latest, an offset, a time"),
-        (&["consume", "t", "--max", "0"], "--max"),
+        (&["consume", "t", "--max", "0"], "write a whole number, 1 or more"),
         (&["consume", "t", "--output", "xml"], "xml"),
-        (&["topic", "create", "t", "--partitions", "many"], "many"),
+        (&["topic", "create", "t", "--partitions", "many"], "write a whole number"),
+        (&["serve", "--data", "d", "--grpc", "7070"], "write an IP address and a port"),
         (&["produce", "t", "--compression", "rar"], "use none, gzip, snappy, lz4 or zstd"),
         (&["produce", "t", "--header", "nothing"], "NAME=VALUE"),
         (&["--server", "nonsense", "topic", "list"], "is no address: use host:port"),
@@ -990,9 +1008,25 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
     assert_eq!(found.code, Some(1), "{} {}", found.out, found.err);
     let found: Value = serde_json::from_str(&found.out).unwrap();
     assert_eq!(found["damages"][0]["topic"], "t", "{found}");
+    assert!(check(&[]).out.contains("--repair` keeps all that is sound"));
     check(&["--repair"]).ok();
     check(&[]).ok();
     server.restart();
     server.run_with_input(&["produce", "t"], "three\n").ok();
     assert_eq!(server.run(&["consume", "t", "--from", "earliest", "--until-end"]).ok(), "three\n");
+
+    // What begins as no database does can't be repaired, and a start sends to the check.
+    assert!(server.terminate().success());
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let mut serve = Command::new(millstream());
+    serve.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]).arg(data.path());
+    fails(run(&mut serve, ""), 1, &["millstream.redb is corrupt", "`millstream check` finds all damage"]);
+    for arguments in [&[][..], &["--repair"]] {
+        let found = check(arguments);
+        assert_eq!(found.code, Some(1), "{} {}", found.out, found.err);
+        assert!(found.out.contains("1 damage only a backup makes good"), "{}", found.out);
+        assert!(!found.out.contains("keeps all that is sound"), "{}", found.out);
+    }
 }

@@ -43,7 +43,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// A file operation failed.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {source}{advice}", advice = io_advice(.action, .source))]
     Io {
         /// "open", "write", …
         action: &'static str,
@@ -82,6 +82,12 @@ impl StoreError {
                 let path = path.parent().unwrap_or(path).to_owned();
                 Self::Locked { path, holder: None }
             }
+            // It does not begin as a database does.
+            redb::DatabaseError::Storage(redb::StorageError::Io(source))
+                if source.kind() == std::io::ErrorKind::InvalidData =>
+            {
+                Self::Corrupt { what: path.display().to_string(), reason: source.to_string() }
+            }
             redb::DatabaseError::Storage(redb::StorageError::Io(source)) => Self::io("open", path, source),
             other => Self::Database(Box::new(other.into())),
         }
@@ -99,6 +105,18 @@ impl StoreError {
             _ => return false,
         };
         matches!(io.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    }
+}
+
+fn io_advice(action: &str, source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{AlreadyExists, NotADirectory, NotFound, PermissionDenied, StorageFull};
+    match source.kind() {
+        AlreadyExists => "; a file of that name is in the way, name another folder",
+        NotADirectory => "; name a folder, not a file",
+        NotFound if action == "make" => "; make its folder first",
+        PermissionDenied => "; the user whom this runs as may not",
+        StorageFull => "; make room, and try again",
+        _ => "",
     }
 }
 

@@ -248,8 +248,8 @@ impl File {
         Ok(())
     }
 
-    /// Every mistake on stderr, with its line.
-    pub(super) fn print_mistakes(&self) {
+    /// Every mistake on stderr, with its line, and what was therefore not done.
+    pub(super) fn print_mistakes(&self, not_done: &str) {
         for mistake in &self.mistakes {
             exit::say(format_args!("{}:{}:{}: {}", self.shown, mistake.line, mistake.column, mistake.message));
             if let Some(place) = shown_place(&self.text, mistake) {
@@ -260,7 +260,7 @@ impl File {
             exit::say(format_args!("and {} more", text::count(self.mistakes_left_out as u64)));
         }
         let mistakes = text::plural((self.mistakes.len() + self.mistakes_left_out) as u64, "mistake");
-        exit::say(format_args!("error: {mistakes} in {}: nothing of it was applied", self.shown));
+        exit::say(format_args!("error: {mistakes} in {}: {not_done}", self.shown));
     }
 
     fn to_json(&self, dry_run: bool) -> Value {
@@ -305,7 +305,7 @@ fn report(files: &[File], args: &Args) -> anyhow::Result<ExitCode> {
     for file in files.iter().filter(|file| !file.mistakes.is_empty()) {
         code = ExitCode::from(exit::REFUSED);
         if !args.output.json() {
-            file.print_mistakes();
+            file.print_mistakes("nothing of it was applied");
         }
     }
     Ok(code)

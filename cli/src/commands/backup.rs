@@ -44,10 +44,9 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode>
     let folder = BackupFolder::create(&args.to)?;
     let received = tokio::select! {
         received = receive(folder, client) => received,
-        () = interrupt.wait() => Err(Interrupted("there is no backup".to_owned()).into()),
+        () = interrupt.wait() => Err(Interrupted("what was begun is removed".to_owned()).into()),
     };
-    let manifest =
-        received.with_context(|| format!("{} is no backup, what was begun is removed", args.to.display()))?;
+    let manifest = received.with_context(|| format!("there is no backup in {}", args.to.display()))?;
     let mut out = Out::new();
     if args.output.json() {
         let mut shown = to_json(&manifest);

@@ -8,6 +8,7 @@ use millstream_broker::store::{Report, check};
 
 use crate::exit::REFUSED;
 use crate::output::{Out, OutputArgs};
+use crate::text;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,16 +67,27 @@ fn print(report: &Report, args: &Args, out: &mut Out) -> anyhow::Result<()> {
         out.line(format_args!("{file}: left by a crash, no part of the store; the next start removes it"))?;
     }
     let Report { segments, batches, batch_bytes, commits, .. } = report;
-    let read = format!(
-        "{segments} segments and {commits} commits of the journal, with {batches} sound record batches of {batch_bytes} bytes"
-    );
+    let [segments, commits] = [(segments, "segment"), (commits, "commit")].map(|(of, noun)| text::plural(*of, noun));
+    let batches = text::count(*batches);
+    let read =
+        format!("{segments} and {commits} of the journal, sound record batches: {batches} of {batch_bytes} bytes");
     match (report.damages.len(), args.repair) {
         (0, _) => out.line(format_args!("sound: {read}"))?,
-        (damages, false) => out.line(format_args!(
-            "{damages} damages: {read}\n`millstream check --data {} --repair` keeps all that is sound",
-            args.data.display()
-        ))?,
-        (damages, true) => out.line(format_args!("{damages} damages: {read}"))?,
+        (damages, repair) => {
+            let beyond = report.damages.iter().filter(|damage| !damage.repairable).count();
+            let damages = text::plural(damages as u64, "damage");
+            out.line(format_args!("{damages}: {read}"))?;
+            if report.is_repairable() && !repair {
+                let data = args.data.display();
+                out.line(format_args!("`millstream check --data {data} --repair` keeps all that is sound"))?;
+            }
+            if beyond > 0 {
+                let beyond = text::plural(beyond as u64, "damage");
+                out.line(format_args!(
+                    "{beyond} only a backup makes good: `millstream restore` makes a data directory of it"
+                ))?;
+            }
+        }
     }
     Ok(())
 }

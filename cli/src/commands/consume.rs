@@ -11,7 +11,7 @@ use crate::interrupt::Interrupt;
 use crate::output::{self, Out, OutputArgs, OutputError};
 use crate::progress::Progress;
 use crate::record::{self, Part, Printer};
-use crate::{position, text};
+use crate::{amount, position, text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "POSITION", default_value = "latest", value_parser = position::parse)]
     from: Position,
     /// End after so many records
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU64>)]
     max: Option<NonZeroU64>,
     /// End where the partitions end at the start of this command
     #[arg(long)]

@@ -22,7 +22,7 @@ use crate::exit::{self, Interrupted};
 use crate::input::{Block, FieldArgs, Input, InputError, Line};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
-use crate::text;
+use crate::{amount, text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,6 +42,9 @@ const SETTLE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Once a record has failed, answers to others are waited for this long.
 const PATIENCE_AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// Trouble that lasts as long as this is told, once.
+const TROUBLE_TOLD_AFTER: Duration = Duration::from_secs(2);
 
 /// A pause below this is not worth a timer.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -68,13 +71,13 @@ pub(crate) struct Args {
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = parse_header)]
     headers: Vec<(String, String)>,
     /// The partition of every record [default: by the key, or all in turn]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = amount::whole)]
     partition: Option<u32>,
     /// How record batches are compressed: none, gzip, snappy, lz4 or zstd
     #[arg(long, value_name = "CODEC", default_value = "none")]
     compression: Compression,
     /// At most so many records a second [default: as fast as the server takes them]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU32>)]
     rate: Option<NonZeroU32>,
     /// Count and report lines that lack a field or are no JSON, instead of stopping at the first
     #[arg(long)]
@@ -92,13 +95,13 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode>
     let producer = client.producer(ProducerSettings { compression: args.compression, ..ProducerSettings::default() });
     let topic = producer.topic(&args.topic).await?;
     let mut interrupt = Interrupt::new()?;
-    let mut sending = Sending::new(&args, &input, topic);
+    let mut sending = Sending::new(&args, &input, &producer, topic);
     let blocks = read_ahead(input)?;
     let sent = tokio::select! {
         sent = sending.send(blocks) => sent,
         () = interrupt.wait() => Err(Interrupted("not all lines were sent".into()).into()),
     };
-    sending.wait_for_answers(producer, &mut interrupt).await;
+    sending.wait_for_answers(producer.clone(), &mut interrupt).await;
     let sent = sending.finish(sent);
     if sent.is_ok() || sending.stored > 0 {
         sending.summary();
@@ -133,6 +136,7 @@ struct Waiting {
 struct Sending<'a> {
     args: &'a Args,
     name: Arc<str>,
+    producer: &'a Producer,
     topic: TopicProducer,
     headers: Vec<(&'a str, Option<&'a [u8]>)>,
     progress: Progress,
@@ -145,11 +149,15 @@ struct Sending<'a> {
     stored_bytes: u64,
     skipped: u64,
     failed: u64,
+    /// Of these, what is certainly not stored.
+    refused: u64,
     first_failure: Option<(u64, ClientError)>,
+    /// Since when something keeps records from being stored, and whether that was told.
+    trouble: Option<(Instant, bool)>,
 }
 
 impl<'a> Sending<'a> {
-    fn new(args: &'a Args, input: &Input, topic: TopicProducer) -> Self {
+    fn new(args: &'a Args, input: &Input, producer: &'a Producer, topic: TopicProducer) -> Self {
         let progress = match input.size_bytes() {
             Some(size) => Progress::of_bytes(size),
             // Who types sees what was typed.
@@ -159,6 +167,7 @@ impl<'a> Sending<'a> {
         Self {
             args,
             name: input.name(),
+            producer,
             topic,
             headers: args.headers.iter().map(|(name, value)| (name.as_str(), Some(value.as_bytes()))).collect(),
             progress,
@@ -170,7 +179,9 @@ impl<'a> Sending<'a> {
             stored_bytes: 0,
             skipped: 0,
             failed: 0,
+            refused: 0,
             first_failure: None,
+            trouble: None,
         }
     }
 
@@ -264,6 +275,20 @@ impl<'a> Sending<'a> {
             self.count(line, bytes, outcome.err());
             self.waiting.pop_front();
         }
+        self.tell_trouble();
+    }
+
+    /// Says what is waited for: it may take two minutes before a record fails of it.
+    fn tell_trouble(&mut self) {
+        let Some(reason) = self.producer.trouble() else {
+            self.trouble = None;
+            return;
+        };
+        let (since, told) = self.trouble.get_or_insert_with(|| (Instant::now(), false));
+        if !*told && since.elapsed() >= TROUBLE_TOLD_AFTER {
+            *told = true;
+            self.progress.aside(|| exit::say(format_args!("not stored yet, it is tried again: {reason}")));
+        }
     }
 
     fn count(&mut self, line: u64, bytes: u64, failure: Option<ClientError>) {
@@ -274,6 +299,7 @@ impl<'a> Sending<'a> {
             }
             Some(error) => {
                 self.failed += 1;
+                self.refused += u64::from(matches!(error, ClientError::Refused { .. } | ClientError::Timeout { .. }));
                 self.first_failure.get_or_insert((line, error));
             }
         }
@@ -290,7 +316,9 @@ impl<'a> Sending<'a> {
         }
         let lacking = text::plural(self.failed + unanswered, "record");
         if let Some((line, error)) = self.first_failure.take() {
-            exit::say(format_args!("{lacking} sent without an acknowledgement, the first is {}:{line}", self.name));
+            let refused = unanswered == 0 && self.failed == self.refused;
+            let fate = if refused { "not stored" } else { "sent without an acknowledgement" };
+            exit::say(format_args!("{lacking} {fate}, the first is {}:{line}", self.name));
             return Err(error.into());
         }
         if unanswered > 0 {

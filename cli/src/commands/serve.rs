@@ -44,10 +44,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
     /// Where the gRPC services listen; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070", value_parser = amount::address)]
     pub(crate) grpc: SocketAddr,
     /// Where health and metrics are served over HTTP
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7071")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7071", value_parser = amount::address)]
     pub(crate) http: SocketAddr,
     /// How log lines look, on stderr
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
@@ -56,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILTER", env = "MILLSTREAM_LOG", default_value = "info")]
     pub(crate) log: String,
     /// Threads that serve requests and run stages; one a core when left out
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroUsize>)]
     pub(crate) worker_threads: Option<NonZeroUsize>,
     /// Bytes of new records that are kept in the journal before they are sealed into segments, 1MiB or more: a start reads
     /// them all, and no topic's retention_bytes can be less [default: 128MiB]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::output::{Column, Out, OutputArgs, Table};
 use crate::record::JsonBytes;
-use crate::text;
+use crate::{amount, text};
 
 /// What can be read of state.
 #[derive(Debug, Subcommand)]
@@ -53,7 +53,7 @@ pub(crate) struct List {
     #[arg(long, default_value = "", hide_default_value = true)]
     prefix: String,
     /// At most so many keys
-    #[arg(long, value_name = "N", default_value = "1000")]
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = amount::whole)]
     max: u32,
     #[command(flatten)]
     output: OutputArgs,

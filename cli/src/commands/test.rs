@@ -17,7 +17,7 @@ use crate::exit;
 use crate::input::{FieldArgs, Input};
 use crate::output::{Column, Out, OutputArgs, Table};
 use crate::record::{self, Part, Printer};
-use crate::text;
+use crate::{amount, text};
 use trial::{Outcome, Trial};
 
 const EXAMPLES: &str = "\
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TOPIC")]
     pub(crate) topic: Option<String>,
     /// Partitions of the source topics: records are spread over them as a producer would
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = amount::positive::<NonZeroU32>)]
     pub(crate) partitions: NonZeroU32,
     #[command(flatten)]
     pub(crate) fields: FieldArgs,
@@ -66,7 +66,7 @@ fn parse_module(text: &str) -> Result<(String, PathBuf), String> {
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut file = apply::File::read(&args.file)?;
     if !file.mistakes.is_empty() {
-        file.print_mistakes();
+        file.print_mistakes("it was not run");
         return Ok(ExitCode::from(exit::REFUSED));
     }
     let spec = millstream_runtime::pipeline::parse(&file.text)?;
@@ -105,7 +105,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     if !file.mistakes.is_empty() {
-        file.print_mistakes();
+        file.print_mistakes("it was not run");
         trial.stop().await?;
         return Ok(ExitCode::from(exit::REFUSED));
     }

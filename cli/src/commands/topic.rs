@@ -116,7 +116,7 @@ pub(crate) struct Create {
     /// 1 to 249 of the characters a-z A-Z 0-9 . _ -
     name: String,
     /// How many partitions; more can be added later
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = amount::whole)]
     partitions: u32,
     #[command(flatten)]
     settings: Settings,
@@ -134,7 +134,7 @@ pub(crate) struct Alter {
     /// The topic
     name: String,
     /// How many partitions there are to be: as many as there are, or more
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = amount::whole)]
     partitions: Option<u32>,
     #[command(flatten)]
     set: Settings,

@@ -187,7 +187,7 @@ impl ClientError {
         match status.code() {
             Code::Unavailable | Code::Cancelled => Self::Unavailable { server, reason: status.message().to_owned() },
             Code::Unimplemented => {
-                let message = "it does not offer this call; client and server may be of different versions";
+                let message = "it does not offer this call: it is of another version, or this is not the address of its gRPC services";
                 Self::Protocol { server, message: message.to_owned() }
             }
             code => Self::Protocol { server, message: format!("{} ({code:?})", status.message()) },

@@ -45,13 +45,13 @@ pub fn restore(
         return Err(BackupError::NotEmpty { path: data.to_owned() });
     }
     let total = manifest.bytes();
-    check_room(parent(data), total)?;
     let mut done = 0;
     let mut advance = |bytes: u64| {
         done += bytes;
         progress(done, total)
     };
     let building = Building::begin(data)?;
+    check_room(&building.path, total)?;
     directory::check_format(&building.path)?;
     let mut segments = BTreeMap::new();
     let (mut journal, mut tables) = (None, None);
@@ -91,8 +91,19 @@ fn fill(
 ) -> Result<redb::Database, BackupError> {
     let created = Builder::new().set_cache_size(CACHE_BYTES).create(path);
     let database = created.map_err(|source| super::StoreError::open(path, source))?;
-    rows::read(kind, from, &database, progress)?;
+    rows::read(kind, from, &database, progress).map_err(|error| written_to(path, error))?;
     Ok(database)
+}
+
+/// The database says what failed, and not where.
+fn written_to(path: &Path, error: BackupError) -> BackupError {
+    match error {
+        BackupError::Store(super::StoreError::Database(error)) => match *error {
+            redb::Error::Io(source) => BackupError::io("write", path, source),
+            other => super::StoreError::Database(Box::new(other)).into(),
+        },
+        other => other,
+    }
 }
 
 fn copy_segment(

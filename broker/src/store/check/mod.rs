@@ -62,7 +62,10 @@ pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
         }
     }
     // Without its topic a record looks as if it were nobody's: nothing is cut out then.
-    if repair && !checked.report.is_sound() && !checked.catalog_is_damaged {
+    if !checked.readable || checked.catalog_is_damaged {
+        checked.report.set_beyond_repair();
+    }
+    if repair && checked.report.is_repairable() {
         checked.repair(data)?;
     }
     Ok(checked.report)
@@ -143,9 +146,7 @@ impl Checked {
                 self.readable = true;
                 self.continuity();
             }
-            Some(Err(reason)) => {
-                self.damaged(DATABASE_FILE, format!("it can't be read: {reason}; go back to a backup"))
-            }
+            Some(Err(reason)) => self.beyond_repair(DATABASE_FILE, format!("it can't be read: {reason}")),
             None => {}
         }
         // What is wrong in a value is said of its records; elsewhere it is the database's own.
@@ -155,17 +156,25 @@ impl Checked {
             self.damaged(DATABASE_FILE, reason);
         }
         if let Some(reason) = self.database_fault(tables::FILE)? {
-            self.damaged(tables::FILE, reason);
+            self.tables_are_damaged(&reason);
         } else if self.files.path(tables::FILE).exists()
             && let Err(reason) = caught(|| read_tables(&self.files))
         {
-            self.damaged(tables::FILE, reason);
+            self.tables_are_damaged(&reason);
         }
         Ok(())
     }
 
     fn damaged(&mut self, file: &str, reason: impl Into<String>) {
         self.report.damages.push(Damage::of_file(file, reason));
+    }
+
+    fn beyond_repair(&mut self, file: &str, reason: impl std::fmt::Display) {
+        self.report.damages.push(Damage::beyond_repair(file, reason));
+    }
+
+    fn tables_are_damaged(&mut self, reason: &str) {
+        self.beyond_repair(tables::FILE, format!("{reason}: it has state, committed offsets and producers"));
     }
 
     /// The files among which a database is looked for.
@@ -215,11 +224,11 @@ impl Checked {
                     let topic = KnownTopic { name: name.to_owned(), partitions: meta.partitions };
                     self.topics.insert(TopicId(meta.id), topic);
                 }
-                Err(error) => damages.push(format!("the catalog's entry {key:?}: {error}; go back to a backup")),
+                Err(error) => damages.push(format!("the catalog's entry {key:?}: {error}")),
             }
         })?;
         self.catalog_is_damaged |= !damages.is_empty();
-        damages.into_iter().for_each(|reason| self.damaged(DATABASE_FILE, reason));
+        damages.into_iter().for_each(|reason| self.beyond_repair(DATABASE_FILE, reason));
         rows(database, LOG_STARTS, |(topic, partition), start| {
             self.log_starts.insert((TopicId(topic), partition), Offset::new(start).unwrap_or_default());
         })

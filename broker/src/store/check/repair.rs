@@ -11,7 +11,7 @@ use super::super::files::Files;
 use super::super::journal::{BlobWriter, CHUNK_BYTES};
 use super::super::recovery::segment_row;
 use super::super::segment::{FOLDER, Piece, SegmentId, SegmentMeta, SegmentWriter};
-use super::super::{JOURNAL, SEGMENTS, tables};
+use super::super::{JOURNAL, SEGMENTS};
 use super::journal::Content;
 use super::rebuild::{rebuild, replace};
 use super::{BlobFound, Checked, Damage, SegmentFound, caught, to_text};
@@ -20,9 +20,6 @@ use crate::partition::Offset;
 impl Checked {
     /// Keeps all that is sound, and says in the report what was put right.
     pub(super) fn repair(&mut self, data: &Path) -> Result<(), StoreError> {
-        if !self.readable {
-            return Ok(());
-        }
         let files = Files::new(data, None);
         if let Some((rebuilt, _)) = self.rebuilt.take() {
             replace(&rebuilt, data)?;
@@ -50,17 +47,11 @@ impl Checked {
             replace(&rebuilt, data)?;
             still = self.database_fault(DATABASE_FILE)?;
         }
-        let has_damaged_tables = self.report.has_damaged_tables();
         for damage in &mut self.report.damages {
-            damage.repaired = damage.file != tables::FILE && (damage.file != DATABASE_FILE || still.is_none());
+            damage.repaired = damage.repairable && (damage.file != DATABASE_FILE || still.is_none());
         }
         if let Some(reason) = still {
-            let reason = format!("{reason}; this is not repaired: go back to a backup");
-            self.report.damages.push(Damage::of_file(DATABASE_FILE, reason));
-        }
-        if has_damaged_tables {
-            let reason = "state, committed offsets and producers in it are not repaired: go back to a backup";
-            self.report.damages.push(Damage::of_file(tables::FILE, reason));
+            self.report.damages.push(Damage::beyond_repair(DATABASE_FILE, format!("{reason}; this is not repaired")));
         }
         Ok(())
     }

@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::super::segment::BlockFault;
-use super::super::tables;
 use crate::partition::Offset;
 
 /// What was read, and every damage.
@@ -43,6 +42,8 @@ pub struct Damage {
     pub last_offset: Option<i64>,
     /// What is wrong, and what it costs where it is no record.
     pub reason: String,
+    /// Whether `repair` can put it right or cut it out: else only a backup has what was there.
+    pub repairable: bool,
     /// Whether `repair` put it right or cut it out.
     pub repaired: bool,
 }
@@ -57,8 +58,14 @@ impl Damage {
             first_offset: None,
             last_offset: None,
             reason: reason.into(),
+            repairable: true,
             repaired: false,
         }
+    }
+
+    /// Damage that only a backup makes good.
+    pub(super) fn beyond_repair(file: &str, reason: impl std::fmt::Display) -> Self {
+        Self { repairable: false, ..Self::of_file(file, format!("{reason}; go back to a backup")) }
     }
 
     pub(super) fn of_records(file: &str, topic: &str, partition: u32, fault: &BlockFault) -> Self {
@@ -69,6 +76,7 @@ impl Damage {
             first_offset: Some(fault.base.get()),
             last_offset: Some(fault.end.get() - 1),
             reason: fault.reason.clone(),
+            repairable: true,
             repaired: false,
         }
     }
@@ -94,6 +102,16 @@ impl Report {
         self.damages.is_empty()
     }
 
+    /// Whether `repair` can put anything right.
+    pub fn is_repairable(&self) -> bool {
+        self.damages.iter().any(|damage| damage.repairable)
+    }
+
+    /// Whether all of it is beyond what `repair` can do.
+    pub(super) fn set_beyond_repair(&mut self) {
+        self.damages.iter_mut().for_each(|damage| damage.repairable = false);
+    }
+
     /// Whether nothing is damaged any more.
     pub fn is_repaired(&self) -> bool {
         self.damages.iter().all(|damage| damage.repaired)
@@ -109,10 +127,5 @@ impl Report {
     ) {
         let fault = BlockFault { base: lost.start, end: lost.end, reason: reason.to_owned() };
         self.damages.push(Damage::of_records(file, topic, partition, &fault));
-    }
-
-    /// Whether a damage of a table is known, which nothing repairs.
-    pub(super) fn has_damaged_tables(&self) -> bool {
-        self.damages.iter().any(|damage| damage.file == tables::FILE)
     }
 }

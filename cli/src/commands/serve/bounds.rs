@@ -5,29 +5,30 @@ use std::num::NonZeroU64;
 use millstream_broker::grpc::ServeSettings;
 use millstream_broker::quota::{ClientId, QuotaSettings, Rates};
 
+use crate::amount;
 use crate::exit::Usage;
 
 /// The bounds, as they are said.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BoundsArgs {
     /// Bytes of records that each client may produce a second; beyond it waits [default: no bound]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU64>)]
     produce_bytes_per_s_max: Option<NonZeroU64>,
     /// Bytes of records that each client may fetch a second; beyond it waits [default: no bound]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU64>)]
     fetch_bytes_per_s_max: Option<NonZeroU64>,
     /// Other such bounds for one client, by its id or IP address; may be given more than once
     #[arg(long = "quota", value_name = "CLIENT_ID=produce:N,fetch:M", value_parser = parse)]
     quotas: Vec<Quota>,
     /// Connections at once; what comes beyond is closed at once [default: 10000]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU64>)]
     connections_max: Option<NonZeroU64>,
     /// Bytes of one connection's produce requests that wait for the disk; what comes beyond waits
     /// [default: 33554432]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU64>)]
     connection_bytes_in_flight_max: Option<NonZeroU64>,
     /// How long a call that is answered once may take, unless its client wants it sooner [default: 60000]
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", value_parser = amount::positive::<NonZeroU64>)]
     call_deadline_ms: Option<NonZeroU64>,
 }
 

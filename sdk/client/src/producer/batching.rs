@@ -411,6 +411,7 @@ mod tests {
             describing: Default::default(),
             outbox: Outbox::default(),
             closed: AtomicBool::new(false),
+            trouble: Default::default(),
         }
     }
 

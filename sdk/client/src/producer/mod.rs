@@ -126,6 +126,8 @@ struct Shared {
     room: Semaphore,
     outbox: Outbox,
     closed: AtomicBool,
+    /// Why what was sent is sent again, until an answer comes.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Producer {
@@ -138,6 +140,7 @@ impl Producer {
             describing: tokio::sync::Mutex::default(),
             outbox: Outbox::default(),
             closed: AtomicBool::new(false),
+            trouble: Mutex::default(),
         });
         let sender = tokio::spawn(Sender::new(shared.clone()).run());
         // A millisecond at least: what never ages would be looked up without end.
@@ -217,6 +220,12 @@ impl Producer {
             None => shared.describe(&Arc::from(name)).await?,
         };
         Ok(TopicProducer { producer: self.clone(), topic })
+    }
+
+    /// Why records are sent again and again just now, if they are: the server is gone, or its disk is full. A
+    /// [`Delivery`] tells only in the end, when the delivery timeout is over.
+    pub fn trouble(&self) -> Option<String> {
+        self.0.shared.trouble.lock().clone()
     }
 
     /// Sends what is buffered now, lingering or not, and waits for the answers.

@@ -54,7 +54,6 @@ pub(super) struct Sender {
     first_failure: Option<ClientError>,
     retry_at: Option<Instant>,
     backoff: Backoff,
-    last_trouble: Option<String>,
 }
 
 /// One produce stream.
@@ -114,7 +113,6 @@ impl Sender {
             first_failure: None,
             retry_at: None,
             backoff: Backoff::new(shared.settings.retry_backoff_ms),
-            last_trouble: None,
             shared,
         }
     }
@@ -237,14 +235,14 @@ impl Sender {
         {
             let after_ms = self.shared.settings.delivery_timeout_ms;
             let error = if pending.in_doubt {
-                let last = self.last_trouble.clone();
+                let last = self.shared.trouble.lock().clone();
                 pending.unknown_outcome(last.unwrap_or_else(|| format!("no answer within {after_ms} ms")))
             } else {
                 let (topic, partition) = (&pending.batch.topic, pending.batch.partition);
                 ClientError::Timeout {
                     what: format!("topic {topic}, partition {partition}: sending {} records", pending.records()),
                     after_ms,
-                    last: self.last_trouble.clone(),
+                    last: self.shared.trouble.lock().clone(),
                 }
             };
             self.give_up(pending, error);
@@ -372,7 +370,7 @@ impl Sender {
 
     fn stored(&mut self, pending: Pending, appended: &[v1::Appended]) {
         self.backoff.reset();
-        self.last_trouble = None;
+        *self.shared.trouble.lock() = None;
         self.fail_overtaken(&pending);
         let outcome = match appended {
             [one] if one.record_count == pending.records() && one.partition == pending.batch.partition => {
@@ -402,7 +400,7 @@ impl Sender {
         }
         // Of what was in doubt nobody knows what became of it the first time.
         if error.is_retriable() || out_of_order && !pending.in_doubt {
-            self.last_trouble = Some(error.to_string());
+            *self.shared.trouble.lock() = Some(error.to_string());
             self.refused.push(pending);
             return;
         }
@@ -427,7 +425,7 @@ impl Sender {
             overtaken.extend(earlier);
         }
         for pending in overtaken {
-            let last = self.last_trouble.clone().unwrap_or_default();
+            let last = self.shared.trouble.lock().clone().unwrap_or_default();
             let message = format!("{last} (not sent again: records that follow these are stored already)");
             self.give_up(pending, ClientError::Refused { code: v1::ErrorCode::ShuttingDown, message });
         }
@@ -439,7 +437,7 @@ impl Sender {
             return;
         }
         self.requeue(Vec::new());
-        let reason = self.last_trouble.clone().unwrap_or_default();
+        let reason = self.shared.trouble.lock().clone().unwrap_or_default();
         self.trouble(reason);
     }
 
@@ -475,7 +473,7 @@ impl Sender {
     fn trouble(&mut self, reason: String) {
         let wait = self.backoff.next();
         tracing::debug!(server = self.shared.client.server(), reason, "producing again in {wait:?}");
-        self.last_trouble = Some(reason);
+        *self.shared.trouble.lock() = Some(reason);
         self.retry_at = Some(Instant::now() + wait);
     }
 
