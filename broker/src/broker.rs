@@ -174,7 +174,7 @@ impl Broker {
         let (queue, committer) = Committer::start(
             store.clone(),
             state.clone(),
-            clock.clone(),
+            domain.clone(),
             metrics.clone(),
             journal,
             sealer_handle,
@@ -593,13 +593,18 @@ impl Broker {
         for topic in &topics {
             self.topic(topic.as_str())?;
         }
-        let group = self.0.groups.get_or_create(id, GroupKind::Consumer)?;
-        let mut members = group.members();
-        let mut counts = self.partition_counts(&members.topics());
-        counts.extend(self.partition_counts(&topics));
-        let (member, events) = members.join(client_id, topics, &counts, group.next_generation());
-        drop(members);
-        Ok((group, member, events))
+        loop {
+            let group = self.0.groups.get_or_create(id, GroupKind::Consumer)?;
+            let mut members = group.members();
+            if group.is_removed() {
+                continue;
+            }
+            let mut counts = self.partition_counts(&members.topics());
+            counts.extend(self.partition_counts(&topics));
+            let (member, events) = members.join(client_id, topics, &counts, group.next_generation());
+            drop(members);
+            return Ok((group, member, events));
+        }
     }
 
     /// Removes a member; its partitions go to the others.
@@ -688,9 +693,7 @@ impl Broker {
             return Err(BrokerError::GroupInUse { group: group.id().clone(), by });
         }
         let fence = Some(unused(&group)?);
-        self.commit(Commit { drop_groups: vec![group.clone()], fence, ..Commit::default() }).await?.await?;
-        self.0.groups.remove(group.id());
-        Ok(())
+        self.commit(Commit { drop_groups: vec![group], fence, ..Commit::default() }).await?.await.map(drop)
     }
 
     fn topics_changed(&self, topic: &TopicName) {
@@ -714,6 +717,9 @@ impl Broker {
 fn unused(group: &Arc<Group>) -> Result<Fence, BrokerError> {
     let fence = Fence { group: group.clone(), generation: group.generation() };
     group.check_unused()?;
+    if group.is_removed() {
+        return Err(BrokerError::UnknownGroup { group: group.id().to_string() });
+    }
     Ok(fence)
 }
 

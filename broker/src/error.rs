@@ -311,6 +311,19 @@ pub enum BrokerError {
     /// A read failed; everything else goes on.
     #[error("the disk did not give what was asked for, everything else goes on: {0}")]
     Unreadable(Arc<crate::store::StoreError>),
+    /// So it was with a partition's records.
+    #[error(
+        "topic {}, partition {}: the records from offset {offset} on cannot be read, everything else goes on: {source}; \
+         `millstream check` says what is lost", partition.topic, partition.partition
+    )]
+    UnreadableRecords {
+        /// Where they are.
+        partition: crate::partition::TopicPartition,
+        /// The first that was asked for.
+        offset: Offset,
+        /// What the disk says.
+        source: Arc<crate::store::StoreError>,
+    },
 }
 
 /// What brings writes back.

@@ -52,8 +52,12 @@ impl Broker {
             let mut ends: Vec<_> = fetch.from.iter().map(|from| from.partition.watch_end()).collect();
             let fetched = self.read_all(fetch).await;
             let bytes: usize = fetched.iter().filter_map(|f| f.slice.as_ref().ok()).map(Slice::bytes).sum();
+            // A hole to the end, left by compaction or a repair, is something to tell too.
+            let told =
+                |(f, from): (&Fetched, &FetchFrom)| f.slice.as_ref().map_or(true, |slice| slice.next > from.offset);
+            let is_told = bytes == 0 && fetched.iter().zip(&fetch.from).any(told);
             let failed = fetched.iter().any(|f| f.slice.is_err());
-            if bytes >= fetch.bytes_min || failed || ends.is_empty() || Instant::now() >= deadline {
+            if bytes >= fetch.bytes_min || is_told || failed || ends.is_empty() || Instant::now() >= deadline {
                 return fetched;
             }
             let changed = select_all(ends.iter_mut().map(|end| Box::pin(end.changed())));
@@ -84,7 +88,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`] for one that was deleted,
-    /// [`BrokerError::Unreadable`].
+    /// [`BrokerError::UnreadableRecords`].
     pub async fn read(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<Slice, BrokerError> {
         if partition.is_deleted() {
             let topic = partition.name().topic.as_str().to_owned();
@@ -93,9 +97,15 @@ impl Broker {
         if let Some(slice) = partition.read_in_memory(self.store(), range)? {
             return Ok(slice);
         }
-        let (store, partition) = (self.store().clone(), partition.clone());
-        tokio::task::spawn_blocking(move || partition.read(&store, range))
-            .await
-            .unwrap_or_else(|_| Err(BrokerError::ShuttingDown))
+        let (store, of) = (self.store().clone(), partition.clone());
+        let read = tokio::task::spawn_blocking(move || of.read(&store, range)).await;
+        match read.unwrap_or(Err(BrokerError::ShuttingDown)) {
+            Err(BrokerError::Unreadable(source)) => {
+                let (partition, offset) = (partition.name().clone(), range.from);
+                tracing::error!(%partition, %offset, error = %source, "records cannot be read");
+                Err(BrokerError::UnreadableRecords { partition, offset, source })
+            }
+            read => read,
+        }
     }
 }

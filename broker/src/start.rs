@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use millstream_record::BatchHeader;
 
 use crate::group::{Group, GroupKind, Groups};
@@ -11,8 +12,9 @@ use crate::name::{GroupId, TopicName};
 use crate::partition::{Offset, Partition, Place, TopicId};
 use crate::producer::{Producer, ProducerId};
 use crate::state::StateIndex;
-use crate::store::recovery::{Entry, Replayed, TopicExtents, location};
+use crate::store::recovery::{Entry, Replayed, RunHeader, TopicExtents, location};
 use crate::store::sealer::SealerHandle;
+use crate::store::segment::{Piece, pieces};
 use crate::store::{Store, StoreError, Tables};
 use crate::topic::Topic;
 
@@ -119,7 +121,7 @@ impl Restoring<'_> {
                         }
                         partition.publish(run.run(location(seq, pos, batches)));
                     }
-                    replay_producers(partition, batches, self.now_ms);
+                    replay_producers(partition, &run, batches, sound, self.now_ms);
                 }
                 Entry::Offset(entry) => {
                     if by_id.contains_key(&entry.topic) {
@@ -133,7 +135,10 @@ impl Restoring<'_> {
                 Entry::DropState { store } => self.state.drop_store(store, seq),
                 Entry::DropGroup { group } => {
                     if let Ok(id) = GroupId::new(group) {
-                        self.groups.remove(&id);
+                        if let Ok(group) = self.groups.get(id.as_str()) {
+                            group.clear_offsets();
+                            self.groups.remove(&group);
+                        }
                         sealer.group_dropped(&id);
                     }
                 }
@@ -144,9 +149,17 @@ impl Restoring<'_> {
 }
 
 /// What a partition knows of the producers of batches that stand in the journal. When they came is not
-/// known there: it counts from now. What does not parse is damaged, and nobody knows whose it was.
-fn replay_producers(partition: &Partition, batches: &[u8], now_ms: i64) {
+/// known there: it counts from now. Nobody knows whose a damaged one was.
+fn replay_producers(partition: &Partition, run: &RunHeader, batches: &[u8], sound: bool, now_ms: i64) {
     let mut producers = partition.producers();
+    if !sound {
+        for piece in pieces(&Bytes::copy_from_slice(batches), run.base..run.end) {
+            if let Piece::Batch { header, .. } = piece {
+                producers.replay(&header, now_ms);
+            }
+        }
+        return;
+    }
     let mut pos = 0;
     while let Ok(header) = BatchHeader::parse(&batches[pos..]) {
         producers.replay(&header, now_ms);

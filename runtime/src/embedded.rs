@@ -35,6 +35,16 @@ impl EmbeddedLog {
         Self { broker: DebugBroker(broker), fence: Fence { group, generation } }
     }
 
+    /// Why a read failed; where the records are gone, with the way on.
+    fn unread(&self, error: BrokerError) -> LogError {
+        let BrokerError::OffsetOutOfRange { topic, .. } = &error else { return error.into() };
+        let group = self.fence.group.id();
+        LogError::Failed(format!(
+            "{error}: records went before they were read; `millstream group reset {group} --topic {topic} --to earliest`, \
+             then `millstream pipeline resume {group}`, goes on without them"
+        ))
+    }
+
     fn partition(&self, name: &TopicPartition) -> Result<Arc<Partition>, LogError> {
         let topic = self.broker.0.topic(name.topic.as_str())?;
         Ok(topic.partition(name.partition)?.clone())
@@ -77,11 +87,12 @@ impl Log for EmbeddedLog {
                     .broker
                     .0
                     .read(&partition, ReadRange { from, until: None, bytes_max, one_at_least: true })
-                    .await?;
+                    .await
+                    .map_err(|error| self.unread(error))?;
                 return Ok(ReadBatches { runs: slice.runs, next: slice.next });
             }
             if there < from {
-                return Err(partition.out_of_range(from).into());
+                return Err(self.unread(partition.out_of_range(from)));
             }
             if end.changed().await.is_err() {
                 return Err(LogError::ShuttingDown);

@@ -441,7 +441,6 @@ impl Runtime {
             ..Commit::default()
         };
         self.0.broker.commit(commit).await?.await?;
-        self.0.broker.groups().remove(pipeline.group.id());
         self.0.pipelines.write().remove(name);
         self.0.broker.set_topics_in_use(name, BTreeMap::new());
         for stage in pipeline.stages() {

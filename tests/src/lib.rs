@@ -2,6 +2,7 @@
 //! the built modules, the flights.
 
 pub mod faults;
+pub mod held;
 pub mod instance;
 pub mod proxy;
 pub mod server;

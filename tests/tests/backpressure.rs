@@ -15,16 +15,16 @@ use millstream_api::{CLIENT_ID_METADATA, ERROR_TRAILER, MESSAGE_BYTES_MAX, v1};
 use millstream_broker::clock::SystemClock;
 use millstream_broker::grpc::{self, ServeSettings};
 use millstream_broker::quota::{ClientId, QuotaSettings, Rates};
-use millstream_broker::store::{StorageBackend, StoreOptions};
+use millstream_broker::store::StoreOptions;
 use millstream_broker::topic::TopicSettings;
 use millstream_broker::{Broker, BrokerSettings, TopicName};
 use millstream_client::{
     Client, ClientError, ClientSettings, ConsumerSettings, Position, ProducerRecord, ProducerSettings, RecordRef,
 };
 use millstream_record::{BatchBuilder, Compression};
+use millstream_tests::held::Held;
 use millstream_tests::instance::wait_until;
 use millstream_tests::server::Server;
-use parking_lot::{Condvar, Mutex};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -142,66 +142,6 @@ fn from(offset: u64) -> v1::FetchRequest {
 
 fn code(status: &Status) -> &str {
     status.metadata().get(ERROR_TRAILER).map_or("", |code| code.to_str().unwrap())
-}
-
-/// A disk on which nothing gets durable while it is held.
-#[derive(Clone, Default)]
-struct Held(Arc<(Mutex<bool>, Condvar)>);
-
-impl Held {
-    fn hold(&self) {
-        *self.0.0.lock() = true;
-    }
-
-    fn release(&self) {
-        *self.0.0.lock() = false;
-        self.0.1.notify_all();
-    }
-
-    fn wait(&self) {
-        self.0.1.wait_while(&mut self.0.0.lock(), |held| *held);
-    }
-
-    fn options(&self) -> StoreOptions {
-        let held = self.clone();
-        StoreOptions {
-            wrap: Some(Arc::new(move |_, disk| Box::new(HeldDisk { disk, held: held.clone() }))),
-            ..StoreOptions::default()
-        }
-    }
-}
-
-struct HeldDisk {
-    disk: Box<dyn StorageBackend>,
-    held: Held,
-}
-
-impl std::fmt::Debug for HeldDisk {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HeldDisk")
-    }
-}
-
-impl StorageBackend for HeldDisk {
-    fn len(&self) -> Result<u64, std::io::Error> {
-        self.disk.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
-        self.disk.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
-        self.disk.set_len(len)
-    }
-    fn sync_data(&self) -> Result<(), std::io::Error> {
-        self.held.wait();
-        self.disk.sync_data()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
-        self.disk.write(offset, data)
-    }
-    fn close(&self) -> Result<(), std::io::Error> {
-        self.disk.close()
-    }
 }
 
 // ---- quotas
@@ -673,11 +613,14 @@ fn value_of(server: &Server, series: &str) -> f64 {
 fn a_quota_that_makes_no_sense_keeps_the_server_from_starting() {
     let data = tempfile::tempdir().unwrap();
     for (arguments, words) in [
-        (&["--quota", "a=produce:0"][..], "zero"),
+        (
+            &["--quota", "a=produce:0"][..],
+            "produce: \"0\" is no number of bytes a second: write a whole number, 1 or more",
+        ),
         (&["--quota", "a=produce:1,produce:2"], "twice"),
         (&["--quota", "a=produce:1", "--quota", "a=fetch:1"], "client a is given twice"),
-        (&["--produce-bytes-per-s-max", "0"], "zero"),
-        (&["--connections-max", "0"], "zero"),
+        (&["--produce-bytes-per-s-max", "0"], "write a whole number, 1 or more"),
+        (&["--connections-max", "0"], "write a whole number, 1 or more"),
     ] {
         let mut command = std::process::Command::new(millstream_tests::server::millstream());
         command.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]).arg(data.path());

@@ -286,7 +286,7 @@ fn a_missing_segment_costs_its_records_alone_and_a_repair_goes_on_past_them() {
             for (_, partition) in partitions(&broker) {
                 let range = ReadRange { from: partition.start(), until: None, bytes_max: 1, one_at_least: true };
                 match broker.read(&partition, range).await {
-                    Err(error @ BrokerError::Unreadable(_)) => {
+                    Err(error @ BrokerError::UnreadableRecords { .. }) => {
                         let text = error.to_string();
                         let name = file.file_name().unwrap().to_str().unwrap();
                         assert!(text.contains(name) && text.contains("everything else goes on"), "{text}");

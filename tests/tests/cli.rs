@@ -598,6 +598,37 @@ fn pipelines_are_listed_described_paused_resumed_and_deleted() {
 }
 
 #[test]
+fn a_pipeline_whose_records_are_gone_says_so_and_how_to_go_on() {
+    let (server, _folder, file) = start_with_words();
+    server.run(&["apply", "-f", &file]).ok();
+    let produce_old = |text: &str| {
+        let line = json!({ "at": 0, "text": text }).to_string();
+        server.run_with_input(&["produce", "lines", "--partition", "0", "--timestamp-field", "at"], &line).ok();
+    };
+    produce_old("read");
+    caught_up(&server);
+    server.run(&["pipeline", "pause", "word-counts"]).ok();
+    produce_old("never");
+    server.run(&["topic", "alter", "lines", "--retention", "1h"]).ok();
+    let log_start =
+        || json_of(&server, &["topic", "describe", "lines"])["partition_list"][0]["log_start_offset"].clone();
+    wait_until("retention takes what is old", || log_start() == 2);
+    server.run_with_input(&["produce", "lines", "--partition", "0"], "or not to be\n").ok();
+
+    server.run(&["pipeline", "resume", "word-counts"]).ok();
+    let reason = || json_of(&server, &["pipeline", "describe", "word-counts"])["reason"].to_string();
+    wait_until("it stops", || reason().contains("offset 1 is out of range, 2 to 3 are there"));
+    let (reset, resume) = ("group reset word-counts --topic lines --to earliest", "pipeline resume word-counts");
+    for command in [reset, resume] {
+        assert!(reason().contains(&format!("`millstream {command}`")), "{}", reason());
+        server.run(&command.split(' ').collect::<Vec<_>>()).ok();
+    }
+    caught_up(&server);
+    let out = server.run(&["consume", "counts", "--from", "earliest", "--until-end", "--print", "key,value"]).ok();
+    assert!(out.contains("or\t1\n") && !out.contains("never"), "{out}");
+}
+
+#[test]
 fn a_stopped_pipeline_says_why_where_and_at_which_offset() {
     let (server, folder) = start();
     server.run(&["topic", "create", "in"]).ok();
@@ -1012,6 +1043,12 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
     check(&["--repair"]).ok();
     check(&[]).ok();
     server.restart();
+    // Nothing is left but a hole, and who reads to the end comes to it.
+    for group in [&[][..], &["--group", "g"]] {
+        let read = [&["consume", "t", "--from", "earliest", "--until-end"], group].concat();
+        assert_eq!(server.run(&read).ok(), "");
+    }
+    assert_eq!(json_of(&server, &["group", "list"])[0]["lag"], 0);
     server.run_with_input(&["produce", "t"], "three\n").ok();
     assert_eq!(server.run(&["consume", "t", "--from", "earliest", "--until-end"]).ok(), "three\n");
 
@@ -1020,13 +1057,21 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
     let mut bytes = fs::read(&file).unwrap();
     bytes[0] ^= 1;
     fs::write(&file, bytes).unwrap();
-    let mut serve = Command::new(millstream());
-    serve.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]).arg(data.path());
-    fails(run(&mut serve, ""), 1, &["millstream.redb is corrupt", "`millstream check` finds all damage"]);
+    let refuses = |words: &str| {
+        let mut serve = Command::new(millstream());
+        serve.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]).arg(data.path());
+        fails(run(&mut serve, ""), 1, &["millstream.redb is", words]);
+    };
+    refuses("corrupt: ");
+    refuses("`millstream check` finds all damage");
     for arguments in [&[][..], &["--repair"]] {
         let found = check(arguments);
         assert_eq!(found.code, Some(1), "{} {}", found.out, found.err);
         assert!(found.out.contains("1 damage only a backup makes good"), "{}", found.out);
         assert!(!found.out.contains("keeps all that is sound"), "{}", found.out);
     }
+    // Nor is an empty one made in the place of one that is gone.
+    fs::remove_file(&file).unwrap();
+    refuses("missing, and the directory holds data that needs it: go back to a backup");
+    assert!(!file.exists());
 }

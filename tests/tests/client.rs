@@ -736,6 +736,40 @@ async fn an_unknown_topic_is_said_to_members_and_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_keeps_back_no_commit_of_the_others() {
+    let running = Running::with_topic(1).await;
+    let client = &running.client;
+    create_topic(client, "gone", 1).await;
+    for topic in ["t", "gone"] {
+        fill(client, topic, 100).await;
+    }
+    let mut settings = member().commit(CommitMode::Manual);
+    settings.topics.push("gone".into());
+    let mut consumer = client.consumer(settings).unwrap();
+    for _ in 0..200 {
+        next(&mut consumer).await;
+    }
+    client.admin().delete_topic("gone").await.unwrap();
+    // Whether the member knows of it by now or not.
+    match soon("the commit", consumer.commit()).await {
+        Ok(()) => {}
+        Err(error) => assert_eq!(error.code(), Some(v1::ErrorCode::UnknownTopic), "{error}"),
+    }
+    let committed = async || {
+        let offsets = client.admin().describe_group("g").await.unwrap().offsets;
+        offsets.into_iter().map(|offset| (offset.topic, offset.committed_offset)).collect::<Vec<_>>()
+    };
+    assert_eq!(committed().await, [("t".to_owned(), Some(100))]);
+    assert_eq!(next_error(&mut consumer).await.code(), Some(v1::ErrorCode::UnknownTopic));
+    fill(client, "t", 10).await;
+    for _ in 0..10 {
+        next(&mut consumer).await;
+    }
+    soon("the commit", consumer.commit()).await.unwrap();
+    assert_eq!(committed().await, [("t".to_owned(), Some(110))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn members_that_close_hand_on_without_loss_or_repeat() {
     let running = Running::with_topic(3).await;
     fill(&running.client, "t", 1_000).await;

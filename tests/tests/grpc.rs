@@ -658,6 +658,30 @@ impl Member {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_commits_and_does_not_listen_is_answered_when_it_does() {
+    const COMMITS: u64 = 200_000;
+    let served = Served::with_topic(1).await;
+    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
+    member.assigned().await;
+    let commit = |id| {
+        let offsets = vec![v1::TopicPartitionOffset { topic: "t".into(), partition: 0, offset: 9 }];
+        v1::MemberRequest { message: Some(ToServer::Commit(v1::Commit { id, offsets })) }
+    };
+    for id in 0..COMMITS {
+        member.requests.send(commit(id)).unwrap();
+    }
+    for id in 0..COMMITS {
+        match member.hear().await {
+            FromServer::Committed(committed) => {
+                assert_eq!((committed.id, committed.error.unwrap().code()), (id, ErrorCode::OffsetOutOfRange));
+            }
+            other => panic!("{other:?} instead of Committed"),
+        }
+    }
+    member.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_reads_with_credit_commits_and_is_followed_where_it_was() {
     let served = Served::with_topic(2).await;
     served.produce(0, &[1, 2, 3]).await;
@@ -680,6 +704,11 @@ async fn a_member_reads_with_credit_commits_and_is_followed_where_it_was() {
     assert_eq!(served.committed("g").await, BTreeMap::from([(0, 2), (1, 1)]));
     let error = member.commit(8, &[(0, 9)]).await.expect("there is no such offset");
     assert_eq!(error.code(), ErrorCode::OffsetOutOfRange, "{error:?}");
+    // What can be committed is; the error is of what can't.
+    let error = member.commit(9, &[(0, 9), (1, 0)]).await.expect("there is no such offset");
+    assert_eq!(error.code(), ErrorCode::OffsetOutOfRange, "{error:?}");
+    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 2), (1, 0)]));
+    assert_eq!(member.commit(10, &[(1, 1)]).await, None);
     member.leave().await;
 
     let mut next = Member::join(&served.channel, join("g")).await.unwrap();

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use millstream_broker::clock::Clock;
 use millstream_broker::group::GroupKind;
 use millstream_broker::partition::{Partition, ReadRange, TopicPartition};
-use millstream_broker::store::StoreOptions;
+use millstream_broker::store::{StorageBackend, StoreOptions};
 use millstream_broker::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
 use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Compression, Limits, Record, split_batches};
+use millstream_tests::held::Held;
 use millstream_tests::instance::wait_until;
 use prometheus_client::registry::Registry;
 
@@ -183,8 +184,7 @@ async fn retention_by_time_and_by_bytes_moves_the_log_start_and_frees_the_disk()
     // Segments are shared by small topics: what is left of them is merged, and the rest is free.
     wait_until("the disk is free", || running.broker.store().size().segment_bytes < before).await;
 
-    let range = ReadRange { from: Offset::ZERO, until: None, bytes_max: 1, one_at_least: true };
-    let error = running.broker.read(sized, range).await.unwrap_err();
+    let error = running.broker.read(sized, range_of_one()).await.unwrap_err();
     assert!(matches!(error, BrokerError::OffsetOutOfRange { .. }), "{error}");
     let said = error.to_string();
     for offset in [sized.start(), sized.end()] {
@@ -409,6 +409,124 @@ async fn a_group_that_is_dropped_and_made_again_keeps_what_it_commits_then() {
         assert_eq!(group.committed(topic.id(), 0), Some(last), "round {round}");
     }
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_a_group_up_while_it_is_deleted_keeps_what_it_commits() {
+    let data = tempfile::tempdir().unwrap();
+    let held = Held::default();
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, held.options());
+    let topic = running.topic("t", 1, TopicSettings::default()).await;
+    running.produce(&topic, 0, 0, &[("k", Some("v")); 100]).await;
+    let place = TopicPartition { topic: TopicName::new("t").unwrap(), partition: 0 };
+    let at = |offset| [(place.clone(), Offset::new(offset).unwrap())];
+    let (broker, names) = (&running.broker, ["joined", "set", "both", "nobody"]);
+    let groups =
+        names.map(|name| broker.groups().get_or_create(&GroupId::new(name).unwrap(), GroupKind::Consumer).unwrap());
+    let [joined, set, both, nobody] = &groups;
+    for group in &groups {
+        broker.set_offsets(group, &at(1)).await.unwrap();
+    }
+    held.hold();
+    let deleting = names.map(|name| {
+        let broker = broker.clone();
+        tokio::spawn(async move { broker.delete_group(name).await })
+    });
+    wait_until("a commit waits for the disk", || held.is_waited_for()).await;
+    let join = || broker.join_group(both.id(), "c", [place.topic.clone()].into()).unwrap();
+    let (of_joined, member, _events) = broker.join_group(joined.id(), "c", [place.topic.clone()].into()).unwrap();
+    let (of_both, _, _others_events) = join();
+    let setting = {
+        let (broker, set, at) = (broker.clone(), set.clone(), at(2));
+        tokio::spawn(async move { broker.set_offsets(&set, &at).await })
+    };
+    held.release();
+    for deleting in deleting {
+        // One that is taken up before its deletion is looked at is in use.
+        let deleted = deleting.await.unwrap();
+        assert!(matches!(deleted, Ok(()) | Err(BrokerError::GroupInUse { .. } | BrokerError::StaleGeneration { .. })));
+    }
+    let was_set = setting.await.unwrap();
+    broker.commit_as_member(&of_joined, &member, &at(3)).await.unwrap().await.unwrap();
+    // Who comes next shares its partitions, and has none twice.
+    assert_eq!(broker.join_group(joined.id(), "d", [place.topic.clone()].into()).unwrap().0.members().len(), 2);
+    assert!(Arc::ptr_eq(&of_both, &broker.groups().get("both").unwrap()));
+    assert!(broker.groups().get("nobody").is_err());
+    // What is gone takes nothing any more.
+    let refused = broker.set_offsets(nobody, &at(4)).await;
+    assert!(matches!(refused, Err(BrokerError::UnknownGroup { .. })), "{refused:?}");
+    running.seal().await;
+    running.stop().await;
+    let running = Running::open(data.path(), 0);
+    let topic = running.broker.topic("t").unwrap();
+    let committed =
+        |name: &str| running.broker.groups().get(name).ok().and_then(|group| group.committed(topic.id(), 0));
+    assert_eq!(committed("joined"), Offset::new(3));
+    assert_eq!(committed("set").is_some(), was_set.is_ok(), "{was_set:?}");
+    assert_eq!(committed("nobody"), None);
+    running.stop().await;
+}
+
+/// A file that is not given back.
+#[derive(Debug)]
+struct Unreadable(Box<dyn StorageBackend>);
+
+impl StorageBackend for Unreadable {
+    fn len(&self) -> Result<u64, std::io::Error> {
+        self.0.len()
+    }
+    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), std::io::Error> {
+        Err(std::io::Error::other("a bad sector"))
+    }
+    fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> Result<(), std::io::Error> {
+        self.0.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
+        self.0.write(offset, data)
+    }
+    fn close(&self) -> Result<(), std::io::Error> {
+        self.0.close()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_cannot_be_read_keeps_no_others_from_compaction_and_merging() {
+    let data = tempfile::tempdir().unwrap();
+    let wrap = |path: &Path, file: Box<dyn StorageBackend>| -> Box<dyn StorageBackend> {
+        let is_first = path.file_name().is_some_and(|name| name == "0000000000000000.segment");
+        if is_first { Box::new(Unreadable(file)) } else { file }
+    };
+    let options = StoreOptions { wrap: Some(Arc::new(wrap)), ..StoreOptions::default() };
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options);
+    let compacted = TopicSettings { cleanup: Cleanup::Compact, ..TopicSettings::default() };
+    // Looked at before the other.
+    let bad = running.topic("a", 1, compacted.clone()).await;
+    for _ in 0..10 {
+        running.produce(&bad, 0, 0, &[("k", Some(&"v".repeat(20_000)))]).await;
+    }
+    running.seal().await;
+    let good = running.topic("b", 1, compacted).await;
+    let size = || running.broker.store().size();
+    for round in 0..40 {
+        for _ in 0..5 {
+            running.produce(&good, 0, 0, &[("k", Some(&format!("{round} {}", "v".repeat(20_000))))]).await;
+        }
+        running.seal().await;
+    }
+    let error = running.broker.read(&bad.partitions()[0], range_of_one()).await.unwrap_err();
+    assert!(error.to_string().contains("topic a, partition 0: the records from offset 0 on cannot be read"), "{error}");
+    let good = &good.partitions()[0];
+    wait_until("what can be read is compacted", || good.size().bytes < 200_000).await;
+    wait_until("and merged", || size().segments < 12).await;
+    assert_eq!(bad.partitions()[0].end().get(), 10);
+    running.stop().await;
+}
+
+fn range_of_one() -> ReadRange {
+    ReadRange { from: Offset::ZERO, until: None, bytes_max: 1, one_at_least: true }
 }
 
 #[tokio::test(flavor = "multi_thread")]

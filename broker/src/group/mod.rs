@@ -7,7 +7,7 @@ pub mod members;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hashbrown::{HashMap, HashSet};
 use parking_lot::{Mutex, RwLock};
@@ -77,6 +77,8 @@ pub struct Group {
     unsealed: Mutex<HashSet<Place>>,
     members: Mutex<Members>,
     pipeline: Mutex<Option<PipelineState>>,
+    /// Whether it was taken out of [`Groups`]: it takes no member and no offset any more.
+    removed: AtomicBool,
 }
 
 impl fmt::Debug for Group {
@@ -96,7 +98,13 @@ impl Group {
             unsealed: Mutex::default(),
             members: Mutex::default(),
             pipeline: Mutex::default(),
+            removed: AtomicBool::new(false),
         }
+    }
+
+    /// Whether it was deleted since it was looked up. Who holds its [`members`](Self::members) sees it stay so.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
     }
 
     /// The group's name.
@@ -272,8 +280,17 @@ impl Groups {
         all
     }
 
-    /// Forgets a group whose offsets a commit dropped.
-    pub fn remove(&self, id: &GroupId) {
-        self.groups.write().remove(id);
+    /// Forgets a group whose offsets a commit dropped, unless it has members or offsets again. Who looked it up
+    /// before can't write in it any more: a fence of that time is of a generation that is over. Committer only, and a
+    /// start: nothing is accepted meanwhile.
+    pub(crate) fn remove(&self, group: &Arc<Group>) {
+        let mut groups = self.groups.write();
+        let members = group.members();
+        let is_known = groups.get(&group.id).is_some_and(|known| Arc::ptr_eq(known, group));
+        if is_known && members.is_empty() && group.committed.read().is_empty() {
+            groups.remove(&group.id);
+            group.removed.store(true, Ordering::Release);
+            group.next_generation();
+        }
     }
 }

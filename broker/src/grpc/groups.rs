@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::stream::FuturesOrdered;
@@ -12,7 +13,7 @@ use millstream_api::v1::groups_server::Groups;
 use millstream_api::v1::member_request::Message as FromMember;
 use millstream_api::v1::member_response::Message as ToMember;
 use millstream_record::Limits;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -66,7 +67,7 @@ impl Groups for Service {
         };
         let (session, answers) = Session::start(self.broker.clone(), caller, join)?;
         tokio::spawn(session.run(requests));
-        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(answers))))
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn commit_offsets(
@@ -214,6 +215,28 @@ fn to_offsets(
     offsets.into_iter().map(to_offset).collect()
 }
 
+/// Answers that may wait to be sent before the member is heard again: who commits and never looks must not fill
+/// memory.
+const UNSENT_MAX: usize = 256;
+
+/// What waits to be sent to a member.
+#[derive(Default)]
+struct Unsent {
+    answers: AtomicUsize,
+    one_less: Notify,
+}
+
+impl Unsent {
+    fn is_much(&self) -> bool {
+        self.answers.load(Ordering::Relaxed) >= UNSENT_MAX
+    }
+
+    fn sent(&self) {
+        self.answers.fetch_sub(1, Ordering::Relaxed);
+        self.one_less.notify_one();
+    }
+}
+
 /// One member's stream: what it reads, what it may still be sent, what it has yet to give back.
 struct Session {
     broker: Broker,
@@ -221,8 +244,9 @@ struct Session {
     group: Arc<Group>,
     member: String,
     events: mpsc::UnboundedReceiver<MemberEvent>,
-    /// Unbounded, but records in it are bounded by the member's credit.
+    /// Unbounded, but records in it are bounded by the member's credit, and the others by [`UNSENT_MAX`].
     answers: mpsc::UnboundedSender<Result<v1::MemberResponse, Status>>,
+    unsent: Arc<Unsent>,
     from_earliest: bool,
     /// The topics as they were when it joined: partitions added since are read from their first record.
     joined: BTreeMap<TopicId, u32>,
@@ -240,10 +264,12 @@ struct Session {
 /// Why a session ends; `None` where the member ended it.
 type End = Option<Status>;
 
-type SessionAnswers = mpsc::UnboundedReceiver<Result<v1::MemberResponse, Status>>;
-
 impl Session {
-    fn start(broker: Broker, caller: Caller, join: v1::Join) -> Result<(Self, SessionAnswers), Status> {
+    fn start(
+        broker: Broker,
+        caller: Caller,
+        join: v1::Join,
+    ) -> Result<(Self, impl Stream<Item = Result<v1::MemberResponse, Status>> + Send + use<>), Status> {
         let group = GroupId::new(&join.group)?;
         if join.topics.is_empty() {
             return Err(status::invalid("Join names no topic"));
@@ -264,6 +290,7 @@ impl Session {
         let joined = known.map(|topic| (topic.id(), topic.partition_count())).collect();
         let (group, member, events) = broker.join_group(&group, &join.client_id, topics)?;
         let (answers, receiver) = mpsc::unbounded_channel();
+        let unsent = Arc::new(Unsent::default());
         let rebalance_timeout = match join.rebalance_timeout_ms {
             0 => REBALANCE_TIMEOUT_DEFAULT,
             ms => Duration::from_millis(ms.into()),
@@ -276,6 +303,7 @@ impl Session {
             member,
             events,
             answers,
+            unsent: unsent.clone(),
             from_earliest: join.from_earliest,
             joined,
             format,
@@ -287,12 +315,12 @@ impl Session {
             revoke_deadline: None,
         };
         session.send(ToMember::Joined(v1::Joined { member_id: session.member.clone() }));
-        Ok((session, receiver))
+        Ok((session, UnboundedReceiverStream::new(receiver).inspect(move |_| unsent.sent())))
     }
 
     /// Runs until the member leaves, its stream is lost, or it holds partitions too long.
     async fn run(mut self, mut requests: Streaming<v1::MemberRequest>) {
-        let broker = self.broker.clone();
+        let (broker, unsent) = (self.broker.clone(), self.unsent.clone());
         let end: End = loop {
             let fetch = self.next_fetch();
             let fetching = async {
@@ -311,7 +339,8 @@ impl Session {
             tokio::select! {
                 biased;
                 () = broker.stopped() => break Some(BrokerError::ShuttingDown.into()),
-                request = requests.message() => match request {
+                () = unsent.one_less.notified(), if unsent.is_much() => {}
+                request = requests.message(), if !unsent.is_much() => match request {
                     Ok(Some(request)) => if let Err(end) = self.hear(request).await { break Some(end) },
                     // Left, or lost: the same to the others.
                     Ok(None) | Err(_) => break None,
@@ -332,7 +361,7 @@ impl Session {
             self.send(ToMember::Committed(committed));
         }
         if let Some(status) = end {
-            let _ = self.answers.send(Err(status));
+            self.answer(Err(status));
         }
         // Dropping the session leaves the group.
     }
@@ -360,7 +389,7 @@ impl Session {
             let name = fetched.partition.name().clone();
             let Some((_, offset)) = self.reading.get_mut(&name) else { continue };
             match &fetched.slice {
-                Ok(slice) if slice.runs.is_empty() => continue,
+                Ok(slice) if slice.next <= *offset => continue,
                 Ok(slice) => self.credit_bytes = self.credit_bytes.saturating_sub(slice.bytes()),
                 Err(_) => {}
             }
@@ -388,16 +417,14 @@ impl Session {
             }
             Some(FromMember::Commit(commit)) => {
                 let id = commit.id;
-                match self.commit(commit).await {
-                    Ok(receipt) => self.commits.push_back(Box::pin(async move {
-                        let error = receipt.await.err().map(|error| status::to_error(&error));
-                        v1::Committed { id, error }
-                    })),
-                    Err(error) => {
-                        let error = Some(status::to_error(&error));
-                        self.commits.push_back(Box::pin(async move { v1::Committed { id, error } }));
-                    }
-                }
+                let (queued, refused) = self.commit(commit).await;
+                self.commits.push_back(Box::pin(async move {
+                    let failed = match queued {
+                        Ok(receipt) => receipt.await.err(),
+                        Err(error) => Some(error),
+                    };
+                    v1::Committed { id, error: failed.or(refused).map(|error| status::to_error(&error)) }
+                }));
                 Ok(())
             }
             Some(FromMember::Revoked(revoked)) => {
@@ -422,9 +449,32 @@ impl Session {
         }
     }
 
-    async fn commit(&self, commit: v1::Commit) -> Result<Receipt, BrokerError> {
-        let offsets = to_offsets(&self.broker, commit.offsets)?;
-        self.broker.commit_as_member(&self.group, &self.member, &offsets).await
+    /// Commits the offsets that can be. Of the others, why the first can't: a topic that is deleted keeps back no
+    /// other's.
+    async fn commit(&self, commit: v1::Commit) -> (Result<Receipt, BrokerError>, Option<BrokerError>) {
+        let mut refused = None;
+        let mut offsets = Vec::with_capacity(commit.offsets.len());
+        for offset in commit.offsets {
+            match self.member_offset(offset) {
+                Ok(offset) => offsets.push(offset),
+                Err(error) => drop(refused.get_or_insert(error)),
+            }
+        }
+        match refused {
+            Some(error) if offsets.is_empty() => (Err(error), None),
+            refused => (self.broker.commit_as_member(&self.group, &self.member, &offsets).await, refused),
+        }
+    }
+
+    fn member_offset(&self, offset: v1::TopicPartitionOffset) -> Result<(TopicPartition, Offset), BrokerError> {
+        let topic = self.broker.topic(&offset.topic)?;
+        let partition = topic.partition(offset.partition)?;
+        let at = to_offset(partition, offset.offset)?;
+        if at > partition.end() {
+            return Err(partition.out_of_range(at));
+        }
+        // Retention may have been faster than the group.
+        Ok((partition.name().clone(), at.max(partition.start())))
     }
 
     fn pass_on(&mut self, event: MemberEvent) {
@@ -461,8 +511,13 @@ impl Session {
     }
 
     fn send(&self, message: ToMember) {
+        self.answer(Ok(v1::MemberResponse { message: Some(message) }));
+    }
+
+    fn answer(&self, answer: Result<v1::MemberResponse, Status>) {
+        self.unsent.answers.fetch_add(1, Ordering::Relaxed);
         // A stream that is gone ends the session elsewhere.
-        let _ = self.answers.send(Ok(v1::MemberResponse { message: Some(message) }));
+        let _ = self.answers.send(answer);
     }
 }
 

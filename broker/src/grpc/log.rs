@@ -312,7 +312,7 @@ impl Consumer {
             let mut failed = false;
             for (fetched, from) in fetched.into_iter().zip(&mut self.from) {
                 failed |= fetched.slice.is_err();
-                if fetched.slice.as_ref().is_ok_and(|slice| slice.runs.is_empty()) {
+                if fetched.slice.as_ref().is_ok_and(|slice| slice.next <= from.offset) {
                     continue;
                 }
                 let records = answer(&self.broker, fetched, from.offset.into(), self.format, &limits, &mut room);

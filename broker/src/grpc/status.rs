@@ -68,6 +68,8 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         BrokerError::ShuttingDown => (E::ShuttingDown, Code::Unavailable),
         BrokerError::DiskFull { .. } => (E::DiskFull, Code::ResourceExhausted),
         BrokerError::Damaged { .. } => (E::StorageFailed, Code::DataLoss),
-        BrokerError::Storage(_) | BrokerError::Unreadable(_) => (E::StorageFailed, Code::Internal),
+        BrokerError::Storage(_) | BrokerError::Unreadable(_) | BrokerError::UnreadableRecords { .. } => {
+            (E::StorageFailed, Code::Internal)
+        }
     }
 }

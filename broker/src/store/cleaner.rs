@@ -5,7 +5,7 @@
 //! One thread looks at all of it, once a second. It writes new segments beside the old; one commit puts
 //! them in their place, so a reader finds the old records or the new ones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -22,6 +22,9 @@ use super::{Store, spawn};
 use crate::broker::Domain;
 use crate::partition::{Offset, Partition, Place};
 use crate::topic::Topic;
+
+/// A partition that could not be compacted waits for so long, in ms.
+const COMPACT_AGAIN_MS: u64 = 60_000;
 
 /// How often retention is looked at.
 const ROUND: Duration = Duration::from_secs(1);
@@ -48,6 +51,10 @@ struct Seen {
     changes: Option<u64>,
     /// What was read of repartition topics.
     read: HashMap<Place, Offset>,
+    /// Partitions that could not be compacted, and when it is tried again.
+    not_compacted: HashMap<Place, i64>,
+    /// Segments that the disk does not give back: they are not merged until the next start.
+    unreadable: HashSet<SegmentId>,
 }
 
 impl Cleaner {
@@ -88,11 +95,11 @@ impl Cleaner {
     fn round(&self, seen: &mut Seen) -> Result<(), Ended> {
         let now_ms = self.domain.clock.now_ms();
         self.retain(now_ms, &mut seen.read)?;
-        let Seen { tombstones, changes, .. } = seen;
+        let Seen { tombstones, changes, not_compacted, unreadable, .. } = seen;
         let now = self.store.registry().changes();
         if *changes != Some(now) {
             *changes = Some(now);
-            match self.tidy() {
+            match self.tidy(unreadable) {
                 Ok(()) => {}
                 Err(Ended::Closing) => return Err(Ended::Closing),
                 // What can't be read now must not keep others from being compacted.
@@ -104,12 +111,22 @@ impl Cleaner {
             for partition in topic.partitions() {
                 let place = partition.place();
                 let due = tombstones.get(&place).is_some_and(|due| *due <= now_ms);
-                if due || is_dirty(partition) {
-                    tombstones.remove(&place);
-                    let settings = &topic.meta().settings;
-                    let horizon_ms = now_ms.saturating_add_unsigned(settings.delete_retention_ms());
-                    if let Some(due_ms) = compact(self, partition, now_ms, horizon_ms)? {
-                        tombstones.insert(place, due_ms);
+                let waits = not_compacted.get(&place).is_some_and(|until_ms| now_ms < *until_ms);
+                if waits || !(due || is_dirty(partition)) {
+                    continue;
+                }
+                tombstones.remove(&place);
+                not_compacted.remove(&place);
+                let settings = &topic.meta().settings;
+                let horizon_ms = now_ms.saturating_add_unsigned(settings.delete_retention_ms());
+                match compact(self, partition, now_ms, horizon_ms) {
+                    Ok(Some(due_ms)) => drop(tombstones.insert(place, due_ms)),
+                    Ok(None) => {}
+                    Err(Ended::Closing) => return Err(Ended::Closing),
+                    // Nor others' from being compacted.
+                    Err(Ended::Failed(error)) => {
+                        failed(&error);
+                        not_compacted.insert(place, now_ms.saturating_add_unsigned(COMPACT_AGAIN_MS));
                     }
                 }
             }
@@ -202,14 +219,15 @@ impl Cleaner {
     }
 
     /// Removes segments of which nothing is in use, and merges others.
-    fn tidy(&self) -> Result<(), Ended> {
+    fn tidy(&self, unreadable: &mut HashSet<SegmentId>) -> Result<(), Ended> {
         let (mut segments, live) = self.live();
         let removed: Vec<_> = segments.extract_if(.., |segment| !live.contains_key(&segment.id)).collect();
         if !removed.is_empty() {
             let removed = removed.iter().map(|segment| segment.id).collect();
             self.queue.commit_upkeep(Upkeep { removed, ..Upkeep::default() })?;
         }
-        merge(self, &segments, live)
+        segments.retain(|segment| !unreadable.contains(&segment.id));
+        merge(self, &segments, live, unreadable)
     }
 
     /// The rows of segments without the extents of a partition that others took the place of, and the

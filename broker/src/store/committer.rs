@@ -23,7 +23,7 @@ use super::recovery::{Replayed, segment_row};
 use super::sealer::{SealJob, SealerHandle};
 use super::segment::{Extent, SegmentId, SegmentMeta};
 use super::{CATALOG, JOURNAL, LEADER_EPOCH, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store, spawn};
-use crate::clock::Clock;
+use crate::broker::Domain;
 use crate::error::BrokerError;
 use crate::group::Group;
 use crate::metrics::BrokerMetrics;
@@ -238,7 +238,7 @@ struct Accepted {
 pub(crate) struct Committer {
     store: Arc<Store>,
     state: Arc<StateIndex>,
-    clock: Arc<dyn Clock>,
+    domain: Arc<Domain>,
     metrics: BrokerMetrics,
     queue: mpsc::UnboundedReceiver<Request>,
     /// The sequence number of the next journal value.
@@ -258,7 +258,7 @@ impl Committer {
     pub(crate) fn start(
         store: Arc<Store>,
         state: Arc<StateIndex>,
-        clock: Arc<dyn Clock>,
+        domain: Arc<Domain>,
         metrics: BrokerMetrics,
         journal: Replayed,
         sealer: SealerHandle,
@@ -269,7 +269,7 @@ impl Committer {
         let committer = Self {
             store,
             state,
-            clock,
+            domain,
             metrics,
             queue,
             next_seq: journal.next_seq,
@@ -340,7 +340,7 @@ impl Committer {
     /// Refuses what must not be written, and gives the rest its offsets, in order.
     fn assign(&self, requests: Vec<Request>) -> Vec<Accepted> {
         let mut accepted = Vec::with_capacity(requests.len());
-        let now_ms = self.clock.now_ms();
+        let now_ms = self.domain.clock.now_ms();
         let grows = requests.iter().any(|request| request.commit.grows());
         let room = if grows { self.check_room() } else { Ok(()) };
         for mut request in requests {
@@ -469,6 +469,8 @@ impl Committer {
 
     /// `seq` is the sequence number at which the commit's blob begins.
     fn answer(&mut self, seq: u64, accepted: Vec<Accepted>) {
+        let mut dropped = Vec::new();
+        let mut answers = Vec::with_capacity(accepted.len());
         for Accepted { request: Request { commit, upkeep, answer, _permit }, committed } in accepted {
             for change in &commit.state {
                 self.state.apply(change, seq);
@@ -479,13 +481,19 @@ impl Committer {
             for change in &commit.offsets {
                 change.group.set_committed(change.topic, change.partition, change.offset);
             }
-            for group in &commit.drop_groups {
+            for group in commit.drop_groups {
                 group.clear_offsets();
                 self.sealer.group_dropped(group.id());
+                dropped.push(group);
             }
             if let Some(upkeep) = upkeep {
                 self.publish_upkeep(*upkeep);
             }
+            answers.push((answer, committed, _permit));
+        }
+        // Some that came with it may have offsets again.
+        dropped.iter().for_each(|group| self.domain.groups.remove(group));
+        for (answer, committed, _permit) in answers {
             // Who asked may have gone; the commit stands.
             let _ = answer.send(Ok(committed));
         }

@@ -42,6 +42,14 @@ pub enum StoreError {
         /// Where one was looked for.
         path: PathBuf,
     },
+    /// A database is gone, and a new one in its place would make the rest worthless.
+    #[error(
+        "{path} is missing, and the directory holds data that needs it: go back to a backup (`millstream restore`)"
+    )]
+    Missing {
+        /// The database's file.
+        path: PathBuf,
+    },
     /// A file operation failed.
     #[error("cannot {action} {path}: {source}{advice}", advice = io_advice(.action, .source))]
     Io {
@@ -91,6 +99,11 @@ impl StoreError {
             redb::DatabaseError::Storage(redb::StorageError::Io(source)) => Self::io("open", path, source),
             other => Self::Database(Box::new(other.into())),
         }
+    }
+
+    /// Whether what was stored does not come back, and not what was to be written that failed.
+    pub(super) fn is_of_reading(&self) -> bool {
+        matches!(self, Self::Io { action: "open" | "read", .. } | Self::Corrupt { .. })
     }
 
     /// Whether the disk is full, or a quota is.

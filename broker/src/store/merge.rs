@@ -4,7 +4,7 @@
 //! extents are many, short ones are joined. A join makes them up to [`JOIN_SEGMENTS_MAX`] times as long, as a level of
 //! a log-structured merge tree does, until they are [`SHORT_BYTES`] long, and writes their bytes once more.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::cleaner::Cleaner;
@@ -70,7 +70,13 @@ impl Weighed {
 }
 
 /// Merges what has a reason to be merged, if anything has: once, then the segments are others.
-pub(super) fn merge(cleaner: &Cleaner, segments: &[SegmentFile], mut live: Live) -> Result<(), Ended> {
+/// A segment that can't be read ends it, and is among the `unreadable` then.
+pub(super) fn merge(
+    cleaner: &Cleaner,
+    segments: &[SegmentFile],
+    mut live: Live,
+    unreadable: &mut HashSet<SegmentId>,
+) -> Result<(), Ended> {
     let of = |file: &SegmentFile| live.get(&file.id).and_then(|live| Weighed::new(*file, live));
     let weighed: Vec<Weighed> = segments.iter().filter_map(of).collect();
     let mut chosen = sparse_or_small(&weighed);
@@ -85,7 +91,13 @@ pub(super) fn merge(cleaner: &Cleaner, segments: &[SegmentFile], mut live: Live)
     for (partition, extents) in by_partition(chosen.iter().filter_map(|id| live.remove(id)).flatten()).into_values() {
         for joined in adjoining(&extents) {
             output.begin(&partition, joined[0].base, joined[0].compacted)?;
-            joined.iter().try_for_each(|extent| output.copy(extent))?;
+            for extent in joined {
+                output.copy(extent).inspect_err(|ended| {
+                    if matches!(ended, Ended::Failed(error) if error.is_of_reading()) {
+                        unreadable.insert(extent.segment);
+                    }
+                })?;
+            }
             output.end(joined[joined.len() - 1].end);
         }
     }

@@ -132,8 +132,9 @@ impl Store {
         let files = Arc::new(Files::new(path, options.wrap));
         let file = files.path(directory::DATABASE_FILE);
         if !file.exists() {
-            if !files.names(segment::FOLDER)?.is_empty() {
-                return Err(missing(&file));
+            // The tables' is made after it.
+            if files.path(tables::FILE).exists() || !files.names(segment::FOLDER)?.is_empty() {
+                return Err(StoreError::Missing { path: file });
             }
             directory::make_database(path, directory::DATABASE_FILE)?;
         }
@@ -145,7 +146,7 @@ impl Store {
         let file = files.path(tables::FILE);
         if !file.exists() {
             if recovery::sealed_to(&db.begin_read()?)? > 0 {
-                return Err(missing(&file));
+                return Err(StoreError::Missing { path: file });
             }
             directory::make_database(path, tables::FILE)?;
         }
@@ -283,12 +284,6 @@ impl Store {
         }
         Ok(found)
     }
-}
-
-/// A new one in its place would make the rest worthless.
-fn missing(file: &Path) -> StoreError {
-    let reason = "it is missing, and the directory holds data that needs it: go back to a backup".to_owned();
-    StoreError::Corrupt { what: file.display().to_string(), reason }
 }
 
 /// A table, if it was ever written.

@@ -68,15 +68,14 @@ fn print(report: &Report, args: &Args, out: &mut Out) -> anyhow::Result<()> {
     }
     let Report { segments, batches, batch_bytes, commits, .. } = report;
     let [segments, commits] = [(segments, "segment"), (commits, "commit")].map(|(of, noun)| text::plural(*of, noun));
-    let batches = text::count(*batches);
-    let read =
-        format!("{segments} and {commits} of the journal, sound record batches: {batches} of {batch_bytes} bytes");
+    let (batches, size) = (text::count(*batches), text::size(*batch_bytes));
+    let read = format!("{batches} record batches, {size}, in {segments} and {commits} of the journal");
     match (report.damages.len(), args.repair) {
         (0, _) => out.line(format_args!("sound: {read}"))?,
         (damages, repair) => {
             let beyond = report.damages.iter().filter(|damage| !damage.repairable).count();
             let damages = text::plural(damages as u64, "damage");
-            out.line(format_args!("{damages}: {read}"))?;
+            out.line(format_args!("{damages}; sound are {read}"))?;
             if report.is_repairable() && !repair {
                 let data = args.data.display();
                 out.line(format_args!("`millstream check --data {data} --repair` keeps all that is sound"))?;

@@ -248,6 +248,6 @@ mod tests {
     fn another_server_is_not_taken_for_ours() {
         let error = told(&Status::unimplemented(""));
         assert!(matches!(&error, ClientError::Protocol { .. }), "{error}");
-        assert!(error.to_string().contains("different versions"));
+        assert!(error.to_string().contains("not the address of its gRPC services"));
     }
 }

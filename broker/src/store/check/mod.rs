@@ -112,6 +112,8 @@ struct Checked {
     /// Rows of the registry that say nothing.
     lost_rows: Vec<SegmentId>,
     next_segment: u64,
+    /// The journal's values before this one are in segments and tables.
+    sealed_to: u64,
     /// Whether the journal's database could be read.
     readable: bool,
 }
@@ -134,6 +136,7 @@ impl Checked {
             holes: Vec::new(),
             lost_rows: Vec::new(),
             next_segment: 0,
+            sealed_to: 0,
             readable: false,
         }
     }
@@ -154,6 +157,10 @@ impl Checked {
             && !self.report.damages.iter().any(|damage| damage.file == DATABASE_FILE)
         {
             self.damaged(DATABASE_FILE, reason);
+        }
+        // Made at a start, and empty until something is sealed.
+        if self.readable && self.sealed_to == 0 && !self.files.path(tables::FILE).exists() {
+            return Ok(());
         }
         if let Some(reason) = self.database_fault(tables::FILE)? {
             self.tables_are_damaged(&reason);
@@ -345,7 +352,8 @@ impl Checked {
 
     fn commits(&mut self, database: &Database) -> Result<(), String> {
         let read = database.begin_read().map_err(to_text)?;
-        let sealed_to = recovery::sealed_to(&read).map_err(to_text)?;
+        self.sealed_to = recovery::sealed_to(&read).map_err(to_text)?;
+        let sealed_to = self.sealed_to;
         let mut values: Vec<(u64, Bytes)> = Vec::new();
         rows(database, JOURNAL, |seq, value| {
             if seq >= sealed_to {

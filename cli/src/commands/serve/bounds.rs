@@ -92,8 +92,8 @@ fn parse(text: &str) -> Result<Quota, String> {
             "fetch" => &mut read.fetch_bytes_per_s_max,
             _ => return Err(format!("{kind:?} has no bound: {form}")),
         };
-        let value: NonZeroU64 =
-            value.parse().map_err(|error| format!("{kind}: {value:?} is no number of bytes a second: {error}"))?;
+        let value: NonZeroU64 = amount::positive(value)
+            .map_err(|help| format!("{kind}: {value:?} is no number of bytes a second: {help}"))?;
         if let Some(before) = rate.replace(value) {
             return Err(format!("{kind} is given twice, {before} and {value}: leave one"));
         }

@@ -226,8 +226,11 @@ impl<'a> Session<'a> {
             return self.shared.regrant();
         };
         if let Some(error) = records.error {
-            // The server goes on with the others.
+            // The server goes on with the others: what is no more has no offset to commit.
             self.reading.remove(&key);
+            if error.code() == v1::ErrorCode::UnknownTopic {
+                self.shared.given_back(&Vec::from_iter(self.shared.partition(&key.0, key.1)));
+            }
             return self.shared.push_error(ClientError::refused(error));
         }
         let from = std::mem::replace(offset, records.next_offset);
