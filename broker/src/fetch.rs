@@ -53,11 +53,11 @@ impl Broker {
             let fetched = self.read_all(fetch).await;
             let bytes: usize = fetched.iter().filter_map(|f| f.slice.as_ref().ok()).map(Slice::bytes).sum();
             // A hole to the end, left by compaction or a repair, is something to tell too.
-            let told =
-                |(f, from): (&Fetched, &FetchFrom)| f.slice.as_ref().map_or(true, |slice| slice.next > from.offset);
-            let is_told = bytes == 0 && fetched.iter().zip(&fetch.from).any(told);
+            let is_passed =
+                |(f, from): (&Fetched, &FetchFrom)| f.slice.as_ref().is_ok_and(|slice| slice.next > from.offset);
+            let only_holes = bytes == 0 && fetched.iter().zip(&fetch.from).any(is_passed);
             let failed = fetched.iter().any(|f| f.slice.is_err());
-            if bytes >= fetch.bytes_min || is_told || failed || ends.is_empty() || Instant::now() >= deadline {
+            if bytes >= fetch.bytes_min || only_holes || failed || ends.is_empty() || Instant::now() >= deadline {
                 return fetched;
             }
             let changed = select_all(ends.iter_mut().map(|end| Box::pin(end.changed())));

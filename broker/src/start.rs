@@ -2,6 +2,7 @@
 //! the rest.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use crate::name::{GroupId, TopicName};
 use crate::partition::{Offset, Partition, Place, TopicId};
 use crate::producer::{Producer, ProducerId};
 use crate::state::StateIndex;
-use crate::store::recovery::{Entry, Replayed, RunHeader, TopicExtents, location};
+use crate::store::recovery::{Entry, Replayed, TopicExtents, location};
 use crate::store::sealer::SealerHandle;
 use crate::store::segment::{Piece, pieces};
 use crate::store::{Store, StoreError, Tables};
@@ -121,7 +122,7 @@ impl Restoring<'_> {
                         }
                         partition.publish(run.run(location(seq, pos, batches)));
                     }
-                    replay_producers(partition, &run, batches, sound, self.now_ms);
+                    replay_producers(partition, run.base..run.end, batches, sound, self.now_ms);
                 }
                 Entry::Offset(entry) => {
                     if by_id.contains_key(&entry.topic) {
@@ -150,10 +151,10 @@ impl Restoring<'_> {
 
 /// What a partition knows of the producers of batches that stand in the journal. When they came is not
 /// known there: it counts from now. Nobody knows whose a damaged one was.
-fn replay_producers(partition: &Partition, run: &RunHeader, batches: &[u8], sound: bool, now_ms: i64) {
+fn replay_producers(partition: &Partition, offsets: Range<Offset>, batches: &[u8], sound: bool, now_ms: i64) {
     let mut producers = partition.producers();
     if !sound {
-        for piece in pieces(&Bytes::copy_from_slice(batches), run.base..run.end) {
+        for piece in pieces(&Bytes::copy_from_slice(batches), offsets) {
             if let Piece::Batch { header, .. } = piece {
                 producers.replay(&header, now_ms);
             }

@@ -1057,13 +1057,12 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
     let mut bytes = fs::read(&file).unwrap();
     bytes[0] ^= 1;
     fs::write(&file, bytes).unwrap();
-    let refuses = |words: &str| {
+    let refuses = |words: &[&str]| {
         let mut serve = Command::new(millstream());
         serve.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]).arg(data.path());
-        fails(run(&mut serve, ""), 1, &["millstream.redb is", words]);
+        fails(run(&mut serve, ""), 1, words);
     };
-    refuses("corrupt: ");
-    refuses("`millstream check` finds all damage");
+    refuses(&["millstream.redb is corrupt: ", "`millstream check` finds all damage"]);
     for arguments in [&[][..], &["--repair"]] {
         let found = check(arguments);
         assert_eq!(found.code, Some(1), "{} {}", found.out, found.err);
@@ -1072,6 +1071,6 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
     }
     // Nor is an empty one made in the place of one that is gone.
     fs::remove_file(&file).unwrap();
-    refuses("missing, and the directory holds data that needs it: go back to a backup");
+    refuses(&["millstream.redb is missing, and the directory holds data that needs it: go back to a backup"]);
     assert!(!file.exists());
 }

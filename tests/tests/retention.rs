@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use millstream_broker::clock::Clock;
-use millstream_broker::group::GroupKind;
+use millstream_broker::group::{Group, GroupKind};
 use millstream_broker::partition::{Partition, ReadRange, TopicPartition};
 use millstream_broker::store::{StorageBackend, StoreOptions};
 use millstream_broker::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
@@ -433,9 +433,9 @@ async fn who_takes_a_group_up_while_it_is_deleted_keeps_what_it_commits() {
         tokio::spawn(async move { broker.delete_group(name).await })
     });
     wait_until("a commit waits for the disk", || held.is_waited_for()).await;
-    let join = || broker.join_group(both.id(), "c", [place.topic.clone()].into()).unwrap();
-    let (of_joined, member, _events) = broker.join_group(joined.id(), "c", [place.topic.clone()].into()).unwrap();
-    let (of_both, _, _others_events) = join();
+    let join = |group: &Group, client| broker.join_group(group.id(), client, [place.topic.clone()].into()).unwrap();
+    let (of_joined, member, _events) = join(joined, "c");
+    let (of_both, _, _others_events) = join(both, "c");
     let setting = {
         let (broker, set, at) = (broker.clone(), set.clone(), at(2));
         tokio::spawn(async move { broker.set_offsets(&set, &at).await })
@@ -449,7 +449,7 @@ async fn who_takes_a_group_up_while_it_is_deleted_keeps_what_it_commits() {
     let was_set = setting.await.unwrap();
     broker.commit_as_member(&of_joined, &member, &at(3)).await.unwrap().await.unwrap();
     // Who comes next shares its partitions, and has none twice.
-    assert_eq!(broker.join_group(joined.id(), "d", [place.topic.clone()].into()).unwrap().0.members().len(), 2);
+    assert_eq!(join(joined, "d").0.members().len(), 2);
     assert!(Arc::ptr_eq(&of_both, &broker.groups().get("both").unwrap()));
     assert!(broker.groups().get("nobody").is_err());
     // What is gone takes nothing any more.

@@ -67,7 +67,7 @@ impl Groups for Service {
         };
         let (session, answers) = Session::start(self.broker.clone(), caller, join)?;
         tokio::spawn(session.run(requests));
-        Ok(Response::new(Box::pin(answers)))
+        Ok(Response::new(answers))
     }
 
     async fn commit_offsets(
@@ -207,12 +207,16 @@ fn to_offsets(
     broker: &Broker,
     offsets: Vec<v1::TopicPartitionOffset>,
 ) -> Result<Vec<(TopicPartition, Offset)>, BrokerError> {
-    let to_offset = |offset: v1::TopicPartitionOffset| {
-        let topic = broker.topic(&offset.topic)?;
-        let partition = topic.partition(offset.partition)?;
-        Ok((partition.name().clone(), to_offset(partition, offset.offset)?))
-    };
-    offsets.into_iter().map(to_offset).collect()
+    offsets.iter().map(|offset| to_named_offset(broker, offset)).collect()
+}
+
+fn to_named_offset(
+    broker: &Broker,
+    offset: &v1::TopicPartitionOffset,
+) -> Result<(TopicPartition, Offset), BrokerError> {
+    let topic = broker.topic(&offset.topic)?;
+    let partition = topic.partition(offset.partition)?;
+    Ok((partition.name().clone(), to_offset(partition, offset.offset)?))
 }
 
 /// Answers that may wait to be sent before the member is heard again: who commits and never looks must not fill
@@ -265,11 +269,7 @@ struct Session {
 type End = Option<Status>;
 
 impl Session {
-    fn start(
-        broker: Broker,
-        caller: Caller,
-        join: v1::Join,
-    ) -> Result<(Self, impl Stream<Item = Result<v1::MemberResponse, Status>> + Send + use<>), Status> {
+    fn start(broker: Broker, caller: Caller, join: v1::Join) -> Result<(Self, Answers), Status> {
         let group = GroupId::new(&join.group)?;
         if join.topics.is_empty() {
             return Err(status::invalid("Join names no topic"));
@@ -315,7 +315,8 @@ impl Session {
             revoke_deadline: None,
         };
         session.send(ToMember::Joined(v1::Joined { member_id: session.member.clone() }));
-        Ok((session, UnboundedReceiverStream::new(receiver).inspect(move |_| unsent.sent())))
+        let answers = UnboundedReceiverStream::new(receiver).inspect(move |_| unsent.sent());
+        Ok((session, Box::pin(answers)))
     }
 
     /// Runs until the member leaves, its stream is lost, or it holds partitions too long.
@@ -455,7 +456,7 @@ impl Session {
         let mut refused = None;
         let mut offsets = Vec::with_capacity(commit.offsets.len());
         for offset in commit.offsets {
-            match self.member_offset(offset) {
+            match to_named_offset(&self.broker, &offset) {
                 Ok(offset) => offsets.push(offset),
                 Err(error) => drop(refused.get_or_insert(error)),
             }
@@ -464,17 +465,6 @@ impl Session {
             Some(error) if offsets.is_empty() => (Err(error), None),
             refused => (self.broker.commit_as_member(&self.group, &self.member, &offsets).await, refused),
         }
-    }
-
-    fn member_offset(&self, offset: v1::TopicPartitionOffset) -> Result<(TopicPartition, Offset), BrokerError> {
-        let topic = self.broker.topic(&offset.topic)?;
-        let partition = topic.partition(offset.partition)?;
-        let at = to_offset(partition, offset.offset)?;
-        if at > partition.end() {
-            return Err(partition.out_of_range(at));
-        }
-        // Retention may have been faster than the group.
-        Ok((partition.name().clone(), at.max(partition.start())))
     }
 
     fn pass_on(&mut self, event: MemberEvent) {

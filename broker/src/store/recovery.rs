@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use redb::{ReadTransaction, ReadableDatabase, ReadableTable};
 
+pub(crate) use super::journal::Entry;
 use super::journal::{self, Location};
-pub(crate) use super::journal::{Entry, RunHeader};
 use super::segment::{Extent, SegmentFile, SegmentId, SegmentMeta};
 use super::{JOURNAL, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store, StoreError, open_table};
 use crate::partition::TopicId;
