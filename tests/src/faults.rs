@@ -1,5 +1,5 @@
 //! A disk that breaks on purpose: all files of a store stand on it, in memory, and nothing of what they
-//! hold is safe until it was synced. It fails or tears a chosen call, delays calls, loses power, runs
+//! hold is safe until it was synced, nor is a new file's name. It fails or tears a chosen call, delays calls, loses power, runs
 //! full. It knows nothing of what the files hold.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +38,8 @@ pub enum Call {
     Write,
     /// A file becomes longer or shorter.
     SetLen,
-    /// What was written becomes durable.
+    /// What was written becomes durable, or the names of a folder's files do. Where it fails, what was written
+    /// is forgotten: a later one makes it no more durable.
     Sync,
 }
 
@@ -90,6 +91,8 @@ struct DiskFile {
     durable: Vec<u8>,
     cached: Vec<u8>,
     unsynced: Vec<Change>,
+    /// It is new, and a power loss may take its name away.
+    unnamed: bool,
     /// The pages that take room: a file that only became longer takes none.
     pages: BTreeSet<u64>,
 }
@@ -134,12 +137,19 @@ impl Disk {
         let wrap = move |path: &Path, file: Box<dyn StorageBackend>| {
             Box::new(Cached::open(of_files.clone(), path, &*file)) as Box<dyn StorageBackend>
         };
+        let of_folders = self.0.clone();
+        let sync_folder = move |folder: &Path| of_folders.lock().sync_folder(folder);
         let of_disk = self.0.clone();
         let free_bytes = move || {
             let disk = of_disk.lock();
             Ok(disk.room_bytes.map_or(u64::MAX, |room| room.saturating_sub(disk.used_bytes())))
         };
-        StoreOptions { wrap: Some(Arc::new(wrap)), free_bytes: Some(Arc::new(free_bytes)), ..StoreOptions::default() }
+        StoreOptions {
+            wrap: Some(Arc::new(wrap)),
+            sync_folder: Some(Arc::new(sync_folder)),
+            free_bytes: Some(Arc::new(free_bytes)),
+            ..StoreOptions::default()
+        }
     }
 
     /// Whether the fault was met.
@@ -160,7 +170,7 @@ impl Disk {
     }
 
     /// The power is back: of what was not synced, a random part is in the folder. A file that was removed
-    /// may be there again.
+    /// may be there again, and one that is new may be gone.
     ///
     /// # Panics
     /// Where the folder can't be written.
@@ -170,6 +180,12 @@ impl Disk {
         let kept = random.random_range(0.0..=1.0);
         for (path, file) in std::mem::take(&mut self.0.lock().files) {
             let removed = !path.exists();
+            if file.unnamed && !random.random_bool(kept) {
+                if !removed {
+                    std::fs::remove_file(&path).expect("the test's folder lets it go");
+                }
+                continue;
+            }
             let bytes = file.after_power_loss(kept, &mut random);
             if !removed || random.random_bool(0.3) {
                 std::fs::write(&path, bytes).expect("the test's folder takes it");
@@ -196,6 +212,15 @@ impl State {
         };
         self.struck |= strikes;
         strikes
+    }
+
+    fn sync_folder(&mut self, folder: &Path) -> Result<()> {
+        if self.strikes(Call::Sync) {
+            return Err(broken());
+        }
+        let of_folder = self.files.iter_mut().filter(|(path, _)| path.parent() == Some(folder));
+        of_folder.for_each(|(_, file)| file.unnamed = false);
+        Ok(())
     }
 
     fn used_bytes(&self) -> u64 {
@@ -275,6 +300,8 @@ impl Cached {
         let opened = || DiskFile {
             durable: bytes.clone(),
             pages: pages(0, bytes.len()).collect(),
+            // A database is moved to its place when it is whole.
+            unnamed: bytes.is_empty(),
             cached: bytes,
             unsynced: Vec::new(),
         };
@@ -321,9 +348,16 @@ impl StorageBackend for Cached {
 
     fn sync_data(&self) -> Result<()> {
         self.delay();
-        if self.disk.lock().strikes(Call::Sync) {
+        let mut disk = self.disk.lock();
+        if disk.strikes(Call::Sync) {
+            // A disk without power decides later.
+            if matches!(disk.fault, Some(Fault::Fail { .. })) {
+                drop(disk);
+                self.with(|file| file.unsynced.clear());
+            }
             return Err(broken());
         }
+        drop(disk);
         self.with(|file| file.unsynced.drain(..).for_each(|change| apply(&mut file.durable, &change)));
         Ok(())
     }

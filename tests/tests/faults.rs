@@ -6,6 +6,7 @@
 //! number of cases, `MILLSTREAM_TEST_SEED` runs one alone.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use millstream_broker::clock::SystemClock;
 use millstream_broker::group::{Group, GroupKind};
 use millstream_broker::grpc::status::to_status;
 use millstream_broker::partition::{Partition, ReadRange};
+use millstream_broker::producer::BATCHES_REMEMBERED;
 use millstream_broker::state::StateChange;
 use millstream_broker::store::{Append, Commit, Fence, OffsetChange, Receipt, StoreError, StoreOptions};
 use millstream_broker::topic::TopicSettings;
@@ -75,6 +77,7 @@ fn offset(number: usize) -> Offset {
 pub(super) const TOPICS: [&str; 3] = ["a", "b", "c"];
 const CONSUMERS: [&str; 2] = ["readers", "others"];
 pub(super) const PIPELINE: &str = "p";
+const PRODUCERS: Range<i64> = 0..3;
 pub(super) const STORES: [&str; 2] = ["p/count", "p/last"];
 /// Partitions of state.
 const NUMBERS: u32 = 3;
@@ -94,8 +97,15 @@ enum Step {
     DropState { store: usize },
 }
 
-/// A partition, and the records of each batch that it gets.
-type Appended = ((usize, usize), Vec<Vec<Held>>);
+/// What a partition gets.
+#[derive(Clone, Debug)]
+struct Appended {
+    place: Place,
+    /// The records of each batch.
+    batches: Vec<Vec<Held>>,
+    /// Whose sequence numbers they have, if any, and whether a new epoch begins with them.
+    producer: Option<(i64, bool)>,
+}
 
 /// A store, a partition of it, a key and its accumulator.
 type Changed = (usize, u32, Vec<u8>, Option<Vec<u8>>);
@@ -121,9 +131,45 @@ pub(super) struct Contents {
     pub(super) offsets: BTreeMap<(String, Place), usize>,
     /// Without empty ones.
     pub(super) state: BTreeMap<(usize, u32), Accumulators>,
+    /// By partition and producer.
+    producers: BTreeMap<(Place, i64), Sent>,
+}
+
+/// What a partition holds of a producer's newest epoch.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Sent {
+    epoch: i16,
+    /// Of each batch its first sequence number and its offsets.
+    batches: Vec<(usize, Range<usize>)>,
+}
+
+impl Sent {
+    /// The sequence number that comes next.
+    fn next(&self) -> usize {
+        self.batches.last().map_or(0, |(first, offsets)| first + offsets.len())
+    }
+
+    fn begin_epoch(&mut self) {
+        *self = Self { epoch: self.epoch + 1, batches: Vec::new() };
+    }
+
+    /// A batch as it was found.
+    fn add(&mut self, batch: &RecordBatch) {
+        if batch.producer_epoch() > self.epoch {
+            *self = Self { epoch: batch.producer_epoch(), batches: Vec::new() };
+        }
+        let first = batch.base_sequence() as usize;
+        assert_eq!(first, self.next(), "a producer's sequence has no holes");
+        self.batches.push((first, batch.base_offset() as usize..batch.next_offset() as usize));
+    }
 }
 
 impl Contents {
+    /// Whoever produced begins a new epoch, as one does that is told of a hole in what it sent.
+    pub(super) fn begin_epochs(&mut self) {
+        self.producers.values_mut().for_each(Sent::begin_epoch);
+    }
+
     fn apply(&mut self, step: &Step) {
         match step {
             Step::CreateTopic { topic, partitions } => {
@@ -132,13 +178,24 @@ impl Contents {
             Step::DeleteTopic { topic } => {
                 self.topics.remove(topic);
                 self.offsets.retain(|(_, (of, _)), _| of != topic);
+                self.producers.retain(|((of, _), _), _| of != topic);
             }
             Step::DropGroup { group } => self.offsets.retain(|(of, _), _| of != group),
             Step::DropState { store } => self.state.retain(|(of, _), _| of != store),
             Step::Commit(commit) => {
-                for ((topic, partition), batches) in &commit.appends {
-                    let records = batches.iter().flatten().cloned();
-                    self.topics.get_mut(topic).unwrap()[*partition].extend(records);
+                for Appended { place, batches, producer } in &commit.appends {
+                    let partition = &mut self.topics.get_mut(&place.0).unwrap()[place.1];
+                    let mut sent = producer.map(|(id, _)| self.producers.entry((*place, id)).or_default());
+                    if let (Some(sent), Some((_, true))) = (&mut sent, producer) {
+                        sent.begin_epoch();
+                    }
+                    for records in batches {
+                        let base = partition.len();
+                        partition.extend(records.iter().cloned());
+                        if let Some(sent) = &mut sent {
+                            sent.batches.push((sent.next(), base..partition.len()));
+                        }
+                    }
                 }
                 for (group, place, at) in &commit.offsets {
                     self.offsets.insert(((*group).to_owned(), *place), *at);
@@ -187,7 +244,10 @@ impl Contents {
         for _ in 0..random.random_range(0..4) {
             let Some((place, _)) = self.place(random) else { continue };
             let batches = (0..random.random_range(1..4)).map(|_| records(random)).collect();
-            commit.appends.push((place, batches));
+            // Of a producer a partition takes one append in a commit, and nothing before it.
+            let numbered = random.random_bool(0.6) && commit.appends.iter().all(|before| before.place != place);
+            let producer = numbered.then(|| (random.random_range(PRODUCERS), random.random_bool(0.1)));
+            commit.appends.push(Appended { place, batches, producer });
         }
         if random.random_bool(0.4)
             && let Some((place, end)) = self.place(random)
@@ -213,6 +273,27 @@ impl Contents {
         commit.state = state.collect();
         commit
     }
+
+    /// Where the records of a step's appends come to stand.
+    fn base_offsets(&self, step: &Step) -> Vec<Offset> {
+        let Step::Commit(commit) = step else { return Vec::new() };
+        let mut ends = BTreeMap::new();
+        let base_offset = |append: &Appended| {
+            let (topic, partition) = append.place;
+            let end = ends.entry(append.place).or_insert_with(|| self.topics[&topic][partition].len());
+            let base_offset = offset(*end);
+            *end += append.batches.iter().map(Vec::len).sum::<usize>();
+            base_offset
+        };
+        commit.appends.iter().map(base_offset).collect()
+    }
+}
+
+impl CommitStep {
+    /// Whether its records are known when they come again.
+    fn is_idempotent(&self) -> bool {
+        !self.appends.is_empty() && self.appends.iter().all(|append| append.producer.is_some())
+    }
 }
 
 fn bytes(random: &mut StdRng, len: usize) -> Vec<u8> {
@@ -235,8 +316,14 @@ fn records(random: &mut StdRng) -> Vec<Held> {
     (0..count).map(|_| record()).collect()
 }
 
-fn batch(records: &[Held], compression: Compression) -> RecordBatch {
+/// Producer, epoch and first sequence number.
+type Numbers = (i64, i16, usize);
+
+fn batch(records: &[Held], compression: Compression, numbers: Option<Numbers>) -> RecordBatch {
     let mut builder = BatchBuilder::new(compression);
+    if let Some((id, epoch, first)) = numbers {
+        builder.set_producer(id, epoch, first as i32);
+    }
     for (timestamp_ms, key, value) in records {
         builder.push(*timestamp_ms, key.as_deref(), value.as_deref(), []);
     }
@@ -250,11 +337,11 @@ fn batch(records: &[Held], compression: Compression) -> RecordBatch {
 pub(super) struct Workload {
     /// What was there when it was last looked at, and of what was asked since, in order, how many were
     /// acknowledged.
-    pub(super) there: Contents,
+    there: Contents,
     asked: Vec<Step>,
     acked: usize,
     /// With all that was asked.
-    ahead: Contents,
+    pub(super) ahead: Contents,
 }
 
 /// Without a reserve on a disk that runs full; otherwise with what stands for the default here.
@@ -288,8 +375,20 @@ pub(super) fn partition(broker: &Broker, (topic, partition): Place) -> Arc<Parti
 fn to_commit(broker: &Broker, before: &Contents, step: &CommitStep) -> Commit {
     let compression = step.compression.unwrap_or(Compression::None);
     let mut commit = Commit::default();
-    for (place, batches) in &step.appends {
-        let batches = batches.iter().map(|records| batch(records, compression)).collect();
+    for Appended { place, batches, producer } in &step.appends {
+        let mut numbers = producer.map(|(id, begins)| {
+            let mut sent = before.producers.get(&(*place, id)).cloned().unwrap_or_default();
+            if begins {
+                sent.begin_epoch();
+            }
+            (id, sent.epoch, sent.next())
+        });
+        let to_batch = |records: &Vec<Held>| {
+            let batch = batch(records, compression, numbers);
+            numbers = numbers.map(|(id, epoch, first)| (id, epoch, first + records.len()));
+            batch
+        };
+        let batches = batches.iter().map(to_batch).collect();
         commit.appends.push(Append { partition: partition(broker, *place), batches });
     }
     let change = |name: &str, place: Place, at, expected| {
@@ -330,16 +429,26 @@ impl Workload {
 
     /// Goes on for so many steps, or until one fails.
     pub(super) async fn run(&mut self, broker: &Broker, random: &mut StdRng, steps: usize) -> Result<(), BrokerError> {
-        let mut in_flight: VecDeque<Receipt> = VecDeque::new();
+        let mut in_flight = VecDeque::new();
         for _ in 0..steps {
             let step = self.ahead.next_step(random);
             let alone = !matches!(step, Step::Commit(_));
             let in_flight_max = if alone { 0 } else { random.random_range(0..IN_FLIGHT_MAX) };
             self.wait(&mut in_flight, in_flight_max).await?;
             self.asked.push(step.clone());
+            let base_offsets = self.ahead.base_offsets(&step);
             match self.ask(broker, &step).await? {
-                Some(receipt) => in_flight.push_back(receipt),
+                Some(receipt) => in_flight.push_back(InFlight { receipt, base_offsets, again: false }),
                 None => self.acked += 1,
+            }
+            // As one does that waits for an answer too long.
+            if let Step::Commit(commit) = &step
+                && commit.is_idempotent()
+                && random.random_bool(0.3)
+            {
+                let Commit { appends, .. } = to_commit(broker, &self.ahead, commit);
+                let receipt = broker.commit(Commit { appends, ..Commit::default() }).await?;
+                in_flight.push_back(InFlight { receipt, base_offsets: self.ahead.base_offsets(&step), again: true });
             }
             if alone {
                 self.wait(&mut in_flight, 0).await?;
@@ -396,22 +505,25 @@ impl Workload {
     }
 
     /// Waits until at most `max` are in flight. After a failure nothing may succeed.
-    async fn wait(&mut self, in_flight: &mut VecDeque<Receipt>, max: usize) -> Result<(), BrokerError> {
+    async fn wait(&mut self, in_flight: &mut VecDeque<InFlight>, max: usize) -> Result<(), BrokerError> {
         while in_flight.len() > max {
-            let answer = in_flight.pop_front().unwrap().await;
-            if let Err(error) = answer {
-                for later in in_flight.drain(..) {
-                    assert!(later.await.is_err(), "an acknowledgement after a failure");
+            let InFlight { receipt, base_offsets, again } = in_flight.pop_front().unwrap();
+            match receipt.await {
+                Ok(committed) => assert_eq!(committed.base_offsets, base_offsets),
+                Err(error) => {
+                    for later in in_flight.drain(..) {
+                        assert!(later.receipt.await.is_err(), "an acknowledgement after a failure");
+                    }
+                    return Err(error);
                 }
-                return Err(error);
             }
-            self.acked += 1;
+            self.acked += usize::from(!again);
         }
         Ok(())
     }
 
     /// The checker: what is there is what was there and a part of what was asked since, from its begin, with
-    /// all that was acknowledged. From here on it is known.
+    /// all that was acknowledged, and producers are known by just that. From here on it is known.
     pub(super) async fn check(&mut self, broker: &Broker) {
         let found = contents(broker).await;
         let mut expected = self.there.clone();
@@ -430,7 +542,55 @@ impl Workload {
                 }
             }
         }
+        check_producers(broker, &expected).await;
         *self = Self { there: expected.clone(), ahead: expected, asked: Vec::new(), acked: 0 };
+    }
+}
+
+/// A commit that was asked for.
+struct InFlight {
+    receipt: Receipt,
+    /// Where its records come to stand.
+    base_offsets: Vec<Offset>,
+    /// Whether it was asked for before.
+    again: bool,
+}
+
+/// Who sends a batch again is told where it is, who leaves one out is refused. Nothing of this stores anything; a
+/// broker that failed is not asked.
+async fn check_producers(broker: &Broker, holds: &Contents) {
+    let ask = async |place, batch| {
+        let appends = vec![Append { partition: partition(broker, place), batches: vec![batch] }];
+        match broker.commit(Commit { appends, ..Commit::default() }).await {
+            Ok(receipt) => receipt.await.map(|committed| committed.base_offsets),
+            Err(error) => Err(error),
+        }
+    };
+    for ((place, id), sent) in &holds.producers {
+        let records = &holds.topics[&place.0][place.1];
+        let again = |first, offsets: &Range<usize>| {
+            batch(&records[offsets.clone()], Compression::Zstd, Some((*id, sent.epoch, first)))
+        };
+        let remembered = sent.batches.len().saturating_sub(BATCHES_REMEMBERED);
+        for (number, (first, offsets)) in sent.batches.iter().enumerate().skip(remembered.saturating_sub(1)) {
+            match ask(*place, again(*first, offsets)).await {
+                Ok(base_offsets) => {
+                    assert!(number >= remembered, "{place:?} {id}: a batch of long ago is answered");
+                    assert_eq!(base_offsets, [offset(offsets.start)], "{place:?} {id}");
+                }
+                Err(BrokerError::DuplicateSequence { .. }) if number < remembered => {}
+                Err(BrokerError::Storage(_)) => return,
+                Err(error) => panic!("{place:?} {id}, batch {number} of {sent:?}: {error}"),
+            }
+        }
+        if let Some((_, offsets)) = sent.batches.last() {
+            match ask(*place, again(sent.next() + 1, offsets)).await {
+                Err(BrokerError::OutOfOrderSequence { expected, .. }) => assert_eq!(expected, sent.next() as i32),
+                Err(BrokerError::Storage(_)) => return,
+                other => panic!("{place:?} {id}: a gap is answered with {other:?}"),
+            }
+        }
+        assert_eq!(partition(broker, *place).end(), offset(records.len()), "nothing is stored twice");
     }
 }
 
@@ -456,7 +616,10 @@ pub(super) async fn contents(broker: &Broker) -> Contents {
         let number = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
         let mut partitions = Vec::new();
         for partition in topic.partitions() {
-            partitions.push(read_all(broker, partition).await);
+            let (held, sent) = read_all(broker, partition).await;
+            let place = (number, partitions.len());
+            partitions.push(held);
+            found.producers.extend(sent.into_iter().map(|(id, sent)| ((place, id), sent)));
         }
         found.topics.insert(number, partitions);
     }
@@ -482,36 +645,36 @@ pub(super) async fn contents(broker: &Broker) -> Contents {
     found
 }
 
-async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> Vec<Held> {
-    let mut held = Vec::new();
+async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> (Vec<Held>, BTreeMap<i64, Sent>) {
+    let (mut held, mut producers) = (Vec::new(), BTreeMap::<_, Sent>::new());
     let mut from = Offset::ZERO;
     while from < partition.end() {
         let range = ReadRange { from, until: None, bytes_max: 30_000, one_at_least: true };
         let slice = broker.read(partition, range).await.unwrap();
-        for (at, record) in records_of(&slice.runs) {
-            assert_eq!(at, held.len(), "{} has no holes", partition.name());
-            held.push(record);
+        for batch in slice.runs.iter().cloned().flat_map(split_batches).map(Result::unwrap) {
+            for (at, record) in records_of(&batch) {
+                assert_eq!(at, held.len(), "{} has no holes", partition.name());
+                held.push(record);
+            }
+            if batch.producer_id() >= 0 {
+                producers.entry(batch.producer_id()).or_default().add(&batch);
+            }
         }
         assert_eq!(slice.next, offset(held.len()), "a read of {} goes on", partition.name());
         from = slice.next;
     }
-    held
+    (held, producers)
 }
 
-/// The records of whole batches, with their offsets; checksums are checked.
-pub(super) fn records_of(runs: &[Bytes]) -> Vec<(usize, Held)> {
-    let mut found = Vec::new();
-    for batch in runs.iter().cloned().flat_map(split_batches) {
-        let batch = batch.unwrap();
-        batch.verify_crc().unwrap();
-        let records = batch.records(&Limits::default()).unwrap();
-        for view in &records {
-            let record = records.to_record(&view.unwrap());
-            let (key, value) = (record.key.map(Bytes::into), record.value.map(Bytes::into));
-            found.push((usize::try_from(record.offset).unwrap(), (record.timestamp_ms, key, value)));
-        }
-    }
-    found
+/// A batch's records, with their offsets; its checksum is checked.
+pub(super) fn records_of(batch: &RecordBatch) -> Vec<(usize, Held)> {
+    batch.verify_crc().unwrap();
+    let records = batch.records(&Limits::default()).unwrap();
+    let held = |record: millstream_record::Record| {
+        let (key, value) = (record.key.map(Bytes::into), record.value.map(Bytes::into));
+        (usize::try_from(record.offset).unwrap(), (record.timestamp_ms, key, value))
+    };
+    records.iter().map(|view| held(records.to_record(&view.unwrap()))).collect()
 }
 
 // ---- crashes

@@ -696,22 +696,28 @@ struct Progress {
 
 const NUMBERS: &str = "numbers";
 
+/// Numbers the records.
+const NUMBERER: i64 = 7;
+
 fn number_batch(number: usize) -> RecordBatch {
     let mut builder = BatchBuilder::new(Compression::None);
     // Of different sizes; some are cut into several values.
+    builder.set_producer(NUMBERER, 0, number as i32);
     let padding = "x".repeat(if number.is_multiple_of(5) { 70_000 } else { number % 7 * 300 });
     builder.push(number as i64, None, Some(format!("{number} {padding}").as_bytes()), []);
     builder.finish().unwrap()
+}
+
+fn number_append(partition: &Arc<Partition>, number: usize) -> Append {
+    Append { partition: partition.clone(), batches: vec![number_batch(number)] }
 }
 
 fn number_commit(topic: &Topic, group: &Arc<Group>, number: usize) -> Commit {
     let mut column = (Column::default(), Column::default());
     column.0.push(Some(b"n"));
     column.1.push(Some(number.to_string().as_bytes()));
-    let append =
-        |partition: &Arc<Partition>| Append { partition: partition.clone(), batches: vec![number_batch(number)] };
     Commit {
-        appends: topic.partitions().iter().map(append).collect(),
+        appends: topic.partitions().iter().map(|partition| number_append(partition, number)).collect(),
         offsets: vec![OffsetChange {
             group: group.clone(),
             topic: topic.id(),
@@ -815,6 +821,15 @@ async fn check_numbers(broker: &Broker, progress: &mut Progress) {
     let accumulator =
         broker.state().partition("p/n", 0).get(b"n").unwrap().map(|bytes| String::from_utf8(bytes).unwrap());
     assert_eq!(accumulator, there.checked_sub(1).map(|last| last.to_string()), "the state is of another commit");
+    if let Some(last) = there.checked_sub(1) {
+        let appends = topic.partitions().iter().map(|partition| number_append(partition, last)).collect();
+        match broker.commit(Commit { appends, ..Commit::default() }).await.unwrap().await {
+            Ok(committed) => assert_eq!(committed.base_offsets, [offset(last); 2], "what comes again is there"),
+            // The next write tells.
+            Err(BrokerError::Storage(_)) => {}
+            Err(error) => panic!("what producers are known by is of another commit: {error}"),
+        }
+    }
     *progress = Progress { topic_acked: true, acked: there, asked: there, failed: false };
 }
 

@@ -16,10 +16,14 @@ use super::error::StoreError;
 /// file's path each time one is opened.
 pub type WrapFile = Arc<dyn Fn(&Path, Box<dyn StorageBackend>) -> Box<dyn StorageBackend> + Send + Sync>;
 
+/// Stands in for making the names in a folder durable: for tests that break it. Called with the folder's path.
+pub type SyncFolder = Arc<dyn Fn(&Path) -> io::Result<()> + Send + Sync>;
+
 /// The folder of a store.
 pub(crate) struct Files {
     folder: PathBuf,
     wrap: Option<WrapFile>,
+    sync_folder: Option<SyncFolder>,
 }
 
 impl fmt::Debug for Files {
@@ -30,7 +34,11 @@ impl fmt::Debug for Files {
 
 impl Files {
     pub(super) fn new(folder: &Path, wrap: Option<WrapFile>) -> Self {
-        Self { folder: folder.to_owned(), wrap }
+        Self { folder: folder.to_owned(), wrap, sync_folder: None }
+    }
+
+    pub(super) fn with_sync_folder(self, sync_folder: Option<SyncFolder>) -> Self {
+        Self { sync_folder, ..self }
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -89,7 +97,11 @@ impl Files {
     /// Makes the names in a folder durable.
     pub(super) fn sync_folder(&self, folder: &str) -> Result<(), StoreError> {
         let path = self.path(folder);
-        File::open(&path).and_then(|file| file.sync_all()).map_err(|source| StoreError::io("sync", &path, source))
+        let synced = match &self.sync_folder {
+            None => File::open(&path).and_then(|file| file.sync_all()),
+            Some(sync_folder) => sync_folder(&path),
+        };
+        synced.map_err(|source| StoreError::io("sync", &path, source))
     }
 
     fn open_file(path: &Path, create: bool) -> Result<File, StoreError> {

@@ -40,7 +40,7 @@ pub use committer::{Append, Commit, Committed, Fence, OffsetChange, Receipt};
 use directory::DirectoryLock;
 pub use error::StoreError;
 use files::Files;
-pub use files::WrapFile;
+pub use files::{SyncFolder, WrapFile};
 pub(crate) use journal::Location;
 /// What a test harness puts under the store to break it.
 pub use redb::{BackendError, StorageBackend};
@@ -82,6 +82,8 @@ pub(crate) const LEADER_EPOCH: i32 = 0;
 pub struct StoreOptions {
     /// Put between the store and each of its files: for tests that break them.
     pub wrap: Option<WrapFile>,
+    /// In the place of making the names of new segments durable: for tests that break it.
+    pub sync_folder: Option<SyncFolder>,
     /// Recent blobs kept in memory for tail reads, in bytes. Default [`blobs::TAIL_BYTES_MAX`].
     pub tail_bytes_max: Option<usize>,
     /// Says how many bytes the disk has room for: for tests. Default is what the file system of the data directory
@@ -129,7 +131,7 @@ impl Store {
     ) -> Result<(Self, recovery::TopicExtents), StoreError> {
         let lock = DirectoryLock::take(path)?;
         directory::check_format(path)?;
-        let files = Arc::new(Files::new(path, options.wrap));
+        let files = Arc::new(Files::new(path, options.wrap).with_sync_folder(options.sync_folder));
         let file = files.path(directory::DATABASE_FILE);
         if !file.exists() {
             // The tables' is made after it.
