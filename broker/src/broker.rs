@@ -21,6 +21,7 @@ use crate::name::{GroupId, TopicName};
 use crate::partition::{Offset, Partition, TopicId, TopicPartition};
 use crate::producer::{ProducerId, ProducerIdentity, ProducerIds};
 use crate::quota::{QuotaSettings, Quotas};
+use crate::readers::Readers;
 use crate::start::Restoring;
 use crate::state::StateIndex;
 use crate::store::cleaner::Cleaner;
@@ -120,6 +121,7 @@ struct Inner {
     producer_ids: ProducerIds,
     groups: Arc<Groups>,
     state: Arc<StateIndex>,
+    readers: Readers,
     metrics: BrokerMetrics,
     quotas: Quotas,
     queue: RwLock<Option<CommitQueue>>,
@@ -170,6 +172,7 @@ impl Broker {
         let topics = Arc::new(RwLock::new(topics));
         let domain = Arc::new(Domain { topics: topics.clone(), groups: groups.clone(), clock: clock.clone() });
         let metrics = BrokerMetrics::register(registry);
+        let readers = Readers::new()?;
         let (failed, failure) = watch::channel(None);
         let (queue, committer) = Committer::start(
             store.clone(),
@@ -197,6 +200,7 @@ impl Broker {
             producer_ids,
             groups,
             state,
+            readers,
             metrics,
             queue: RwLock::new(Some(queue)),
             failure,
@@ -225,6 +229,11 @@ impl Broker {
     /// The data directory.
     pub fn store(&self) -> &Arc<Store> {
         &self.0.store
+    }
+
+    /// Who reads what is not in memory.
+    pub(crate) fn readers(&self) -> &Readers {
+        &self.0.readers
     }
 
     /// Every group.

@@ -98,7 +98,7 @@ impl Broker {
             return Ok(slice);
         }
         let (store, of) = (self.store().clone(), partition.clone());
-        let read = tokio::task::spawn_blocking(move || of.read(&store, range)).await;
+        let read = self.readers().run(move || of.read(&store, range)).await;
         match read.unwrap_or(Err(BrokerError::ShuttingDown)) {
             Err(BrokerError::Unreadable(source)) => {
                 let (partition, offset) = (partition.name().clone(), range.from);

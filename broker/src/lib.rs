@@ -15,6 +15,7 @@ pub mod name;
 pub mod partition;
 pub mod producer;
 pub mod quota;
+mod readers;
 mod start;
 pub mod state;
 pub mod store;

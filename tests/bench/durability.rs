@@ -203,13 +203,13 @@ async fn cold_reader(plan: &Plan, report: &mut Report) {
         }
         took
     };
-    let full = async || append(&broker, &new, &batch, batches(1_000_000_000), IN_FLIGHT).await.mb_per_s;
-    // By turns: how fast the disk is changes from minute to minute.
+    let full = async || append(&broker, &new, &batch, batches(300_000_000), IN_FLIGHT).await.mb_per_s;
+    // By turns, and short ones: how fast the disk is changes from one second to the next.
     let (mut without, mut with, mut beside) = (Vec::new(), Vec::new(), Vec::new());
     let (mut without_ms, mut with_ms) = (Vec::new(), Vec::new());
-    for _ in 0..plan.rounds(3) {
+    for _ in 0..plan.rounds(12) {
         without.push(full().await);
-        without_ms.extend(paced(plan.records(1_000)).await);
+        without_ms.extend(paced(plan.records(300)).await);
         let ended = Arc::new(AtomicBool::new(false));
         let reading = {
             let (broker, old, ended) = (broker.clone(), old.clone(), ended.clone());
@@ -222,7 +222,7 @@ async fn cold_reader(plan: &Plan, report: &mut Report) {
             })
         };
         with.push(full().await);
-        with_ms.extend(paced(plan.records(1_000)).await);
+        with_ms.extend(paced(plan.records(300)).await);
         ended.store(true, Ordering::SeqCst);
         beside.extend(reading.await.unwrap());
     }

@@ -681,6 +681,27 @@ async fn a_member_that_commits_and_does_not_listen_is_answered_when_it_does() {
     member.leave().await;
 }
 
+#[tokio::test]
+async fn a_member_that_retention_overtook_stands_where_the_topic_begins() {
+    let served = Served::with_topic(1).await;
+    // Of long ago.
+    served.produce(0, &[1, 2, 3]).await;
+    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
+    member.assigned().await;
+    let set = Some(v1::TopicSettings { retention_ms: Some(1_000), ..Default::default() });
+    let alteration = v1::AlterTopicRequest { name: "t".into(), set, ..Default::default() };
+    TopicsClient::new(served.channel.clone()).alter_topic(alteration).await.unwrap();
+    let deleted = async {
+        while served.offsets(&[0], At::Earliest(true)).await != [3] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("retention", deleted).await;
+    assert_eq!(member.commit(1, &[(0, 1)]).await, None);
+    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 3)]));
+    member.leave().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_reads_with_credit_commits_and_is_followed_where_it_was() {
     let served = Served::with_topic(2).await;

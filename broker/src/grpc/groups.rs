@@ -458,6 +458,12 @@ impl Session {
         for offset in commit.offsets {
             match to_named_offset(&self.broker, &offset) {
                 Ok(offset) => offsets.push(offset),
+                // Retention was faster than the member, and nobody reads what lies between.
+                Err(BrokerError::OffsetOutOfRange { topic, partition, offset, start, .. })
+                    if offset < i128::from(start.get()) =>
+                {
+                    offsets.push((TopicPartition { topic, partition }, start));
+                }
                 Err(error) => drop(refused.get_or_insert(error)),
             }
         }

@@ -408,9 +408,10 @@ pub(super) async fn resolve(
         Some(At::Earliest(_)) => Ok(partition.start()),
         Some(At::Offset(offset)) => to_offset(partition, *offset),
         Some(At::TimestampMs(timestamp_ms)) => {
-            let (broker, partition, timestamp_ms) = (broker.clone(), partition.clone(), *timestamp_ms);
-            let find = move || partition.offset_at(broker.store(), timestamp_ms, &broker.settings().limits);
-            tokio::task::spawn_blocking(find).await.unwrap_or(Err(BrokerError::ShuttingDown))
+            let (store, limits) = (broker.store().clone(), broker.settings().limits);
+            let (partition, timestamp_ms) = (partition.clone(), *timestamp_ms);
+            let find = move || partition.offset_at(&store, timestamp_ms, &limits);
+            broker.readers().run(find).await.unwrap_or(Err(BrokerError::ShuttingDown))
         }
     }
 }

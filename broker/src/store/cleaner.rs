@@ -115,13 +115,12 @@ impl Cleaner {
                 if waits || !(due || is_dirty(partition)) {
                     continue;
                 }
-                tombstones.remove(&place);
                 not_compacted.remove(&place);
                 let settings = &topic.meta().settings;
                 let horizon_ms = now_ms.saturating_add_unsigned(settings.delete_retention_ms());
                 match compact(self, partition, now_ms, horizon_ms) {
                     Ok(Some(due_ms)) => drop(tombstones.insert(place, due_ms)),
-                    Ok(None) => {}
+                    Ok(None) => drop(tombstones.remove(&place)),
                     Err(Ended::Closing) => return Err(Ended::Closing),
                     // Nor others' from being compacted.
                     Err(Ended::Failed(error)) => {

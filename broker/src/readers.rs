@@ -1,0 +1,57 @@
+//! The threads that read what is not in memory. They have a lower priority than all others: who catches up with
+//! old records gets what the processors have left, and slows nobody who produces or reads what is new.
+
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
+
+use crate::store::StoreError;
+
+/// Reads at a time; more of them wait for each other. The threads are made when they are needed.
+const THREADS_MAX: usize = 32;
+
+/// What is added to the threads' nice value (`nice(2)`): where processors are short they get a tenth of what others
+/// do.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 10;
+
+/// Runs work that blocks on reading.
+pub(crate) struct Readers(Option<Runtime>);
+
+impl Readers {
+    pub(crate) fn new() -> Result<Self, StoreError> {
+        // Its blocking threads alone are used.
+        let runtime = Builder::new_current_thread()
+            .thread_name("reader")
+            .max_blocking_threads(THREADS_MAX)
+            .thread_keep_alive(Duration::from_secs(10))
+            .on_thread_start(lower_priority)
+            .build();
+        let runtime = runtime.map_err(|source| StoreError::Stopped(format!("no threads: {source}")))?;
+        Ok(Self(Some(runtime)))
+    }
+
+    /// Begins a read; who waits for it may do so on any runtime.
+    pub(crate) fn run<T: Send + 'static>(&self, read: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let runtime = self.0.as_ref().expect("it is there until it is dropped");
+        runtime.spawn_blocking(read)
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        // Reads that are under way keep the store open until they end.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Of the thread that calls; elsewhere than on Linux it would be the whole process's.
+fn lower_priority() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(NICENESS) {
+        tracing::warn!(%error, "who reads old records has the priority of everything else");
+    }
+}
