@@ -594,7 +594,7 @@ async fn check_producers(broker: &Broker, holds: &Contents) {
     }
 }
 
-fn difference(found: &Contents, expected: &Contents) -> String {
+pub(super) fn difference(found: &Contents, expected: &Contents) -> String {
     let ends = |of: &Contents| -> Vec<_> {
         of.topics.iter().map(|(topic, of)| (TOPICS[*topic], of.iter().map(Vec::len).collect::<Vec<_>>())).collect()
     };

@@ -22,6 +22,7 @@ use super::journal::{BlobWriter, CHUNK_BYTES, Location, OffsetEntry, RunHeader};
 use super::recovery::{Replayed, segment_row};
 use super::sealer::{SealJob, SealerHandle};
 use super::segment::{Extent, SegmentId, SegmentMeta};
+use super::sum::RowsSum;
 use super::{CATALOG, JOURNAL, LEADER_EPOCH, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store, spawn};
 use crate::broker::Domain;
 use crate::error::BrokerError;
@@ -437,19 +438,18 @@ impl Committer {
             }
             self.trim.start += trimmed;
         }
+        let mut sum = RowsSum::default();
         let mut changes = accepted.iter().flat_map(|a| &a.request.commit.catalog).peekable();
         if changes.peek().is_some() {
             let mut catalog = transaction.open_table(CATALOG)?;
             for change in changes {
-                match &change.value {
-                    Some(value) => catalog.insert(change.key.as_str(), value.as_ref())?,
-                    None => catalog.remove(change.key.as_str())?,
-                };
+                sum.set(&mut catalog, change.key.as_str(), change.value.as_deref())?;
             }
         }
         for upkeep in accepted.iter().filter_map(|accepted| accepted.request.upkeep.as_deref()) {
-            write_upkeep(&transaction, upkeep)?;
+            write_upkeep(&transaction, upkeep, &mut sum)?;
         }
+        sum.write(&transaction)?;
         transaction.commit()?;
         Ok(seq)
     }
@@ -546,7 +546,7 @@ impl Drop for OnEnd {
     }
 }
 
-fn write_upkeep(transaction: &redb::WriteTransaction, upkeep: &Upkeep) -> Result<(), StoreError> {
+fn write_upkeep(transaction: &redb::WriteTransaction, upkeep: &Upkeep, sum: &mut RowsSum) -> Result<(), StoreError> {
     if !upkeep.segments.is_empty() || !upkeep.removed.is_empty() {
         let mut segments = transaction.open_table(SEGMENTS)?;
         for meta in &upkeep.segments {
@@ -559,11 +559,12 @@ fn write_upkeep(transaction: &redb::WriteTransaction, upkeep: &Upkeep) -> Result
     if !upkeep.log_starts.is_empty() {
         let mut starts = transaction.open_table(LOG_STARTS)?;
         for (partition, start) in &upkeep.log_starts {
-            starts.insert((partition.topic_id().0, partition.name().partition), start.get())?;
+            let place = (partition.topic_id().0, partition.name().partition);
+            sum.set(&mut starts, place, Some(start.get()))?;
         }
     }
     if let Some(to) = upkeep.sealed_to {
-        transaction.open_table(MARKS)?.insert(SEALED_TO, to)?;
+        sum.set(&mut transaction.open_table(MARKS)?, SEALED_TO, Some(to))?;
     }
     Ok(())
 }

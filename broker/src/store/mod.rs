@@ -21,6 +21,7 @@ mod registry;
 mod room;
 pub(crate) mod sealer;
 pub(crate) mod segment;
+mod sum;
 mod tables;
 
 use std::path::{Path, PathBuf};
@@ -153,6 +154,7 @@ impl Store {
             directory::make_database(path, tables::FILE)?;
         }
         let tables = Arc::new(Tables::open(&files)?);
+        sum::verify(&db.begin_read()?)?;
         let (segments, extents) = recovery::segments_by_topic(&db.begin_read()?)?;
         let registry = Arc::new(Registry::open(files, segments)?);
         let store = Self {

@@ -131,6 +131,9 @@ impl Store {
         while let Some(value) = values.next().transpose()? {
             let seq = value.0.value();
             let corrupt = |reason: String| StoreError::Corrupt { what: format!("journal value {seq}"), reason };
+            if seq != next_seq {
+                return Err(corrupt(format!("it follows {} values that are missing", seq.saturating_sub(next_seq))));
+            }
             let bytes = journal::blob_bytes(value.1.value()).map_err(corrupt)?;
             blob.clear();
             blob.extend_from_slice(value.1.value());

@@ -11,7 +11,7 @@ use super::super::files::Files;
 use super::super::journal::{BlobWriter, CHUNK_BYTES};
 use super::super::recovery::segment_row;
 use super::super::segment::{FOLDER, Piece, SegmentId, SegmentMeta, SegmentWriter};
-use super::super::{JOURNAL, SEGMENTS};
+use super::super::{JOURNAL, SEGMENTS, tables};
 use super::journal::Content;
 use super::rebuild::{rebuild, replace};
 use super::{BlobFound, Checked, Damage, SegmentFound, caught, to_text};
@@ -23,7 +23,11 @@ impl Checked {
         let files = Files::new(data, None);
         if let Some((rebuilt, _)) = self.rebuilt.take() {
             replace(&rebuilt, data)?;
+        } else if renew_free_lists(&files, DATABASE_FILE).is_err() {
+            replace(&rebuild(&files.path(DATABASE_FILE))?, data)?;
         }
+        // What is wrong with the tables otherwise is told already.
+        let renewed = renew_free_lists(&files, tables::FILE);
         let mut written = Vec::new();
         let mut removed = self.lost_rows.clone();
         for index in 0..self.segments.len() {
@@ -48,7 +52,9 @@ impl Checked {
             still = self.database_fault(DATABASE_FILE)?;
         }
         for damage in &mut self.report.damages {
-            damage.repaired = damage.repairable && (damage.file != DATABASE_FILE || still.is_none());
+            damage.repaired = damage.repairable
+                && (damage.file != DATABASE_FILE || still.is_none())
+                && (damage.file != tables::FILE || renewed.is_ok());
         }
         if let Some(reason) = still {
             self.report.damages.push(Damage::beyond_repair(DATABASE_FILE, format!("{reason}; this is not repaired")));
@@ -103,17 +109,29 @@ impl Checked {
             for blob in blobs {
                 let bytes = sound_entries(blob);
                 let mut values = bytes.chunks(CHUNK_BYTES);
+                // No number is left out: the next start would miss it.
+                let nothing = BlobWriter::with_capacity(0).finish();
                 for seq in blob.seqs.clone() {
-                    match values.next() {
-                        Some(value) => drop(journal.insert(seq, value)?),
-                        None => drop(journal.remove(seq)?),
-                    }
+                    journal.insert(seq, values.next().unwrap_or(&nothing))?;
                 }
                 debug_assert!(values.next().is_none(), "what is left is no longer than what was");
             }
         }
         Ok(transaction.commit()?)
     }
+}
+
+/// Makes redb's lists of free pages anew from all other pages; they are written when it is closed.
+fn renew_free_lists(files: &Files, name: &str) -> Result<(), String> {
+    if !files.path(name).exists() {
+        return Ok(());
+    }
+    let backend = files.database(name).map_err(to_text)?;
+    caught(|| {
+        let mut database = Builder::new().create_with_backend(backend).map_err(to_text)?;
+        database.check_integrity().map_err(to_text)?;
+        Ok(())
+    })
 }
 
 /// A commit without what is damaged of it. It may hold nothing any more: its number is not used again.
