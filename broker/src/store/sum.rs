@@ -66,8 +66,8 @@ pub(super) fn verify(read: &ReadTransaction) -> Result<(), StoreError> {
         Ok(Ok(true)) => Ok(()),
         Ok(Err(error)) => Err(error),
         Ok(Ok(false)) | Err(_) => Err(StoreError::Corrupt {
-            what: "the catalog, the log starts or the marks".to_owned(),
-            reason: "they do not match their checksum".to_owned(),
+            what: "a row of the catalog, the log starts or the marks".to_owned(),
+            reason: "the rows do not match their checksum".to_owned(),
         }),
     }
 }

@@ -376,9 +376,13 @@ impl Checked {
 
     fn commits(&mut self, database: &Database) -> Result<(), String> {
         let read = database.begin_read().map_err(to_text)?;
-        if let Err(error) = sum::verify(&read) {
-            self.catalog_is_damaged = true;
-            self.beyond_repair(DATABASE_FILE, error);
+        match sum::verify(&read) {
+            Ok(()) => {}
+            Err(StoreError::Corrupt { what, reason }) => {
+                self.catalog_is_damaged = true;
+                self.beyond_repair(DATABASE_FILE, format!("{what} is damaged: {reason}"));
+            }
+            Err(error) => return Err(to_text(error)),
         }
         self.sealed_to = recovery::sealed_to(&read).map_err(to_text)?;
         let sealed_to = self.sealed_to;
