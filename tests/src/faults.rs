@@ -1,6 +1,6 @@
 //! A disk that breaks on purpose: all files of a store stand on it, in memory, and nothing of what they
-//! hold is safe until it was synced, nor is a new file's name. It fails or tears a chosen call, delays calls, loses power, runs
-//! full. It knows nothing of what the files hold.
+//! hold is safe until it was synced, nor is a new file's name. It fails or tears a chosen call, delays
+//! calls, loses power, runs full. It knows nothing of what the files hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error, ErrorKind, Result};

@@ -19,3 +19,4 @@ mod readme;
 mod retention;
 mod soak;
 mod topics;
+mod workload;

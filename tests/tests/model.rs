@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use millstream_broker::clock::SystemClock;
 use millstream_broker::fetch::{Fetch, FetchFrom};
 use millstream_broker::group::{Group, GroupKind};
@@ -23,14 +22,12 @@ use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::workload::{Accumulators, Held, block_on, offset, records_of, state_change};
+
 /// `MILLSTREAM_TEST_CASES` multiplies the number of cases.
 fn cases(cases: u32) -> ProptestConfig {
     let times = std::env::var("MILLSTREAM_TEST_CASES").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     ProptestConfig { cases: cases * times, failure_persistence: None, max_shrink_iters: 200, ..Default::default() }
-}
-
-fn offset(number: usize) -> Offset {
-    Offset::new(number as i64).unwrap()
 }
 
 // ---- what is done
@@ -172,18 +169,15 @@ fn op() -> impl Strategy<Value = Op> {
 
 // ---- the model
 
-/// Timestamp, key, value.
-type ModelRecord = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
-
 #[derive(Debug, Default)]
 struct ModelPartition {
-    records: Vec<ModelRecord>,
+    records: Vec<Held>,
     /// The offsets and the bytes of each batch.
     batches: Vec<(Range<usize>, usize)>,
 }
 
 impl ModelPartition {
-    fn append(&mut self, batch: &RecordBatch, records: Vec<ModelRecord>) {
+    fn append(&mut self, batch: &RecordBatch, records: Vec<Held>) {
         let base = self.records.len();
         self.batches.push((base..base + records.len(), batch.as_bytes().len()));
         self.records.extend(records);
@@ -195,7 +189,6 @@ impl ModelPartition {
 }
 
 type Offsets = BTreeMap<(usize, u32), usize>;
-type Accumulators = BTreeMap<Vec<u8>, Vec<u8>>;
 
 #[derive(Debug, Default)]
 struct Model {
@@ -219,7 +212,7 @@ impl Model {
     }
 }
 
-fn build(spec: &BatchSpec) -> (RecordBatch, Vec<ModelRecord>) {
+fn build(spec: &BatchSpec) -> (RecordBatch, Vec<Held>) {
     let mut random = StdRng::seed_from_u64(spec.seed);
     let mut bytes = |len: usize| (0..len).map(|_| random.random_range(b'a'..=b'p')).collect::<Vec<u8>>();
     let mut records = Vec::new();
@@ -597,7 +590,7 @@ impl Driven {
                 .read(partition, ReadRange { from, until: None, bytes_max: 50_000, one_at_least: true })
                 .await
                 .unwrap();
-            let found = records_of(&slice);
+            let found = records_of_slice(&slice);
             let at = usize::try_from(from.get()).unwrap();
             assert!(!found.is_empty(), "a read of {name} goes on");
             assert_eq!(found.first().map(|(at, _)| *at), Some(at));
@@ -622,20 +615,9 @@ impl Driven {
     }
 }
 
-/// The records of whole batches, with their offsets; checksums are checked.
-fn records_of(slice: &Slice) -> Vec<(usize, ModelRecord)> {
-    let mut found = Vec::new();
-    for batch in slice.runs.iter().cloned().flat_map(split_batches) {
-        let batch = batch.unwrap();
-        batch.verify_crc().unwrap();
-        let records = batch.records(&Limits::default()).unwrap();
-        for view in &records {
-            let record = records.to_record(&view.unwrap());
-            let (key, value) = (record.key.map(Bytes::into), record.value.map(Bytes::into));
-            found.push((usize::try_from(record.offset).unwrap(), (record.timestamp_ms, key, value)));
-        }
-    }
-    found
+/// What a read gave, with offsets.
+fn records_of_slice(slice: &Slice) -> Vec<(usize, Held)> {
+    slice.runs.iter().cloned().flat_map(split_batches).flat_map(|batch| records_of(&batch.unwrap())).collect()
 }
 
 /// A read gives whole batches, from the one that holds the offset asked for, in order and without a
@@ -663,13 +645,9 @@ fn check_slice(
     let next = wanted().nth(lens.len().wrapping_sub(1)).map_or(from, |(at, _)| at.end);
     assert_eq!(slice.next, offset(next));
     assert_eq!((slice.start, slice.end), (Offset::ZERO, offset(model.end())));
-    for (at, record) in records_of(slice) {
+    for (at, record) in records_of_slice(slice) {
         assert_eq!(record, model.records[at], "offset {at}");
     }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
 proptest! {
@@ -701,8 +679,8 @@ const NUMBERER: i64 = 7;
 
 fn number_batch(number: usize) -> RecordBatch {
     let mut builder = BatchBuilder::new(Compression::None);
-    // Of different sizes; some are cut into several values.
     builder.set_producer(NUMBERER, 0, number as i32);
+    // Of different sizes; some are cut into several values.
     let padding = "x".repeat(if number.is_multiple_of(5) { 70_000 } else { number % 7 * 300 });
     builder.push(number as i64, None, Some(format!("{number} {padding}").as_bytes()), []);
     builder.finish().unwrap()
@@ -713,9 +691,6 @@ fn number_append(partition: &Arc<Partition>, number: usize) -> Append {
 }
 
 fn number_commit(topic: &Topic, group: &Arc<Group>, number: usize) -> Commit {
-    let mut column = (Column::default(), Column::default());
-    column.0.push(Some(b"n"));
-    column.1.push(Some(number.to_string().as_bytes()));
     Commit {
         appends: topic.partitions().iter().map(|partition| number_append(partition, number)).collect(),
         offsets: vec![OffsetChange {
@@ -725,13 +700,7 @@ fn number_commit(topic: &Topic, group: &Arc<Group>, number: usize) -> Commit {
             offset: offset(number + 1),
             expected: Some((number > 0).then(|| offset(number))),
         }],
-        state: vec![StateChange {
-            store: "p/n".into(),
-            partition: 0,
-            keys: column.0,
-            accumulators: column.1,
-            added: i64::from(number == 0),
-        }],
+        state: vec![state_change("p/n", 0, b"n", Some(number.to_string().as_bytes()), i64::from(number == 0))],
         fence: Some(Fence { group: group.clone(), generation: group.generation() }),
         ..Commit::default()
     }
@@ -802,7 +771,7 @@ async fn check_numbers(broker: &Broker, progress: &mut Progress) {
                 .read(partition, ReadRange { from, until: None, bytes_max: 1 << 20, one_at_least: true })
                 .await
                 .unwrap();
-            for (at, (_, _, value)) in records_of(&slice) {
+            for (at, (_, _, value)) in records_of_slice(&slice) {
                 let value = String::from_utf8(value.unwrap()).unwrap();
                 assert_eq!((at, value.split(' ').next().unwrap()), (count, count.to_string().as_str()));
                 count += 1;

@@ -219,6 +219,16 @@ fn to_named_offset(
     Ok((partition.name().clone(), to_offset(partition, offset.offset)?))
 }
 
+/// The same for a member. Retention may be faster than it, and nobody reads what lies between.
+fn to_member_offset(
+    broker: &Broker,
+    mut offset: v1::TopicPartitionOffset,
+) -> Result<(TopicPartition, Offset), BrokerError> {
+    let start = broker.topic(&offset.topic)?.partition(offset.partition)?.start();
+    offset.offset = offset.offset.max(start.into());
+    to_named_offset(broker, &offset)
+}
+
 /// Answers that may wait to be sent before the member is heard again: who commits and never looks must not fill
 /// memory.
 const UNSENT_MAX: usize = 256;
@@ -456,14 +466,8 @@ impl Session {
         let mut refused = None;
         let mut offsets = Vec::with_capacity(commit.offsets.len());
         for offset in commit.offsets {
-            match to_named_offset(&self.broker, &offset) {
+            match to_member_offset(&self.broker, offset) {
                 Ok(offset) => offsets.push(offset),
-                // Retention was faster than the member, and nobody reads what lies between.
-                Err(BrokerError::OffsetOutOfRange { topic, partition, offset, start, .. })
-                    if offset < i128::from(start.get()) =>
-                {
-                    offsets.push((TopicPartition { topic, partition }, start));
-                }
                 Err(error) => drop(refused.get_or_insert(error)),
             }
         }

@@ -154,8 +154,10 @@ impl Store {
             directory::make_database(path, tables::FILE)?;
         }
         let tables = Arc::new(Tables::open(&files)?);
-        sum::verify(&db.begin_read()?)?;
-        let (segments, extents) = recovery::segments_by_topic(&db.begin_read()?)?;
+        let read = db.begin_read()?;
+        sum::verify(&read)?;
+        let (segments, extents) = recovery::segments_by_topic(&read)?;
+        drop(read);
         let registry = Arc::new(Registry::open(files, segments)?);
         let store = Self {
             db,

@@ -64,8 +64,13 @@ fn row_crc(id: SegmentId, meta: &[u8]) -> u32 {
 
 /// Journal values before this sequence number are in segments and tables.
 pub(super) fn sealed_to(read: &ReadTransaction) -> Result<u64, StoreError> {
-    let Some(table) = open_table(read, MARKS)? else { return Ok(0) };
-    Ok(table.get(SEALED_TO)?.map_or(0, |mark| mark.value()))
+    Ok(mark(read, SEALED_TO)?.unwrap_or(0))
+}
+
+/// A mark, if it was ever set.
+pub(super) fn mark(read: &ReadTransaction, name: &str) -> Result<Option<u64>, StoreError> {
+    let Some(table) = open_table(read, MARKS)? else { return Ok(None) };
+    Ok(table.get(name)?.map(|mark| mark.value()))
 }
 
 /// The extents of a topic, by partition.

@@ -13,6 +13,7 @@ use redb::{
 };
 use sha2::{Digest, Sha256};
 
+use super::recovery::mark;
 use super::{CATALOG, LOG_STARTS, MARKS, StoreError, open_table};
 
 /// The mark that has the sum; of the marks it is the one that is not in it.
@@ -77,17 +78,9 @@ fn is_sum(read: &ReadTransaction) -> Result<bool, StoreError> {
     add_rows(read, CATALOG, &mut found)?;
     add_rows(read, LOG_STARTS, &mut found)?;
     add_rows(read, MARKS, &mut found)?;
-    let sum = match open_table(read, MARKS)? {
-        None => 0,
-        Some(marks) => match marks.get(ROWS_SUM)? {
-            None => 0,
-            Some(sum) => {
-                found = found.wrapping_sub(number(MARKS.name(), ROWS_SUM.as_bytes(), &sum.value().to_le_bytes()));
-                sum.value()
-            }
-        },
-    };
-    Ok(found == sum)
+    let sum = mark(read, ROWS_SUM)?;
+    let own = sum.map_or(0, |sum| number(MARKS.name(), ROWS_SUM.as_bytes(), &sum.to_le_bytes()));
+    Ok(found.wrapping_sub(own) == sum.unwrap_or(0))
 }
 
 fn add_rows<K: Key + 'static, V: Value + 'static>(

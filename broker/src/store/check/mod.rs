@@ -65,16 +65,12 @@ pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
     if !checked.readable || checked.catalog_is_damaged {
         checked.report.set_beyond_repair();
     }
-    if repair && checked.report.is_repairable() {
+    // What redb keeps of free pages is made anew in any case: nobody sees whether it is right.
+    if repair && (checked.report.is_sound() || checked.report.is_repairable()) {
         checked.repair(data)?;
     }
     Ok(checked.report)
 }
-
-/// A table that a check fills and never commits.
-const ALLOCATED: TableDefinition<u64, &[u8]> = TableDefinition::new("allocated");
-const PAGE_BYTES_MIN: u64 = 1 << 10;
-const PAGE_BYTES_MAX: u64 = 1 << 20;
 
 /// A topic that there is.
 struct KnownTopic {
@@ -163,7 +159,6 @@ impl Checked {
         {
             self.damaged(DATABASE_FILE, reason);
         }
-        self.free_pages(DATABASE_FILE)?;
         // Made at a start, and empty until something is sealed.
         if self.readable && self.sealed_to == 0 && !self.files.path(tables::FILE).exists() {
             return Ok(());
@@ -174,24 +169,6 @@ impl Checked {
             && let Err(reason) = caught(|| read_tables(&self.files))
         {
             self.tables_are_damaged(&reason);
-        } else {
-            self.free_pages(tables::FILE)?;
-        }
-        Ok(())
-    }
-
-    /// Looks whether pages can be had of a database that is sound as far as it can be read.
-    fn free_pages(&mut self, name: &str) -> Result<(), StoreError> {
-        if self.report.damages.iter().any(|damage| damage.file == name) {
-            return Ok(());
-        }
-        let backend = self.files_of(name).database(name)?;
-        let allocated = caught(|| {
-            let database = Builder::new().create_with_backend(backend).map_err(to_text)?;
-            allocate(&database).map_err(to_text)
-        });
-        if let Err(reason) = allocated {
-            self.damaged(name, format!("its list of free pages is damaged ({reason}): it costs nothing"));
         }
         Ok(())
     }
@@ -567,21 +544,6 @@ fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
 
 fn to_text(error: impl std::fmt::Display) -> String {
     error.to_string()
-}
-
-/// Takes pages of every size that values have, and gives them back. Where redb believes a page to be free that is not
-/// there it panics, and its own check does not look for that.
-fn allocate(database: &Database) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?;
-    {
-        let mut table = transaction.open_table(ALLOCATED)?;
-        let mut bytes = PAGE_BYTES_MIN;
-        while bytes <= PAGE_BYTES_MAX {
-            table.insert(bytes, vec![0; bytes as usize].as_slice())?;
-            bytes *= 2;
-        }
-    }
-    Ok(transaction.abort()?)
 }
 
 /// Calls `visit` with each row of a table; with none where there is no such table.

@@ -24,9 +24,9 @@ impl Checked {
         if let Some((rebuilt, _)) = self.rebuilt.take() {
             replace(&rebuilt, data)?;
         } else if renew_free_lists(&files, DATABASE_FILE).is_err() {
+            // A page of the database that holds nothing of ours is damaged, or one that is written anew below.
             replace(&rebuild(&files.path(DATABASE_FILE))?, data)?;
         }
-        // What is wrong with the tables otherwise is told already.
         let renewed = renew_free_lists(&files, tables::FILE);
         let mut written = Vec::new();
         let mut removed = self.lost_rows.clone();
@@ -43,14 +43,7 @@ impl Checked {
         if !removed.is_empty() {
             files.sync_folder(FOLDER)?;
         }
-        let mut still = self.database_fault(DATABASE_FILE)?;
-        // A page of the database that holds nothing of ours is written anew too.
-        if still.is_some()
-            && let Ok(rebuilt) = caught(|| rebuild(&files.path(DATABASE_FILE)).map_err(to_text))
-        {
-            replace(&rebuilt, data)?;
-            still = self.database_fault(DATABASE_FILE)?;
-        }
+        let still = self.database_fault(DATABASE_FILE)?;
         for damage in &mut self.report.damages {
             damage.repaired = damage.repairable
                 && (damage.file != DATABASE_FILE || still.is_none())
@@ -58,6 +51,11 @@ impl Checked {
         }
         if let Some(reason) = still {
             self.report.damages.push(Damage::beyond_repair(DATABASE_FILE, format!("{reason}; this is not repaired")));
+        }
+        if let Err(reason) = renewed
+            && !self.report.damages.iter().any(|damage| damage.file == tables::FILE)
+        {
+            self.report.damages.push(Damage::beyond_repair(tables::FILE, format!("{reason}; this is not repaired")));
         }
         Ok(())
     }
@@ -121,7 +119,8 @@ impl Checked {
     }
 }
 
-/// Makes redb's lists of free pages anew from all other pages; they are written when it is closed.
+/// Makes redb's lists of free pages anew from all other pages; they are written when it is closed. Its own check does
+/// not compare the list of regions that have some, and it panics where that is wrong once it needs a page.
 fn renew_free_lists(files: &Files, name: &str) -> Result<(), String> {
     if !files.path(name).exists() {
         return Ok(());

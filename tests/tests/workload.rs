@@ -1,0 +1,683 @@
+//! A workload of everything, of which a model knows what must be there: for tests that break the disk below it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream_broker::clock::SystemClock;
+use millstream_broker::group::{Group, GroupKind};
+use millstream_broker::partition::{Partition, ReadRange};
+use millstream_broker::producer::BATCHES_REMEMBERED;
+use millstream_broker::state::StateChange;
+use millstream_broker::store::{Append, Commit, Fence, OffsetChange, Receipt, StoreError, StoreOptions};
+use millstream_broker::topic::TopicSettings;
+use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
+use millstream_record::{BatchBuilder, Column, Compression, Limits, RecordBatch, split_batches};
+use prometheus_client::registry::Registry;
+use rand::Rng;
+use rand::rngs::StdRng;
+
+fn number_of(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap())
+}
+
+/// Runs a case for each seed, on two threads, and says which seed failed.
+pub(super) fn for_seeds(cases: u64, case: impl Fn(u64) + Sync) {
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let count = cases * number_of("MILLSTREAM_TEST_CASES").unwrap_or(1);
+    let (first, count) = number_of("MILLSTREAM_TEST_SEED").map_or((0, count), |seed| (seed, 1));
+    let work = || {
+        loop {
+            let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            if number >= count {
+                return;
+            }
+            let seed = first + number;
+            if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| case(seed))) {
+                next.store(count, std::sync::atomic::Ordering::Relaxed);
+                eprintln!("it failed with MILLSTREAM_TEST_SEED={seed}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = [scope.spawn(work), scope.spawn(work)];
+        for thread in threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+}
+
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+pub(super) fn offset(number: usize) -> Offset {
+    Offset::new(number as i64).unwrap()
+}
+
+// ---- what is written
+
+pub(super) const TOPICS: [&str; 3] = ["a", "b", "c"];
+const CONSUMERS: [&str; 2] = ["readers", "others"];
+pub(super) const PIPELINE: &str = "p";
+const PRODUCERS: Range<i64> = 0..3;
+pub(super) const STORES: [&str; 2] = ["p/count", "p/last"];
+/// Partitions of state.
+const NUMBERS: u32 = 3;
+/// In flight at a time.
+const IN_FLIGHT_MAX: usize = 6;
+
+/// Timestamp, key, value.
+pub(super) type Held = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// What happens wholly or not at all.
+#[derive(Clone, Debug)]
+enum Step {
+    CreateTopic { topic: usize, partitions: usize },
+    DeleteTopic { topic: usize },
+    Commit(CommitStep),
+    DropGroup { group: &'static str },
+    DropState { store: usize },
+}
+
+/// What a partition gets.
+#[derive(Clone, Debug)]
+struct Appended {
+    place: Place,
+    /// The records of each batch.
+    batches: Vec<Vec<Held>>,
+    /// Whose sequence numbers they have, if any, and whether a new epoch begins with them.
+    producer: Option<(i64, bool)>,
+}
+
+/// A store, a partition of it, a key and its accumulator.
+type Changed = (usize, u32, Vec<u8>, Option<Vec<u8>>);
+
+#[derive(Clone, Debug, Default)]
+struct CommitStep {
+    appends: Vec<Appended>,
+    compression: Option<Compression>,
+    offsets: Vec<(&'static str, (usize, usize), usize)>,
+    /// The pipeline's step: where it reads, and where it stands afterwards.
+    step: Option<((usize, usize), usize)>,
+    /// Store, number, key, accumulator.
+    state: Vec<Changed>,
+}
+
+pub(super) type Place = (usize, usize);
+pub(super) type Accumulators = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// All that a broker holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Contents {
+    pub(super) topics: BTreeMap<usize, Vec<Vec<Held>>>,
+    pub(super) offsets: BTreeMap<(String, Place), usize>,
+    /// Without empty ones.
+    pub(super) state: BTreeMap<(usize, u32), Accumulators>,
+    /// By partition and producer.
+    producers: BTreeMap<(Place, i64), Sent>,
+}
+
+/// What a partition holds of a producer's newest epoch.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Sent {
+    epoch: i16,
+    /// Of each batch its first sequence number and its offsets.
+    batches: Vec<(usize, Range<usize>)>,
+}
+
+impl Sent {
+    /// The sequence number that comes next.
+    fn next(&self) -> usize {
+        self.batches.last().map_or(0, |(first, offsets)| first + offsets.len())
+    }
+
+    fn begin_epoch(&mut self) {
+        *self = Self { epoch: self.epoch + 1, batches: Vec::new() };
+    }
+
+    /// A batch as it was found.
+    fn add(&mut self, batch: &RecordBatch) {
+        if batch.producer_epoch() > self.epoch {
+            *self = Self { epoch: batch.producer_epoch(), batches: Vec::new() };
+        }
+        let first = batch.base_sequence() as usize;
+        assert_eq!(first, self.next(), "a producer's sequence has no holes");
+        self.batches.push((first, batch.base_offset() as usize..batch.next_offset() as usize));
+    }
+}
+
+impl Contents {
+    /// Whoever produced begins a new epoch, as one does that is told of a hole in what it sent.
+    pub(super) fn begin_epochs(&mut self) {
+        self.producers.values_mut().for_each(Sent::begin_epoch);
+    }
+
+    fn apply(&mut self, step: &Step) {
+        match step {
+            Step::CreateTopic { topic, partitions } => {
+                self.topics.insert(*topic, vec![Vec::new(); *partitions]);
+            }
+            Step::DeleteTopic { topic } => {
+                self.topics.remove(topic);
+                self.offsets.retain(|(_, (of, _)), _| of != topic);
+                self.producers.retain(|((of, _), _), _| of != topic);
+            }
+            Step::DropGroup { group } => self.offsets.retain(|(of, _), _| of != group),
+            Step::DropState { store } => self.state.retain(|(of, _), _| of != store),
+            Step::Commit(commit) => {
+                for Appended { place, batches, producer } in &commit.appends {
+                    let partition = &mut self.topics.get_mut(&place.0).unwrap()[place.1];
+                    let mut sent = producer.map(|(id, _)| self.producers.entry((*place, id)).or_default());
+                    if let (Some(sent), Some((_, true))) = (&mut sent, producer) {
+                        sent.begin_epoch();
+                    }
+                    for records in batches {
+                        let base = partition.len();
+                        partition.extend(records.iter().cloned());
+                        if let Some(sent) = &mut sent {
+                            sent.batches.push((sent.next(), base..partition.len()));
+                        }
+                    }
+                }
+                for (group, place, at) in &commit.offsets {
+                    self.offsets.insert(((*group).to_owned(), *place), *at);
+                }
+                if let Some((place, at)) = commit.step {
+                    self.offsets.insert((PIPELINE.to_owned(), place), at);
+                }
+                for (store, number, key, accumulator) in &commit.state {
+                    let accumulators = self.state.entry((*store, *number)).or_default();
+                    match accumulator {
+                        Some(new) => accumulators.insert(key.clone(), new.clone()),
+                        None => accumulators.remove(key),
+                    };
+                    if accumulators.is_empty() {
+                        self.state.remove(&(*store, *number));
+                    }
+                }
+            }
+        }
+    }
+
+    fn place(&self, random: &mut StdRng) -> Option<(Place, usize)> {
+        let topic = *self.topics.keys().nth(random.random_range(0..self.topics.len().max(1)))?;
+        let partitions = &self.topics[&topic];
+        let partition = random.random_range(0..partitions.len());
+        Some(((topic, partition), partitions[partition].len()))
+    }
+
+    /// What comes next in a workload.
+    fn next_step(&self, random: &mut StdRng) -> Step {
+        let topic = random.random_range(0..TOPICS.len());
+        if self.topics.is_empty() || (!self.topics.contains_key(&topic) && random.random_bool(0.5)) {
+            return Step::CreateTopic { topic, partitions: random.random_range(1..4) };
+        }
+        match random.random_range(0..100) {
+            0..2 if self.topics.contains_key(&topic) => Step::DeleteTopic { topic },
+            2..4 => Step::DropGroup { group: CONSUMERS[random.random_range(0..CONSUMERS.len())] },
+            4..6 => Step::DropState { store: random.random_range(0..STORES.len()) },
+            _ => Step::Commit(self.next_commit(random)),
+        }
+    }
+
+    fn next_commit(&self, random: &mut StdRng) -> CommitStep {
+        let mut commit =
+            CommitStep { compression: random.random_bool(0.5).then_some(Compression::Lz4), ..CommitStep::default() };
+        for _ in 0..random.random_range(0..4) {
+            let Some((place, _)) = self.place(random) else { continue };
+            let batches = (0..random.random_range(1..4)).map(|_| records(random)).collect();
+            // Of a producer a partition takes one append in a commit, and nothing before it.
+            let numbered = random.random_bool(0.6) && commit.appends.iter().all(|before| before.place != place);
+            let producer = numbered.then(|| (random.random_range(PRODUCERS), random.random_bool(0.1)));
+            commit.appends.push(Appended { place, batches, producer });
+        }
+        if random.random_bool(0.4)
+            && let Some((place, end)) = self.place(random)
+        {
+            let group = CONSUMERS[random.random_range(0..CONSUMERS.len())];
+            commit.offsets.push((group, place, random.random_range(0..=end)));
+        }
+        if random.random_bool(0.6)
+            && let Some((place, end)) = self.place(random)
+        {
+            let current = self.offsets.get(&(PIPELINE.to_owned(), place)).copied().unwrap_or(0);
+            commit.step = Some((place, random.random_range(current.min(end)..=end)));
+        }
+        // A key changes once in a commit, as an aggregate's does.
+        let mut changed = BTreeMap::new();
+        for _ in 0..random.random_range(0..5) {
+            let key =
+                (random.random_range(0..STORES.len()), random.random_range(0..NUMBERS), random.random_range(0..12u8));
+            let len = random.random_range(0..20);
+            changed.insert(key, random.random_bool(0.8).then(|| bytes(random, len)));
+        }
+        let state = changed.into_iter().map(|((store, number, key), value)| (store, number, vec![key], value));
+        commit.state = state.collect();
+        commit
+    }
+
+    /// Where the records of a step's appends come to stand.
+    fn base_offsets(&self, step: &Step) -> Vec<Offset> {
+        let Step::Commit(commit) = step else { return Vec::new() };
+        let mut ends = BTreeMap::new();
+        let base_offset = |append: &Appended| {
+            let (topic, partition) = append.place;
+            let end = ends.entry(append.place).or_insert_with(|| self.topics[&topic][partition].len());
+            let base_offset = offset(*end);
+            *end += append.batches.iter().map(Vec::len).sum::<usize>();
+            base_offset
+        };
+        commit.appends.iter().map(base_offset).collect()
+    }
+}
+
+impl CommitStep {
+    /// Whether its records are known when they come again.
+    fn is_idempotent(&self) -> bool {
+        !self.appends.is_empty() && self.appends.iter().all(|append| append.producer.is_some())
+    }
+}
+
+fn bytes(random: &mut StdRng, len: usize) -> Vec<u8> {
+    (0..len).map(|_| random.random_range(b'a'..=b'p')).collect()
+}
+
+fn records(random: &mut StdRng) -> Vec<Held> {
+    // Some batches are larger than a value of the journal.
+    let len = match random.random_range(0..40) {
+        0 => 70_000,
+        1..4 => 6_000,
+        _ => random.random_range(0..300),
+    };
+    let count = if len > 1_000 { 1 } else { random.random_range(1..6) };
+    let mut record = || {
+        let key = random.random_bool(0.7).then(|| bytes(random, 3));
+        let value = random.random_bool(0.9).then(|| bytes(random, len));
+        (random.random_range(0..1_000), key, value)
+    };
+    (0..count).map(|_| record()).collect()
+}
+
+/// Producer, epoch and first sequence number.
+type Numbers = (i64, i16, usize);
+
+fn batch(records: &[Held], compression: Compression, numbers: Option<Numbers>) -> RecordBatch {
+    let mut builder = BatchBuilder::new(compression);
+    if let Some((id, epoch, first)) = numbers {
+        builder.set_producer(id, epoch, first as i32);
+    }
+    for (timestamp_ms, key, value) in records {
+        builder.push(*timestamp_ms, key.as_deref(), value.as_deref(), []);
+    }
+    builder.finish().unwrap()
+}
+
+// ---- writing it
+
+/// What was asked of a broker and is not known to be there.
+#[derive(Debug, Default)]
+pub(super) struct Workload {
+    /// What was there when it was last looked at, and of what was asked since, in order, how many were
+    /// acknowledged.
+    there: Contents,
+    asked: Vec<Step>,
+    acked: usize,
+    /// With all that was asked.
+    pub(super) ahead: Contents,
+}
+
+/// Without a reserve on a disk that runs full; otherwise with what stands for the default here.
+pub(super) fn open_with_reserve(data: &Path, options: StoreOptions, disk_reserve_bytes: u64) -> Broker {
+    open_as(BrokerSettings { disk_reserve_bytes: Some(disk_reserve_bytes), ..settings() }, data, options).unwrap()
+}
+
+/// With a journal so small that sealing is always under way, and little of it in memory.
+pub(super) fn settings() -> BrokerSettings {
+    BrokerSettings { journal_bytes_max: 40_000, ..BrokerSettings::default() }
+}
+
+pub(super) fn open_with(data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
+    open_as(settings(), data, options)
+}
+
+fn open_as(settings: BrokerSettings, data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
+    let options = StoreOptions { tail_bytes_max: Some(10_000), ..options };
+    Broker::open(data, settings, options, Arc::new(SystemClock), &mut Registry::default())
+}
+
+fn group(broker: &Broker, name: &str) -> Arc<Group> {
+    let kind = if name == PIPELINE { GroupKind::Pipeline } else { GroupKind::Consumer };
+    broker.groups().get_or_create(&GroupId::new(name).unwrap(), kind).unwrap()
+}
+
+pub(super) fn partition(broker: &Broker, (topic, partition): Place) -> Arc<Partition> {
+    broker.topic(TOPICS[topic]).unwrap().partition(partition as u32).unwrap().clone()
+}
+
+/// One key of one partition of a store.
+pub(super) fn state_change(
+    store: &str,
+    partition: u32,
+    key: &[u8],
+    accumulator: Option<&[u8]>,
+    added: i64,
+) -> StateChange {
+    let (mut keys, mut accumulators) = (Column::default(), Column::default());
+    keys.push(Some(key));
+    accumulators.push(accumulator);
+    StateChange { store: store.into(), partition, keys, accumulators, added }
+}
+
+fn to_commit(broker: &Broker, before: &Contents, step: &CommitStep) -> Commit {
+    let compression = step.compression.unwrap_or(Compression::None);
+    let mut commit = Commit::default();
+    for Appended { place, batches, producer } in &step.appends {
+        let mut numbers = producer.map(|(id, begins)| {
+            let mut sent = before.producers.get(&(*place, id)).cloned().unwrap_or_default();
+            if begins {
+                sent.begin_epoch();
+            }
+            (id, sent.epoch, sent.next())
+        });
+        let to_batch = |records: &Vec<Held>| {
+            let batch = batch(records, compression, numbers);
+            numbers = numbers.map(|(id, epoch, first)| (id, epoch, first + records.len()));
+            batch
+        };
+        let batches = batches.iter().map(to_batch).collect();
+        commit.appends.push(Append { partition: partition(broker, *place), batches });
+    }
+    let change = |name: &str, place: Place, at, expected| {
+        let partition = partition(broker, place);
+        let (topic, number) = (partition.topic_id(), partition.name().partition);
+        OffsetChange { group: group(broker, name), topic, partition: number, offset: offset(at), expected }
+    };
+    for (name, place, at) in &step.offsets {
+        commit.offsets.push(change(name, *place, *at, None));
+    }
+    if let Some((place, at)) = step.step {
+        let expected = before.offsets.get(&(PIPELINE.to_owned(), place)).copied().map(offset);
+        commit.offsets.push(change(PIPELINE, place, at, Some(expected)));
+        let group = group(broker, PIPELINE);
+        commit.fence = Some(Fence { generation: group.generation(), group });
+    }
+    for (store, number, key, accumulator) in &step.state {
+        let was_there = before.state.get(&(*store, *number)).is_some_and(|keys| keys.contains_key(key));
+        let added = i64::from(accumulator.is_some()) - i64::from(was_there);
+        commit.state.push(state_change(STORES[*store], *number, key, accumulator.as_deref(), added));
+    }
+    commit
+}
+
+impl Workload {
+    /// Goes on from what is there.
+    pub(super) fn of(there: Contents) -> Self {
+        Self { ahead: there.clone(), there, ..Self::default() }
+    }
+
+    /// Goes on for so many steps, or until one fails.
+    pub(super) async fn run(&mut self, broker: &Broker, random: &mut StdRng, steps: usize) -> Result<(), BrokerError> {
+        let mut in_flight = VecDeque::new();
+        for _ in 0..steps {
+            let step = self.ahead.next_step(random);
+            let alone = !matches!(step, Step::Commit(_));
+            let in_flight_max = if alone { 0 } else { random.random_range(0..IN_FLIGHT_MAX) };
+            self.wait(&mut in_flight, in_flight_max).await?;
+            self.asked.push(step.clone());
+            let base_offsets = self.ahead.base_offsets(&step);
+            match self.ask(broker, &step).await? {
+                Some(receipt) => {
+                    in_flight.push_back(InFlight { receipt, base_offsets: base_offsets.clone(), again: false })
+                }
+                None => self.acked += 1,
+            }
+            // As one does that waits for an answer too long.
+            if let Step::Commit(commit) = &step
+                && commit.is_idempotent()
+                && random.random_bool(0.3)
+            {
+                let Commit { appends, .. } = to_commit(broker, &self.ahead, commit);
+                let receipt = broker.commit(Commit { appends, ..Commit::default() }).await?;
+                in_flight.push_back(InFlight { receipt, base_offsets, again: true });
+            }
+            if alone {
+                self.wait(&mut in_flight, 0).await?;
+            }
+            self.ahead.apply(&step);
+        }
+        self.wait(&mut in_flight, 0).await
+    }
+
+    /// Queues a step; `None` for one that is done already.
+    async fn ask(&self, broker: &Broker, step: &Step) -> Result<Option<Receipt>, BrokerError> {
+        let commit = match step {
+            Step::CreateTopic { topic, partitions } => {
+                let name = TopicName::new(TOPICS[*topic]).unwrap();
+                broker.create_topic(&name, *partitions as u32, TopicSettings::default(), false).await?;
+                return Ok(None);
+            }
+            Step::DeleteTopic { topic } => {
+                broker.delete_topic(&TopicName::new(TOPICS[*topic]).unwrap()).await?;
+                return Ok(None);
+            }
+            Step::DropGroup { group: name } => Commit { drop_groups: vec![group(broker, name)], ..Commit::default() },
+            Step::DropState { store } => Commit { drop_state: vec![STORES[*store].into()], ..Commit::default() },
+            Step::Commit(commit) => to_commit(broker, &self.ahead, commit),
+        };
+        broker.commit(commit).await.map(Some)
+    }
+
+    /// One step alone. A broker that is full refuses it, and then nothing of it was done.
+    async fn run_one(&mut self, broker: &Broker, random: &mut StdRng) -> Result<(), BrokerError> {
+        let step = self.ahead.next_step(random);
+        let done = match self.ask(broker, &step).await {
+            Ok(Some(receipt)) => receipt.await.map(drop),
+            asked => asked.map(drop),
+        };
+        if !matches!(done, Err(BrokerError::DiskFull { .. })) {
+            self.asked.push(step.clone());
+        }
+        if done.is_ok() {
+            self.acked += 1;
+            self.ahead.apply(&step);
+        }
+        done
+    }
+
+    /// Goes on until the broker refuses a step.
+    pub(super) async fn run_until_refused(&mut self, broker: &Broker, random: &mut StdRng) -> BrokerError {
+        for _ in 0..10_000 {
+            if let Err(error) = self.run_one(broker, random).await {
+                return error;
+            }
+        }
+        panic!("a disk takes more than it has room for");
+    }
+
+    /// Waits until at most `max` are in flight. After a failure nothing may succeed.
+    async fn wait(&mut self, in_flight: &mut VecDeque<InFlight>, max: usize) -> Result<(), BrokerError> {
+        while in_flight.len() > max {
+            let InFlight { receipt, base_offsets, again } = in_flight.pop_front().unwrap();
+            match receipt.await {
+                Ok(committed) => assert_eq!(committed.base_offsets, base_offsets),
+                Err(error) => {
+                    for later in in_flight.drain(..) {
+                        assert!(later.receipt.await.is_err(), "an acknowledgement after a failure");
+                    }
+                    return Err(error);
+                }
+            }
+            self.acked += usize::from(!again);
+        }
+        Ok(())
+    }
+
+    /// As [`Workload::check`] after a failure: what failed is not to be seen, and may be there all the same when the
+    /// store is opened again.
+    pub(super) async fn check_acked(&mut self, broker: &Broker) {
+        let failed = self.asked.split_off(self.acked);
+        self.check(broker).await;
+        self.asked = failed;
+    }
+
+    /// The checker: what is there is what was there and a part of what was asked since, from its begin, with
+    /// all that was acknowledged, and producers are known by just that. From here on it is known.
+    pub(super) async fn check(&mut self, broker: &Broker) {
+        let found = contents(broker).await;
+        let mut expected = self.there.clone();
+        self.asked[..self.acked].iter().for_each(|step| expected.apply(step));
+        let least = expected.clone();
+        let mut more = self.asked[self.acked..].iter();
+        while found != expected {
+            match more.next() {
+                Some(step) => expected.apply(step),
+                None => {
+                    let (acked, asked) = (self.acked, self.asked.len());
+                    panic!(
+                        "what is there is not what was acknowledged ({acked} of {asked}) and a part of the rest: {}",
+                        difference(&found, &least)
+                    );
+                }
+            }
+        }
+        check_producers(broker, &expected).await;
+        *self = Self { there: expected.clone(), ahead: expected, asked: Vec::new(), acked: 0 };
+    }
+}
+
+/// A commit that was asked for.
+struct InFlight {
+    receipt: Receipt,
+    /// Where its records come to stand.
+    base_offsets: Vec<Offset>,
+    /// Whether it was asked for before.
+    again: bool,
+}
+
+/// Who sends a batch again is told where it is, who leaves one out is refused. Nothing of this stores anything; a
+/// broker that failed is not asked.
+async fn check_producers(broker: &Broker, holds: &Contents) {
+    let ask = async |place, batch| {
+        let appends = vec![Append { partition: partition(broker, place), batches: vec![batch] }];
+        match broker.commit(Commit { appends, ..Commit::default() }).await {
+            Ok(receipt) => receipt.await.map(|committed| committed.base_offsets),
+            Err(error) => Err(error),
+        }
+    };
+    for ((place, id), sent) in &holds.producers {
+        let records = &holds.topics[&place.0][place.1];
+        let again = |first, offsets: &Range<usize>| {
+            batch(&records[offsets.clone()], Compression::Zstd, Some((*id, sent.epoch, first)))
+        };
+        let remembered = sent.batches.len().saturating_sub(BATCHES_REMEMBERED);
+        for (number, (first, offsets)) in sent.batches.iter().enumerate().skip(remembered.saturating_sub(1)) {
+            match ask(*place, again(*first, offsets)).await {
+                Ok(base_offsets) => {
+                    assert!(number >= remembered, "{place:?} {id}: a batch of long ago is answered");
+                    assert_eq!(base_offsets, [offset(offsets.start)], "{place:?} {id}");
+                }
+                Err(BrokerError::DuplicateSequence { .. }) if number < remembered => {}
+                Err(BrokerError::Storage(_)) => return,
+                Err(error) => panic!("{place:?} {id}, batch {number} of {sent:?}: {error}"),
+            }
+        }
+        if let Some((_, offsets)) = sent.batches.last() {
+            match ask(*place, again(sent.next() + 1, offsets)).await {
+                Err(BrokerError::OutOfOrderSequence { expected, .. }) => assert_eq!(expected, sent.next() as i32),
+                Err(BrokerError::Storage(_)) => return,
+                other => panic!("{place:?} {id}: a gap is answered with {other:?}"),
+            }
+        }
+        assert_eq!(partition(broker, *place).end(), offset(records.len()), "nothing is stored twice");
+    }
+}
+
+pub(super) fn difference(found: &Contents, expected: &Contents) -> String {
+    let ends = |of: &Contents| -> Vec<_> {
+        of.topics.iter().map(|(topic, of)| (TOPICS[*topic], of.iter().map(Vec::len).collect::<Vec<_>>())).collect()
+    };
+    format!(
+        "records {:?} for {:?}, offsets {:?} for {:?}, state {:?} for {:?}",
+        ends(found),
+        ends(expected),
+        found.offsets,
+        expected.offsets,
+        found.state,
+        expected.state
+    )
+}
+
+/// Reads all that a broker holds. Offsets have no holes, checksums match, keys are counted.
+pub(super) async fn contents(broker: &Broker) -> Contents {
+    let mut found = Contents::default();
+    for topic in broker.topics() {
+        let number = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
+        let mut partitions = Vec::new();
+        for partition in topic.partitions() {
+            let (held, sent) = read_all(broker, partition).await;
+            let place = (number, partitions.len());
+            partitions.push(held);
+            found.producers.extend(sent.into_iter().map(|(id, sent)| ((place, id), sent)));
+        }
+        found.topics.insert(number, partitions);
+    }
+    for name in CONSUMERS.into_iter().chain([PIPELINE]) {
+        let Ok(group) = broker.groups().get(name) else { continue };
+        for (id, partition, at) in group.all_committed() {
+            let topics = broker.topics();
+            let Some(topic) = topics.iter().find(|topic| topic.id() == id) else { continue };
+            let topic = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
+            found.offsets.insert((name.to_owned(), (topic, partition as usize)), at.get() as usize);
+        }
+    }
+    for (store, name) in STORES.into_iter().enumerate() {
+        for number in 0..NUMBERS {
+            let state = broker.state().partition(name, number);
+            let entries: Accumulators = state.scan(b"", usize::MAX).unwrap().into_iter().collect();
+            assert_eq!(state.len(), entries.len(), "keys of {name}, partition {number}, are counted");
+            if !entries.is_empty() {
+                found.state.insert((store, number), entries);
+            }
+        }
+    }
+    found
+}
+
+async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> (Vec<Held>, BTreeMap<i64, Sent>) {
+    let (mut held, mut producers) = (Vec::new(), BTreeMap::<_, Sent>::new());
+    let mut from = Offset::ZERO;
+    while from < partition.end() {
+        let range = ReadRange { from, until: None, bytes_max: 30_000, one_at_least: true };
+        let slice = broker.read(partition, range).await.unwrap();
+        for batch in slice.runs.iter().cloned().flat_map(split_batches).map(Result::unwrap) {
+            for (at, record) in records_of(&batch) {
+                assert_eq!(at, held.len(), "{} has no holes", partition.name());
+                held.push(record);
+            }
+            if batch.producer_id() >= 0 {
+                producers.entry(batch.producer_id()).or_default().add(&batch);
+            }
+        }
+        assert_eq!(slice.next, offset(held.len()), "a read of {} goes on", partition.name());
+        from = slice.next;
+    }
+    (held, producers)
+}
+
+/// A batch's records, with their offsets; its checksum is checked.
+pub(super) fn records_of(batch: &RecordBatch) -> Vec<(usize, Held)> {
+    batch.verify_crc().unwrap();
+    let records = batch.records(&Limits::default()).unwrap();
+    let held = |record: millstream_record::Record| {
+        let (key, value) = (record.key.map(Bytes::into), record.value.map(Bytes::into));
+        (usize::try_from(record.offset).unwrap(), (record.timestamp_ms, key, value))
+    };
+    records.iter().map(|view| held(records.to_record(&view.unwrap()))).collect()
+}
