@@ -153,7 +153,8 @@ impl StatePartition {
         Ok(found)
     }
 
-    /// Up to `max` keys that begin with `prefix`, in no particular order.
+    /// Up to `max` keys that begin with `prefix`, in no particular order. Each has the accumulator that it had when
+    /// the scan began, or a newer one; a key that comes or goes meanwhile may be among them or not.
     ///
     /// # Errors
     /// What the disk says.
@@ -188,16 +189,12 @@ impl StatePartition {
         // Without the locks: commits go on meanwhile.
         self.tables.state_scan(&self.store, self.number, prefix, |key, accumulator| {
             let was_in_memory = young_keys.contains(key) || old.as_deref().is_some_and(|old| old.has(key));
-            if !was_in_memory && !self.is_in_memory(key) {
+            if !was_in_memory {
                 found.push((key.to_vec(), accumulator.to_vec()));
             }
             found.len() < max
         })?;
         Ok(found)
-    }
-
-    fn is_in_memory(&self, key: &[u8]) -> bool {
-        self.young.read().has(key) || self.old.read().as_deref().is_some_and(|old| old.has(key))
     }
 
     /// How many keys it has.

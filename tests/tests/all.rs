@@ -18,5 +18,6 @@ mod model;
 mod readme;
 mod retention;
 mod soak;
+mod state;
 mod topics;
 mod workload;
