@@ -184,9 +184,8 @@ impl Broker {
             failed,
         )?;
         let sealer = sealer.start(store.clone(), domain.clone(), queue.downgrade())?;
-        let cleaner =
-            Cleaner { store: store.clone(), domain, queue: queue.downgrade(), limits: settings.limits, extents_max };
-        let cleaner = cleaner.start()?;
+        let cleaner = Cleaner::new(store.clone(), domain, queue.downgrade(), settings.limits, extents_max);
+        let [retention, cleaner] = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
             quotas: Quotas::new(settings.quotas.clone()),
@@ -205,7 +204,7 @@ impl Broker {
             queue: RwLock::new(Some(queue)),
             failure,
             stopping: watch::Sender::new(false),
-            threads: Mutex::new(vec![committer, sealer, cleaner]),
+            threads: Mutex::new(vec![committer, sealer, retention, cleaner]),
         }));
         registry.register_collector(Box::new(BrokerCollector(broker.downgrade())));
         Ok(broker)

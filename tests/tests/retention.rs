@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use millstream_broker::clock::Clock;
 use millstream_broker::group::{Group, GroupKind};
@@ -15,6 +15,7 @@ use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, To
 use millstream_record::{BatchBuilder, Compression, Limits, Record, split_batches};
 use millstream_tests::held::Held;
 use millstream_tests::instance::wait_until;
+use parking_lot::{Condvar, Mutex};
 use prometheus_client::registry::Registry;
 
 /// Sealed in halves of this.
@@ -523,6 +524,126 @@ async fn a_segment_that_cannot_be_read_keeps_no_others_from_compaction_and_mergi
     wait_until("and merged", || size().segments < 12).await;
     assert_eq!(bad.partitions()[0].end().get(), 10);
     running.stop().await;
+}
+
+/// Holds up what the cleaner writes.
+#[derive(Debug, Default)]
+struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+    waits: AtomicBool,
+}
+
+impl Gate {
+    fn set_open(&self) {
+        *self.is_open.lock() = true;
+        self.opened.notify_all();
+    }
+}
+
+/// A file behind a gate.
+#[derive(Debug)]
+struct Gated(Box<dyn StorageBackend>, Arc<Gate>);
+
+impl StorageBackend for Gated {
+    fn len(&self) -> Result<u64, std::io::Error> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> Result<(), std::io::Error> {
+        self.0.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
+        if std::thread::current().name() == Some("cleaner") {
+            self.1.waits.store(true, Ordering::SeqCst);
+            self.1.opened.wait_while(&mut self.1.is_open.lock(), |is_open| !*is_open);
+        }
+        self.0.write(offset, data)
+    }
+    fn close(&self) -> Result<(), std::io::Error> {
+        self.0.close()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_and_deletion_free_the_disk_while_a_partition_is_compacted() {
+    for is_deleted in [false, true] {
+        let data = tempfile::tempdir().unwrap();
+        let gate = Arc::new(Gate::default());
+        let of_files = gate.clone();
+        let wrap = move |_: &Path, file: Box<dyn StorageBackend>| -> Box<dyn StorageBackend> {
+            Box::new(Gated(file, of_files.clone()))
+        };
+        let options = StoreOptions { wrap: Some(Arc::new(wrap)), ..StoreOptions::default() };
+        let running = Running::open_with(data.path(), 10_000, JOURNAL_BYTES, options);
+        let both =
+            TopicSettings { cleanup: Cleanup::CompactAndDelete, retention_ms: Some(5_000), ..TopicSettings::default() };
+        let compacted = running.topic("compacted", 1, both).await;
+        let deletes = TopicSettings { retention_ms: Some(5_000), ..TopicSettings::default() };
+        let beside = running.topic("beside", 1, deletes.clone()).await;
+        let value = "v".repeat(10_000);
+        for round in 0..60 {
+            let timestamp_ms = if round < 30 { 10_000 } else { 20_000 };
+            running.produce(&compacted, 0, timestamp_ms, &[(&format!("k{}", round % 50), Some(&value))]).await;
+            running.produce(&beside, 0, 10_000, &[("k", Some("in the same segments"))]).await;
+        }
+        running.seal().await;
+        wait_until("it is compacted", || gate.waits.load(Ordering::SeqCst)).await;
+
+        let aged = running.topic("aged", 1, deletes).await;
+        let kept = running.topic("kept", 1, TopicSettings::default()).await;
+        for _ in 0..60 {
+            running.produce(&aged, 0, 10_000, &[("k", Some(&value))]).await;
+        }
+        for _ in 0..60 {
+            running.produce(&kept, 0, 10_000, &[("k", Some("kept"))]).await;
+        }
+        running.seal().await;
+        if is_deleted {
+            running.broker.delete_topic(compacted.name()).await.unwrap();
+        }
+        let bytes = || running.broker.store().size().segment_bytes;
+        let before = bytes();
+        running.set_ms(16_000);
+        let partition = &compacted.partitions()[0];
+        wait_until("what is too old is gone", || {
+            let are_empty = [&beside, &aged].iter().all(|topic| topic.partitions()[0].size().bytes == 0);
+            are_empty && (is_deleted || partition.start().get() > 0)
+        })
+        .await;
+        wait_until("and its disk is free", || bytes() + 300_000 < before).await;
+        let before = bytes();
+        gate.set_open();
+        wait_until("what was compacted took the place of what was there", || bytes() < before).await;
+        let check = async |running: &Running| {
+            let kept = running.broker.topic("kept").unwrap();
+            assert_eq!(read_from(&running.broker, &kept.partitions()[0], Offset::ZERO).await.len(), 60);
+            match running.broker.topic("compacted") {
+                Err(error) => assert!(is_deleted, "{error}"),
+                Ok(topic) => {
+                    let partition = &topic.partitions()[0];
+                    assert_eq!((partition.end().get(), is_deleted), (60, false));
+                    let found = read_from(&running.broker, partition, partition.start()).await;
+                    let offsets: Vec<i64> = found.iter().map(|record| record.offset).collect();
+                    // Of ten keys there are two records.
+                    assert!(offsets.ends_with(&(30..60).collect::<Vec<_>>()), "{offsets:?}");
+                    assert!(found.iter().all(|record| record.offset >= 10), "{offsets:?}");
+                }
+            }
+        };
+        check(&running).await;
+        running.stop().await;
+        let report = millstream_broker::store::check(data.path(), false).unwrap();
+        assert!(report.is_sound(), "{report:#?}");
+        let running = Running::open(data.path(), 16_000);
+        check(&running).await;
+        running.stop().await;
+    }
 }
 
 fn range_of_one() -> ReadRange {

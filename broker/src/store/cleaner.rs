@@ -1,45 +1,61 @@
-//! The cleaner: what becomes of records that are sealed. Retention moves the first offset that is kept;
-//! compaction (`compaction.rs`) leaves the last record of each key; segments that hold nothing any more
-//! are removed, and others are merged (`merge.rs`).
+//! The cleaner: what becomes of records that are sealed. Retention (`retention.rs`) moves the first offset that is kept,
+//! and removes segments that hold nothing any more. Compaction (`compaction.rs`) leaves the last record of each key,
+//! and segments are merged (`merge.rs`).
 //!
-//! One thread looks at all of it, once a second. It writes new segments beside the old; one commit puts
-//! them in their place, so a reader finds the old records or the new ones.
+//! Two threads look at that once a second: retention must not wait for what is written anew, which may be many GB. The
+//! other writes new segments beside the old; one commit puts them in their place, so a reader finds the old records or
+//! the new ones.
 
-use std::collections::{HashMap, HashSet};
-use std::ops::Range;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use millstream_record::Limits;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::committer::{Ended, Upkeep, WeakCommitQueue};
 use super::compaction::compact;
 use super::error::StoreError;
 use super::merge::{Live, merge};
-use super::segment::{OwnedExtent, SegmentFile, SegmentId};
+use super::retention::{self, retain};
+use super::segment::{Extent, OwnedExtent, SegmentFile, SegmentId};
 use super::{Store, spawn};
 use crate::broker::Domain;
-use crate::partition::{Offset, Partition, Place};
+use crate::partition::{Partition, Place};
 use crate::topic::Topic;
 
 /// A partition that could not be compacted waits for so long, in ms.
 const COMPACT_AGAIN_MS: u64 = 60_000;
 
-/// How often retention is looked at.
+/// How often it is looked what there is to do.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Compaction begins once records that it has not seen are this part of a partition: Kafka's
 /// `min.cleanable.dirty.ratio`, a half.
 const DIRTY_FRACTION: u64 = 2;
 
+/// What both threads work with.
 pub(crate) struct Cleaner {
-    pub(crate) store: Arc<Store>,
-    pub(crate) domain: Arc<Domain>,
-    pub(crate) queue: WeakCommitQueue,
-    pub(crate) limits: Limits,
-    /// Extents in use beyond which segments are merged so that there are fewer.
-    pub(crate) extents_max: usize,
+    pub(super) store: Arc<Store>,
+    pub(super) domain: Arc<Domain>,
+    pub(super) queue: WeakCommitQueue,
+    pub(super) limits: Limits,
+    pub(super) extents_max: usize,
+    in_work: Mutex<InWork>,
+}
+
+/// Segments that are merged or compacted just now: retention leaves them alone.
+pub(super) type InWork = HashSet<SegmentId>;
+
+/// When it is dropped, no segment is in work any more.
+pub(super) struct Work<'a>(&'a Cleaner);
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        self.0.in_work().clear();
+    }
 }
 
 /// What earlier rounds saw.
@@ -49,8 +65,6 @@ struct Seen {
     tombstones: HashMap<Place, i64>,
     /// How often what is in use of segments had changed when that was looked at.
     changes: Option<u64>,
-    /// What was read of repartition topics.
-    read: HashMap<Place, Offset>,
     /// Partitions that could not be compacted, and when it is tried again.
     not_compacted: HashMap<Place, i64>,
     /// Segments that the disk does not give back: they are not merged until the next start.
@@ -58,25 +72,45 @@ struct Seen {
 }
 
 impl Cleaner {
-    /// Starts the thread; it ends with the committer.
-    pub(crate) fn start(self) -> Result<JoinHandle<()>, StoreError> {
-        spawn("cleaner", move || self.run())
+    /// `extents_max`: extents in use beyond which segments are merged so that there are fewer.
+    pub(crate) fn new(
+        store: Arc<Store>,
+        domain: Arc<Domain>,
+        queue: WeakCommitQueue,
+        limits: Limits,
+        extents_max: usize,
+    ) -> Self {
+        Self { store, domain, queue, limits, extents_max, in_work: Mutex::default() }
     }
 
-    fn run(self) {
-        let mut seen = Seen::default();
-        while self.wait(ROUND) {
-            match self.round(&mut seen) {
-                Ok(()) | Err(Ended::Closing) => {}
-                Err(Ended::Failed(error)) => failed(&error),
+    /// Starts the threads; they end with the committer.
+    pub(crate) fn start(self) -> Result<[JoinHandle<()>; 2], StoreError> {
+        let cleaner = Arc::new(self);
+        let of_retention = cleaner.clone();
+        // What goes is not written anew before.
+        let (retained, rounds) = mpsc::sync_channel(1);
+        let retention = spawn("retention", move || of_retention.run_retention(&retained))?;
+        Ok([retention, spawn("cleaner", move || cleaner.run(&rounds))?])
+    }
+
+    fn run_retention(&self, retained: &SyncSender<()>) {
+        let mut seen = retention::Seen::default();
+        loop {
+            self.store.wait_for_end(ROUND);
+            if self.is_closing() {
+                return;
             }
+            log_failure(retain(self, self.domain.clock.now_ms(), &mut seen));
+            // Where the other thread is busy it looks when it is done.
+            let _ = retained.try_send(());
         }
     }
 
-    /// Waits; `false` when the store closes.
-    fn wait(&self, time: Duration) -> bool {
-        self.store.wait_for_end(time);
-        !self.is_closing()
+    fn run(&self, rounds: &Receiver<()>) {
+        let mut seen = Seen::default();
+        for () in rounds {
+            log_failure(self.round(self.domain.clock.now_ms(), &mut seen));
+        }
     }
 
     pub(super) fn is_closing(&self) -> bool {
@@ -92,19 +126,14 @@ impl Cleaner {
         Ok(has_room)
     }
 
-    fn round(&self, seen: &mut Seen) -> Result<(), Ended> {
-        let now_ms = self.domain.clock.now_ms();
-        self.retain(now_ms, &mut seen.read)?;
-        let Seen { tombstones, changes, not_compacted, unreadable, .. } = seen;
+    /// Merges and compacts what has a reason.
+    fn round(&self, now_ms: i64, seen: &mut Seen) -> Result<(), Ended> {
+        let Seen { tombstones, changes, not_compacted, unreadable } = seen;
         let now = self.store.registry().changes();
         if *changes != Some(now) {
             *changes = Some(now);
-            match self.tidy(unreadable) {
-                Ok(()) => {}
-                Err(Ended::Closing) => return Err(Ended::Closing),
-                // What can't be read now must not keep others from being compacted.
-                Err(Ended::Failed(error)) => failed(&error),
-            }
+            // What can't be read now must not keep others from being compacted.
+            log_failure(merge(self, unreadable));
         }
         let topics = self.topics();
         for topic in topics.iter().filter(|topic| topic.meta().settings.cleanup.compacts()) {
@@ -133,77 +162,29 @@ impl Cleaner {
         Ok(())
     }
 
-    fn topics(&self) -> Vec<Arc<Topic>> {
+    pub(super) fn topics(&self) -> Vec<Arc<Topic>> {
         self.domain.topics.read().values().cloned().collect()
-    }
-
-    // ---- retention
-
-    /// Moves the first offset that is kept of each partition whose topic does not keep all.
-    fn retain(&self, now_ms: i64, read: &mut HashMap<Place, Offset>) -> Result<(), Ended> {
-        let mut log_starts = Vec::new();
-        let topics = self.topics();
-        self.retain_unread(&topics, read, &mut log_starts);
-        for topic in topics {
-            let settings = &topic.meta().settings;
-            if !settings.cleanup.deletes() {
-                continue;
-            }
-            let oldest_ms = settings.retention_ms.map(|ms| now_ms.saturating_sub_unsigned(ms));
-            if oldest_ms.is_none() && settings.retention_bytes.is_none() {
-                continue;
-            }
-            for partition in topic.partitions() {
-                let start = partition.retained_from(oldest_ms, settings.retention_bytes);
-                if start > partition.start() {
-                    log_starts.push((partition.clone(), start));
-                }
-            }
-        }
-        if log_starts.is_empty() {
-            return Ok(());
-        }
-        self.queue.commit_upkeep(Upkeep { log_starts, ..Upkeep::default() })
-    }
-
-    /// A repartition topic keeps what a group that reads it has not read: its pipeline, or whoever else looks. What
-    /// goes was read at the last round too: an offset further back that was on its way then counts.
-    fn retain_unread(
-        &self,
-        topics: &[Arc<Topic>],
-        read: &mut HashMap<Place, Offset>,
-        log_starts: &mut Vec<(Arc<Partition>, Offset)>,
-    ) {
-        let internal = || topics.iter().filter(|topic| topic.meta().internal);
-        let mut read_to: HashMap<Place, Option<Offset>> =
-            internal().flat_map(|topic| topic.partitions()).map(|partition| (partition.place(), None)).collect();
-        if read_to.is_empty() {
-            return;
-        }
-        for group in self.domain.groups.all() {
-            for (topic, partition, offset) in group.all_committed() {
-                if let Some(least) = read_to.get_mut(&(topic, partition)) {
-                    *least = Some(least.map_or(offset, |least| least.min(offset)));
-                }
-            }
-        }
-        let before = std::mem::take(read);
-        for partition in internal().flat_map(|topic| topic.partitions()) {
-            let place = partition.place();
-            let Some(read_to) = read_to[&place] else { continue };
-            let unread_from = partition.unread_from(read_to);
-            read.insert(place, unread_from);
-            let start = before.get(&place).map_or(Offset::ZERO, |before| unread_from.min(*before));
-            if start > partition.start() {
-                log_starts.push((partition.clone(), start));
-            }
-        }
     }
 
     // ---- segments
 
+    /// Segments that are in work. Who decides what to do with segments holds this until that is done or they are in it.
+    pub(super) fn in_work(&self) -> MutexGuard<'_, InWork> {
+        self.in_work.lock()
+    }
+
+    /// Begins work on segments; it ends when what is returned is dropped.
+    pub(super) fn begin<'a>(
+        &'a self,
+        mut in_work: MutexGuard<'a, InWork>,
+        segments: impl IntoIterator<Item = SegmentId>,
+    ) -> Work<'a> {
+        in_work.extend(segments);
+        Work(self)
+    }
+
     /// Every segment, and what of them is in use.
-    fn live(&self) -> (Vec<SegmentFile>, Live) {
+    pub(super) fn live(&self) -> (Vec<SegmentFile>, Live) {
         // A segment that was just added must be seen with its extents.
         let _changing = self.store.registry().change();
         let mut live = Live::new();
@@ -217,38 +198,25 @@ impl Cleaner {
         (self.store.registry().all(), live)
     }
 
-    /// Removes segments of which nothing is in use, and merges others.
-    fn tidy(&self, unreadable: &mut HashSet<SegmentId>) -> Result<(), Ended> {
-        let (mut segments, live) = self.live();
-        let removed: Vec<_> = segments.extract_if(.., |segment| !live.contains_key(&segment.id)).collect();
-        if !removed.is_empty() {
-            let removed = removed.iter().map(|segment| segment.id).collect();
-            self.queue.commit_upkeep(Upkeep { removed, ..Upkeep::default() })?;
-        }
-        segments.retain(|segment| !unreadable.contains(&segment.id));
-        merge(self, &segments, live, unreadable)
-    }
-
-    /// The rows of segments without the extents of a partition that others took the place of, and the
-    /// segments that hold nothing else.
+    /// The rows of segments without extents of a partition, which follow one another and which others take the place
+    /// of, and the segments that hold nothing else.
     pub(super) fn without(
         &self,
         partition: &Partition,
-        offsets: Range<Offset>,
+        replaced: &[Extent],
         upkeep: &mut Upkeep,
     ) -> Result<(), StoreError> {
-        let mut of: Vec<SegmentId> = partition.extents().iter().map(|extent| extent.segment).collect();
-        of.sort_unstable();
-        of.dedup();
-        let replaced = |owned: &OwnedExtent| {
+        let (Some(first), Some(last)) = (replaced.first(), replaced.last()) else { return Ok(()) };
+        let is_replaced = |owned: &OwnedExtent| {
             (owned.topic, owned.partition) == partition.place()
-                && owned.extent.base >= offsets.start
-                && owned.extent.end <= offsets.end
+                && owned.extent.base >= first.base
+                && owned.extent.end <= last.end
         };
+        let of: BTreeSet<SegmentId> = replaced.iter().map(|extent| extent.segment).collect();
         for id in of {
             let mut meta = self.store.segment_meta(id)?;
             let before = meta.extents.len();
-            meta.extents.retain(|owned| !replaced(owned));
+            meta.extents.retain(|owned| !is_replaced(owned));
             match meta.extents.len() {
                 0 => upkeep.removed.push(id),
                 after if after < before => upkeep.segments.push(meta),
@@ -260,6 +228,13 @@ impl Cleaner {
 }
 
 /// Old records stay where they are, and nothing is lost: it is tried again.
+fn log_failure(result: Result<(), Ended>) {
+    match result {
+        Err(Ended::Failed(error)) => failed(&error),
+        Ok(()) | Err(Ended::Closing) => {}
+    }
+}
+
 fn failed(error: &StoreError) {
     match error {
         // What moved belongs to a deleted topic: the next round sees what there is.

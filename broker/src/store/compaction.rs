@@ -43,13 +43,14 @@ pub(super) fn compact(
     now_ms: i64,
     horizon_ms: i64,
 ) -> Result<Option<i64>, Ended> {
+    let in_work = cleaner.in_work();
     let extents = partition.extents();
-    let (Some(first), Some(last)) = (extents.first(), extents.last()) else { return Ok(None) };
+    let Some(last) = extents.last() else { return Ok(None) };
     // Nothing is removed before all that stays is written.
     if !cleaner.has_room(extents.iter().map(|extent| extent.bytes).sum(), "records are not compacted")? {
         return Ok(Some(now_ms));
     }
-    let base = first.base;
+    let _work = cleaner.begin(in_work, extents.iter().map(|extent| extent.segment));
     let keys = last_offsets(cleaner, &extents, last.end)?;
     let mut pass = Pass {
         cleaner,
@@ -61,10 +62,14 @@ pub(super) fn compact(
         due_ms: None,
         output: Output::new(cleaner),
     };
-    let covered: Vec<Extent> = extents.into_iter().take_while(|extent| extent.end <= pass.keys.end).collect();
-    let Some(end) = covered.last().map(|extent| extent.end) else { return Ok(None) };
+    // Retention went on meanwhile.
+    let start = partition.start();
+    let is_covered = |extent: &Extent| extent.end > start && extent.end <= pass.keys.end;
+    let covered: Vec<Extent> = extents.into_iter().filter(is_covered).collect();
+    let (Some(first), Some(last)) = (covered.first(), covered.last()) else { return Ok(None) };
+    let (base, end) = (first.base, last.end);
     let mut replaced = Upkeep::default();
-    cleaner.without(partition, base..end, &mut replaced)?;
+    cleaner.without(partition, &covered, &mut replaced)?;
     pass.output.begin(partition, base, true)?;
     covered.iter().try_for_each(|extent| pass.extent(extent))?;
     pass.output.end(end);

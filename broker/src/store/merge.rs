@@ -71,12 +71,10 @@ impl Weighed {
 
 /// Merges what has a reason to be merged, if anything has: once, then the segments are others.
 /// A segment that can't be read ends it, and is among the `unreadable` then.
-pub(super) fn merge(
-    cleaner: &Cleaner,
-    segments: &[SegmentFile],
-    mut live: Live,
-    unreadable: &mut HashSet<SegmentId>,
-) -> Result<(), Ended> {
+pub(super) fn merge(cleaner: &Cleaner, unreadable: &mut HashSet<SegmentId>) -> Result<(), Ended> {
+    let in_work = cleaner.in_work();
+    let (mut segments, mut live) = cleaner.live();
+    segments.retain(|segment| !unreadable.contains(&segment.id));
     let of = |file: &SegmentFile| live.get(&file.id).and_then(|live| Weighed::new(*file, live));
     let weighed: Vec<Weighed> = segments.iter().filter_map(of).collect();
     let mut chosen = sparse_or_small(&weighed);
@@ -87,8 +85,13 @@ pub(super) fn merge(
     if chosen.is_empty() || !cleaner.has_room(bytes, "segments are not merged")? {
         return Ok(());
     }
+    let _work = cleaner.begin(in_work, chosen.iter().copied());
     let mut output = Output::new(cleaner);
-    for (partition, extents) in by_partition(chosen.iter().filter_map(|id| live.remove(id)).flatten()).into_values() {
+    for (partition, mut extents) in by_partition(chosen.iter().filter_map(|id| live.remove(id)).flatten()).into_values()
+    {
+        // Retention goes on meanwhile.
+        let start = partition.start();
+        extents.retain(|extent| extent.end > start);
         for joined in adjoining(&extents) {
             output.begin(&partition, joined[0].base, joined[0].compacted)?;
             for extent in joined {

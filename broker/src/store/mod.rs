@@ -18,6 +18,7 @@ mod output;
 mod pause;
 pub(crate) mod recovery;
 mod registry;
+mod retention;
 mod room;
 pub(crate) mod sealer;
 pub(crate) mod segment;

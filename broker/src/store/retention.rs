@@ -1,0 +1,103 @@
+//! Retention: which records are kept no longer. It moves partitions' log start offsets, by the settings of their topics
+//! or, of repartition topics, by what was read; and it removes segments that hold nothing any more, of deleted topics too.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::cleaner::Cleaner;
+use super::committer::{Ended, Upkeep};
+use crate::partition::{Offset, Partition, Place};
+use crate::topic::Topic;
+
+/// What earlier rounds saw.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// How often what is in use of segments had changed when that was looked at.
+    changes: Option<u64>,
+    /// What was read of repartition topics.
+    read: HashMap<Place, Offset>,
+}
+
+/// One round.
+pub(super) fn retain(cleaner: &Cleaner, now_ms: i64, seen: &mut Seen) -> Result<(), Ended> {
+    move_log_starts(cleaner, now_ms, &mut seen.read)?;
+    let now = cleaner.store.registry().changes();
+    if seen.changes != Some(now) {
+        let is_all = remove_unused(cleaner)?;
+        seen.changes = is_all.then_some(now);
+    }
+    Ok(())
+}
+
+/// Moves the first offset that is kept of each partition whose topic does not keep all.
+fn move_log_starts(cleaner: &Cleaner, now_ms: i64, read: &mut HashMap<Place, Offset>) -> Result<(), Ended> {
+    let mut log_starts = Vec::new();
+    let topics = cleaner.topics();
+    retain_unread(cleaner, &topics, read, &mut log_starts);
+    for topic in topics {
+        let settings = &topic.meta().settings;
+        if !settings.cleanup.deletes() {
+            continue;
+        }
+        let oldest_ms = settings.retention_ms.map(|ms| now_ms.saturating_sub_unsigned(ms));
+        if oldest_ms.is_none() && settings.retention_bytes.is_none() {
+            continue;
+        }
+        for partition in topic.partitions() {
+            let start = partition.retained_from(oldest_ms, settings.retention_bytes);
+            if start > partition.start() {
+                log_starts.push((partition.clone(), start));
+            }
+        }
+    }
+    if log_starts.is_empty() {
+        return Ok(());
+    }
+    cleaner.queue.commit_upkeep(Upkeep { log_starts, ..Upkeep::default() })
+}
+
+/// A repartition topic keeps what a group that reads it has not read: its pipeline, or whoever else looks. What
+/// goes was read at the last round too: an offset further back that was on its way then counts.
+fn retain_unread(
+    cleaner: &Cleaner,
+    topics: &[Arc<Topic>],
+    read: &mut HashMap<Place, Offset>,
+    log_starts: &mut Vec<(Arc<Partition>, Offset)>,
+) {
+    let internal = || topics.iter().filter(|topic| topic.meta().internal);
+    let mut read_to: HashMap<Place, Option<Offset>> =
+        internal().flat_map(|topic| topic.partitions()).map(|partition| (partition.place(), None)).collect();
+    if read_to.is_empty() {
+        return;
+    }
+    for group in cleaner.domain.groups.all() {
+        for (topic, partition, offset) in group.all_committed() {
+            if let Some(least) = read_to.get_mut(&(topic, partition)) {
+                *least = Some(least.map_or(offset, |least| least.min(offset)));
+            }
+        }
+    }
+    let before = std::mem::take(read);
+    for partition in internal().flat_map(|topic| topic.partitions()) {
+        let place = partition.place();
+        let Some(read_to) = read_to[&place] else { continue };
+        let unread_from = partition.unread_from(read_to);
+        read.insert(place, unread_from);
+        let start = before.get(&place).map_or(Offset::ZERO, |before| unread_from.min(*before));
+        if start > partition.start() {
+            log_starts.push((partition.clone(), start));
+        }
+    }
+}
+
+/// Removes segments of which nothing is in use. Returns whether that is all of them: not where one is in work.
+fn remove_unused(cleaner: &Cleaner) -> Result<bool, Ended> {
+    let in_work = cleaner.in_work();
+    let (segments, live) = cleaner.live();
+    let unused = segments.iter().map(|segment| segment.id).filter(|id| !live.contains_key(id));
+    let (left, removed): (Vec<_>, Vec<_>) = unused.partition(|id| in_work.contains(id));
+    if !removed.is_empty() {
+        cleaner.queue.commit_upkeep(Upkeep { removed, ..Upkeep::default() })?;
+    }
+    Ok(left.is_empty())
+}
