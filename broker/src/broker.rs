@@ -44,6 +44,10 @@ const PARTS_OF_JOURNAL: u64 = 4;
 /// A permit of the queue's semaphore stands for this many bytes: permits are counted in 32 bits.
 const PERMIT_BYTES: usize = 1024;
 
+fn permits_max(settings: &BrokerSettings) -> usize {
+    (settings.queued_bytes_max / PERMIT_BYTES).max(1)
+}
+
 /// A week: as long as Kafka keeps a producer's transactional id.
 const PRODUCER_EXPIRY_MS_DEFAULT: u64 = 7 * 24 * 60 * 60 * 1_000;
 
@@ -187,7 +191,7 @@ impl Broker {
         let cleaner = Cleaner::new(store.clone(), domain, queue.downgrade(), settings.limits, extents_max);
         let [retention, cleaner] = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
-            room: Arc::new(Semaphore::new((settings.queued_bytes_max / PERMIT_BYTES).max(1))),
+            room: Arc::new(Semaphore::new(permits_max(&settings))),
             quotas: Quotas::new(settings.quotas.clone()),
             settings,
             clock,
@@ -402,6 +406,12 @@ impl Broker {
         self.0.changing_topics.lock().await
     }
 
+    /// Pipelines that use a topic.
+    fn users(&self, topic: &TopicName) -> Vec<String> {
+        let in_use = self.0.in_use.read();
+        in_use.iter().filter(|(_, topics)| topics.contains_key(topic)).map(|(pipeline, _)| pipeline.clone()).collect()
+    }
+
     /// Deletes a topic, its records, and every group's offsets in it.
     ///
     /// # Errors
@@ -409,8 +419,9 @@ impl Broker {
     pub async fn delete_topic(&self, name: &TopicName) -> Result<(), BrokerError> {
         let _changing = self.0.changing_topics.lock().await;
         let topic = self.topic(name.as_str())?;
-        if let Some((pipeline, _)) = self.0.in_use.read().iter().find(|(_, topics)| topics.contains_key(name)) {
-            return Err(BrokerError::TopicInUse { topic: name.clone(), pipeline: pipeline.clone() });
+        let pipelines = self.users(name);
+        if !pipelines.is_empty() {
+            return Err(BrokerError::TopicInUse { topic: name.clone(), pipelines });
         }
         // From here on the committer refuses writes to it.
         topic.partitions().iter().for_each(|partition| partition.set_deleted(true));
@@ -468,13 +479,18 @@ impl Broker {
     /// # Errors
     /// [`BrokerError::ShuttingDown`]; the [`Receipt`] has everything else.
     pub async fn commit(&self, commit: Commit) -> Result<Receipt, BrokerError> {
-        let permits = (commit.bytes() / PERMIT_BYTES + 1).min(self.0.settings.queued_bytes_max / PERMIT_BYTES);
-        let permits = u32::try_from(permits.max(1)).unwrap_or(u32::MAX);
+        let permits = (commit.bytes() / PERMIT_BYTES + 1).min(permits_max(&self.0.settings));
+        let permits = u32::try_from(permits).unwrap_or(u32::MAX);
         let permit = self.0.room.clone().acquire_many_owned(permits).await;
         let permit = permit.map_err(|_| BrokerError::ShuttingDown)?;
         let queue = self.0.queue.read();
         let queue = queue.as_ref().ok_or(BrokerError::ShuttingDown)?;
         Ok(queue.push(commit, Some(permit)))
+    }
+
+    /// Bytes of commits that wait to be on disk, in whole KiB.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        (permits_max(&self.0.settings) - self.0.room.available_permits()) * PERMIT_BYTES
     }
 
     /// Appends batches to one partition; the receipt is answered when they are on disk. Batches of an
@@ -491,7 +507,6 @@ impl Broker {
         batches: Vec<RecordBatch>,
     ) -> Result<Receipt, BrokerError> {
         let batch_bytes_max = topic.meta().settings.batch_bytes_max();
-        let (mut records, mut bytes) = (0, 0);
         for batch in &batches {
             let len = batch.as_bytes().len();
             if len > batch_bytes_max {
@@ -505,14 +520,10 @@ impl Broker {
             if let Some(producer_id) = ProducerId::new(batch.producer_id()) {
                 self.check_handed_out(producer_id)?;
             }
-            records += u64::from(batch.record_count());
-            bytes += len as u64;
         }
         topic.check_keys(partition.name().partition, &batches, &self.0.settings.limits)?;
         let append = Append { partition: partition.clone(), batches };
-        let receipt = self.commit(Commit { appends: vec![append], ..Commit::default() }).await?;
-        self.0.metrics.appended(topic.name(), records, bytes);
-        Ok(receipt)
+        self.commit(Commit { appends: vec![append], ..Commit::default() }).await
     }
 
     // ---- idempotent producers

@@ -56,12 +56,12 @@ pub enum BrokerError {
         topic: TopicName,
     },
     /// The topic belongs to a pipeline.
-    #[error("topic {topic} is used by pipeline {pipeline}: delete the pipeline first")]
+    #[error("topic {topic} is used by {}: delete {} first", named(pipelines), it(pipelines))]
     TopicInUse {
         /// The topic.
         topic: TopicName,
         /// Who uses it.
-        pipeline: String,
+        pipelines: Vec<String>,
     },
     /// More partitions would move keys away from their state.
     #[error(
@@ -313,8 +313,8 @@ pub enum BrokerError {
     Unreadable(Arc<crate::store::StoreError>),
     /// So it was with a partition's records.
     #[error(
-        "topic {}, partition {}: the records from offset {offset} on cannot be read, everything else goes on: {source}; \
-         `millstream check` says what is lost", partition.topic, partition.partition
+        "topic {}, partition {}: the records from offset {offset} on cannot be read, everything else goes on: {source}{}",
+        partition.topic, partition.partition, what_is_lost(source)
     )]
     UnreadableRecords {
         /// Where they are.
@@ -324,6 +324,25 @@ pub enum BrokerError {
         /// What the disk says.
         source: Arc<crate::store::StoreError>,
     },
+}
+
+fn named(pipelines: &[String]) -> String {
+    match pipelines {
+        [one] => format!("pipeline {one}"),
+        all => format!("pipelines {}", all.join(", ")),
+    }
+}
+
+fn it(pipelines: &[String]) -> &'static str {
+    if pipelines.len() == 1 { "the pipeline" } else { "these pipelines" }
+}
+
+/// The source may say so already.
+fn what_is_lost(source: &crate::store::StoreError) -> &'static str {
+    match source {
+        crate::store::StoreError::Corrupt { .. } => "",
+        _ => "; `millstream check` says what is lost",
+    }
 }
 
 /// What brings writes back.

@@ -140,8 +140,8 @@ impl BrokerMetrics {
         self.0.commit_seconds.observe(took.as_secs_f64());
     }
 
-    /// Counts records that a producer or a task appended.
-    pub fn appended(&self, topic: &TopicName, records: u64, bytes: u64) {
+    /// Counts records that a commit appended.
+    pub(crate) fn appended(&self, topic: &TopicName, records: u64, bytes: u64) {
         let labels = TopicLabels { topic: topic.as_str().to_owned() };
         self.0.records_in.get_or_create(&labels).inc_by(records);
         self.0.bytes_in.get_or_create(&labels).inc_by(bytes);
@@ -224,6 +224,7 @@ impl Collector for BrokerCollector {
             ("millstream_table_bytes", "Bytes of the file of state, offsets and producers", size.table_bytes),
             ("millstream_segment_bytes", "Bytes of the files of segments", size.segment_bytes),
             ("millstream_segments", "Segments on disk", size.segments as u64),
+            ("millstream_queued_bytes", "Bytes of records that wait to be on disk", broker.queued_bytes() as u64),
         ] {
             let metric = encode_gauge(&mut encoder, name, help)?;
             ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric)?;

@@ -14,6 +14,7 @@ mod progress;
 mod record;
 mod text;
 mod timestamp;
+mod trouble;
 
 use std::process::ExitCode;
 

@@ -105,9 +105,6 @@ impl Log for EmbeddedLog {
         let mut appends = Vec::with_capacity(step.outputs.len());
         for (name, batches) in step.outputs {
             let partition = self.partition(&name)?;
-            let records = batches.iter().map(|batch| u64::from(batch.record_count())).sum();
-            let bytes = batches.iter().map(|batch| batch.as_bytes().len() as u64).sum();
-            self.broker.0.metrics().appended(&name.topic, records, bytes);
             appends.push(Append { partition, batches });
         }
         let offset = OffsetChange {

@@ -13,6 +13,8 @@ use millstream_client::{
     Assignment, Client, ClientError, CommitMode, Compression, ConsumedRecord, Consumer, ConsumerSettings, Delivery,
     Header, Position, Producer, ProducerRecord, ProducerSettings, RecordMetadata, RecordRef, RecordSet, v1,
 };
+use millstream_tests::instance::wait_until;
+use millstream_tests::proxy::Proxy;
 use millstream_tests::server::{Ran, Server, run};
 use millstream_tests::target_dir;
 use tempfile::TempDir;
@@ -675,6 +677,44 @@ async fn a_consumer_goes_on_where_it_was_after_restarts() {
         seen.push(place(&next(&mut consumer).await));
     }
     assert_contiguous(seen);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_without_records_looks_for_its_server_anew_each_time_that_it_is_gone() {
+    const RECONNECT_TIMEOUT: Duration = Duration::from_secs(6);
+    let running = Running::with_topic(1).await;
+    let proxy = Proxy::start(&running.server).await;
+    let settings = |group: Option<&str>| ConsumerSettings {
+        group: group.map(String::from),
+        from: Position::Earliest,
+        reconnect_timeout_ms: RECONNECT_TIMEOUT.as_millis() as u64,
+        ..ConsumerSettings::topic("t")
+    };
+    let mut consumers = [None, Some("g")].map(|group| proxy.client().consumer(settings(group)).unwrap());
+    let producer = running.client.producer(ProducerSettings::default());
+    let passes = async |consumers: &mut [Consumer; 2], value: &str| {
+        producer.send(ProducerRecord::new("t", value.to_owned())).await.unwrap().await.unwrap();
+        for consumer in consumers {
+            let record = soon("the record comes", consumer.next()).await.unwrap().unwrap();
+            assert_eq!(record.value.unwrap(), value);
+            // A member gets what it did not commit again.
+            if consumer.assignment().generation > 0 {
+                consumer.commit().await.unwrap();
+            }
+        }
+    };
+    passes(&mut consumers, "before").await;
+    // The last time is longer after the first than it is looked for.
+    for _ in 0..3 {
+        proxy.pass_to_nobody();
+        proxy.cut();
+        wait_until("it is told", || consumers.iter().all(|consumer| consumer.trouble().is_some())).await;
+        assert!(consumers.iter().all(|consumer| consumer.trouble().unwrap().contains("127.0.0.1")));
+        proxy.pass_to(&running.server);
+        wait_until("it is over", || consumers.iter().all(|consumer| consumer.trouble().is_none())).await;
+        tokio::time::sleep(RECONNECT_TIMEOUT / 2).await;
+    }
+    passes(&mut consumers, "after").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

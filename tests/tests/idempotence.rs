@@ -146,6 +146,10 @@ async fn a_batch_that_comes_again_is_answered_with_its_first_offset_after_a_cras
         let older = produce(&mut log, (one, 10), 10).await;
         assert_refused(older, ErrorCode::DuplicateSequence, &["sequence number 10 of", "from 20 on"]);
         assert_eq!(running.end(0).await, 77, "after {crashes} crashes");
+        let metrics = running.server.metrics();
+        let counted =
+            metrics.lines().find_map(|line| line.strip_prefix("millstream_topic_records_in_total{topic=\"t\"} "));
+        assert_eq!(counted, (crashes == 0).then_some("77"), "what was stored is counted, once");
         running.crash();
         log = running.log().await;
     }

@@ -115,8 +115,6 @@ async fn queue_plain(broker: &Broker, topic: &Topic, request: &v1::ProduceReques
     let mut appends = Vec::with_capacity(built.len());
     for (number, batches) in built {
         let records = batches.iter().map(|batch| batch.record_count()).sum();
-        let bytes: usize = batches.iter().map(|batch| batch.as_bytes().len()).sum();
-        broker.metrics().appended(topic.name(), u64::from(records), bytes as u64);
         appends.push((number, records));
         commit.appends.push(Append { partition: topic.partition(number)?.clone(), batches });
     }

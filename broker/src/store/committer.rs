@@ -462,8 +462,18 @@ impl Committer {
         if !blob.is_empty() {
             self.store.blobs.push(seq, blob);
         }
+        self.count(&runs);
         for (partition, run) in runs {
             partition.publish(run);
+        }
+    }
+
+    /// Counts what was appended. As a rule runs of one topic stand together.
+    fn count(&self, runs: &[(Arc<Partition>, Run)]) {
+        for of_topic in runs.chunk_by(|(a, _), (b, _)| a.topic_id() == b.topic_id()) {
+            let records = of_topic.iter().map(|(_, run)| run.end.get().abs_diff(run.base.get())).sum();
+            let bytes = of_topic.iter().map(|(_, run)| u64::from(run.at.len)).sum();
+            self.metrics.appended(&of_topic[0].0.name().topic, records, bytes);
         }
     }
 

@@ -3,14 +3,17 @@
 use std::num::NonZeroU64;
 use std::pin::pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use millstream_client::{Client, Consumer, ConsumerSettings, Position};
+use tokio::time::sleep;
 
 use crate::exit::Usage;
 use crate::interrupt::Interrupt;
 use crate::output::{self, Out, OutputArgs, OutputError};
 use crate::progress::Progress;
 use crate::record::{self, Part, Printer};
+use crate::trouble::Trouble;
 use crate::{amount, position, text};
 
 const EXAMPLES: &str = "\
@@ -19,6 +22,9 @@ Examples:
   millstream consume flights --from '2024-05-01 12:00' --until-end --output json > flights.ndjson
   millstream consume flights --group billing --from earliest
   millstream consume flights --print partition,offset,key,value";
+
+/// Who waits for records looks so often whether there is a reason that none come.
+const LOOK_AT_TROUBLE: Duration = Duration::from_secs(1);
 
 /// Read records of a topic, and print one a line
 ///
@@ -112,6 +118,7 @@ impl<'a> Printing<'a> {
         let mut interrupt = Interrupt::new()?;
         let mut interrupted = pin!(interrupt.wait());
         let mut reader_gone = pin!(output::closed());
+        let mut trouble = Trouble::default();
         while self.left > 0 {
             // Asking for more lets the consumer commit what it handed out: it has to be printed.
             if self.args.group.is_some() {
@@ -127,6 +134,7 @@ impl<'a> Printing<'a> {
                     tokio::select! {
                         () = &mut interrupted => false,
                         () = &mut reader_gone => false,
+                        () = sleep(LOOK_AT_TROUBLE) => true,
                         going_on = self.print_next(consumer) => going_on?,
                     }
                 }
@@ -134,6 +142,7 @@ impl<'a> Printing<'a> {
             if !going_on {
                 break;
             }
+            trouble.tell("no records come", consumer.trouble(), &self.progress);
             self.progress.say(text::plural(self.printed, "record"));
         }
         Ok(self.out.flush()?)

@@ -22,6 +22,7 @@ use crate::exit::{self, Interrupted};
 use crate::input::{Block, FieldArgs, Input, InputError, Line};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
+use crate::trouble::Trouble;
 use crate::{amount, text};
 
 const EXAMPLES: &str = "\
@@ -42,9 +43,6 @@ const SETTLE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Once a record has failed, answers to others are waited for this long.
 const PATIENCE_AFTER_FAILURE: Duration = Duration::from_secs(5);
-
-/// Trouble that lasts as long as this is told, once.
-const TROUBLE_TOLD_AFTER: Duration = Duration::from_secs(2);
 
 /// A pause below this is not worth a timer.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -152,8 +150,7 @@ struct Sending<'a> {
     /// Of these, what is certainly not stored.
     refused: u64,
     first_failure: Option<(u64, ClientError)>,
-    /// Since when something keeps records from being stored, and whether that was told.
-    trouble: Option<(Instant, bool)>,
+    trouble: Trouble,
 }
 
 impl<'a> Sending<'a> {
@@ -181,7 +178,7 @@ impl<'a> Sending<'a> {
             failed: 0,
             refused: 0,
             first_failure: None,
-            trouble: None,
+            trouble: Trouble::default(),
         }
     }
 
@@ -275,20 +272,7 @@ impl<'a> Sending<'a> {
             self.count(line, bytes, outcome.err());
             self.waiting.pop_front();
         }
-        self.tell_trouble();
-    }
-
-    /// Says what is waited for: it may take two minutes before a record fails of it.
-    fn tell_trouble(&mut self) {
-        let Some(reason) = self.producer.trouble() else {
-            self.trouble = None;
-            return;
-        };
-        let (since, told) = self.trouble.get_or_insert_with(|| (Instant::now(), false));
-        if !*told && since.elapsed() >= TROUBLE_TOLD_AFTER {
-            *told = true;
-            self.progress.aside(|| exit::say(format_args!("not stored yet, it is tried again: {reason}")));
-        }
+        self.trouble.tell("not stored yet", self.producer.trouble(), &self.progress);
     }
 
     fn count(&mut self, line: u64, bytes: u64, failure: Option<ClientError>) {

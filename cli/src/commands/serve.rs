@@ -105,6 +105,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     start_logging(&args)?;
     let begun = Instant::now();
     let quotas = args.bounds.quotas()?;
+    // Before the data directory is made: where an address is taken, nothing is left behind. Who connects already waits.
+    let grpc = listen(args.grpc, "--grpc").await?;
+    let http = listen(args.http, "--http").await?;
     let mut registry = Registry::default();
     let (broker, runtime) = open(&args, quotas, &mut registry).await?;
     let module_bytes_max = EngineSettings::default().module_bytes_max;
@@ -112,8 +115,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut routes = RoutesBuilder::default();
     millstream_broker::grpc::add_services(&mut routes, &broker);
     millstream_runtime::grpc::add_services(&mut routes, &runtime, module_bytes_max);
-    let grpc = listen(args.grpc, "--grpc").await?;
-    let http = listen(args.http, "--http").await?;
     let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
     let state = Arc::new(http::State { broker: broker.clone(), registry });
 

@@ -39,14 +39,13 @@ enum End {
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut backoff = Backoff::new(shared.settings.retry_backoff_ms);
     let mut ever_joined = false;
-    let mut lost_at = None;
     let channel = shared.client.own_channel();
     loop {
         let mut session = Session::new(&shared);
         let end = session.run(channel.clone()).await;
         if session.joined {
             backoff.reset();
-            (lost_at, ever_joined) = (None, true);
+            ever_joined = true;
         }
         shared.left();
         let error = match end {
@@ -57,14 +56,13 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
             End::Lost(error) => error,
         };
-        let since = *lost_at.get_or_insert_with(Instant::now);
         let reconnect_timeout = Duration::from_millis(shared.settings.reconnect_timeout_ms);
-        if !ever_joined || since.elapsed() > reconnect_timeout {
+        if shared.lost(&error) > reconnect_timeout || !ever_joined {
             shared.push_error(error);
             break;
         }
         let wait = backoff.next();
-        tracing::warn!("joining again in {wait:?}: {error}");
+        tracing::debug!("joining again in {wait:?}: {error}");
         tokio::select! {
             () = shared.closing() => break,
             () = tokio::time::sleep(wait) => {}
@@ -156,6 +154,7 @@ impl<'a> Session<'a> {
             () = shared.closing() => return Ok(None),
         };
         self.joined = true;
+        shared.found();
         shared.joined(requests);
         Ok(Some(answers))
     }

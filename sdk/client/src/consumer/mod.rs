@@ -279,6 +279,12 @@ impl Consumer {
         stream::unfold(self, |mut consumer| async move { Some((consumer.next().await?, consumer)) })
     }
 
+    /// Why there are no records just now, if that is so: the server is gone, and is looked for until
+    /// [`ConsumerSettings::reconnect_timeout_ms`] is over.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble()
+    }
+
     async fn take(&mut self) -> Option<Result<(RecordSet, Arc<Assigned>), ClientError>> {
         if self.broken {
             return None;

@@ -34,6 +34,7 @@ type Answers = Pin<Box<dyn Stream<Item = Piece> + Send>>;
 
 /// What a stream says; the number is the stream's.
 enum Piece {
+    Opened,
     Records(Box<v1::ConsumeResponse>),
     Ended(usize),
     Lost(Status),
@@ -93,7 +94,6 @@ async fn read(shared: &Shared) -> Option<ClientError> {
     };
     shared.assign(0, partitions.values().map(|reading| reading.partition.clone()));
     let mut backoff = Backoff::new(shared.settings.retry_backoff_ms);
-    let mut lost_at = None;
     let mut channels = Vec::new();
     loop {
         let before: u64 = partitions.values().map(|reading| reading.offset).sum();
@@ -104,10 +104,8 @@ async fn read(shared: &Shared) -> Option<ClientError> {
         };
         if partitions.values().map(|reading| reading.offset).sum::<u64>() > before {
             backoff.reset();
-            lost_at = None;
         }
-        let since = *lost_at.get_or_insert_with(Instant::now);
-        if since.elapsed() > Duration::from_millis(shared.settings.reconnect_timeout_ms) {
+        if shared.lost(&error) > Duration::from_millis(shared.settings.reconnect_timeout_ms) {
             return Some(error);
         }
         let wait = backoff.next();
@@ -185,6 +183,7 @@ async fn stream_all(shared: &Shared, partitions: &mut Partitions, channels: &mut
         let Some(next) = unless_closing(shared, next).await else { return Stop::Closing };
         match next {
             None => return Stop::Done,
+            Some(Piece::Opened) => shared.found(),
             Some(Piece::Records(answer)) => {
                 for records in answer.partitions {
                     if let Err(error) = take(shared, partitions, records) {
@@ -220,14 +219,13 @@ fn open(channel: Channel, request: v1::ConsumeRequest, index: usize) -> impl Str
     let opened = async move { client.consume(request).await };
     stream::once(opened).flat_map(move |opened| match opened {
         Err(status) => stream::iter([Piece::Lost(status)]).left_stream(),
-        Ok(answers) => answers
-            .into_inner()
-            .map(|answer| match answer {
+        Ok(answers) => {
+            let pieces = answers.into_inner().map(|answer| match answer {
                 Ok(answer) => Piece::Records(Box::new(answer)),
                 Err(status) => Piece::Lost(status),
-            })
-            .chain(stream::iter([Piece::Ended(index)]))
-            .right_stream(),
+            });
+            stream::iter([Piece::Opened]).chain(pieces).chain(stream::iter([Piece::Ended(index)])).right_stream()
+        }
     })
 }
 

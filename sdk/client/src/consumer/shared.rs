@@ -8,11 +8,13 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use millstream_api::v1;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::ConsumerSettings;
 use crate::client::Client;
@@ -128,6 +130,8 @@ pub(super) struct Shared {
     pub(super) moved: Notify,
     closing: watch::Sender<bool>,
     pub(super) assignment: watch::Sender<Assignment>,
+    /// Since when the server is looked for, and why.
+    trouble: Mutex<Option<(Instant, String)>>,
 }
 
 #[derive(Debug, Default)]
@@ -170,7 +174,12 @@ impl Shared {
             moved: Notify::new(),
             closing: watch::Sender::new(false),
             assignment: watch::Sender::new(Assignment::default()),
+            trouble: Mutex::default(),
         }
+    }
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().as_ref().map(|(_, reason)| reason.clone())
     }
 
     // The handle's side
@@ -243,6 +252,24 @@ impl Shared {
     }
 
     // The task's side
+
+    /// The server is gone. Returns for how long it is.
+    pub(super) fn lost(&self, error: &ClientError) -> Duration {
+        let mut trouble = self.trouble.lock();
+        let since = trouble.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        if trouble.is_none() {
+            tracing::warn!(server = self.client.server(), "no records come any more, it is tried again: {error}");
+        }
+        *trouble = Some((since, error.to_string()));
+        since.elapsed()
+    }
+
+    /// The server is there.
+    pub(super) fn found(&self) {
+        if let Some((since, _)) = self.trouble.lock().take() {
+            tracing::info!(server = self.client.server(), "the server is there again after {:?}", since.elapsed());
+        }
+    }
 
     /// Returns when the consumer closes.
     pub(super) async fn closing(&self) {
