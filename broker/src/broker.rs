@@ -24,9 +24,8 @@ use crate::quota::{QuotaSettings, Quotas};
 use crate::readers::Readers;
 use crate::start::Restoring;
 use crate::state::StateIndex;
-use crate::store::cleaner::Cleaner;
+use crate::store::cleaner::{Cleaner, CleanerOptions};
 use crate::store::committer::{CommitQueue, Committer};
-use crate::store::merge::EXTENTS_MAX;
 use crate::store::sealer::sealer;
 use crate::store::{Append, CatalogChange, Commit, Fence, OffsetChange, Receipt, Store, StoreError, StoreOptions};
 use crate::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};
@@ -162,7 +161,7 @@ impl Broker {
         registry: &mut Registry,
     ) -> Result<Self, StoreError> {
         let disk_reserve_bytes = settings.disk_reserve_bytes.unwrap_or(settings.journal_bytes_max);
-        let extents_max = options.extents_max.unwrap_or(EXTENTS_MAX);
+        let cleaner_options = CleanerOptions::new(&options);
         let (store, extents) = Store::open(path, options, disk_reserve_bytes)?;
         let store = Arc::new(store);
         let topics = load_topics(&store)?;
@@ -188,7 +187,7 @@ impl Broker {
             failed,
         )?;
         let sealer = sealer.start(store.clone(), domain.clone(), queue.downgrade())?;
-        let cleaner = Cleaner::new(store.clone(), domain, queue.downgrade(), settings.limits, extents_max);
+        let cleaner = Cleaner::new(store.clone(), domain, queue.downgrade(), settings.limits, cleaner_options);
         let [retention, cleaner] = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new(permits_max(&settings))),

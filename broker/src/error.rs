@@ -56,7 +56,7 @@ pub enum BrokerError {
         topic: TopicName,
     },
     /// The topic belongs to a pipeline.
-    #[error("topic {topic} is used by {}: delete {} first", named(pipelines), it(pipelines))]
+    #[error("topic {topic} is used by {}: delete {} first", users(pipelines), them(pipelines))]
     TopicInUse {
         /// The topic.
         topic: TopicName,
@@ -326,23 +326,20 @@ pub enum BrokerError {
     },
 }
 
-fn named(pipelines: &[String]) -> String {
+fn users(pipelines: &[String]) -> String {
     match pipelines {
         [one] => format!("pipeline {one}"),
         all => format!("pipelines {}", all.join(", ")),
     }
 }
 
-fn it(pipelines: &[String]) -> &'static str {
+fn them(pipelines: &[String]) -> &'static str {
     if pipelines.len() == 1 { "the pipeline" } else { "these pipelines" }
 }
 
 /// The source may say so already.
 fn what_is_lost(source: &crate::store::StoreError) -> &'static str {
-    match source {
-        crate::store::StoreError::Corrupt { .. } => "",
-        _ => "; `millstream check` says what is lost",
-    }
+    if source.is_of_damage() { "" } else { "; `millstream check` says what is lost" }
 }
 
 /// What brings writes back.

@@ -224,7 +224,7 @@ impl Collector for BrokerCollector {
             ("millstream_table_bytes", "Bytes of the file of state, offsets and producers", size.table_bytes),
             ("millstream_segment_bytes", "Bytes of the files of segments", size.segment_bytes),
             ("millstream_segments", "Segments on disk", size.segments as u64),
-            ("millstream_queued_bytes", "Bytes of records that wait to be on disk", broker.queued_bytes() as u64),
+            ("millstream_queued_bytes", "Bytes of commits that wait to be on disk", broker.queued_bytes() as u64),
         ] {
             let metric = encode_gauge(&mut encoder, name, help)?;
             ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric)?;

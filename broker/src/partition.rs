@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::error::BrokerError;
 use crate::name::TopicName;
 use crate::producer::Producers;
-use crate::store::segment::{BlockFault, Extent, Sealed, sound_part};
+use crate::store::segment::{BlockFault, Extent, Sealed, SegmentId, sound_part};
 use crate::store::{Location, Store, StoreError};
 
 /// Position of a record in its partition, from 0.
@@ -140,6 +140,16 @@ struct Index {
     start: Offset,
     extents: Vec<Extent>,
     runs: VecDeque<Run>,
+    /// Runs below the start, in order. They are in the journal still: what they say of producers is to be sealed.
+    gone: Vec<Run>,
+}
+
+/// What is to be sealed of a partition.
+#[derive(Debug, Default)]
+pub(crate) struct Unsealed {
+    /// Of these only what they say of producers.
+    pub(crate) gone: Vec<Run>,
+    pub(crate) runs: Vec<Run>,
 }
 
 impl Index {
@@ -336,8 +346,23 @@ impl Partition {
     }
 
     /// The runs that stand in the journal before sequence number `to`, in order.
-    pub(crate) fn runs_before(&self, to: u64) -> Vec<Run> {
-        self.index.read().runs.iter().take_while(|run| run.at.seq < to).copied().collect()
+    pub(crate) fn unsealed(&self, to: u64) -> Unsealed {
+        let index = self.index.read();
+        let is_before = |run: &&Run| run.at.seq < to;
+        Unsealed {
+            gone: index.gone.iter().take_while(is_before).copied().collect(),
+            runs: index.runs.iter().take_while(is_before).copied().collect(),
+        }
+    }
+
+    /// A run that was below the start before the journal was replayed.
+    pub(crate) fn publish_gone(&self, run: Run) {
+        self.index.write().gone.push(run);
+    }
+
+    /// What the runs before sequence number `to` say of producers is sealed, and there were no others.
+    pub(crate) fn forget_gone(&self, to: u64) {
+        self.index.write().gone.retain(|run| run.at.seq >= to);
     }
 
     /// The extents, in order.
@@ -351,6 +376,7 @@ impl Partition {
         while index.runs.front().is_some_and(|run| run.at.seq < to) {
             index.runs.pop_front();
         }
+        index.gone.retain(|run| run.at.seq >= to);
         index.extents.extend_from_slice(extents);
         index.trim();
         index.assert_in_order(&self.name);
@@ -369,11 +395,21 @@ impl Partition {
 
     /// Records below `start` are no longer kept. Returns whether a segment has less in use then. Committer only.
     pub(crate) fn set_start(&self, start: Offset) -> bool {
+        let has_producers = !self.producers().is_empty();
         let mut index = self.index.write();
         let extents = index.extents.len();
         index.start = index.start.max(start);
+        if has_producers {
+            let gone: Vec<Run> = index.runs.iter().take_while(|run| run.end <= start).copied().collect();
+            index.gone.extend(gone);
+        }
         index.trim();
         index.extents.len() < extents
+    }
+
+    /// The segments that have records of it, one for each extent.
+    pub(crate) fn segments(&self) -> Vec<SegmentId> {
+        self.index.read().extents.iter().map(|extent| extent.segment).collect()
     }
 
     /// The offset from which records are kept where those last written before `time_ms` go, and of the

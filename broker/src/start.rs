@@ -114,13 +114,15 @@ impl Restoring<'_> {
                             "a record batch in the journal is damaged; `millstream check` says which"
                         );
                     }
-                    // What retention removed is gone.
-                    if run.end > partition.start() {
+                    let at = location(seq, pos, batches);
+                    if run.end <= partition.start() {
+                        partition.publish_gone(run.run(at));
+                    } else {
                         if run.base != partition.end() {
                             let (name, end) = (partition.name(), partition.end());
                             return Err(format!("{name}: records at offset {} cannot follow offset {end}", run.base));
                         }
-                        partition.publish(run.run(location(seq, pos, batches)));
+                        partition.publish(run.run(at));
                     }
                     replay_producers(partition, run.base..run.end, batches, sound, self.now_ms);
                 }

@@ -8,10 +8,11 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use millstream_api::ERROR_TRAILER;
 use millstream_broker::grpc::status::to_status;
-use millstream_broker::store::{Commit, StoreOptions};
+use millstream_broker::store::{Commit, StoreOptions, check};
 use millstream_broker::{Broker, BrokerError, Offset};
 use millstream_runtime::{Runtime, RuntimeSettings};
 use millstream_tests::faults::{Call, Disk, Fault, folder};
@@ -38,17 +39,16 @@ fn fault(random: &mut StdRng) -> Option<Fault> {
 }
 
 /// One data directory through several faults, some of them while it is opened.
-async fn survives(seed: u64) {
+async fn survives(seed: u64, mut workload: Workload, options: impl Fn(StoreOptions) -> StoreOptions) -> Workload {
     let mut random = StdRng::seed_from_u64(seed);
     let data = folder();
-    let mut workload = Workload::default();
     for _ in 0..random.random_range(1..6) {
         let fault = fault(&mut random);
         let mut disk = Disk::new(fault);
         if random.random_bool(0.2) {
             disk = disk.with_delays(random.random());
         }
-        match open_with(data.path(), disk.options()) {
+        match open_with(data.path(), options(disk.options())) {
             Err(error) => assert!(disk.struck(), "it does not open: {error}"),
             Ok(broker) => {
                 // Reading meets no fault, unless there is nothing to read.
@@ -74,12 +74,20 @@ async fn survives(seed: u64) {
             _ => disk.settle(),
         }
     }
-    let broker = open_with(data.path(), StoreOptions::default()).unwrap();
+    let broker = open_with(data.path(), options(StoreOptions::default())).unwrap();
     workload.check(&broker).await;
     workload.run(&broker, &mut random, 5).await.unwrap();
     workload.check(&broker).await;
     broker.stop();
     drop(broker);
+    let report = check(data.path(), false).unwrap();
+    assert!(report.is_sound(), "{report:#?}");
+    workload
+}
+
+/// A few keys a pass.
+fn always_cleaning(options: StoreOptions) -> StoreOptions {
+    StoreOptions { cleaning_interval: Some(Duration::from_millis(1)), compaction_keys_max: Some(6), ..options }
 }
 
 /// What broke takes nothing more, and says so.
@@ -92,13 +100,36 @@ async fn check_refuses(broker: &Broker) {
 
 #[test]
 fn what_was_acknowledged_survives_every_fault_and_commits_are_whole() {
-    for_seeds(300, |seed| block_on(survives(seed)));
+    for_seeds(300, |seed| drop(block_on(survives(seed, Workload::default(), |options| options))));
+}
+
+#[test]
+fn what_is_left_by_retention_compaction_and_merging_survives_every_fault() {
+    let cleaned = [const { AtomicU64::new(0) }; 2];
+    for_seeds(300, |seed| {
+        let workload = block_on(survives(seed, Workload::cleaned(), always_cleaning));
+        for (all, count) in cleaned.iter().zip(workload.cleaned) {
+            all.fetch_add(u64::from(count > 0), Ordering::Relaxed);
+        }
+    });
+    if std::env::var("MILLSTREAM_TEST_SEED").is_err() {
+        let [compacted, retained] = cleaned.map(AtomicU64::into_inner);
+        assert!(compacted > 50 && retained > 50, "{compacted} of the seeds were compacted, {retained} retained");
+    }
 }
 
 // ---- full disks
 
 /// What a store whose journal has 40 KB needs to put in order what it holds, redb's copies of pages included.
 const RESERVE_BYTES: u64 = 1 << 20;
+
+/// Every second one with retention, compaction and merging all the time.
+fn workload_of(seed: u64, disk: &Disk) -> (Workload, StoreOptions) {
+    match seed % 2 {
+        0 => (Workload::default(), disk.options()),
+        _ => (Workload::cleaned(), always_cleaning(disk.options())),
+    }
+}
 
 /// With room again it goes on, for so many steps; and so it does when it is opened anew.
 async fn check_goes_on(
@@ -132,8 +163,8 @@ fn a_disk_that_runs_full_costs_nothing_that_was_acknowledged() {
         block_on(async {
             let mut random = StdRng::seed_from_u64(seed);
             let (data, disk) = (folder(), Disk::default());
-            let mut workload = Workload::default();
-            let broker = open_with_reserve(data.path(), disk.options(), 0);
+            let (mut workload, options) = workload_of(seed, &disk);
+            let broker = open_with_reserve(data.path(), options, 0);
             let steps = random.random_range(0..30);
             workload.run(&broker, &mut random, steps).await.unwrap();
             disk.set_room(disk.used_bytes() + random.random_range(0..300_000));
@@ -164,8 +195,8 @@ fn with_a_reserve_a_full_disk_refuses_writes_until_there_is_room_and_nothing_fai
         block_on(async {
             let mut random = StdRng::seed_from_u64(seed);
             let (data, disk) = (folder(), Disk::default());
-            let mut workload = Workload::default();
-            let broker = open_with_reserve(data.path(), disk.options(), RESERVE_BYTES);
+            let (mut workload, options) = workload_of(seed, &disk);
+            let broker = open_with_reserve(data.path(), options, RESERVE_BYTES);
             for _ in 0..3 {
                 let room = disk.used_bytes() + RESERVE_BYTES + random.random_range(0..400_000);
                 disk.set_room(room);

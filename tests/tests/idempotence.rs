@@ -340,6 +340,42 @@ async fn what_a_partition_knows_of_producers_outlives_the_journal() {
 }
 
 #[tokio::test]
+async fn what_retention_takes_before_it_is_sealed_does_not_make_a_producer_unknown() {
+    let data = tempfile::tempdir().unwrap();
+    let settings = BrokerSettings { journal_bytes_max: 100_000, ..BrokerSettings::default() };
+    let (mut broker, clock) = open(data.path(), &settings);
+    let retained = TopicSettings { retention_ms: Some(1_000), ..TopicSettings::default() };
+    let mut topic = broker.create_topic(&TopicName::new("t").unwrap(), 1, retained, false).await.unwrap();
+    let id = broker.init_producer(None).await.unwrap().id;
+    let producer = v1::ProducerIdentity { producer_id: id.get(), epoch: 0 };
+    for n in 0..3 {
+        append(&broker, &topic, (producer, n * 10), 10).await.unwrap();
+    }
+    clock.0.store(10_000, Ordering::SeqCst);
+    let partition = topic.partitions()[0].clone();
+    wait_until("all is retained", || partition.start() == partition.end()).await;
+    assert_eq!(broker.store().size().segments, 0, "nothing is sealed");
+    // After a start that finds it in the journal, and again.
+    for name in ["first", "second"] {
+        stop(broker).await;
+        (broker, _) = open(data.path(), &settings);
+        let filler = create_topic(&broker, name).await;
+        let nobody = v1::ProducerIdentity { producer_id: -1, epoch: -1 };
+        let segments = broker.store().size().segments;
+        while broker.store().size().segments < segments + 2 {
+            append(&broker, &filler, (nobody, -1), 1_000).await.unwrap();
+        }
+        stop(broker).await;
+        (broker, _) = open(data.path(), &settings);
+        topic = broker.topic("t").unwrap();
+        for n in 0..3 {
+            assert_eq!(append(&broker, &topic, (producer, n * 10), 10).await.unwrap(), i64::from(n) * 10);
+        }
+    }
+    stop(broker).await;
+}
+
+#[tokio::test]
 async fn a_partition_forgets_a_producer_that_is_idle_for_a_week() {
     let data = tempfile::tempdir().unwrap();
     let settings = BrokerSettings::default();

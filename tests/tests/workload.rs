@@ -13,7 +13,7 @@ use millstream_broker::partition::{Partition, ReadRange};
 use millstream_broker::producer::BATCHES_REMEMBERED;
 use millstream_broker::state::StateChange;
 use millstream_broker::store::{Append, Commit, Fence, OffsetChange, Receipt, StoreError, StoreOptions};
-use millstream_broker::topic::TopicSettings;
+use millstream_broker::topic::{Cleanup, TopicSettings};
 use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Column, Compression, Limits, RecordBatch, split_batches};
 use prometheus_client::registry::Registry;
@@ -73,6 +73,12 @@ const NUMBERS: u32 = 3;
 /// In flight at a time.
 const IN_FLIGHT_MAX: usize = 6;
 
+/// Where records are cleaned: of the second topic's keys the last records stay, and of the third so many bytes.
+const COMPACTED: usize = 1;
+const RETAINED: usize = 2;
+const RETENTION_BYTES: u64 = JOURNAL_BYTES_MAX;
+const JOURNAL_BYTES_MAX: u64 = 40_000;
+
 /// Timestamp, key, value.
 pub(super) type Held = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
 
@@ -116,6 +122,8 @@ pub(super) type Accumulators = BTreeMap<Vec<u8>, Vec<u8>>;
 /// All that a broker holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Contents {
+    /// Whether records are cleaned. Then this has those too that are gone.
+    cleaned: bool,
     pub(super) topics: BTreeMap<usize, Vec<Vec<Held>>>,
     pub(super) offsets: BTreeMap<(String, Place), usize>,
     /// Without empty ones.
@@ -232,7 +240,10 @@ impl Contents {
             CommitStep { compression: random.random_bool(0.5).then_some(Compression::Lz4), ..CommitStep::default() };
         for _ in 0..random.random_range(0..4) {
             let Some((place, _)) = self.place(random) else { continue };
-            let batches = (0..random.random_range(1..4)).map(|_| records(random)).collect();
+            let mut batches: Vec<_> = (0..random.random_range(1..4)).map(|_| records(random)).collect();
+            if self.is_compacted(place.0) {
+                batches.iter_mut().flatten().for_each(one_of_few_keys);
+            }
             // Of a producer a partition takes one append in a commit, and nothing before it.
             let numbered = random.random_bool(0.6) && commit.appends.iter().all(|before| before.place != place);
             let producer = numbered.then(|| (random.random_range(PRODUCERS), random.random_bool(0.1)));
@@ -263,6 +274,22 @@ impl Contents {
         commit
     }
 
+    fn is_compacted(&self, topic: usize) -> bool {
+        self.cleaned && topic == COMPACTED
+    }
+
+    fn is_retained(&self, topic: usize) -> bool {
+        self.cleaned && topic == RETAINED
+    }
+
+    fn settings(&self, topic: usize) -> TopicSettings {
+        TopicSettings {
+            cleanup: if self.is_compacted(topic) { Cleanup::Compact } else { Cleanup::Delete },
+            retention_bytes: self.is_retained(topic).then_some(RETENTION_BYTES),
+            ..TopicSettings::default()
+        }
+    }
+
     /// Where the records of a step's appends come to stand.
     fn base_offsets(&self, step: &Step) -> Vec<Offset> {
         let Step::Commit(commit) = step else { return Vec::new() };
@@ -283,6 +310,10 @@ impl CommitStep {
     fn is_idempotent(&self) -> bool {
         !self.appends.is_empty() && self.appends.iter().all(|append| append.producer.is_some())
     }
+}
+
+fn one_of_few_keys((_, key, _): &mut Held) {
+    key.get_or_insert_with(|| b"none".to_vec()).truncate(1);
 }
 
 fn bytes(random: &mut StdRng, len: usize) -> Vec<u8> {
@@ -331,6 +362,8 @@ pub(super) struct Workload {
     acked: usize,
     /// With all that was asked.
     pub(super) ahead: Contents,
+    /// Records that compaction and that retention took, when it was looked at.
+    pub(super) cleaned: [usize; 2],
 }
 
 /// Without a reserve on a disk that runs full; otherwise with what stands for the default here.
@@ -340,7 +373,7 @@ pub(super) fn open_with_reserve(data: &Path, options: StoreOptions, disk_reserve
 
 /// With a journal so small that sealing is always under way, and little of it in memory.
 pub(super) fn settings() -> BrokerSettings {
-    BrokerSettings { journal_bytes_max: 40_000, ..BrokerSettings::default() }
+    BrokerSettings { journal_bytes_max: JOURNAL_BYTES_MAX, ..BrokerSettings::default() }
 }
 
 pub(super) fn open_with(data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
@@ -422,6 +455,11 @@ impl Workload {
         Self { ahead: there.clone(), there, ..Self::default() }
     }
 
+    /// With a topic that is compacted and one that is retained.
+    pub(super) fn cleaned() -> Self {
+        Self::of(Contents { cleaned: true, ..Contents::default() })
+    }
+
     /// Goes on for so many steps, or until one fails.
     pub(super) async fn run(&mut self, broker: &Broker, random: &mut StdRng, steps: usize) -> Result<(), BrokerError> {
         let mut in_flight = VecDeque::new();
@@ -460,7 +498,7 @@ impl Workload {
         let commit = match step {
             Step::CreateTopic { topic, partitions } => {
                 let name = TopicName::new(TOPICS[*topic]).unwrap();
-                broker.create_topic(&name, *partitions as u32, TopicSettings::default(), false).await?;
+                broker.create_topic(&name, *partitions as u32, self.ahead.settings(*topic), false).await?;
                 return Ok(None);
             }
             Step::DeleteTopic { topic } => {
@@ -530,25 +568,29 @@ impl Workload {
     /// The checker: what is there is what was there and a part of what was asked since, from its begin, with
     /// all that was acknowledged, and producers are known by just that. From here on it is known.
     pub(super) async fn check(&mut self, broker: &Broker) {
-        let found = contents(broker).await;
+        let found = holdings(broker).await;
         let mut expected = self.there.clone();
         self.asked[..self.acked].iter().for_each(|step| expected.apply(step));
         let least = expected.clone();
         let mut more = self.asked[self.acked..].iter();
-        while found != expected {
+        while !found.is_left_of(&expected) {
             match more.next() {
                 Some(step) => expected.apply(step),
                 None => {
                     let (acked, asked) = (self.acked, self.asked.len());
                     panic!(
                         "what is there is not what was acknowledged ({acked} of {asked}) and a part of the rest: {}",
-                        difference(&found, &least)
+                        difference(&found.contents, &least)
                     );
                 }
             }
         }
         check_producers(broker, &expected).await;
-        *self = Self { there: expected.clone(), ahead: expected, asked: Vec::new(), acked: 0 };
+        let mut cleaned = self.cleaned;
+        for ((topic, _), gone) in &found.gone {
+            cleaned[usize::from(*topic == RETAINED)] += gone.len();
+        }
+        *self = Self { there: expected.clone(), ahead: expected, cleaned, ..Self::default() };
     }
 }
 
@@ -614,16 +656,68 @@ pub(super) fn difference(found: &Contents, expected: &Contents) -> String {
     )
 }
 
-/// Reads all that a broker holds. Offsets have no holes, checksums match, keys are counted.
+/// What a broker holds that may have been cleaned.
+struct Holdings {
+    /// Records that are gone are empty here.
+    contents: Contents,
+    /// The offsets of records that are gone.
+    gone: BTreeMap<Place, Vec<usize>>,
+}
+
+impl Holdings {
+    /// Whether this is what is left of a model's contents.
+    fn is_left_of(&self, all: &Contents) -> bool {
+        let mut expected = all.clone();
+        for (place, gone) in &self.gone {
+            let Some(records) = expected.topics.get_mut(&place.0).and_then(|topic| topic.get_mut(place.1)) else {
+                return false;
+            };
+            if gone.last().is_some_and(|last| *last >= records.len()) || !may_be_gone(all, *place, records, gone) {
+                return false;
+            }
+            gone.iter().for_each(|at| records[*at] = Held::default());
+            // Without their records, batches say nothing of producers: they are asked.
+        }
+        expected.cleaned = false;
+        let (mut found, is_cleaned) =
+            (self.contents.clone(), |topic| all.is_compacted(topic) || all.is_retained(topic));
+        found.producers.retain(|((topic, _), _), _| !is_cleaned(*topic));
+        expected.producers.retain(|((topic, _), _), _| !is_cleaned(*topic));
+        found == expected
+    }
+}
+
+/// Whether compaction or retention may have taken these.
+fn may_be_gone(all: &Contents, (topic, _): Place, records: &[Held], gone: &[usize]) -> bool {
+    if all.is_retained(topic) {
+        let bytes: usize =
+            records[gone.len()..].iter().map(|(_, _, value)| 100 + value.as_ref().map_or(0, Vec::len)).sum();
+        return gone.iter().enumerate().all(|(at, gone)| at == *gone) && bytes as u64 >= RETENTION_BYTES;
+    }
+    let has_newer = |at: usize| records[at + 1..].iter().any(|(_, key, _)| *key == records[at].1);
+    all.is_compacted(topic) && gone.iter().all(|at| has_newer(*at))
+}
+
+/// Reads all that a broker holds of which nothing was cleaned.
 pub(super) async fn contents(broker: &Broker) -> Contents {
-    let mut found = Contents::default();
+    let Holdings { contents, gone } = holdings(broker).await;
+    assert!(gone.is_empty(), "offsets have no holes");
+    contents
+}
+
+/// Reads all that a broker holds. Checksums match, keys are counted.
+async fn holdings(broker: &Broker) -> Holdings {
+    let (mut found, mut all_gone) = (Contents::default(), BTreeMap::new());
     for topic in broker.topics() {
         let number = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
         let mut partitions = Vec::new();
         for partition in topic.partitions() {
-            let (held, sent) = read_all(broker, partition).await;
+            let ReadAll { held, gone, producers: sent } = read_all(broker, partition).await;
             let place = (number, partitions.len());
             partitions.push(held);
+            if !gone.is_empty() {
+                all_gone.insert(place, gone);
+            }
             found.producers.extend(sent.into_iter().map(|(id, sent)| ((place, id), sent)));
         }
         found.topics.insert(number, partitions);
@@ -647,28 +741,54 @@ pub(super) async fn contents(broker: &Broker) -> Contents {
             }
         }
     }
-    found
+    Holdings { contents: found, gone: all_gone }
 }
 
-async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> (Vec<Held>, BTreeMap<i64, Sent>) {
-    let (mut held, mut producers) = (Vec::new(), BTreeMap::<_, Sent>::new());
-    let mut from = Offset::ZERO;
+#[derive(Default)]
+struct ReadAll {
+    /// Empty records are gone.
+    held: Vec<Held>,
+    gone: Vec<usize>,
+    producers: BTreeMap<i64, Sent>,
+}
+
+impl ReadAll {
+    /// Those up to `offset` are gone.
+    fn skip_to(&mut self, offset: usize) {
+        self.gone.extend(self.held.len()..offset);
+        self.held.resize(self.held.len().max(offset), Held::default());
+    }
+}
+
+async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> ReadAll {
+    let mut found = ReadAll::default();
+    let mut from = partition.start();
     while from < partition.end() {
         let range = ReadRange { from, until: None, bytes_max: 30_000, one_at_least: true };
-        let slice = broker.read(partition, range).await.unwrap();
+        let slice = match broker.read(partition, range).await {
+            // Retention was faster.
+            Err(BrokerError::OffsetOutOfRange { start, .. }) if from < start => {
+                (found, from) = (ReadAll::default(), start);
+                continue;
+            }
+            read => read.unwrap(),
+        };
         for batch in slice.runs.iter().cloned().flat_map(split_batches).map(Result::unwrap) {
             for (at, record) in records_of(&batch) {
-                assert_eq!(at, held.len(), "{} has no holes", partition.name());
-                held.push(record);
+                assert!(at >= found.held.len(), "{}: offset {at} comes twice", partition.name());
+                found.skip_to(at);
+                found.held.push(record);
             }
-            if batch.producer_id() >= 0 {
-                producers.entry(batch.producer_id()).or_default().add(&batch);
+            if batch.producer_id() >= 0 && found.gone.is_empty() {
+                found.producers.entry(batch.producer_id()).or_default().add(&batch);
             }
         }
-        assert_eq!(slice.next, offset(held.len()), "a read of {} goes on", partition.name());
+        assert!(slice.next > from, "a read of {} goes on", partition.name());
+        found.skip_to(slice.next.get() as usize);
         from = slice.next;
     }
-    (held, producers)
+    found.skip_to(partition.end().get() as usize);
+    found
 }
 
 /// A batch's records, with their offsets; its checksum is checked.

@@ -16,12 +16,12 @@ use millstream_record::Limits;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::committer::{Ended, Upkeep, WeakCommitQueue};
-use super::compaction::compact;
+use super::compaction::{KEYS_MAX, compact};
 use super::error::StoreError;
-use super::merge::{Live, merge};
+use super::merge::{EXTENTS_MAX, Live, merge};
 use super::retention::{self, retain};
 use super::segment::{Extent, OwnedExtent, SegmentFile, SegmentId};
-use super::{Store, spawn};
+use super::{Store, StoreOptions, spawn};
 use crate::broker::Domain;
 use crate::partition::{Partition, Place};
 use crate::topic::Topic;
@@ -30,7 +30,7 @@ use crate::topic::Topic;
 const COMPACT_AGAIN_MS: u64 = 60_000;
 
 /// How often it is looked what there is to do.
-const ROUND: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Compaction begins once records that it has not seen are this part of a partition: Kafka's
 /// `min.cleanable.dirty.ratio`, a half.
@@ -42,8 +42,26 @@ pub(crate) struct Cleaner {
     pub(super) domain: Arc<Domain>,
     pub(super) queue: WeakCommitQueue,
     pub(super) limits: Limits,
-    pub(super) extents_max: usize,
+    pub(super) options: CleanerOptions,
     in_work: Mutex<InWork>,
+}
+
+/// Of [`StoreOptions`], with the defaults.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CleanerOptions {
+    interval: Duration,
+    pub(super) extents_max: usize,
+    pub(super) keys_max: usize,
+}
+
+impl CleanerOptions {
+    pub(crate) fn new(options: &StoreOptions) -> Self {
+        Self {
+            interval: options.cleaning_interval.unwrap_or(INTERVAL),
+            extents_max: options.extents_max.unwrap_or(EXTENTS_MAX),
+            keys_max: options.compaction_keys_max.unwrap_or(KEYS_MAX),
+        }
+    }
 }
 
 /// Segments that are merged or compacted just now: retention leaves them alone.
@@ -72,15 +90,14 @@ struct Seen {
 }
 
 impl Cleaner {
-    /// `extents_max`: extents in use beyond which segments are merged so that there are fewer.
     pub(crate) fn new(
         store: Arc<Store>,
         domain: Arc<Domain>,
         queue: WeakCommitQueue,
         limits: Limits,
-        extents_max: usize,
+        options: CleanerOptions,
     ) -> Self {
-        Self { store, domain, queue, limits, extents_max, in_work: Mutex::default() }
+        Self { store, domain, queue, limits, options, in_work: Mutex::default() }
     }
 
     /// Starts the threads; they end with the committer.
@@ -96,8 +113,7 @@ impl Cleaner {
     fn run_retention(&self, retained: &SyncSender<()>) {
         let mut seen = retention::Seen::default();
         loop {
-            self.store.wait_for_end(ROUND);
-            if self.is_closing() {
+            if self.store.wait_for_end(self.options.interval) || self.is_closing() {
                 return;
             }
             log_failure(retain(self, self.domain.clock.now_ms(), &mut seen));
@@ -109,6 +125,9 @@ impl Cleaner {
     fn run(&self, rounds: &Receiver<()>) {
         let mut seen = Seen::default();
         for () in rounds {
+            if self.is_closing() {
+                return;
+            }
             log_failure(self.round(self.domain.clock.now_ms(), &mut seen));
         }
     }
@@ -132,8 +151,12 @@ impl Cleaner {
         let now = self.store.registry().changes();
         if *changes != Some(now) {
             *changes = Some(now);
-            // What can't be read now must not keep others from being compacted.
-            log_failure(merge(self, unreadable));
+            match merge(self, unreadable) {
+                Ok(()) => {}
+                Err(Ended::Closing) => return Err(Ended::Closing),
+                // What can't be read now must not keep others from being compacted.
+                Err(Ended::Failed(error)) => failed(&error),
+            }
         }
         let topics = self.topics();
         for topic in topics.iter().filter(|topic| topic.meta().settings.cleanup.compacts()) {
@@ -181,6 +204,18 @@ impl Cleaner {
     ) -> Work<'a> {
         in_work.extend(segments);
         Work(self)
+    }
+
+    /// Segments of which nothing is in use.
+    pub(super) fn unused(&self) -> Vec<SegmentId> {
+        // As in `live`, of which this needs little.
+        let _changing = self.store.registry().change();
+        let mut used = HashSet::new();
+        for topic in self.topics() {
+            topic.partitions().iter().for_each(|partition| used.extend(partition.segments()));
+        }
+        let all = self.store.registry().all().into_iter().map(|segment| segment.id);
+        all.filter(|id| !used.contains(id)).collect()
     }
 
     /// Every segment, and what of them is in use.

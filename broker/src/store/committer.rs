@@ -28,6 +28,7 @@ use crate::broker::Domain;
 use crate::error::BrokerError;
 use crate::group::Group;
 use crate::metrics::BrokerMetrics;
+use crate::name::TopicName;
 use crate::partition::{Offset, Partition, Run, TopicId};
 use crate::producer::Verdict;
 use crate::state::{StateChange, StateIndex};
@@ -468,13 +469,15 @@ impl Committer {
         }
     }
 
-    /// Counts what was appended. As a rule runs of one topic stand together.
+    /// Counts what was appended, once a topic.
     fn count(&self, runs: &[(Arc<Partition>, Run)]) {
-        for of_topic in runs.chunk_by(|(a, _), (b, _)| a.topic_id() == b.topic_id()) {
-            let records = of_topic.iter().map(|(_, run)| run.end.get().abs_diff(run.base.get())).sum();
-            let bytes = of_topic.iter().map(|(_, run)| u64::from(run.at.len)).sum();
-            self.metrics.appended(&of_topic[0].0.name().topic, records, bytes);
+        let mut topics: HashMap<_, (&TopicName, u64, u64)> = HashMap::new();
+        for (partition, run) in runs {
+            let topic = topics.entry(partition.topic_id()).or_insert((&partition.name().topic, 0, 0));
+            topic.1 += run.end.get().abs_diff(run.base.get());
+            topic.2 += u64::from(run.at.len);
         }
+        topics.into_values().for_each(|(name, records, bytes)| self.metrics.appended(name, records, bytes));
     }
 
     /// `seq` is the sequence number at which the commit's blob begins.
@@ -668,7 +671,9 @@ struct OnPanic<'a>(&'a watch::Sender<Option<Arc<StoreError>>>);
 impl Drop for OnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.send_replace(Some(Arc::new(StoreError::Stopped("it panicked, see the log".into()))));
+            self.0.send_replace(Some(Arc::new(StoreError::Stopped(
+                "it panicked, see the log; if redb did, `millstream check --repair` may help".into(),
+            ))));
         }
     }
 }

@@ -17,8 +17,8 @@ use super::output::Output;
 use super::segment::{Extent, Piece};
 use crate::partition::{Offset, Partition};
 
-/// Keys that one pass remembers: 64 MiB of memory. What is beyond waits for the next pass.
-const KEYS_MAX: usize = 1 << 20;
+/// Keys that one pass remembers, and those of a batch: 64 MiB of memory. What is beyond waits for the next pass.
+pub(super) const KEYS_MAX: usize = 1 << 20;
 
 /// A key, by 16 bytes of its SHA-256: two keys that share them are not to be found.
 type KeyHash = [u8; 16];
@@ -32,7 +32,7 @@ fn hash(key: &[u8]) -> KeyHash {
 /// The last offset of each key in extents that compaction has not seen.
 struct LastOffsets {
     last: HashMap<KeyHash, i64>,
-    /// All of the partition's sealed records below this offset are covered.
+    /// All of the partition's sealed records below this offset are covered: where a batch begins, or the end.
     end: Offset,
 }
 
@@ -60,11 +60,12 @@ pub(super) fn compact(
         horizon_ms,
         keeps: last.end.get() - 1,
         due_ms: None,
+        is_past: false,
         output: Output::new(cleaner),
     };
     // Retention went on meanwhile.
     let start = partition.start();
-    let is_covered = |extent: &Extent| extent.end > start && extent.end <= pass.keys.end;
+    let is_covered = |extent: &Extent| extent.end > start && extent.base < pass.keys.end;
     let covered: Vec<Extent> = extents.into_iter().filter(is_covered).collect();
     let (Some(first), Some(last)) = (covered.first(), covered.last()) else { return Ok(None) };
     let (base, end) = (first.base, last.end);
@@ -98,13 +99,19 @@ fn join(partition: &Arc<Partition>, upkeep: &mut Upkeep) -> u64 {
 fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<LastOffsets, Ended> {
     let mut found = LastOffsets { last: HashMap::new(), end };
     for extent in extents.iter().filter(|extent| !extent.compacted) {
-        if found.last.len() >= KEYS_MAX {
-            found.end = extent.base;
+        if found.end < end {
             break;
         }
         let segment = cleaner.store.registry().segment_of(extent)?;
         segment.visit(extent, |bytes, piece| -> Result<(), StoreError> {
             let Piece::Batch { at, header } = piece else { return Ok(()) };
+            if found.end < end {
+                return Ok(());
+            }
+            if found.last.len() >= cleaner.options.keys_max {
+                found.end = base_offset(&header);
+                return Ok(());
+            }
             let records = batch_of(bytes, at, &header)?.records(&cleaner.limits).map_err(unreadable)?;
             for record in &records {
                 let record = record.map_err(unreadable)?;
@@ -131,6 +138,8 @@ struct Pass<'a> {
     keeps: i64,
     /// When the first tombstone that stays may go.
     due_ms: Option<i64>,
+    /// From here on keys are not known: what follows in the last extent stays as it is.
+    is_past: bool,
     output: Output<'a>,
 }
 
@@ -147,9 +156,9 @@ impl Pass<'_> {
                 self.output.wrote(damaged.len() as u64)
             }
             Piece::Batch { at, header } => {
-                self.next_segment_if_full(&header)?;
+                self.next_extent(&header)?;
                 let batch = batch_of(bytes, at, &header)?;
-                let kept = self.retain(&batch)?;
+                let kept = if self.is_past { Retained::All } else { self.retain(&batch)? };
                 match &kept {
                     Retained::All => self.output.writer()?.push(batch.as_bytes(), &header)?,
                     Retained::Some(kept) => {
@@ -185,14 +194,20 @@ impl Pass<'_> {
         Ok(retained)
     }
 
-    fn next_segment_if_full(&mut self, header: &BatchHeader) -> Result<(), Ended> {
-        if self.output.is_full() {
-            let base = Offset::new(header.base_offset).unwrap_or_default();
+    /// Begins another extent where the segment is full, and where compaction ends.
+    fn next_extent(&mut self, header: &BatchHeader) -> Result<(), Ended> {
+        let base = base_offset(header);
+        let was_past = std::mem::replace(&mut self.is_past, base >= self.keys.end);
+        if self.is_past != was_past || self.output.is_full() {
             self.output.end(base);
-            self.output.begin(self.partition, base, true)?;
+            self.output.begin(self.partition, base, !self.is_past)?;
         }
         Ok(())
     }
+}
+
+fn base_offset(header: &BatchHeader) -> Offset {
+    Offset::new(header.base_offset).unwrap_or_default()
 }
 
 fn batch_of(bytes: &Bytes, at: usize, header: &BatchHeader) -> Result<RecordBatch, StoreError> {

@@ -106,6 +106,15 @@ impl StoreError {
         matches!(self, Self::Io { action: "open" | "read", .. } | Self::Corrupt { .. })
     }
 
+    /// Whether something is damaged: then it sends to `millstream check` itself.
+    pub(crate) fn is_of_damage(&self) -> bool {
+        match self {
+            Self::Corrupt { .. } => true,
+            Self::Database(error) => matches!(**error, redb::Error::Corrupted(_)),
+            _ => false,
+        }
+    }
+
     /// Whether the disk is full, or a quota is.
     pub fn is_disk_full(&self) -> bool {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};

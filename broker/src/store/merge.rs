@@ -35,7 +35,7 @@ const JOIN_SEGMENTS_MAX: usize = 12;
 const SETS_MAX: usize = 100;
 
 /// Extents in use beyond which short ones are joined: some 5 MB of memory, and some 10 ms of a start.
-pub(crate) const EXTENTS_MAX: usize = 1 << 16;
+pub(super) const EXTENTS_MAX: usize = 1 << 16;
 
 /// The extents in use of each segment, and whose they are.
 pub(super) type Live = HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>>;
@@ -78,7 +78,7 @@ pub(super) fn merge(cleaner: &Cleaner, unreadable: &mut HashSet<SegmentId>) -> R
     let of = |file: &SegmentFile| live.get(&file.id).and_then(|live| Weighed::new(*file, live));
     let weighed: Vec<Weighed> = segments.iter().filter_map(of).collect();
     let mut chosen = sparse_or_small(&weighed);
-    if chosen.is_empty() && weighed.iter().map(|segment| segment.extents).sum::<usize>() > cleaner.extents_max {
+    if chosen.is_empty() && weighed.iter().map(|segment| segment.extents).sum::<usize>() > cleaner.options.extents_max {
         chosen = short(&weighed).take(SETS_MAX).find(|chosen| is_worth_it(chosen, &live)).unwrap_or_default();
     }
     let bytes = chosen.iter().filter_map(|id| live.get(id)).flatten().map(|(_, extent)| extent.bytes).sum();

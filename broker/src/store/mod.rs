@@ -93,6 +93,10 @@ pub struct StoreOptions {
     pub free_bytes: Option<FreeBytes>,
     /// Ranges of offsets in segments beyond which short ones are joined. Default [`merge::EXTENTS_MAX`].
     pub extents_max: Option<usize>,
+    /// Keys that one pass of compaction remembers. Default [`compaction::KEYS_MAX`].
+    pub compaction_keys_max: Option<usize>,
+    /// How often it is looked whether there is something to retain, to merge or to compact: for tests. Default a second.
+    pub cleaning_interval: Option<Duration>,
 }
 
 impl std::fmt::Debug for StoreOptions {
@@ -219,9 +223,11 @@ impl Store {
         self.ending.notify_all();
     }
 
-    /// Waits so long, or until the committer has ended.
-    pub(crate) fn wait_for_end(&self, time: Duration) {
-        self.ending.wait_while_for(&mut self.ended.lock(), |ended| !*ended, time);
+    /// Waits so long, or until the committer has ended: whether it has.
+    pub(crate) fn wait_for_end(&self, time: Duration) -> bool {
+        let mut ended = self.ended.lock();
+        self.ending.wait_while_for(&mut ended, |ended| !*ended, time);
+        *ended
     }
 
     /// Whether a write failed: the store takes no more.

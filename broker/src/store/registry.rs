@@ -90,6 +90,10 @@ impl Registry {
         }
         let segment = Arc::new(opened?);
         let mut open = self.open.lock();
+        // Nobody would close it any more.
+        if !self.segments.read().contains_key(&id) {
+            return Err(StoreError::Moved);
+        }
         if open.len() >= OPEN_SEGMENTS_MAX {
             open.pop_front();
         }
@@ -117,7 +121,7 @@ impl Registry {
         self.changing.lock()
     }
 
-    /// What is in use of segments changed: the cleaner looks again.
+    /// What is in use of segments changed: retention and the cleaner look again.
     pub(crate) fn touch(&self) {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }

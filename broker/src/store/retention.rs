@@ -90,12 +90,10 @@ fn retain_unread(
     }
 }
 
-/// Removes segments of which nothing is in use. Returns whether that is all of them: not where one is in work.
+/// Removes segments of which nothing is in use. Returns false where one of them is in work and has to wait.
 fn remove_unused(cleaner: &Cleaner) -> Result<bool, Ended> {
     let in_work = cleaner.in_work();
-    let (segments, live) = cleaner.live();
-    let unused = segments.iter().map(|segment| segment.id).filter(|id| !live.contains_key(id));
-    let (left, removed): (Vec<_>, Vec<_>) = unused.partition(|id| in_work.contains(id));
+    let (left, removed): (Vec<_>, Vec<_>) = cleaner.unused().into_iter().partition(|id| in_work.contains(id));
     if !removed.is_empty() {
         cleaner.queue.commit_upkeep(Upkeep { removed, ..Upkeep::default() })?;
     }

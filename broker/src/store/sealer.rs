@@ -27,7 +27,7 @@ use super::tables::{Count, SLICE_ROWS, Tables};
 use super::{Store, spawn};
 use crate::broker::Domain;
 use crate::name::GroupId;
-use crate::partition::{Partition, Run, TopicId};
+use crate::partition::{Partition, Place, Run, TopicId, Unsealed};
 use crate::producer::{ProducerId, Producers};
 use crate::state::Frozen;
 
@@ -203,20 +203,21 @@ impl Sealer {
     }
 
     fn seal(&self, job: SealJob) -> Result<(), Ended> {
-        let plan = self.plan(job.journal.end);
+        let (plan, mut numbered) = self.plan(job.journal.end)?;
         let rows: usize = job.frozen.iter().map(Frozen::len).sum();
         let batch_bytes: u64 = plan.values().map(|topic| topic.bytes).sum();
         self.shared.progress.lock().total = batch_bytes + rows as u64 * STATE_ROW_BYTES;
 
-        let (mut upkeep, numbered) = self.segments(plan)?;
+        let mut upkeep = self.segments(plan, &mut numbered)?;
         self.wait_for_room()?;
         self.disk_has_room();
         self.producers(&numbered)?;
-        drop(numbered);
         self.offsets()?;
         self.state(job.frozen, job.journal.end)?;
         upkeep.sealed_to = Some(job.journal.end);
         self.commit(upkeep)?;
+        // Those of which records were sealed too have done so.
+        numbered.values().for_each(|(partition, _)| partition.forget_gone(job.journal.end));
         self.shared.progress.lock().sealing = false;
         self.shared.moved.notify_all();
         Ok(())
@@ -237,12 +238,23 @@ impl Sealer {
 
     // ---- batches
 
-    /// The runs of each topic that the journal holds before `to`.
-    fn plan(&self, to: u64) -> BTreeMap<TopicId, TopicRuns> {
+    /// The runs of each topic that the journal holds before `to`, and what those say of producers that retention
+    /// took already.
+    fn plan(&self, to: u64) -> Result<(BTreeMap<TopicId, TopicRuns>, Numbered), Ended> {
         let mut plan: BTreeMap<TopicId, TopicRuns> = BTreeMap::new();
-        for topic in self.domain.topics.read().values() {
+        let mut numbered = Numbered::new();
+        let topics: Vec<_> = self.domain.topics.read().values().cloned().collect();
+        for topic in topics {
             for partition in topic.partitions() {
-                let runs = partition.runs_before(to);
+                let Unsealed { gone, runs } = partition.unsealed(to);
+                if !gone.is_empty() {
+                    let mut headers = Vec::new();
+                    for run in gone {
+                        let bytes = self.store.read(run.at)?;
+                        headers.extend(pieces(&bytes, run.base..run.end).into_iter().filter_map(numbered_header));
+                    }
+                    numbered.insert(partition.place(), (partition.clone(), headers));
+                }
                 if !runs.is_empty() {
                     let planned = plan.entry(topic.id()).or_default();
                     planned.bytes += runs.iter().map(|run| u64::from(run.at.len)).sum::<u64>();
@@ -250,28 +262,32 @@ impl Sealer {
                 }
             }
         }
-        plan
+        Ok((plan, numbered))
     }
 
-    fn segments(&self, plan: BTreeMap<TopicId, TopicRuns>) -> Result<(Upkeep, Vec<Numbered>), Ended> {
+    fn segments(&self, plan: BTreeMap<TopicId, TopicRuns>, numbered: &mut Numbered) -> Result<Upkeep, Ended> {
         let (large, small): (Vec<_>, Vec<_>) =
             plan.into_values().partition(|topic| topic.bytes >= OWN_SEGMENT_BYTES_MIN);
         let mut upkeep = Upkeep::default();
-        let mut numbered = Vec::new();
         for topic in large {
-            numbered.extend(self.segment(&topic.partitions, &mut upkeep)?);
+            self.segment(&topic.partitions, &mut upkeep, numbered)?;
         }
         let small: Vec<_> = small.into_iter().flat_map(|topic| topic.partitions).collect();
         if !small.is_empty() {
-            numbered.extend(self.segment(&small, &mut upkeep)?);
+            self.segment(&small, &mut upkeep, numbered)?;
         }
-        Ok((upkeep, numbered))
+        Ok(upkeep)
     }
 
     /// One segment of these partitions, sorted by topic and number.
-    fn segment(&self, partitions: &[(Arc<Partition>, Vec<Run>)], upkeep: &mut Upkeep) -> Result<Vec<Numbered>, Ended> {
+    fn segment(
+        &self,
+        partitions: &[(Arc<Partition>, Vec<Run>)],
+        upkeep: &mut Upkeep,
+        numbered: &mut Numbered,
+    ) -> Result<(), Ended> {
         let done = self.shared.progress.lock().done;
-        let (meta, numbered) = loop {
+        let (meta, headers) = loop {
             self.wait_for_room()?;
             match self.try_segment(partitions) {
                 Ok(sealed) => break sealed,
@@ -284,13 +300,21 @@ impl Sealer {
         };
         self.disk_has_room();
         upkeep.add_segment(meta, partitions.iter().map(|(partition, _)| partition.clone()));
-        Ok(numbered)
+        for ((partition, _), headers) in partitions.iter().zip(headers).filter(|(_, headers)| !headers.is_empty()) {
+            let of_partition = numbered.entry(partition.place()).or_insert_with(|| (partition.clone(), Vec::new()));
+            of_partition.1.extend(headers);
+        }
+        Ok(())
     }
 
-    fn try_segment(&self, partitions: &[(Arc<Partition>, Vec<Run>)]) -> Result<(SegmentMeta, Vec<Numbered>), Ended> {
+    /// With the headers of each partition's batches of idempotent producers.
+    fn try_segment(
+        &self,
+        partitions: &[(Arc<Partition>, Vec<Run>)],
+    ) -> Result<(SegmentMeta, Vec<Vec<BatchHeader>>), Ended> {
         let registry = self.store.registry();
         let mut writer = registry.create()?;
-        let mut numbered = Vec::new();
+        let mut all_headers = Vec::with_capacity(partitions.len());
         for (partition, runs) in partitions {
             let (Some(first), Some(last)) = (runs.first(), runs.last()) else { continue };
             writer.begin(partition.topic_id(), partition.name().partition, first.base, false);
@@ -304,11 +328,9 @@ impl Sealer {
                 }
             }
             writer.end(last.end);
-            if !headers.is_empty() {
-                numbered.push(Numbered { partition: partition.clone(), headers });
-            }
+            all_headers.push(headers);
         }
-        Ok((registry.finish(writer)?, numbered))
+        Ok((registry.finish(writer)?, all_headers))
     }
 
     /// Waits until the disk has room for more than the commits may need.
@@ -341,11 +363,11 @@ impl Sealer {
     // ---- tables
 
     /// What the sealed batches say of their producers, over what the tables remember: so the tables know of
-    /// no batch that is not in the log.
-    fn producers(&self, numbered: &[Numbered]) -> Result<(), Ended> {
+    /// no batch that was not in the log.
+    fn producers(&self, numbered: &Numbered) -> Result<(), Ended> {
         let (tables, now_ms) = (self.store.tables(), self.domain.clock.now_ms());
         let mut rows = Vec::new();
-        for Numbered { partition, headers } in numbered {
+        for (partition, headers) in numbered.values() {
             let key =
                 |id: ProducerId| Tables::producer_key(partition.topic_id().0, partition.name().partition, id.get());
             let ids: HashSet<ProducerId> = headers.iter().filter_map(|h| ProducerId::new(h.producer_id)).collect();
@@ -412,10 +434,14 @@ struct TopicRuns {
     partitions: Vec<(Arc<Partition>, Vec<Run>)>,
 }
 
-/// The batches of idempotent producers that a partition's part of a segment has.
-struct Numbered {
-    partition: Arc<Partition>,
-    headers: Vec<BatchHeader>,
+/// The batches of idempotent producers that partitions have in what is sealed, in the order of offsets.
+type Numbered = BTreeMap<Place, (Arc<Partition>, Vec<BatchHeader>)>;
+
+fn numbered_header(piece: Piece) -> Option<BatchHeader> {
+    match piece {
+        Piece::Batch { header, .. } => ProducerId::new(header.producer_id).map(|_| header),
+        Piece::Damaged { .. } => None,
+    }
 }
 
 /// Copies a run's batches, and notes those of idempotent producers. One that the disk damaged stays as it is
@@ -428,13 +454,10 @@ fn copy_run(
 ) -> Result<(), StoreError> {
     for piece in pieces(bytes, run.base..run.end) {
         writer.push_piece(bytes, &piece)?;
-        match piece {
-            Piece::Batch { header, .. } if ProducerId::new(header.producer_id).is_some() => numbered.push(header),
-            Piece::Batch { .. } => {}
-            Piece::Damaged { fault, .. } => {
-                tracing::error!(first = %fault.base, end = %fault.end, reason = fault.reason, "damaged batch in the journal");
-            }
+        if let Piece::Damaged { fault, .. } = &piece {
+            tracing::error!(first = %fault.base, end = %fault.end, reason = fault.reason, "damaged batch in the journal");
         }
+        numbered.extend(numbered_header(piece));
     }
     Ok(())
 }
@@ -445,7 +468,9 @@ struct OnEnd<'a>(&'a Shared, &'a Arc<Store>);
 impl Drop for OnEnd<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.1.fail(Arc::new(StoreError::Stopped("the sealer panicked, see the log".into())));
+            self.1.fail(Arc::new(StoreError::Stopped(
+                "the sealer panicked, see the log; if redb did, `millstream check --repair` may help".into(),
+            )));
         }
         self.0.progress.lock().stopped = true;
         self.0.moved.notify_all();

@@ -17,7 +17,8 @@ Examples:
   millstream check --data ./millstream-data --output json | jq '.damages[]'
 
 It reads every byte that counts: the journal, all segments, the tables. Without --repair nothing is changed.
-With it, damaged record batches are cut out: readers go on past their offsets without an error.
+With it, damaged record batches are cut out: readers go on past their offsets without an error. It also makes
+redb's lists of free pages anew, which no check sees through: do that where the log says that redb panicked.
 
 Exit codes: 0 all is sound, or was damaged and is repaired; 1 damage is there, or it can't be read.";
 

@@ -65,7 +65,7 @@ pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
     if !checked.readable || checked.catalog_is_damaged {
         checked.report.set_beyond_repair();
     }
-    // What redb keeps of free pages is made anew in any case: nobody sees whether it is right.
+    // What redb keeps of free pages is made anew of what is sound too: nobody sees whether it is right.
     if repair && (checked.report.is_sound() || checked.report.is_repairable()) {
         checked.repair(data)?;
     }

@@ -23,8 +23,11 @@ impl Checked {
         let files = Files::new(data, None);
         if let Some((rebuilt, _)) = self.rebuilt.take() {
             replace(&rebuilt, data)?;
-        } else if renew_free_lists(&files, DATABASE_FILE).is_err() {
+        } else if let Err(reason) = renew_free_lists(&files, DATABASE_FILE) {
             // A page of the database that holds nothing of ours is damaged, or one that is written anew below.
+            if !self.report.damages.iter().any(|damage| damage.file == DATABASE_FILE) {
+                self.damaged(DATABASE_FILE, reason);
+            }
             replace(&rebuild(&files.path(DATABASE_FILE))?, data)?;
         }
         let renewed = renew_free_lists(&files, tables::FILE);

@@ -57,7 +57,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             End::Lost(error) => error,
         };
         let reconnect_timeout = Duration::from_millis(shared.settings.reconnect_timeout_ms);
-        if shared.lost(&error) > reconnect_timeout || !ever_joined {
+        if !ever_joined || shared.lost(&error).elapsed() > reconnect_timeout {
             shared.push_error(error);
             break;
         }

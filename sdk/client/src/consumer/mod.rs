@@ -279,8 +279,8 @@ impl Consumer {
         stream::unfold(self, |mut consumer| async move { Some((consumer.next().await?, consumer)) })
     }
 
-    /// Why there are no records just now, if that is so: the server is gone, and is looked for until
-    /// [`ConsumerSettings::reconnect_timeout_ms`] is over.
+    /// Why no records can come just now, if that is so: the connection or the membership is lost, and is tried again
+    /// until [`ConsumerSettings::reconnect_timeout_ms`] is over.
     pub fn trouble(&self) -> Option<String> {
         self.shared.trouble()
     }

@@ -104,8 +104,9 @@ async fn read(shared: &Shared) -> Option<ClientError> {
         };
         if partitions.values().map(|reading| reading.offset).sum::<u64>() > before {
             backoff.reset();
+            shared.calm();
         }
-        if shared.lost(&error) > Duration::from_millis(shared.settings.reconnect_timeout_ms) {
+        if shared.lost(&error).elapsed() > Duration::from_millis(shared.settings.reconnect_timeout_ms) {
             return Some(error);
         }
         let wait = backoff.next();

@@ -26,6 +26,9 @@ const NOT_COMMITTED: u64 = u64::MAX;
 /// The most credit that a server keeps for a member, in bytes: what is given beyond is lost.
 const CREDIT_BYTES_MAX: usize = 32 << 20;
 
+/// A server that is gone again before this time was not really there.
+const STEADY: Duration = Duration::from_secs(1);
+
 /// One partition of the assignment.
 #[derive(Debug)]
 pub(super) struct Assigned {
@@ -130,8 +133,15 @@ pub(super) struct Shared {
     pub(super) moved: Notify,
     closing: watch::Sender<bool>,
     pub(super) assignment: watch::Sender<Assignment>,
-    /// Since when the server is looked for, and why.
-    trouble: Mutex<Option<(Instant, String)>>,
+    trouble: Mutex<Option<Trouble>>,
+}
+
+/// The server is gone, or was.
+#[derive(Debug)]
+struct Trouble {
+    since: Instant,
+    reason: String,
+    over_at: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -179,7 +189,7 @@ impl Shared {
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.lock().as_ref().map(|(_, reason)| reason.clone())
+        self.trouble.lock().as_ref().filter(|trouble| trouble.over_at.is_none()).map(|trouble| trouble.reason.clone())
     }
 
     // The handle's side
@@ -253,22 +263,37 @@ impl Shared {
 
     // The task's side
 
-    /// The server is gone. Returns for how long it is.
-    pub(super) fn lost(&self, error: &ClientError) -> Duration {
+    /// The server is gone. Returns since when; a server that was there for less than [`STEADY`] is gone since it was
+    /// before.
+    pub(super) fn lost(&self, error: &ClientError) -> Instant {
         let mut trouble = self.trouble.lock();
-        let since = trouble.as_ref().map_or_else(Instant::now, |(since, _)| *since);
-        if trouble.is_none() {
+        let goes_on = |trouble: &&Trouble| trouble.over_at.is_none_or(|at| at.elapsed() < STEADY);
+        let before = trouble.as_ref().filter(goes_on).map(|trouble| trouble.since);
+        if before.is_none() {
             tracing::warn!(server = self.client.server(), "no records come any more, it is tried again: {error}");
         }
-        *trouble = Some((since, error.to_string()));
-        since.elapsed()
+        let since = before.unwrap_or_else(Instant::now);
+        *trouble = Some(Trouble { since, reason: error.to_string(), over_at: None });
+        since
     }
 
     /// The server is there.
     pub(super) fn found(&self) {
-        if let Some((since, _)) = self.trouble.lock().take() {
-            tracing::info!(server = self.client.server(), "the server is there again after {:?}", since.elapsed());
+        if let Some(trouble) = &mut *self.trouble.lock()
+            && trouble.over_at.is_none()
+        {
+            trouble.over_at = Some(Instant::now());
+            tracing::debug!(
+                server = self.client.server(),
+                "the server is there again after {:?}",
+                trouble.since.elapsed()
+            );
         }
+    }
+
+    /// There is no trouble any more.
+    pub(super) fn calm(&self) {
+        *self.trouble.lock() = None;
     }
 
     /// Returns when the consumer closes.
@@ -302,6 +327,7 @@ impl Shared {
     /// Nothing comes after what is ready.
     pub(super) fn end(&self) {
         self.state.lock().ended = true;
+        self.calm();
         self.arrived.notify_one();
     }
 
