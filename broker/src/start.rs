@@ -114,17 +114,17 @@ impl Restoring<'_> {
                             "a record batch in the journal is damaged; `millstream check` says which"
                         );
                     }
+                    replay_producers(partition, run.base..run.end, batches, sound, self.now_ms);
                     let at = location(seq, pos, batches);
-                    if run.end <= partition.start() {
-                        partition.publish_gone(run.run(at));
-                    } else {
+                    if run.end > partition.start() {
                         if run.base != partition.end() {
                             let (name, end) = (partition.name(), partition.end());
                             return Err(format!("{name}: records at offset {} cannot follow offset {end}", run.base));
                         }
                         partition.publish(run.run(at));
+                    } else if !partition.producers().is_empty() {
+                        partition.publish_gone(run.run(at));
                     }
-                    replay_producers(partition, run.base..run.end, batches, sound, self.now_ms);
                 }
                 Entry::Offset(entry) => {
                     if by_id.contains_key(&entry.topic) {

@@ -527,6 +527,33 @@ async fn a_segment_that_cannot_be_read_keeps_no_others_from_compaction_and_mergi
     running.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_that_knows_few_keys_at_a_time_comes_to_its_end() {
+    let data = tempfile::tempdir().unwrap();
+    let options = StoreOptions {
+        compaction_keys_max: Some(7),
+        cleaning_interval: Some(std::time::Duration::from_millis(1)),
+        ..StoreOptions::default()
+    };
+    let running = Running::open_with(data.path(), 0, 1 << 20, options);
+    let settings = TopicSettings { cleanup: Cleanup::Compact, ..TopicSettings::default() };
+    let topic = running.topic("t", 1, settings).await;
+    let partition = topic.partitions()[0].clone();
+    // A part of the journal, and so an extent, with many more keys than a pass knows.
+    let value = "v".repeat(300);
+    for number in 0..600 {
+        running.produce(&topic, 0, 0, &[(&format!("k{}", number % 60), Some(&value))]).await;
+    }
+    running.seal().await;
+    let is_compact = || partition.size().journal_bytes == 0 && partition.size().bytes < 60 * 400 * 2;
+    wait_until("no more than half is left that is not compacted", is_compact).await;
+    let records = read_from(&running.broker, &partition, Offset::ZERO).await;
+    let found: BTreeMap<String, i64> = records.iter().map(|r| (text(r.key.as_ref()).unwrap(), r.offset)).collect();
+    let expected: BTreeMap<String, i64> = (0..600).map(|number| (format!("k{}", number % 60), number)).collect();
+    assert_eq!(found, expected, "the last record of each key");
+    running.stop().await;
+}
+
 /// Holds up what the cleaner writes.
 #[derive(Debug, Default)]
 struct Gate {

@@ -679,10 +679,9 @@ impl Holdings {
             // Without their records, batches say nothing of producers: they are asked.
         }
         expected.cleaned = false;
-        let (mut found, is_cleaned) =
-            (self.contents.clone(), |topic| all.is_compacted(topic) || all.is_retained(topic));
-        found.producers.retain(|((topic, _), _), _| !is_cleaned(*topic));
-        expected.producers.retain(|((topic, _), _), _| !is_cleaned(*topic));
+        let mut found = self.contents.clone();
+        found.producers.retain(|(place, _), _| !self.gone.contains_key(place));
+        expected.producers.retain(|(place, _), _| !self.gone.contains_key(place));
         found == expected
     }
 }

@@ -219,6 +219,7 @@ impl<'a> Session<'a> {
     fn records(&mut self, records: v1::PartitionRecords) {
         let bytes = records.batches.iter().map(|run| run.len()).sum();
         self.shared.received(bytes);
+        self.shared.calm();
         let key = (records.topic, records.partition);
         let Some(offset) = self.reading.get_mut(&key) else {
             // On its way when the partition was given back.

@@ -144,6 +144,12 @@ struct Trouble {
     over_at: Option<Instant>,
 }
 
+impl Trouble {
+    fn goes_on(&self) -> bool {
+        self.over_at.is_none_or(|at| at.elapsed() < STEADY)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     ready: VecDeque<Result<Fetched, ClientError>>,
@@ -189,7 +195,7 @@ impl Shared {
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.lock().as_ref().filter(|trouble| trouble.over_at.is_none()).map(|trouble| trouble.reason.clone())
+        self.trouble.lock().as_ref().filter(|trouble| trouble.goes_on()).map(|trouble| trouble.reason.clone())
     }
 
     // The handle's side
@@ -267,8 +273,7 @@ impl Shared {
     /// before.
     pub(super) fn lost(&self, error: &ClientError) -> Instant {
         let mut trouble = self.trouble.lock();
-        let goes_on = |trouble: &&Trouble| trouble.over_at.is_none_or(|at| at.elapsed() < STEADY);
-        let before = trouble.as_ref().filter(goes_on).map(|trouble| trouble.since);
+        let before = trouble.as_ref().filter(|trouble| trouble.goes_on()).map(|trouble| trouble.since);
         if before.is_none() {
             tracing::warn!(server = self.client.server(), "no records come any more, it is tried again: {error}");
         }
