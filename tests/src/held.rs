@@ -7,7 +7,10 @@ use parking_lot::{Condvar, Mutex};
 
 /// A disk on which nothing gets durable while it is held.
 #[derive(Clone, Debug, Default)]
-pub struct Held(Arc<(Mutex<State>, Condvar)>);
+pub struct Held {
+    state: Arc<(Mutex<State>, Condvar)>,
+    thread: Option<&'static str>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -17,26 +20,34 @@ struct State {
 }
 
 impl Held {
+    /// Holds what the threads of this name do, and nothing else.
+    pub fn of_thread(name: &'static str) -> Self {
+        Self { thread: Some(name), ..Self::default() }
+    }
+
     /// From now on.
     pub fn hold(&self) {
-        self.0.0.lock().held = true;
+        self.state.0.lock().held = true;
     }
 
     /// Until now.
     pub fn release(&self) {
-        self.0.0.lock().held = false;
-        self.0.1.notify_all();
+        self.state.0.lock().held = false;
+        self.state.1.notify_all();
     }
 
     /// Whether something is to be made durable, and waits.
     pub fn is_waited_for(&self) -> bool {
-        self.0.0.lock().waiting > 0
+        self.state.0.lock().waiting > 0
     }
 
     fn wait(&self) {
-        let mut state = self.0.0.lock();
+        if self.thread.is_some_and(|name| std::thread::current().name() != Some(name)) {
+            return;
+        }
+        let mut state = self.state.0.lock();
         state.waiting += 1;
-        self.0.1.wait_while(&mut state, |state| state.held);
+        self.state.1.wait_while(&mut state, |state| state.held);
         state.waiting -= 1;
     }
 

@@ -863,7 +863,7 @@ async fn a_data_directory_of_another_format_is_left_alone() {
     server.terminate();
     let format = data.path().join("FORMAT");
     let own = fs::read_to_string(&format).unwrap();
-    let newer = own.replace("format 3", "format 4");
+    let newer = own.replace("format 4", "format 5");
     assert_ne!(own, newer);
     for foreign in [newer.as_str(), "", "something else"] {
         fs::write(&format, foreign).unwrap();

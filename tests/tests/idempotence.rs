@@ -27,6 +27,7 @@ use tempfile::TempDir;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::backpressure::value;
 use super::crash::all_records;
 
 struct Running {
@@ -146,10 +147,8 @@ async fn a_batch_that_comes_again_is_answered_with_its_first_offset_after_a_cras
         let older = produce(&mut log, (one, 10), 10).await;
         assert_refused(older, ErrorCode::DuplicateSequence, &["sequence number 10 of", "from 20 on"]);
         assert_eq!(running.end(0).await, 77, "after {crashes} crashes");
-        let metrics = running.server.metrics();
-        let counted =
-            metrics.lines().find_map(|line| line.strip_prefix("millstream_topic_records_in_total{topic=\"t\"} "));
-        assert_eq!(counted, (crashes == 0).then_some("77"), "what was stored is counted, once");
+        let counted = value(&running.server.metrics(), "millstream_topic_records_in_total{topic=\"t\"}");
+        assert_eq!(counted, (crashes == 0).then_some(77.0), "what was stored is counted, once");
         running.crash();
         log = running.log().await;
     }

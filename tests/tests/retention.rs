@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use millstream_broker::clock::Clock;
 use millstream_broker::group::{Group, GroupKind};
@@ -15,7 +15,6 @@ use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, To
 use millstream_record::{BatchBuilder, Compression, Limits, Record, split_batches};
 use millstream_tests::held::Held;
 use millstream_tests::instance::wait_until;
-use parking_lot::{Condvar, Mutex};
 use prometheus_client::registry::Registry;
 
 /// Sealed in halves of this.
@@ -267,8 +266,21 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
         assert!(!slice.runs.is_empty() && slice.next.get() > from, "from {from}: {slice:?}");
     }
 
-    // Tombstones go after their time; more records come, and a restart is in between.
-    running.set_ms(1_000 + 5_000 + 60_000);
+    // Tombstones go after their time, also where nothing comes any more, and where their segment is merged and the
+    // server starts anew before.
+    let filler = running.broker.topic("filler").unwrap();
+    let mut segments_most = 0;
+    loop {
+        let segments = running.broker.store().size().segments;
+        if segments < segments_most {
+            break;
+        }
+        segments_most = segments;
+        running.produce(&filler, 0, 500, &[("f", Some(&"x".repeat(20_000)))]).await;
+    }
+    running.stop().await;
+    let running = Running::open(data.path(), 1_000 + 5_000 + 60_000);
+    let partition = running.broker.topic("t").unwrap().partitions()[0].clone();
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(120);
     loop {
         let records = read_from(&running.broker, &partition, Offset::ZERO).await;
@@ -279,6 +291,7 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     running.stop().await;
+    // More records come.
     let running = Running::open(data.path(), 100_000);
     let topic = running.broker.topic("t").unwrap();
     let partition = topic.partitions()[0].clone();
@@ -554,61 +567,13 @@ async fn compaction_that_knows_few_keys_at_a_time_comes_to_its_end() {
     running.stop().await;
 }
 
-/// Holds up what the cleaner writes.
-#[derive(Debug, Default)]
-struct Gate {
-    is_open: Mutex<bool>,
-    opened: Condvar,
-    waits: AtomicBool,
-}
-
-impl Gate {
-    fn set_open(&self) {
-        *self.is_open.lock() = true;
-        self.opened.notify_all();
-    }
-}
-
-/// A file behind a gate.
-#[derive(Debug)]
-struct Gated(Box<dyn StorageBackend>, Arc<Gate>);
-
-impl StorageBackend for Gated {
-    fn len(&self) -> Result<u64, std::io::Error> {
-        self.0.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
-        self.0.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
-        self.0.set_len(len)
-    }
-    fn sync_data(&self) -> Result<(), std::io::Error> {
-        self.0.sync_data()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
-        if std::thread::current().name() == Some("cleaner") {
-            self.1.waits.store(true, Ordering::SeqCst);
-            self.1.opened.wait_while(&mut self.1.is_open.lock(), |is_open| !*is_open);
-        }
-        self.0.write(offset, data)
-    }
-    fn close(&self) -> Result<(), std::io::Error> {
-        self.0.close()
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_and_deletion_free_the_disk_while_a_partition_is_compacted() {
     for is_deleted in [false, true] {
         let data = tempfile::tempdir().unwrap();
-        let gate = Arc::new(Gate::default());
-        let of_files = gate.clone();
-        let wrap = move |_: &Path, file: Box<dyn StorageBackend>| -> Box<dyn StorageBackend> {
-            Box::new(Gated(file, of_files.clone()))
-        };
-        let options = StoreOptions { wrap: Some(Arc::new(wrap)), ..StoreOptions::default() };
-        let running = Running::open_with(data.path(), 10_000, JOURNAL_BYTES, options);
+        let held = Held::of_thread("cleaner");
+        held.hold();
+        let running = Running::open_with(data.path(), 10_000, JOURNAL_BYTES, held.options());
         let both =
             TopicSettings { cleanup: Cleanup::CompactAndDelete, retention_ms: Some(5_000), ..TopicSettings::default() };
         let compacted = running.topic("compacted", 1, both).await;
@@ -621,7 +586,7 @@ async fn retention_and_deletion_free_the_disk_while_a_partition_is_compacted() {
             running.produce(&beside, 0, 10_000, &[("k", Some("in the same segments"))]).await;
         }
         running.seal().await;
-        wait_until("it is compacted", || gate.waits.load(Ordering::SeqCst)).await;
+        wait_until("it is compacted", || held.is_waited_for()).await;
 
         let aged = running.topic("aged", 1, deletes).await;
         let kept = running.topic("kept", 1, TopicSettings::default()).await;
@@ -646,7 +611,7 @@ async fn retention_and_deletion_free_the_disk_while_a_partition_is_compacted() {
         .await;
         wait_until("and its disk is free", || bytes() + 300_000 < before).await;
         let before = bytes();
-        gate.set_open();
+        held.release();
         wait_until("what was compacted took the place of what was there", || bytes() < before).await;
         let check = async |running: &Running| {
             let kept = running.broker.topic("kept").unwrap();

@@ -79,8 +79,6 @@ impl Drop for Work<'_> {
 /// What earlier rounds saw.
 #[derive(Default)]
 struct Seen {
-    /// When the tombstones that a compacted partition still has may go.
-    tombstones: HashMap<Place, i64>,
     /// How often what is in use of segments had changed when that was looked at.
     changes: Option<u64>,
     /// Partitions that could not be compacted, and when it is tried again.
@@ -147,7 +145,7 @@ impl Cleaner {
 
     /// Merges and compacts what has a reason.
     fn round(&self, now_ms: i64, seen: &mut Seen) -> Result<(), Ended> {
-        let Seen { tombstones, changes, not_compacted, unreadable } = seen;
+        let Seen { changes, not_compacted, unreadable } = seen;
         let now = self.store.registry().changes();
         if *changes != Some(now) {
             *changes = Some(now);
@@ -162,17 +160,15 @@ impl Cleaner {
         for topic in topics.iter().filter(|topic| topic.meta().settings.cleanup.compacts()) {
             for partition in topic.partitions() {
                 let place = partition.place();
-                let due = tombstones.get(&place).is_some_and(|due| *due <= now_ms);
                 let waits = not_compacted.get(&place).is_some_and(|until_ms| now_ms < *until_ms);
-                if waits || !(due || is_dirty(partition)) {
+                if waits || !needs_compaction(&partition.extents(), now_ms) {
                     continue;
                 }
                 not_compacted.remove(&place);
                 let settings = &topic.meta().settings;
                 let horizon_ms = now_ms.saturating_add_unsigned(settings.delete_retention_ms());
                 match compact(self, partition, now_ms, horizon_ms) {
-                    Ok(Some(due_ms)) => drop(tombstones.insert(place, due_ms)),
-                    Ok(None) => drop(tombstones.remove(&place)),
+                    Ok(()) => {}
                     Err(Ended::Closing) => return Err(Ended::Closing),
                     // Nor others' from being compacted.
                     Err(Ended::Failed(error)) => {
@@ -262,7 +258,6 @@ impl Cleaner {
     }
 }
 
-/// Old records stay where they are, and nothing is lost: it is tried again.
 fn log_failure(result: Result<(), Ended>) {
     match result {
         Err(Ended::Failed(error)) => failed(&error),
@@ -270,6 +265,7 @@ fn log_failure(result: Result<(), Ended>) {
     }
 }
 
+/// Old records stay where they are, and nothing is lost: it is tried again.
 fn failed(error: &StoreError) {
     match error {
         // What moved belongs to a deleted topic: the next round sees what there is.
@@ -278,9 +274,9 @@ fn failed(error: &StoreError) {
     }
 }
 
-/// Whether enough of a partition's sealed records is new to compaction.
-fn is_dirty(partition: &Partition) -> bool {
-    let extents = partition.extents();
+/// Whether enough of a partition's sealed records is new to compaction, or some tombstones may go.
+fn needs_compaction(extents: &[Extent], now_ms: i64) -> bool {
     let dirty: u64 = extents.iter().filter(|extent| !extent.compacted).map(|extent| extent.bytes).sum();
-    dirty > 0 && dirty * DIRTY_FRACTION >= extents.iter().map(|extent| extent.bytes).sum()
+    let is_dirty = dirty > 0 && dirty * DIRTY_FRACTION >= extents.iter().map(|extent| extent.bytes).sum();
+    is_dirty || extents.iter().any(|extent| extent.tombstones_due_ms <= now_ms)
 }

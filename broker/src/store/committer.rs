@@ -671,9 +671,7 @@ struct OnPanic<'a>(&'a watch::Sender<Option<Arc<StoreError>>>);
 impl Drop for OnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.send_replace(Some(Arc::new(StoreError::Stopped(
-                "it panicked, see the log; if redb did, `millstream check --repair` may help".into(),
-            ))));
+            self.0.send_replace(Some(Arc::new(StoreError::panicked("it"))));
         }
     }
 }

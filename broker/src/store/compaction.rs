@@ -36,19 +36,19 @@ struct LastOffsets {
     end: Offset,
 }
 
-/// Compacts a partition's sealed records. Returns when the first of the tombstones that are left may go.
+/// Compacts a partition's sealed records.
 pub(super) fn compact(
     cleaner: &Cleaner,
     partition: &Arc<Partition>,
     now_ms: i64,
     horizon_ms: i64,
-) -> Result<Option<i64>, Ended> {
+) -> Result<(), Ended> {
     let in_work = cleaner.in_work();
     let extents = partition.extents();
-    let Some(last) = extents.last() else { return Ok(None) };
+    let Some(last) = extents.last() else { return Ok(()) };
     // Nothing is removed before all that stays is written.
     if !cleaner.has_room(extents.iter().map(|extent| extent.bytes).sum(), "records are not compacted")? {
-        return Ok(Some(now_ms));
+        return Ok(());
     }
     let _work = cleaner.begin(in_work, extents.iter().map(|extent| extent.segment));
     let keys = last_offsets(cleaner, &extents, last.end)?;
@@ -59,7 +59,6 @@ pub(super) fn compact(
         now_ms,
         horizon_ms,
         keeps: last.end.get() - 1,
-        due_ms: None,
         is_past: false,
         output: Output::new(cleaner),
     };
@@ -67,14 +66,13 @@ pub(super) fn compact(
     let start = partition.start();
     let is_covered = |extent: &Extent| extent.end > start && extent.base < pass.keys.end;
     let covered: Vec<Extent> = extents.into_iter().filter(is_covered).collect();
-    let (Some(first), Some(last)) = (covered.first(), covered.last()) else { return Ok(None) };
+    let (Some(first), Some(last)) = (covered.first(), covered.last()) else { return Ok(()) };
     let (base, end) = (first.base, last.end);
     let mut replaced = Upkeep::default();
     cleaner.without(partition, &covered, &mut replaced)?;
     pass.output.begin(partition, base, true)?;
     covered.iter().try_for_each(|extent| pass.extent(extent))?;
     pass.output.end(end);
-    let due_ms = pass.due_ms;
     let mut upkeep: Upkeep = pass.output.finish()?;
     upkeep.segments.append(&mut replaced.segments);
     upkeep.removed = replaced.removed;
@@ -83,8 +81,7 @@ pub(super) fn compact(
         partition = %partition.name(), %base, %end,
         bytes_before = covered.iter().map(|extent| extent.bytes).sum::<u64>(), bytes_after = new, "compacted"
     );
-    cleaner.queue.commit_upkeep(upkeep)?;
-    Ok(due_ms)
+    cleaner.queue.commit_upkeep(upkeep)
 }
 
 /// The partition's new extents come from several segments; they take the place of the old together.
@@ -136,8 +133,6 @@ struct Pass<'a> {
     horizon_ms: i64,
     /// The offset of the last sealed record, which stays.
     keeps: i64,
-    /// When the first tombstone that stays may go.
-    due_ms: Option<i64>,
     /// From here on keys are not known: what follows in the last extent stays as it is.
     is_past: bool,
     output: Output<'a>,
@@ -172,7 +167,7 @@ impl Pass<'_> {
         }
     }
 
-    fn retain(&mut self, batch: &RecordBatch) -> Result<Retained, StoreError> {
+    fn retain(&mut self, batch: &RecordBatch) -> Result<Retained, Ended> {
         let horizon_ms = batch.delete_horizon_ms();
         let tombstones_go = horizon_ms.is_some_and(|horizon_ms| horizon_ms <= self.now_ms);
         let mut tombstone_stays = false;
@@ -188,8 +183,7 @@ impl Pass<'_> {
         };
         let retained = batch.retain(&self.cleaner.limits, self.horizon_ms, keep).map_err(unreadable)?;
         if tombstone_stays {
-            let due_ms = horizon_ms.unwrap_or(self.horizon_ms);
-            self.due_ms = Some(self.due_ms.map_or(due_ms, |before| before.min(due_ms)));
+            self.output.writer()?.tombstones_due(horizon_ms.unwrap_or(self.horizon_ms));
         }
         Ok(retained)
     }

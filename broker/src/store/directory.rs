@@ -11,7 +11,7 @@ const LOCK_FILE: &str = "LOCK";
 pub(super) const FORMAT_FILE: &str = "FORMAT";
 
 /// What this version writes to the format file. Another number is another layout.
-pub(super) const FORMAT: &str = "millstream data directory, format 3";
+pub(super) const FORMAT: &str = "millstream data directory, format 4";
 
 /// Held while the directory is open. The system releases it when the process ends, however it ends.
 pub(super) struct DirectoryLock {

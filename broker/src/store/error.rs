@@ -101,6 +101,11 @@ impl StoreError {
         }
     }
 
+    /// A thread of the store panicked.
+    pub(super) fn panicked(who: &str) -> Self {
+        Self::Stopped(format!("{who} panicked, see the log; if redb did, `millstream check --repair` may help"))
+    }
+
     /// Whether what was stored does not come back, and not what was to be written that failed.
     pub(super) fn is_of_reading(&self) -> bool {
         matches!(self, Self::Io { action: "open" | "read", .. } | Self::Corrupt { .. })

@@ -62,6 +62,7 @@ impl<'a> Output<'a> {
     pub(super) fn copy(&mut self, extent: &Extent) -> Result<(), Ended> {
         let segment = self.cleaner.store.registry().segment_of(extent)?;
         let writer = self.writer()?;
+        writer.tombstones_due(extent.tombstones_due_ms);
         segment.visit(extent, |bytes, piece| writer.push_piece(bytes, &piece))?;
         self.wrote(extent.bytes)
     }

@@ -203,11 +203,12 @@ impl Sealer {
     }
 
     fn seal(&self, job: SealJob) -> Result<(), Ended> {
-        let (plan, mut numbered) = self.plan(job.journal.end)?;
+        let (plan, gone) = self.plan(job.journal.end);
         let rows: usize = job.frozen.iter().map(Frozen::len).sum();
         let batch_bytes: u64 = plan.values().map(|topic| topic.bytes).sum();
         self.shared.progress.lock().total = batch_bytes + rows as u64 * STATE_ROW_BYTES;
 
+        let mut numbered = self.numbered(gone)?;
         let mut upkeep = self.segments(plan, &mut numbered)?;
         self.wait_for_room()?;
         self.disk_has_room();
@@ -216,7 +217,7 @@ impl Sealer {
         self.state(job.frozen, job.journal.end)?;
         upkeep.sealed_to = Some(job.journal.end);
         self.commit(upkeep)?;
-        // Those of which records were sealed too have done so.
+        // Where records of a partition were sealed, they went with those.
         numbered.values().for_each(|(partition, _)| partition.forget_gone(job.journal.end));
         self.shared.progress.lock().sealing = false;
         self.shared.moved.notify_all();
@@ -238,22 +239,15 @@ impl Sealer {
 
     // ---- batches
 
-    /// The runs of each topic that the journal holds before `to`, and what those say of producers that retention
-    /// took already.
-    fn plan(&self, to: u64) -> Result<(BTreeMap<TopicId, TopicRuns>, Numbered), Ended> {
+    /// The runs of each topic that the journal holds before `to`, and those that retention took already.
+    fn plan(&self, to: u64) -> (BTreeMap<TopicId, TopicRuns>, Vec<PartitionRuns>) {
         let mut plan: BTreeMap<TopicId, TopicRuns> = BTreeMap::new();
-        let mut numbered = Numbered::new();
-        let topics: Vec<_> = self.domain.topics.read().values().cloned().collect();
-        for topic in topics {
+        let mut all_gone = Vec::new();
+        for topic in self.domain.topics.read().values() {
             for partition in topic.partitions() {
                 let Unsealed { gone, runs } = partition.unsealed(to);
                 if !gone.is_empty() {
-                    let mut headers = Vec::new();
-                    for run in gone {
-                        let bytes = self.store.read(run.at)?;
-                        headers.extend(pieces(&bytes, run.base..run.end).into_iter().filter_map(numbered_header));
-                    }
-                    numbered.insert(partition.place(), (partition.clone(), headers));
+                    all_gone.push((partition.clone(), gone));
                 }
                 if !runs.is_empty() {
                     let planned = plan.entry(topic.id()).or_default();
@@ -262,7 +256,21 @@ impl Sealer {
                 }
             }
         }
-        Ok((plan, numbered))
+        (plan, all_gone)
+    }
+
+    /// What runs say of producers that are not sealed themselves.
+    fn numbered(&self, gone: Vec<PartitionRuns>) -> Result<Numbered, Ended> {
+        let mut numbered = Numbered::new();
+        for (partition, runs) in gone {
+            let mut headers = Vec::new();
+            for run in runs {
+                let bytes = self.store.read(run.at)?;
+                headers.extend(pieces(&bytes, run.base..run.end).into_iter().filter_map(numbered_header));
+            }
+            numbered.insert(partition.place(), (partition, headers));
+        }
+        Ok(numbered)
     }
 
     fn segments(&self, plan: BTreeMap<TopicId, TopicRuns>, numbered: &mut Numbered) -> Result<Upkeep, Ended> {
@@ -280,12 +288,7 @@ impl Sealer {
     }
 
     /// One segment of these partitions, sorted by topic and number.
-    fn segment(
-        &self,
-        partitions: &[(Arc<Partition>, Vec<Run>)],
-        upkeep: &mut Upkeep,
-        numbered: &mut Numbered,
-    ) -> Result<(), Ended> {
+    fn segment(&self, partitions: &[PartitionRuns], upkeep: &mut Upkeep, numbered: &mut Numbered) -> Result<(), Ended> {
         let done = self.shared.progress.lock().done;
         let (meta, headers) = loop {
             self.wait_for_room()?;
@@ -308,10 +311,7 @@ impl Sealer {
     }
 
     /// With the headers of each partition's batches of idempotent producers.
-    fn try_segment(
-        &self,
-        partitions: &[(Arc<Partition>, Vec<Run>)],
-    ) -> Result<(SegmentMeta, Vec<Vec<BatchHeader>>), Ended> {
+    fn try_segment(&self, partitions: &[PartitionRuns]) -> Result<(SegmentMeta, Vec<Vec<BatchHeader>>), Ended> {
         let registry = self.store.registry();
         let mut writer = registry.create()?;
         let mut all_headers = Vec::with_capacity(partitions.len());
@@ -431,8 +431,10 @@ impl Sealer {
 #[derive(Debug, Default)]
 struct TopicRuns {
     bytes: u64,
-    partitions: Vec<(Arc<Partition>, Vec<Run>)>,
+    partitions: Vec<PartitionRuns>,
 }
+
+type PartitionRuns = (Arc<Partition>, Vec<Run>);
 
 /// The batches of idempotent producers that partitions have in what is sealed, in the order of offsets.
 type Numbered = BTreeMap<Place, (Arc<Partition>, Vec<BatchHeader>)>;
@@ -468,9 +470,7 @@ struct OnEnd<'a>(&'a Shared, &'a Arc<Store>);
 impl Drop for OnEnd<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.1.fail(Arc::new(StoreError::Stopped(
-                "the sealer panicked, see the log; if redb did, `millstream check --repair` may help".into(),
-            )));
+            self.1.fail(Arc::new(StoreError::panicked("the sealer")));
         }
         self.0.progress.lock().stopped = true;
         self.0.moved.notify_all();

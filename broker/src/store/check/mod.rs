@@ -155,7 +155,7 @@ impl Checked {
         }
         // What is wrong in a value is said of its records; elsewhere it is the database's own.
         if let Some(reason) = journal_fault
-            && !self.report.damages.iter().any(|damage| damage.file == DATABASE_FILE)
+            && !self.is_damaged(DATABASE_FILE)
         {
             self.damaged(DATABASE_FILE, reason);
         }
@@ -171,6 +171,11 @@ impl Checked {
             self.tables_are_damaged(&reason);
         }
         Ok(())
+    }
+
+    /// Whether it is told already that something of a file is wrong.
+    fn is_damaged(&self, file: &str) -> bool {
+        self.report.damages.iter().any(|damage| damage.file == file)
     }
 
     fn damaged(&mut self, file: &str, reason: impl Into<String>) {

@@ -14,7 +14,7 @@ use super::super::segment::{FOLDER, Piece, SegmentId, SegmentMeta, SegmentWriter
 use super::super::{JOURNAL, SEGMENTS, tables};
 use super::journal::Content;
 use super::rebuild::{rebuild, replace};
-use super::{BlobFound, Checked, Damage, SegmentFound, caught, to_text};
+use super::{BlobFound, Checked, SegmentFound, caught, to_text};
 use crate::partition::Offset;
 
 impl Checked {
@@ -25,7 +25,7 @@ impl Checked {
             replace(&rebuilt, data)?;
         } else if let Err(reason) = renew_free_lists(&files, DATABASE_FILE) {
             // A page of the database that holds nothing of ours is damaged, or one that is written anew below.
-            if !self.report.damages.iter().any(|damage| damage.file == DATABASE_FILE) {
+            if !self.is_damaged(DATABASE_FILE) {
                 self.damaged(DATABASE_FILE, reason);
             }
             replace(&rebuild(&files.path(DATABASE_FILE))?, data)?;
@@ -53,12 +53,12 @@ impl Checked {
                 && (damage.file != tables::FILE || renewed.is_ok());
         }
         if let Some(reason) = still {
-            self.report.damages.push(Damage::beyond_repair(DATABASE_FILE, format!("{reason}; this is not repaired")));
+            self.beyond_repair(DATABASE_FILE, format!("{reason}; this is not repaired"));
         }
         if let Err(reason) = renewed
-            && !self.report.damages.iter().any(|damage| damage.file == tables::FILE)
+            && !self.is_damaged(tables::FILE)
         {
-            self.report.damages.push(Damage::beyond_repair(tables::FILE, format!("{reason}; this is not repaired")));
+            self.beyond_repair(tables::FILE, format!("{reason}; this is not repaired"));
         }
         Ok(())
     }
@@ -165,6 +165,7 @@ fn write_anew(files: &Files, id: SegmentId, found: &SegmentFound) -> Result<Opti
     for owned in &in_use {
         let extent = &owned.extent;
         writer.begin(owned.topic, owned.partition, extent.base, extent.compacted);
+        writer.tombstones_due(extent.tombstones_due_ms);
         if let Some(segment) = &found.open {
             segment.visit(extent, |bytes, piece| match piece {
                 Piece::Batch { at, header } if Offset::new(header.base_offset) >= Some(extent.base) => {

@@ -6,7 +6,7 @@
 //! block   = whole record batches of one partition, back to back
 //! index   = extent count u32, extent*, block*            the blocks in the order of the extents
 //! extent  = topic u32, partition u32, base i64, end i64, first timestamp i64, max timestamp i64,
-//!           position u64, bytes u64, first block u32, blocks u32, flags u32
+//!           position u64, bytes u64, first block u32, blocks u32, tombstones due i64, flags u32
 //! block   = base i64, max timestamp i64, bytes u32, crc u32
 //! footer  = index position u64, index bytes u32, index crc u32, version u32, magic u32
 //! ```
@@ -24,10 +24,10 @@ use super::error::StoreError;
 use crate::partition::{Offset, TopicId};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"MSSG");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: u64 = 8;
 const FOOTER_BYTES: usize = 24;
-const EXTENT_BYTES: usize = 68;
+const EXTENT_BYTES: usize = 76;
 const BLOCK_ENTRY_BYTES: usize = 24;
 
 /// A block is closed once it has this many bytes: what is read and checked at least, 64 KiB.
@@ -67,6 +67,9 @@ pub(crate) struct Extent {
     /// Its blocks in the segment's index.
     pub(crate) blocks_from: u32,
     pub(crate) blocks: u32,
+    /// When the first of the tombstones that compaction left in it may go, in ms since the epoch; `i64::MAX` where it
+    /// left none.
+    pub(crate) tombstones_due_ms: i64,
     /// Compaction has seen it.
     pub(crate) compacted: bool,
 }
@@ -137,6 +140,7 @@ fn encode_extent(OwnedExtent { topic, partition, extent }: &OwnedExtent, out: &m
     out.extend_from_slice(&extent.bytes.to_le_bytes());
     out.extend_from_slice(&extent.blocks_from.to_le_bytes());
     out.extend_from_slice(&extent.blocks.to_le_bytes());
+    out.extend_from_slice(&extent.tombstones_due_ms.to_le_bytes());
     out.extend_from_slice(&u32::from(extent.compacted).to_le_bytes());
 }
 
@@ -154,7 +158,8 @@ fn decode_extents(segment: SegmentId, bytes: &[u8]) -> Option<Vec<OwnedExtent>> 
                 bytes: u64_at(bytes, 48),
                 blocks_from: u32_at(bytes, 56),
                 blocks: u32_at(bytes, 60),
-                compacted: u32_at(bytes, 64) & COMPACTED != 0,
+                tombstones_due_ms: u64_at(bytes, 64) as i64,
+                compacted: u32_at(bytes, 72) & COMPACTED != 0,
             };
             let sound = extent.base < extent.end && extent.pos.checked_add(extent.bytes).is_some();
             sound.then_some(OwnedExtent { topic: TopicId(u32_at(bytes, 0)), partition: u32_at(bytes, 4), extent })

@@ -78,6 +78,7 @@ impl SegmentWriter {
             bytes: 0,
             blocks_from: self.blocks.len() as u32,
             blocks: 0,
+            tombstones_due_ms: i64::MAX,
             compacted,
         };
         self.extents.push(OwnedExtent { topic, partition, extent });
@@ -106,6 +107,13 @@ impl SegmentWriter {
     /// Appends bytes of the open extent that are known to be damaged, as they are.
     pub(in crate::store) fn push_damaged(&mut self, bytes: &[u8], base: Offset) -> Result<(), StoreError> {
         self.append(bytes, base, i64::MIN, true)
+    }
+
+    /// Says when tombstones that the open extent has may go.
+    pub(in crate::store) fn tombstones_due(&mut self, due_ms: i64) {
+        if let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() {
+            extent.tombstones_due_ms = extent.tombstones_due_ms.min(due_ms);
+        }
     }
 
     /// Ends the open extent; `end` is the offset after its range. An extent without a batch is no extent.
