@@ -844,13 +844,13 @@ fn serve(data: &Path) -> Ran {
 async fn a_second_server_on_a_data_directory_is_refused_and_the_first_goes_on() {
     let sound = Sound::start().await;
     let data = sound._data.path();
-    let words = [data.to_str().unwrap(), &format!("in use by another server (process {})", sound.server.pid())];
+    let words = [data.to_str().unwrap(), &format!("in use by another process ({})", sound.server.pid())];
     refused_command(&serve(data), &words);
     // By another way to the same place, too.
     let link = tempfile::tempdir().unwrap().path().join("link");
     fs::create_dir_all(link.parent().unwrap()).unwrap();
     std::os::unix::fs::symlink(data, &link).unwrap();
-    refused_command(&serve(&link), &["in use by another server"]);
+    refused_command(&serve(&link), &["in use by another process"]);
     sound.ends_sound().await;
 }
 

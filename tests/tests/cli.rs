@@ -1022,7 +1022,7 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
         command.args(["check", "--data"]).arg(data.path()).args(more);
         run(&mut command, "")
     };
-    fails(check(&[]), 1, &["in use by another server"]);
+    fails(check(&[]), 1, &["in use by another process"]);
     assert!(server.terminate().success());
     check(&[]).ok();
     let sound: Value = serde_json::from_str(&check(&["--output", "json"]).ok()).unwrap();

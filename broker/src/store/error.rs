@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 /// A storage failure: what was done, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another server has the data directory.
+    /// Another process has the data directory.
     #[error(
-        "data directory {path} is in use by another server{}: stop it first, or name another directory", holder.as_ref().map(|pid| format!(" (process {pid})")).unwrap_or_default()
+        "data directory {path} is in use by another process{}: stop it first, or name another directory", holder.as_ref().map(|pid| format!(" ({pid})")).unwrap_or_default()
     )]
     Locked {
         /// The data directory.
@@ -29,7 +29,10 @@ pub enum StoreError {
         known: &'static str,
     },
     /// The directory holds something else.
-    #[error("{path} is not a data directory: it holds {found:?} and no format file; name a new or empty one")]
+    #[error(
+        "{path} is not a data directory: it holds {found:?} and no format file; name a new or empty one; of a backup, \
+         `millstream restore` makes one"
+    )]
     NotADataDirectory {
         /// The directory.
         path: PathBuf,
