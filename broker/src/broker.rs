@@ -425,7 +425,8 @@ impl Broker {
         // From here on the committer refuses writes to it.
         topic.partitions().iter().for_each(|partition| partition.set_deleted(true));
         let catalog = vec![CatalogChange::remove(topic_key(name))];
-        let removed = async { self.commit(Commit { catalog, ..Commit::default() }).await?.await };
+        let deletion = Commit { catalog, deleted_topics: vec![topic.id()], ..Commit::default() };
+        let removed = async { self.commit(deletion).await?.await };
         if let Err(error) = removed.await {
             // It may be there: what it holds can be read.
             topic.partitions().iter().for_each(|partition| partition.set_deleted(false));

@@ -484,14 +484,15 @@ impl Partition {
         ReadRange { from: offset, until, bytes_max, one_at_least }: ReadRange,
         fetch: impl Fn(Piece, Offset, usize) -> Result<Option<(Bytes, Offset)>, ReadError>,
     ) -> Result<Option<Slice>, ReadError> {
-        let (start, end) = (self.start(), self.end());
+        let end = self.end();
+        let until = until.unwrap_or(end).min(end);
+        let (start, pieces) = self.pieces_from(offset, until, bytes_max);
         if offset < start || offset > end {
             return Err(self.out_of_range(offset).into());
         }
         let mut slice = Slice { runs: Vec::new(), next: offset, start, end };
-        let until = until.unwrap_or(end).min(end);
         let mut room = bytes_max;
-        'pieces: for piece in self.pieces_from(offset, until, bytes_max) {
+        'pieces: for piece in pieces {
             let piece_end = match piece {
                 Piece::Extent(extent) => extent.end,
                 Piece::Run(run) => run.end,
@@ -531,8 +532,9 @@ impl Partition {
         Ok(Some(slice))
     }
 
-    /// What a read of `bytes_max` from `offset` may touch.
-    fn pieces_from(&self, offset: Offset, end: Offset, bytes_max: usize) -> Vec<Piece> {
+    /// Where the log starts, and what a read of `bytes_max` from `offset` may touch, both as of one moment: where
+    /// retention takes `offset`, what follows is not mistaken for it.
+    fn pieces_from(&self, offset: Offset, end: Offset, bytes_max: usize) -> (Offset, Vec<Piece>) {
         let index = self.index.read();
         let mut bytes = 0u64;
         let mut wanted = |base: Offset, len: u64| {
@@ -545,18 +547,18 @@ impl Partition {
         let first = index.extents.partition_point(|extent| extent.end <= offset);
         for extent in &index.extents[first..] {
             if !wanted(extent.base, extent.bytes) {
-                return pieces;
+                return (index.start, pieces);
             }
             pieces.push(Piece::Extent(*extent));
         }
         let first = index.runs.partition_point(|run| run.end <= offset);
         for run in index.runs.range(first..) {
             if !wanted(run.base, u64::from(run.at.len)) {
-                return pieces;
+                return (index.start, pieces);
             }
             pieces.push(Piece::Run(*run));
         }
-        pieces
+        (index.start, pieces)
     }
 
     fn read_run(&self, store: &Store, run: &Run, from: Offset) -> Result<(Bytes, Offset), ReadError> {
@@ -622,7 +624,7 @@ impl Partition {
                 Piece::Extent(extent) => {
                     let mut found = None;
                     let segment = store.registry().segment_of(&extent)?;
-                    for base in segment.blocks_at(&extent, timestamp_ms) {
+                    for base in segment.blocks_at(&extent, start, timestamp_ms) {
                         let (bytes, _) = self.read_extent(store, &extent, base, 0)?;
                         found = self.first_at(bytes, start, timestamp_ms, limits)?;
                         if found.is_some() {

@@ -9,13 +9,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt;
 use millstream_broker::clock::SystemClock;
 use millstream_broker::group::{Group, GroupKind};
 use millstream_broker::store::StoreOptions;
 use millstream_broker::store::backup::{BackupError, BackupFolder, Manifest, Snapshot, restore};
-use millstream_broker::{Broker, BrokerSettings, GroupId, Offset, TopicPartition};
+use millstream_broker::topic::TopicSettings;
+use millstream_broker::{Broker, BrokerSettings, GroupId, Offset, TopicName, TopicPartition};
 use millstream_client::{ClientError, v1};
 use millstream_runtime::{Runtime, RuntimeSettings};
 use millstream_tests::instance::{Instance, records, wait_until};
@@ -64,6 +66,35 @@ async fn back_up(broker: &Broker, to: &Path, mut during: impl FnMut(&str) + Send
         manifest
     };
     tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// With a disk that has so many bytes free.
+fn open_on(data: &Path, free: &Arc<AtomicU64>) -> Broker {
+    let free = free.clone();
+    let options =
+        StoreOptions { free_bytes: Some(Arc::new(move || Ok(free.load(Ordering::SeqCst)))), ..StoreOptions::default() };
+    let settings = BrokerSettings { disk_reserve_bytes: Some(1 << 20), ..BrokerSettings::default() };
+    Broker::open(data, settings, options, Arc::new(SystemClock), &mut Registry::default()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_leaves_the_commits_the_room_that_is_kept_for_them() {
+    let data = tempfile::tempdir().unwrap();
+    let free = Arc::new(AtomicU64::new(u64::MAX));
+    let broker = open_on(data.path(), &free);
+    broker.create_topic(&TopicName::new("t").unwrap(), 1, TopicSettings::default(), false).await.unwrap();
+    let take = || Snapshot::take(broker.store(), 0);
+    take().unwrap();
+    free.store(2 << 20, Ordering::SeqCst);
+    let error = take().unwrap_err();
+    let BackupError::NoRoomForJournal { free_bytes, reserve_bytes, .. } = &error else { panic!("{error}") };
+    assert_eq!((*free_bytes, *reserve_bytes), (2 << 20, 1 << 20));
+    for words in [data.path().to_str().unwrap(), "2097152 bytes free", "1048576 are kept", "make room"] {
+        assert!(error.to_string().contains(words), "{words:?} is not in {error}");
+    }
+    free.store(u64::MAX, Ordering::SeqCst);
+    take().unwrap();
+    tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
 }
 
 fn restored(from: &Path, data: &Path) -> Result<Manifest, BackupError> {

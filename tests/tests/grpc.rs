@@ -750,7 +750,8 @@ async fn credit_bounds_what_is_sent() {
     }
     let mut member = Member::join(&served.channel, join("g")).await.unwrap();
     member.assigned().await;
-    let size = batch(&[0]).len() as u32;
+    // A record's own fields, and its value.
+    let size = 64 + 1;
     member.say(ToServer::Credit(v1::Credit { bytes: 3 * size }));
     assert_eq!(member.read(3).await[&0], ["0", "1", "2"]);
     // Nothing more before there is more credit: this answer is the next thing heard.
@@ -1040,6 +1041,42 @@ async fn readers_that_never_read_hold_up_nobody_and_cost_a_bounded_memory() {
     }
     assert_eq!(served.describe_group("g").await.members.len(), 1);
     drop(member);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_does_not_read_makes_the_server_inflate_no_more_than_an_answer() {
+    const PARTITIONS: u32 = 32;
+    /// An answer of plain records (16 MiB), what of batches is inflated for it (32 MiB), what waits in the stream, and
+    /// what the allocator keeps of that: far less than the credit would let inflate, which is 256 MiB of each round.
+    const GROWTH_BYTES_MAX: u64 = 160 << 20;
+    let served = Served::with_topic(PARTITIONS).await;
+    let value = vec![b'x'; 8 << 20];
+    let mut builder = BatchBuilder::new(Compression::Zstd);
+    builder.push(1, None, Some(&value), []);
+    let batch = builder.finish().unwrap().into_bytes();
+    assert!(batch.len() < 10_000);
+    for _ in 0..4 {
+        for partition in 0..PARTITIONS {
+            served.log().produce(batch_to(partition, batch.clone())).await.unwrap();
+        }
+    }
+    let before = peak_bytes(served.server.pid());
+    let connection = connect(&served.server).await;
+    let mut member = Member::join(&connection, join("g")).await.unwrap();
+    member.say(ToServer::Credit(v1::Credit { bytes: u32::MAX }));
+    // All that it is sent at first waits for it to look.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let grown = peak_bytes(served.server.pid()) - before;
+    assert!(grown < GROWTH_BYTES_MAX, "the server grew by {grown} bytes");
+    // It is still there, and gets every record once it reads and gives credit.
+    member.assigned().await;
+    let mut left = 4 * PARTITIONS as usize;
+    while left > 0 {
+        let FromServer::Records(records) = member.hear().await else { continue };
+        assert_eq!(records.error, None);
+        left -= records.records.len();
+        member.say(ToServer::Credit(v1::Credit { bytes: 8 << 20 }));
+    }
 }
 
 // ---- the client's examples

@@ -408,6 +408,36 @@ async fn a_partition_forgets_a_producer_that_is_idle_for_a_week() {
     stop(broker).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_is_forgotten_leaves_nothing_on_disk() {
+    let data = tempfile::tempdir().unwrap();
+    let settings = BrokerSettings { journal_bytes_max: 100_000, ..BrokerSettings::default() };
+    let (broker, clock) = open(data.path(), &settings);
+    let topic = create_topic(&broker, "t").await;
+    let filler = create_topic(&broker, "filler").await;
+    let id = broker.init_producer(None).await.unwrap().id;
+    let producer = v1::ProducerIdentity { producer_id: id.get(), epoch: 0 };
+    append(&broker, &topic, (producer, 0), 1).await.unwrap();
+    let seal = async || {
+        let segments = broker.store().size().segments;
+        while broker.store().size().segments < segments + 2 {
+            append(&broker, &filler, (v1::ProducerIdentity { producer_id: -1, epoch: -1 }, -1), 1_000).await.unwrap();
+        }
+    };
+    seal().await;
+    clock.0.store(settings.producer_expiry_ms as i64 + 60_000, Ordering::SeqCst);
+    broker.forget_idle_producers();
+    seal().await;
+    stop(broker).await;
+    // What the tables had would be known to a server that forgets nobody.
+    let settings = BrokerSettings { producer_expiry_ms: u64::MAX, ..settings };
+    let (broker, _) = open(data.path(), &settings);
+    let topic = broker.topic("t").unwrap();
+    assert_eq!(topic.partitions()[0].size().journal_bytes, 0, "it is sealed");
+    assert_eq!(append(&broker, &topic, (producer, 100), 1).await.unwrap(), 1);
+    stop(broker).await;
+}
+
 // ---- the client
 
 fn small() -> ProducerSettings {

@@ -237,6 +237,8 @@ const UNSENT_MAX: usize = 256;
 #[derive(Default)]
 struct Unsent {
     answers: AtomicUsize,
+    /// Of these, those with records.
+    records: AtomicUsize,
     one_less: Notify,
 }
 
@@ -245,10 +247,26 @@ impl Unsent {
         self.answers.load(Ordering::Relaxed) >= UNSENT_MAX
     }
 
-    fn sent(&self) {
+    fn has_records(&self) -> bool {
+        self.records.load(Ordering::Relaxed) > 0
+    }
+
+    fn queued(&self, answer: &Answer) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+        self.records.fetch_add(usize::from(is_of_records(answer)), Ordering::Relaxed);
+    }
+
+    fn sent(&self, answer: &Answer) {
         self.answers.fetch_sub(1, Ordering::Relaxed);
+        self.records.fetch_sub(usize::from(is_of_records(answer)), Ordering::Relaxed);
         self.one_less.notify_one();
     }
+}
+
+type Answer = Result<v1::MemberResponse, Status>;
+
+fn is_of_records(answer: &Answer) -> bool {
+    matches!(answer, Ok(v1::MemberResponse { message: Some(ToMember::Records(_)) }))
 }
 
 /// One member's stream: what it reads, what it may still be sent, what it has yet to give back.
@@ -258,8 +276,9 @@ struct Session {
     group: Arc<Group>,
     member: String,
     events: mpsc::UnboundedReceiver<MemberEvent>,
-    /// Unbounded, but records in it are bounded by the member's credit, and the others by [`UNSENT_MAX`].
-    answers: mpsc::UnboundedSender<Result<v1::MemberResponse, Status>>,
+    /// Unbounded, but batches in it are bounded by the member's credit, plain records by one answer of them, as each
+    /// may keep a whole inflated batch in memory, and the others by [`UNSENT_MAX`].
+    answers: mpsc::UnboundedSender<Answer>,
     unsent: Arc<Unsent>,
     from_earliest: bool,
     /// The topics as they were when it joined: partitions added since are read from their first record.
@@ -325,7 +344,7 @@ impl Session {
             revoke_deadline: None,
         };
         session.send(ToMember::Joined(v1::Joined { member_id: session.member.clone() }));
-        let answers = UnboundedReceiverStream::new(receiver).inspect(move |_| unsent.sent());
+        let answers = UnboundedReceiverStream::new(receiver).inspect(move |answer| unsent.sent(answer));
         Ok((session, Box::pin(answers)))
     }
 
@@ -350,7 +369,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = broker.stopped() => break Some(BrokerError::ShuttingDown.into()),
-                () = unsent.one_less.notified(), if unsent.is_much() => {}
+                () = unsent.one_less.notified(), if unsent.is_much() || self.waits_to_send() => {}
                 request = requests.message(), if !unsent.is_much() => match request {
                     Ok(Some(request)) => if let Err(end) = self.hear(request).await { break Some(end) },
                     // Left, or lost: the same to the others.
@@ -377,9 +396,14 @@ impl Session {
         // Dropping the session leaves the group.
     }
 
+    /// Whether plain records wait to be sent: no others are read meanwhile.
+    fn waits_to_send(&self) -> bool {
+        self.format == v1::Format::Records && self.unsent.has_records()
+    }
+
     /// What to read next: nothing without credit.
     fn next_fetch(&self) -> Option<Fetch> {
-        if self.credit_bytes == 0 || self.reading.is_empty() {
+        if self.credit_bytes == 0 || self.reading.is_empty() || self.waits_to_send() {
             return None;
         }
         let from = self.reading.values().map(|(partition, offset)| FetchFrom {
@@ -396,17 +420,27 @@ impl Session {
     }
 
     fn hand_out(&mut self, fetched: Vec<Fetched>) {
+        let mut room = PlainRoom::up_to(self.credit_bytes);
         for fetched in fetched {
             let name = fetched.partition.name().clone();
             let Some((_, offset)) = self.reading.get_mut(&name) else { continue };
-            match &fetched.slice {
-                Ok(slice) if slice.next <= *offset => continue,
-                Ok(slice) => self.credit_bytes = self.credit_bytes.saturating_sub(slice.bytes()),
-                Err(_) => {}
-            }
-            let from = (*offset).into();
+            let stored_bytes = match &fetched.slice {
+                // What has no room is read again.
+                Ok(slice) if slice.next <= *offset || room.is_full() => continue,
+                Ok(slice) => slice.bytes(),
+                Err(_) => 0,
+            };
+            let (from, used) = ((*offset).into(), room.used());
             let failed = fetched.slice.is_err();
-            let records = answer(&self.broker, fetched, from, self.format, &self.limits, &mut PlainRoom::default());
+            let records = answer(&self.broker, fetched, from, self.format, &self.limits, &mut room);
+            let bytes = match self.format {
+                v1::Format::Batches => stored_bytes,
+                v1::Format::Records => room.used() - used,
+            };
+            self.credit_bytes = self.credit_bytes.saturating_sub(bytes);
+            if records.error.is_none() && records.next_offset == from {
+                continue;
+            }
             if let Some(next) = i64::try_from(records.next_offset).ok().and_then(Offset::new) {
                 *offset = next;
             }
@@ -514,8 +548,8 @@ impl Session {
         self.answer(Ok(v1::MemberResponse { message: Some(message) }));
     }
 
-    fn answer(&self, answer: Result<v1::MemberResponse, Status>) {
-        self.unsent.answers.fetch_add(1, Ordering::Relaxed);
+    fn answer(&self, answer: Answer) {
+        self.unsent.queued(&answer);
         // A stream that is gone ends the session elsewhere.
         let _ = self.answers.send(answer);
     }

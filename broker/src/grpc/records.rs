@@ -81,27 +81,46 @@ pub(super) fn build_batches(
 
 /// What one answer may still hold of plain records, in bytes. Compressed batches are small as they are
 /// stored; as plain records they need not fit a message.
-pub(super) struct PlainRoom(usize);
+pub(super) struct PlainRoom {
+    left: usize,
+    used: usize,
+}
 
 /// Half of a message's limit: one record more may come, and the largest is as large.
 const PLAIN_BYTES_MAX: usize = millstream_api::MESSAGE_BYTES_MAX / 2;
 
-/// A plain record's own fields in bytes, at most: offset, timestamp, tags and lengths.
+/// A plain record's own fields in bytes, at most: offset, timestamp, tags and lengths. A header counts as much.
 const PLAIN_OVERHEAD_BYTES: usize = 64;
 
 impl Default for PlainRoom {
     fn default() -> Self {
-        Self(PLAIN_BYTES_MAX)
+        Self::up_to(PLAIN_BYTES_MAX)
     }
 }
 
 impl PlainRoom {
+    /// No more than `bytes`, nor than an answer holds.
+    pub(super) fn up_to(bytes: usize) -> Self {
+        Self { left: bytes.min(PLAIN_BYTES_MAX), used: 0 }
+    }
+
+    /// What its records count.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Whether no record fits any more.
+    pub(super) fn is_full(&self) -> bool {
+        self.used > 0 && self.left < PLAIN_OVERHEAD_BYTES
+    }
+
     /// Whether there is room for so many bytes; the first record of an answer always has it.
     fn take(&mut self, bytes: usize) -> bool {
-        if bytes > self.0 && self.0 < PLAIN_BYTES_MAX {
+        if bytes > self.left && self.used > 0 {
             return false;
         }
-        self.0 = self.0.saturating_sub(bytes);
+        self.left = self.left.saturating_sub(bytes);
+        self.used += bytes;
         true
     }
 }

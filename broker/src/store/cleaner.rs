@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millstream_record::Limits;
 use parking_lot::{Mutex, MutexGuard};
@@ -26,8 +26,8 @@ use crate::broker::Domain;
 use crate::partition::{Partition, Place};
 use crate::topic::Topic;
 
-/// A partition that could not be compacted waits for so long, in ms.
-const COMPACT_AGAIN_MS: u64 = 60_000;
+/// A partition that could not be compacted waits for so long.
+const COMPACT_AGAIN: Duration = Duration::from_secs(60);
 
 /// How often it is looked what there is to do.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -81,8 +81,8 @@ impl Drop for Work<'_> {
 struct Seen {
     /// How often what is in use of segments had changed when that was looked at.
     changes: Option<u64>,
-    /// Partitions that could not be compacted, and when it is tried again.
-    not_compacted: HashMap<Place, i64>,
+    /// Partitions that could not be compacted, and when that was tried.
+    not_compacted: HashMap<Place, Instant>,
     /// Segments that the disk does not give back: they are not merged until the next start.
     unreadable: HashSet<SegmentId>,
 }
@@ -160,7 +160,7 @@ impl Cleaner {
         for topic in topics.iter().filter(|topic| topic.meta().settings.cleanup.compacts()) {
             for partition in topic.partitions() {
                 let place = partition.place();
-                let waits = not_compacted.get(&place).is_some_and(|until_ms| now_ms < *until_ms);
+                let waits = not_compacted.get(&place).is_some_and(|tried| tried.elapsed() < COMPACT_AGAIN);
                 if waits || !needs_compaction(&partition.extents(), now_ms) {
                     continue;
                 }
@@ -173,7 +173,7 @@ impl Cleaner {
                     // Nor others' from being compacted.
                     Err(Ended::Failed(error)) => {
                         failed(&error);
-                        not_compacted.insert(place, now_ms.saturating_add_unsigned(COMPACT_AGAIN_MS));
+                        not_compacted.insert(place, Instant::now());
                     }
                 }
             }

@@ -14,6 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use hashbrown::HashMap;
 use millstream_record::{RecordBatch, patch_batch};
+use redb::ReadableTable;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::catalog::CatalogChange;
@@ -61,6 +62,8 @@ pub struct Commit {
     pub drop_groups: Vec<Arc<Group>>,
     /// Catalog entries to set or remove.
     pub catalog: Vec<CatalogChange>,
+    /// Topics that the catalog has no more: where their logs start is forgotten.
+    pub deleted_topics: Vec<TopicId>,
     /// Refuses the commit where the group's generation is no longer this.
     pub fence: Option<Fence>,
 }
@@ -445,6 +448,14 @@ impl Committer {
             let mut catalog = transaction.open_table(CATALOG)?;
             for change in changes {
                 sum.set(&mut catalog, change.key.as_str(), change.value.as_deref())?;
+            }
+        }
+        for topic in accepted.iter().flat_map(|a| &a.request.commit.deleted_topics) {
+            let mut starts = transaction.open_table(LOG_STARTS)?;
+            let rows = starts.range((topic.0, 0)..=(topic.0, u32::MAX))?;
+            let of_topic: Vec<(u32, u32)> = rows.map(|row| Ok(row?.0.value())).collect::<Result<_, StoreError>>()?;
+            for place in of_topic {
+                sum.set(&mut starts, place, None)?;
             }
         }
         for upkeep in accepted.iter().filter_map(|accepted| accepted.request.upkeep.as_deref()) {

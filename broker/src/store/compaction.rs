@@ -182,8 +182,13 @@ impl Pass<'_> {
             stays
         };
         let retained = batch.retain(&self.cleaner.limits, self.horizon_ms, keep).map_err(unreadable)?;
-        if tombstone_stays {
-            self.output.writer()?.tombstones_due(horizon_ms.unwrap_or(self.horizon_ms));
+        let due_ms = match &retained {
+            Retained::All => horizon_ms,
+            Retained::Some(kept) => kept.delete_horizon_ms(),
+            Retained::Nothing => None,
+        };
+        if let Some(due_ms) = due_ms.filter(|_| tombstone_stays) {
+            self.output.writer()?.tombstones_due(due_ms);
         }
         Ok(retained)
     }

@@ -53,14 +53,16 @@ impl Files {
         Ok(self.wrapped(&path, Box::new(backend)))
     }
 
+    /// A folder, made where it is missing, and durable: a file in one that a power loss takes away is lost too.
+    pub(super) fn make_folder(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path(name);
+        fs::create_dir_all(&path).map_err(|source| StoreError::io("make", &path, source))?;
+        self.sync_folder("")
+    }
+
     /// A new file, empty whatever was there.
     pub(super) fn create(&self, name: &str) -> Result<Backend, StoreError> {
         let path = self.path(name);
-        if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
-            fs::create_dir_all(parent).map_err(|source| StoreError::io("make", parent, source))?;
-            // A file in a folder that a power loss takes away is lost too.
-            self.sync_folder("")?;
-        }
         let file = Self::open_file(&path, true)?;
         file.set_len(0).map_err(|source| StoreError::io("empty", &path, source))?;
         Ok(self.wrapped(&path, Box::new(PlainFile(file))))

@@ -11,8 +11,12 @@ use super::error::StoreError;
 use super::files::{Backend, Files};
 use super::segment::{Extent, FOLDER, OpenSegment, SegmentFile, SegmentId, SegmentMeta, SegmentWriter};
 
-/// Segments that are open at a time. Each takes a file descriptor and its index, some tens of KiB.
+/// Segments that are open at a time: each takes a file descriptor.
 const OPEN_SEGMENTS_MAX: usize = 128;
+
+/// Bytes of the indexes of segments that are open, beyond the most recently used one's: some tens of KiB each, and
+/// where compaction left many holes between small batches up to a quarter of the segment.
+const OPEN_INDEX_BYTES_MAX: usize = 32 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Registry {
@@ -37,6 +41,8 @@ impl Registry {
     /// With the segments that the table lists. Files that it does not list are removed: what wrote
     /// them did not come to its end.
     pub(super) fn open(files: Arc<Files>, segments: Vec<SegmentFile>) -> Result<Self, StoreError> {
+        // A crash may have come between a folder that was made and its sync.
+        files.make_folder(FOLDER)?;
         let segments: BTreeMap<_, _> = segments.into_iter().map(|segment| (segment.id, segment)).collect();
         let mut next = segments.keys().next_back().map_or(0, |id| id.0 + 1);
         for name in files.names(FOLDER)? {
@@ -94,7 +100,10 @@ impl Registry {
         if !self.segments.read().contains_key(&id) {
             return Err(StoreError::Moved);
         }
-        if open.len() >= OPEN_SEGMENTS_MAX {
+        let index_bytes = |open: &VecDeque<(SegmentId, Arc<OpenSegment>)>| -> usize {
+            open.iter().map(|(_, segment)| segment.index_bytes()).sum()
+        };
+        while open.len() >= OPEN_SEGMENTS_MAX || index_bytes(&open) > OPEN_INDEX_BYTES_MAX {
             open.pop_front();
         }
         open.push_back((id, segment.clone()));

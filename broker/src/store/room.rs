@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::backup::BackupError;
 use super::error::StoreError;
 use crate::error::BrokerError;
 
@@ -53,6 +54,18 @@ impl Room {
     /// Whether so many bytes may be written that only put in order what is sealed.
     pub(super) fn for_cleaning(&self, bytes: u64) -> Result<bool, StoreError> {
         self.is_left(self.reserve_bytes.saturating_add(bytes))
+    }
+
+    /// Whether so many bytes of a copy may be written that goes again.
+    ///
+    /// # Errors
+    /// [`BackupError::NoRoomForJournal`] where they may not.
+    pub(super) fn for_backup(&self, bytes: u64) -> Result<(), BackupError> {
+        if self.for_cleaning(bytes)? {
+            return Ok(());
+        }
+        let (free_bytes, reserve_bytes) = (self.free()?, self.reserve_bytes);
+        Err(BackupError::NoRoomForJournal { path: self.path.clone(), free_bytes, reserve_bytes })
     }
 
     /// What appends are refused with.

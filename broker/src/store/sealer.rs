@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use millstream_record::BatchHeader;
 use parking_lot::{Condvar, Mutex};
 
@@ -181,11 +181,12 @@ impl Sealer {
     fn run(self) {
         // Committers must not wait for a sealer that is gone, however it went.
         let _stopped = OnEnd(&self.shared, &self.store);
+        let mut swept = Vec::new();
         let ended = loop {
             let are_left = self.shared.sealed_values.load(Ordering::Relaxed) > 0;
             let job = if are_left { self.jobs.recv_timeout(IDLE) } else { self.jobs.recv().map_err(Into::into) };
             let next = match job {
-                Ok(job) => self.seal(job),
+                Ok(job) => self.seal(job, &mut swept),
                 // A commit removes some; with none to come, one is made for that.
                 Err(RecvTimeoutError::Timeout) => self.commit(Upkeep::default()),
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -202,7 +203,8 @@ impl Sealer {
         }
     }
 
-    fn seal(&self, job: SealJob) -> Result<(), Ended> {
+    /// `swept` is up to where the table of producers was looked through.
+    fn seal(&self, job: SealJob, swept: &mut Vec<u8>) -> Result<(), Ended> {
         let (plan, gone) = self.plan(job.journal.end);
         let rows: usize = job.frozen.iter().map(Frozen::len).sum();
         let batch_bytes: u64 = plan.values().map(|topic| topic.bytes).sum();
@@ -212,7 +214,8 @@ impl Sealer {
         let mut upkeep = self.segments(plan, &mut numbered)?;
         self.wait_for_room()?;
         self.disk_has_room();
-        self.producers(&numbered)?;
+        let written = self.producers(&numbered)?;
+        self.forget_producers(SLICE_ROWS + 2 * written, swept)?;
         self.offsets()?;
         self.state(job.frozen, job.journal.end)?;
         upkeep.sealed_to = Some(job.journal.end);
@@ -363,8 +366,8 @@ impl Sealer {
     // ---- tables
 
     /// What the sealed batches say of their producers, over what the tables remember: so the tables know of
-    /// no batch that was not in the log.
-    fn producers(&self, numbered: &Numbered) -> Result<(), Ended> {
+    /// no batch that was not in the log. Returns how many rows that were.
+    fn producers(&self, numbered: &Numbered) -> Result<usize, Ended> {
         let (tables, now_ms) = (self.store.tables(), self.domain.clock.now_ms());
         let mut rows = Vec::new();
         for (partition, headers) in numbered.values() {
@@ -377,6 +380,29 @@ impl Sealer {
             rows.extend(producers.iter().map(|(id, producer)| (key(id), Some(producer.encode()))));
         }
         rows.chunks(SLICE_ROWS).try_for_each(|slice| tables.write_producers(slice))?;
+        Ok(rows.len())
+    }
+
+    /// What memory has forgotten of producers, and what is left of those of deleted topics, goes from the table: of so
+    /// many rows from `swept` on, more than were written, so that the table does not grow with every producer ever seen.
+    fn forget_producers(&self, rows: usize, swept: &mut Vec<u8>) -> Result<(), Ended> {
+        let tables = self.store.tables();
+        let partitions: HashMap<Place, Arc<Partition>> = {
+            let topics = self.domain.topics.read();
+            let all = topics.values().flat_map(|topic| topic.partitions());
+            all.map(|partition| (partition.place(), partition.clone())).collect()
+        };
+        let mut forgotten = Vec::new();
+        *swept = tables.producers_from(swept, rows, |topic, number, id| {
+            let is_known = partitions
+                .get(&(TopicId(topic), number))
+                .zip(ProducerId::new(id))
+                .is_some_and(|(partition, id)| partition.producers().get(id).is_some());
+            if !is_known {
+                forgotten.push((Tables::producer_key(topic, number, id), None));
+            }
+        })?;
+        forgotten.chunks(SLICE_ROWS).try_for_each(|slice| tables.write_producers(slice))?;
         Ok(())
     }
 

@@ -273,12 +273,30 @@ impl Tables {
         mut visit: impl FnMut(u32, u32, i64, &[u8]) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         self.rows(PRODUCERS, |key, value| {
-            let key: [u8; 16] = key.try_into().map_err(|_| malformed("producers"))?;
-            let (topic, rest) = key.split_at(4);
-            let (partition, id) = rest.split_at(4);
-            let id: [u8; 8] = id.try_into().map_err(|_| malformed("producers"))?;
-            visit(u32_be(topic, "producers")?, u32_be(partition, "producers")?, i64::from_be_bytes(id), value)
+            let (topic, partition, id) = split_producer(key)?;
+            visit(topic, partition, id, value)
         })
+    }
+
+    /// As many as `count` producers from a key on: topic, partition, producer id. Returns the key from which to go on;
+    /// where no more follow an empty one, from which it begins anew.
+    pub(crate) fn producers_from(
+        &self,
+        from: &[u8],
+        count: usize,
+        mut visit: impl FnMut(u32, u32, i64),
+    ) -> Result<Vec<u8>, StoreError> {
+        let read = self.db.begin_read()?;
+        let Some(table) = open_table(&read, PRODUCERS)? else { return Ok(Vec::new()) };
+        for (visited, entry) in table.range(from..)?.enumerate() {
+            let (key, _) = entry?;
+            if visited == count {
+                return Ok(key.value().to_vec());
+            }
+            let (topic, partition, id) = split_producer(key.value())?;
+            visit(topic, partition, id);
+        }
+        Ok(Vec::new())
     }
 
     fn write_rows(&self, definition: TableDefinition<&[u8], &[u8]>, rows: &[Row]) -> Result<(), StoreError> {
@@ -333,6 +351,15 @@ fn malformed(table: &str) -> StoreError {
 
 fn u32_be(bytes: &[u8], table: &str) -> Result<u32, StoreError> {
     bytes.try_into().map(u32::from_be_bytes).map_err(|_| malformed(table))
+}
+
+/// Topic, partition and producer id.
+fn split_producer(key: &[u8]) -> Result<(u32, u32, i64), StoreError> {
+    let key: [u8; 16] = key.try_into().map_err(|_| malformed("producers"))?;
+    let (topic, rest) = key.split_at(4);
+    let (partition, id) = rest.split_at(4);
+    let id: [u8; 8] = id.try_into().map_err(|_| malformed("producers"))?;
+    Ok((u32_be(topic, "producers")?, u32_be(partition, "producers")?, i64::from_be_bytes(id)))
 }
 
 fn split_named<'k>(key: &'k [u8], table: &str) -> Result<(&'k str, &'k [u8]), StoreError> {

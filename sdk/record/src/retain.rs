@@ -28,7 +28,8 @@ impl RecordBatch {
     }
 
     /// Keeps the records that `keep` says. Where one of them is a tombstone and the batch has no delete
-    /// horizon yet, it gets `delete_horizon_ms`.
+    /// horizon yet, it gets `delete_horizon_ms`. What would be beyond the limits then, as timestamps take more room
+    /// beside a horizon, gets none, and what would be even so, compressed anew, stays as it is.
     ///
     /// # Errors
     /// [`BatchError`] for a batch that does not parse.
@@ -56,24 +57,32 @@ impl RecordBatch {
         if kept.is_empty() {
             return Ok(Retained::Nothing);
         }
-        let base_timestamp_ms = if new_horizon { delete_horizon_ms } else { self.base_timestamp_ms() };
         // With append time all records have the batch's.
         let max_timestamp_ms = kept.iter().map(|record| record.timestamp_ms).max().unwrap_or_default();
-        let mut body = Vec::with_capacity(records.body().len());
-        for record in &kept {
-            let timestamp_delta = record.timestamp_ms.wrapping_sub(base_timestamp_ms);
-            let offset_delta = record.offset.wrapping_sub(self.base_offset());
-            encode_record(&mut body, timestamp_delta, offset_delta, record.key, record.value, record.headers());
-        }
-        let body = match self.compression() {
-            Compression::None => body,
-            codec => compress(codec, &body),
+        let body_with = |base_timestamp_ms: i64| -> Option<(i64, Vec<u8>)> {
+            let mut body = Vec::with_capacity(records.body().len());
+            for record in &kept {
+                let timestamp_delta = record.timestamp_ms.wrapping_sub(base_timestamp_ms);
+                let offset_delta = record.offset.wrapping_sub(self.base_offset());
+                encode_record(&mut body, timestamp_delta, offset_delta, record.key, record.value, record.headers());
+            }
+            let inflates = body.len() <= limits.inflated_bytes_max;
+            let body = match self.compression() {
+                Compression::None => body,
+                codec => compress(codec, &body),
+            };
+            let fits = inflates && BATCH_HEADER_BYTES + body.len() <= limits.batch_bytes_max;
+            fits.then_some((base_timestamp_ms, body))
         };
+        let with_horizon = new_horizon.then(|| body_with(delete_horizon_ms)).flatten();
+        let has_new_horizon = with_horizon.is_some();
+        let without = || (kept.len() < count).then(|| body_with(self.base_timestamp_ms())).flatten();
+        let Some((base_timestamp_ms, body)) = with_horizon.or_else(without) else { return Ok(Retained::All) };
         let mut bytes = Vec::with_capacity(BATCH_HEADER_BYTES + body.len());
         bytes.extend_from_slice(&self.as_bytes()[..BATCH_HEADER_BYTES]);
         bytes.extend_from_slice(&body);
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
-        if new_horizon {
+        if has_new_horizon {
             put(at::ATTRIBUTES, &self.attributes_with_delete_horizon().to_be_bytes());
         }
         put(at::BASE_TIMESTAMP, &base_timestamp_ms.to_be_bytes());
@@ -120,6 +129,27 @@ mod tests {
             assert_eq!((after.base_offset(), after.next_offset(), after.record_count()), (1_000, 1_004, 3));
             assert_eq!((after.producer_id(), after.base_sequence()), (7, 40));
             assert_eq!((after.max_timestamp_ms(), after.compression()), (103, compression));
+        }
+    }
+
+    #[test]
+    fn what_is_retained_is_never_beyond_the_limits() {
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            let mut builder = BatchBuilder::new(compression);
+            (0..100).for_each(|n: i64| builder.push(n % 3, Some(&[n as u8]), None, []));
+            let before = builder.finish().unwrap();
+            let inflated_bytes_max = before.records(&Limits::default()).unwrap().body().len();
+            let tight = Limits { inflated_bytes_max, ..Limits::default() };
+            // A day ahead takes four bytes where a millisecond took one.
+            assert!(matches!(before.retain(&tight, 86_400_000, |_| true).unwrap(), Retained::All));
+            let Retained::Some(after) = before.retain(&tight, 86_400_000, |r| r.offset > 0).unwrap() else {
+                panic!("99 stay");
+            };
+            assert_eq!(after.delete_horizon_ms(), None);
+            assert_eq!(records(&after), records(&before)[1..]);
+            after.records(&tight).unwrap();
+            let tight = Limits { batch_bytes_max: BATCH_HEADER_BYTES, ..Limits::default() };
+            assert!(matches!(before.retain(&tight, 86_400_000, |r| r.offset > 0).unwrap(), Retained::All));
         }
     }
 

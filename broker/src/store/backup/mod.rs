@@ -74,6 +74,19 @@ pub enum BackupError {
         /// What is free.
         free_bytes: u64,
     },
+    /// The server copies its journal first, and what room the disk has is kept for records.
+    #[error(
+        "the journal is copied first, and the disk of {} has {free_bytes} bytes free, of which {reserve_bytes} are kept for \
+         what is stored (disk_reserve_bytes): make room there", path.display()
+    )]
+    NoRoomForJournal {
+        /// The data directory.
+        path: PathBuf,
+        /// What is free.
+        free_bytes: u64,
+        /// What is kept free.
+        reserve_bytes: u64,
+    },
     /// A folder without a manifest.
     #[error(
         "{} is no backup, or one that was not finished: it has no file {MANIFEST_FILE}, which is written last; nothing \

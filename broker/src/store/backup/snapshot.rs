@@ -44,6 +44,9 @@ use super::{BackupError, BackupFile, JOURNAL_FILE, Manifest, TABLES_FILE};
 /// A piece has this many bytes, the last one of a file fewer.
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
 
+/// While the journal is copied, it is looked for room on the disk for so many bytes at a time.
+const ROOM_BYTES: u64 = 8 << 20;
+
 /// A part of one of a backup's files. The pieces of a file come one after the other, from its begin to its
 /// end; so do the files.
 #[derive(Clone, Debug)]
@@ -78,7 +81,8 @@ impl Snapshot {
     /// tenths of a second for a full journal; commits go on.
     ///
     /// # Errors
-    /// [`BackupError::Store`]: no room for the journal's copy in the data directory, or what the disk says.
+    /// [`BackupError::NoRoomForJournal`]: what the data directory's disk has free is kept for records; or what the disk
+    /// says.
     pub fn take(store: &Arc<Store>, now_ms: i64) -> Result<Self, BackupError> {
         let pin = store.registry().pin();
         let (tables, journal) = begin_reads(store)?;
@@ -87,9 +91,13 @@ impl Snapshot {
         let failed = |source| BackupError::io("write a copy of the journal in", store.path(), source);
         // Nameless: however this process ends, nothing is left over.
         let mut out = BufWriter::with_capacity(PIECE_BYTES, tempfile::tempfile_in(store.path()).map_err(failed)?);
-        let mut journal_bytes = 0;
+        let (mut journal_bytes, mut room_to) = (0, 0);
         rows::write(Database::Journal, &journal, sealed_to, |bytes| {
             journal_bytes += bytes.len() as u64;
+            if journal_bytes > room_to {
+                store.room().for_backup(ROOM_BYTES)?;
+                room_to += ROOM_BYTES;
+            }
             out.write_all(bytes).map_err(failed)
         })?;
         drop(journal);

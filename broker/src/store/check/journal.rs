@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use millstream_record::BatchHeader;
 
 use super::super::journal::{
     BATCHES, BLOB_HEADER_BYTES, CHUNK_BYTES, DROP_GROUP, DROP_STATE, ENTRY_HEADER_BYTES, MAGIC, OFFSET,
@@ -106,6 +107,8 @@ pub(super) fn entries(blob: &Blob) -> Vec<Found> {
         let sound = entry_crc(header.kind, &body) == header.crc;
         let content = if header.kind == BATCHES {
             run(&body, sound, &mut fault)
+        } else if fault.is_some() && !sound {
+            Content::Lost
         } else if sound {
             Content::Body(body)
         } else {
@@ -128,7 +131,8 @@ fn header(bytes: &[u8; ENTRY_HEADER_BYTES]) -> Header {
 }
 
 /// The entry at a position: its header, where its body is, and what is wrong with the header. A header is
-/// believed where the body matches its checksum, with one bit flipped back where that makes it match.
+/// believed where the body matches its checksum, with one bit flipped back where that makes it match, and where
+/// another entry follows it. Else the entry is what stands before the next sound one.
 fn entry(blob: &[u8], at: usize) -> Option<(Header, Range<usize>, Option<String>)> {
     let bytes: [u8; ENTRY_HEADER_BYTES] = *blob[at..].first_chunk()?;
     let place = |header: &Header| {
@@ -155,7 +159,53 @@ fn entry(blob: &[u8], at: usize) -> Option<(Header, Range<usize>, Option<String>
             return Some((header, body, Some(fault)));
         }
     }
-    as_is_place.map(|body| (as_is, body, None))
+    let begin = at + ENTRY_HEADER_BYTES;
+    let batches_end = batches_end(blob, begin);
+    if let Some(body) = &as_is_place
+        && (batches_end.is_none() || as_is.kind == BATCHES)
+        && (body.end == blob.len() || begins_entry(blob, body.end))
+    {
+        return Some((as_is, body.clone(), None));
+    }
+    let next = (begin..blob.len()).find(|at| begins_entry(blob, *at)).unwrap_or(blob.len());
+    let kind = if batches_end.is_some() { BATCHES } else { as_is.kind };
+    let own_end = as_is_place.map(|body| body.end).filter(|end| as_is.kind == BATCHES && *end <= next);
+    let end = batches_end.flatten().filter(|end| *end <= next).or(own_end).unwrap_or(next);
+    let fault = match kind {
+        BATCHES if own_end == Some(end) => None,
+        BATCHES => Some(format!("the head of an entry at byte {at} is damaged")),
+        _ => Some(format!("from byte {at} to byte {end} it can't be read: what stood there is lost")),
+    };
+    Some((Header { kind, ..as_is }, begin..end, fault))
+}
+
+/// Whether an entry begins here: one that matches its checksum, or batches whose own head does.
+fn begins_entry(blob: &[u8], at: usize) -> bool {
+    is_sound(blob, at) || batches_end(blob, at + ENTRY_HEADER_BYTES).is_some()
+}
+
+fn is_sound(blob: &[u8], at: usize) -> bool {
+    let Some(bytes) = blob[at..].first_chunk() else { return false };
+    let header = header(bytes);
+    let begin = at + ENTRY_HEADER_BYTES;
+    let body = begin.checked_add(header.bytes).and_then(|end| blob.get(begin..end));
+    (BATCHES..=DROP_GROUP).contains(&header.kind)
+        && bytes[1..4] == [0; 3]
+        && body.is_some_and(|body| entry_crc(header.kind, body) == header.crc)
+}
+
+/// Where batches end whose own head, which has a checksum too, stands here: `None` where none does, `Some(None)` where
+/// the batches do not tell.
+fn batches_end(blob: &[u8], begin: usize) -> Option<Option<usize>> {
+    let run = read_run_header(blob.get(begin..begin + RUN_HEADER_BYTES)?).ok()?;
+    let mut at = begin + RUN_HEADER_BYTES;
+    while let Ok(header) = BatchHeader::parse(&blob[at..]) {
+        at += header.batch_bytes;
+        if header.next_offset() >= run.end.get() {
+            return Some((header.next_offset() == run.end.get()).then_some(at));
+        }
+    }
+    Some(None)
 }
 
 fn run(body: &Bytes, sound: bool, fault: &mut Option<String>) -> Content {
@@ -196,7 +246,6 @@ fn run(body: &Bytes, sound: bool, fault: &mut Option<String>) -> Content {
 /// What the batches themselves say of their run. Topic and partition they do not.
 fn guess(batches: &Bytes) -> Option<RunHeader> {
     use crate::partition::{Offset, TopicId};
-    use millstream_record::BatchHeader;
 
     let first = BatchHeader::parse(batches).ok()?;
     let mut run = RunHeader {
@@ -275,7 +324,12 @@ fn flipped_bit(bytes: usize, difference: u32) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use millstream_record::{BatchBuilder, Compression, patch_batch};
+
     use super::*;
+    use crate::partition::{Offset, TopicId};
+    use crate::store::LEADER_EPOCH;
+    use crate::store::journal::{BlobWriter, OffsetEntry};
 
     /// The lengths of the commits that these values are taken for.
     fn lengths(values: &[Vec<u8>]) -> Vec<(usize, bool)> {
@@ -304,6 +358,82 @@ mod tests {
                 lengths(&damaged),
                 [&[(26, false)], &all[1..].iter().map(|bytes| (*bytes, true)).collect::<Vec<_>>()[..]].concat()
             );
+        }
+    }
+
+    /// The runs of a commit that can be told, each with its partition and where its sound batches begin.
+    fn runs(bytes: Bytes) -> Vec<(u32, Vec<i64>)> {
+        let blob = Blob { seqs: 0..1, bytes, fault: None };
+        let run = |found: Found| match found.content {
+            Content::Run { run, known: true, batches, .. } => {
+                let bases = batches.iter().map(|batch| BatchHeader::parse(batch).unwrap().base_offset).collect();
+                Some((run.partition, bases))
+            }
+            _ => None,
+        };
+        entries(&blob).into_iter().filter_map(run).collect()
+    }
+
+    #[test]
+    fn bytes_that_are_overwritten_cost_no_other_entry() {
+        let mut writer = BlobWriter::with_capacity(10_000);
+        // Where each entry ends, and where its own head and its batches' head end.
+        let (mut heads, mut ends) = (Vec::new(), Vec::new());
+        for partition in 0..4 {
+            writer.batches(|out| {
+                for number in 0..3 {
+                    let mut builder = BatchBuilder::new(Compression::None);
+                    builder.push(number, Some(b"key"), Some(&[partition as u8; 50]), []);
+                    let mut batch = builder.finish().unwrap().into_bytes().to_vec();
+                    patch_batch(&mut batch, 100 + number, LEADER_EPOCH);
+                    out.extend_from_slice(&batch);
+                }
+                RunHeader {
+                    topic: TopicId(1),
+                    partition,
+                    base: Offset::ZERO.plus(100),
+                    end: Offset::ZERO.plus(103),
+                    first_timestamp_ms: 0,
+                    max_timestamp_ms: 2,
+                }
+            });
+            writer.offset(&OffsetEntry { group: "g", kind: 1, topic: TopicId(1), partition, offset: 7 });
+        }
+        let sound = writer.finish();
+        let mut at = BLOB_HEADER_BYTES;
+        while at < sound.len() {
+            let (_, body, fault) = entry(&sound, at).unwrap();
+            assert_eq!(fault, None);
+            heads.push(at);
+            ends.push(body.end);
+            at = body.end;
+        }
+        let all = [100, 101, 102].to_vec();
+        assert_eq!(runs(sound.clone()), (0..4).map(|partition| (partition, all.clone())).collect::<Vec<_>>());
+        for len in [1, 4, 12, 40, 80] {
+            for from in BLOB_HEADER_BYTES..sound.len() - len {
+                for with in [0, 0x55, 0xff] {
+                    let mut damaged = sound.to_vec();
+                    damaged[from..from + len].fill(with);
+                    let found = runs(damaged.into());
+                    for partition in 0..4u32 {
+                        let (head, end) = (heads[2 * partition as usize], ends[2 * partition as usize]);
+                        let of_it = found.iter().find(|(of, _)| *of == partition);
+                        let is_told = of_it.is_some_and(|(_, bases)| *bases == all);
+                        // What overlaps nothing of its batches and no more than one of its two heads costs it nothing.
+                        let is_hit = from < end && head < from + len;
+                        let only_own_head = from + len <= head + ENTRY_HEADER_BYTES;
+                        assert!(
+                            is_told || is_hit && !only_own_head,
+                            "{len} bytes of {with:#x} at {from}: partition {partition} at {head}..{end} is {of_it:?}"
+                        );
+                        // Never another's.
+                        if let Some((_, bases)) = of_it {
+                            assert!(bases.iter().all(|base| all.contains(base)));
+                        }
+                    }
+                }
+            }
         }
     }
 

@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use super::directory::{self, DATABASE_FILE, DirectoryLock};
 use super::error::StoreError;
 use super::files::Files;
-use super::journal::BATCHES;
+use super::journal::{BATCHES, RunHeader};
 use super::segment::{BlockFault, Extent, FOLDER, OpenSegment, OwnedExtent, Piece, SegmentId, SegmentMeta};
 use super::tables::{self, Tables};
 use super::{CATALOG, JOURNAL, LOG_STARTS, SEGMENTS, recovery, sum};
@@ -52,7 +52,7 @@ pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
     let mut checked = Checked::new(data, None);
     checked.run()?;
     if !checked.readable
-        && let Ok(rebuilt) = caught(|| rebuild::rebuild(&data.join(DATABASE_FILE)).map_err(to_text))
+        && let Some(rebuilt) = rebuilt(&data.join(DATABASE_FILE))?
     {
         let mut again = Checked::new(data, Some(rebuilt));
         again.damaged(DATABASE_FILE, "redb refuses it: a page is damaged, and it was not closed in good order");
@@ -70,6 +70,18 @@ pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
         checked.repair(data)?;
     }
     Ok(checked.report)
+}
+
+/// A database of the rows of one that redb refuses; `None` where those can't be read either.
+fn rebuilt(file: &Path) -> Result<Option<TempDir>, StoreError> {
+    match caught(|| Ok(rebuild::rebuild(file))) {
+        Ok(Ok(rebuilt)) => Ok(Some(rebuilt)),
+        // That says nothing of what is stored.
+        Ok(Err(error)) if error.is_disk_full() || matches!(error, StoreError::Io { action: "make" | "write", .. }) => {
+            Err(error)
+        }
+        Ok(Err(_)) | Err(_) => Ok(None),
+    }
 }
 
 /// A topic that there is.
@@ -269,7 +281,8 @@ impl Checked {
                 self.report.unregistered.push(format!("{FOLDER}/{name}"));
             }
         }
-        unknown.into_iter().try_for_each(|(id, error)| self.unknown_segment(id, &error)).map_err(to_text)
+        // A newer one has what took the place of an older one's.
+        unknown.into_iter().rev().try_for_each(|(id, error)| self.unknown_segment(id, &error)).map_err(to_text)
     }
 
     /// A segment of which the registry says nothing: what its own index lists, where no other segment holds that
@@ -459,6 +472,23 @@ impl Checked {
     }
 
     fn runs_follow(&mut self, mut ends: BTreeMap<(TopicId, u32), Offset>) {
+        // A run may be a deleted topic's too, or be the first of what is kept of a partition.
+        for owned in self.segments.iter().flat_map(|found| &found.meta.extents) {
+            let end = ends.entry((owned.topic, owned.partition)).or_default();
+            *end = (*end).max(owned.extent.end);
+        }
+        for (id, topic) in &self.topics {
+            for partition in 0..topic.partitions {
+                let end = ends.entry((*id, partition)).or_default();
+                *end = (*end).max(self.log_starts.get(&(*id, partition)).copied().unwrap_or_default());
+            }
+        }
+        let known_runs: Vec<RunHeader> =
+            self.blobs.iter().flat_map(|blob| &blob.entries).filter_map(known_run).collect();
+        let is_told_by_another = |place: (TopicId, u32), offsets: Range<Offset>| {
+            let overlaps = |run: &RunHeader| run.base < offsets.end && offsets.start < run.end;
+            known_runs.iter().any(|run| (run.topic, run.partition) == place && overlaps(run))
+        };
         let mut damages = Vec::new();
         for blob in &mut self.blobs {
             let seq = blob.seqs.start;
@@ -466,7 +496,10 @@ impl Checked {
                 let Content::Run { run, known, lost, batches } = &mut found.content else { continue };
                 if !*known {
                     // Whose they are is told by whose end they follow, if that is one partition's.
-                    let mut follows = ends.iter().filter(|(_, end)| **end == run.base).map(|(place, _)| *place);
+                    let follows = |(place, end): &(&(TopicId, u32), &Offset)| {
+                        **end == run.base && !is_told_by_another(**place, run.base..run.end)
+                    };
+                    let mut follows = ends.iter().filter(follows).map(|(place, _)| *place);
                     let place = follows.next().filter(|_| follows.next().is_none());
                     let Some((topic, partition)) = place else {
                         let reason = format!("journal value {seq}: whose batches these are is lost, and they with it");
@@ -481,10 +514,11 @@ impl Checked {
                         damages.extend(lost.iter().map(of));
                     }
                 }
+                let place = (run.topic, run.partition);
                 let Some(topic) = self.topics.get(&run.topic).filter(|topic| run.partition < topic.partitions) else {
+                    ends.insert(place, run.end);
                     continue;
                 };
-                let place = (run.topic, run.partition);
                 let start = self.log_starts.get(&place).copied().unwrap_or_default();
                 if run.end <= start {
                     continue;
@@ -518,6 +552,14 @@ impl Checked {
             }
         }
         self.report.damages.extend(damages);
+    }
+}
+
+/// A run of which is known whose it is.
+fn known_run(found: &Found) -> Option<RunHeader> {
+    match &found.content {
+        Content::Run { run, known: true, .. } => Some(*run),
+        _ => None,
     }
 }
 

@@ -22,11 +22,12 @@ const FLAGS_AT: u64 = 9;
 /// The flag of a file that was not closed.
 const RECOVERY_REQUIRED: u8 = 2;
 
-/// A folder with a database of the rows that `file` has.
+/// A folder with a database of the rows that `file` has, among those of the system for temporary files: it takes twice
+/// the room of the file.
 pub(super) fn rebuild(file: &Path) -> Result<TempDir, StoreError> {
     let folder = tempfile::tempdir().map_err(|source| StoreError::io("make", &std::env::temp_dir(), source))?;
     let copy = folder.path().join("damaged");
-    copy_as_closed(file, &copy).map_err(|source| StoreError::io("copy", file, source))?;
+    copy_as_closed(file, &copy).map_err(|source| StoreError::io("write", &copy, source))?;
     let opened = |source| StoreError::open(file, source);
     // The only mode in which redb neither needs to know which pages are free nor looks at them all.
     let mode = ConcurrencyMode::SingleWriter;

@@ -21,6 +21,7 @@ impl Checked {
     /// Keeps all that is sound, and says in the report what was put right.
     pub(super) fn repair(&mut self, data: &Path) -> Result<(), StoreError> {
         let files = Files::new(data, None);
+        files.make_folder(FOLDER)?;
         if let Some((rebuilt, _)) = self.rebuilt.take() {
             replace(&rebuilt, data)?;
         } else if let Err(reason) = renew_free_lists(&files, DATABASE_FILE) {

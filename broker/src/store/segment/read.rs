@@ -111,6 +111,11 @@ impl OpenSegment {
         Ok(blocks.ok_or_else(|| "a block begins at a negative offset".to_owned()))
     }
 
+    /// Bytes of memory that its index takes.
+    pub(in crate::store) fn index_bytes(&self) -> usize {
+        self.blocks.as_ref().map_or(0, |blocks| blocks.len() * size_of::<Block>())
+    }
+
     /// The blocks of an extent.
     fn blocks(&self, extent: &Extent) -> Cow<'_, [Block]> {
         let Some(blocks) = &self.blocks else {
@@ -125,10 +130,12 @@ impl OpenSegment {
         Cow::Borrowed(blocks.get(from..from + extent.blocks as usize).unwrap_or_default())
     }
 
-    /// Where the blocks of an extent begin that may hold records of `timestamp_ms` or later.
-    pub(crate) fn blocks_at(&self, extent: &Extent, timestamp_ms: i64) -> Vec<Offset> {
+    /// Where the blocks of an extent begin that may hold records of `timestamp_ms` or later, at `start` or later.
+    pub(crate) fn blocks_at(&self, extent: &Extent, start: Offset, timestamp_ms: i64) -> Vec<Offset> {
         let blocks = self.blocks(extent);
-        blocks.iter().filter(|block| block.max_timestamp_ms >= timestamp_ms).map(|block| block.base).collect()
+        let before = blocks.partition_point(|block| block.base <= start).saturating_sub(1);
+        let found = blocks[before..].iter().filter(|block| block.max_timestamp_ms >= timestamp_ms);
+        found.map(|block| block.base).collect()
     }
 
     /// Reads from the batch that holds `from`, at least one block and about `bytes_max`.

@@ -38,6 +38,8 @@ pub(in crate::store) struct SegmentWriter {
 
 struct OpenBlock {
     block: Block,
+    /// The offset after its last batch.
+    next: Offset,
     /// Whether a batch in it is known to be damaged: its checksum is then made not to match, so that
     /// readers look at each batch.
     damaged: bool,
@@ -86,8 +88,8 @@ impl SegmentWriter {
 
     /// Appends one sound batch to the open extent.
     pub(in crate::store) fn push(&mut self, batch: &[u8], header: &BatchHeader) -> Result<(), StoreError> {
-        let base = Offset::new(header.base_offset).unwrap_or_default();
-        self.append(batch, base, header.max_timestamp_ms, false)?;
+        let offsets = [header.base_offset, header.next_offset()].map(|at| Offset::new(at).unwrap_or_default());
+        self.append(batch, offsets, header.max_timestamp_ms, false)?;
         if let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() {
             // A delete horizon (KIP-534) stands in the base timestamp, and lies ahead.
             let first = header.base_timestamp_ms.min(header.max_timestamp_ms);
@@ -106,7 +108,7 @@ impl SegmentWriter {
 
     /// Appends bytes of the open extent that are known to be damaged, as they are.
     pub(in crate::store) fn push_damaged(&mut self, bytes: &[u8], base: Offset) -> Result<(), StoreError> {
-        self.append(bytes, base, i64::MIN, true)
+        self.append(bytes, [base, base], i64::MIN, true)
     }
 
     /// Says when tombstones that the open extent has may go.
@@ -166,20 +168,30 @@ impl SegmentWriter {
         Ok(SegmentMeta { file: SegmentFile { id: self.id, bytes: self.at, extent_bytes }, extents })
     }
 
-    fn append(&mut self, bytes: &[u8], base: Offset, max_timestamp_ms: i64, damaged: bool) -> Result<(), StoreError> {
+    fn append(
+        &mut self,
+        bytes: &[u8],
+        [base, next]: [Offset; 2],
+        max_timestamp_ms: i64,
+        damaged: bool,
+    ) -> Result<(), StoreError> {
+        // What follows a hole, as compaction leaves them, has its place in the index.
+        if self.open.as_ref().is_some_and(|open| open.next != base) {
+            self.close_block();
+        }
         let open = self.open.get_or_insert(OpenBlock {
             block: Block { base, max_timestamp_ms: i64::MIN, bytes: 0, crc: 0 },
+            next,
             damaged: false,
         });
+        open.next = next;
         open.block.crc = crc32c::crc32c_append(open.block.crc, bytes);
         open.block.bytes += bytes.len() as u32;
         open.block.max_timestamp_ms = open.block.max_timestamp_ms.max(max_timestamp_ms);
         open.damaged |= damaged;
-        let mut full = damaged || open.block.bytes as usize >= BLOCK_BYTES;
+        let full = damaged || open.block.bytes as usize >= BLOCK_BYTES;
         if let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() {
             extent.max_timestamp_ms = extent.max_timestamp_ms.max(max_timestamp_ms);
-            // Compaction leaves holes between batches, so the index has each one's place.
-            full |= extent.compacted;
         }
         self.buffer.extend_from_slice(bytes);
         if full {
@@ -189,7 +201,7 @@ impl SegmentWriter {
     }
 
     fn close_block(&mut self) {
-        if let Some(OpenBlock { mut block, damaged }) = self.open.take() {
+        if let Some(OpenBlock { mut block, damaged, .. }) = self.open.take() {
             if damaged {
                 block.crc = !block.crc;
             }
