@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
 
 use millstream_broker::clock::Clock;
 use millstream_broker::group::{Group, GroupKind};
@@ -305,6 +306,45 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
     for (key, (_, value)) in expected.iter().filter(|(key, _)| !["key-20", "key-0"].contains(&key.as_str())) {
         assert_eq!(last.get(key).cloned().flatten(), *value, "{key}");
     }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_at_the_log_start_never_gets_what_follows_instead_of_what_goes() {
+    let data = tempfile::tempdir().unwrap();
+    let options = StoreOptions { cleaning_interval: Some(Duration::from_millis(1)), ..StoreOptions::default() };
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options);
+    let sized = TopicSettings { retention_bytes: Some(JOURNAL_BYTES), ..Default::default() };
+    let topic = running.topic("t", 1, sized).await;
+    let partition = topic.partitions()[0].clone();
+    let (broker, of_reader) = (running.broker.clone(), partition.clone());
+    let ended = Arc::new(AtomicBool::new(false));
+    let until = ended.clone();
+    let reader = std::thread::spawn(move || {
+        let (mut read, mut refused) = (0, 0);
+        while !until.load(Ordering::Relaxed) {
+            let from = of_reader.start();
+            let range = ReadRange { from, until: None, bytes_max: 1, one_at_least: true };
+            match of_reader.read(broker.store(), range) {
+                Ok(slice) => {
+                    let Some(first) = slice.runs.first() else { continue };
+                    let first = split_batches(first.clone()).next().unwrap().unwrap();
+                    assert_eq!(first.base_offset(), from.get(), "{slice:?}");
+                    read += 1;
+                }
+                Err(BrokerError::OffsetOutOfRange { .. }) => refused += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        (read, refused)
+    });
+    let value = "v".repeat(20_000);
+    while partition.start().get() < 1_000 {
+        running.produce(&topic, 0, 0, &[("k", Some(&value))]).await;
+    }
+    ended.store(true, Ordering::Relaxed);
+    let (read, refused) = reader.join().unwrap();
+    assert!(read > 0, "{read} times it read, {refused} times it was too late");
     running.stop().await;
 }
 
