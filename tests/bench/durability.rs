@@ -1,6 +1,7 @@
 //! The broker with much stored and for long: sealing, cold reads, many partitions, large state, retention.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -65,6 +66,8 @@ struct Appended {
     records_per_s: f64,
     /// Milliseconds from asking to the acknowledgement, sorted.
     acknowledged_ms: Vec<f64>,
+    /// When the longest of them began and ended.
+    longest: Range<Instant>,
 }
 
 /// Appends so many batches, round the partitions, with `in_flight` waiting.
@@ -72,18 +75,26 @@ async fn append(broker: &Broker, topic: &Topic, batch: &RecordBatch, batches: u6
     let mut waiting: VecDeque<(Instant, Receipt)> = VecDeque::new();
     let mut acknowledged_ms = Vec::with_capacity(batches as usize);
     let begun = Instant::now();
+    let mut longest = begun..begun;
+    let mut acknowledged = |asked: Instant| {
+        let now = Instant::now();
+        acknowledged_ms.push((now - asked).as_secs_f64() * 1e3);
+        if now - asked > longest.end - longest.start {
+            longest = asked..now;
+        }
+    };
     for number in 0..batches {
         if waiting.len() >= in_flight {
             let (asked, receipt) = waiting.pop_front().unwrap();
             receipt.await.unwrap();
-            acknowledged_ms.push(asked.elapsed().as_secs_f64() * 1e3);
+            acknowledged(asked);
         }
         let partition = topic.partition((number % u64::from(topic.partition_count())) as u32).unwrap();
         waiting.push_back((Instant::now(), broker.produce(topic, partition, vec![batch.clone()]).await.unwrap()));
     }
     for (asked, receipt) in waiting {
         receipt.await.unwrap();
-        acknowledged_ms.push(asked.elapsed().as_secs_f64() * 1e3);
+        acknowledged(asked);
     }
     let seconds = begun.elapsed().as_secs_f64();
     acknowledged_ms.sort_by(f64::total_cmp);
@@ -91,6 +102,7 @@ async fn append(broker: &Broker, topic: &Topic, batch: &RecordBatch, batches: u6
         mb_per_s: (batches * batch.as_bytes().len() as u64) as f64 / 1e6 / seconds,
         records_per_s: (batches * u64::from(batch.record_count())) as f64 / seconds,
         acknowledged_ms,
+        longest,
     }
 }
 
@@ -107,7 +119,9 @@ async fn sustained(plan: &Plan, report: &mut Report) {
     let topic = topic(&broker, "t", 4, TopicSettings::default()).await;
     let batch = yardstick::batch(550, 100, 1_000, 1);
     let batches = plan.records(10_000_000_000) / batch.as_bytes().len() as u64;
+    let stolen = yardstick::Stolen::watch();
     let appended = append(&broker, &topic, &batch, batches, IN_FLIGHT).await;
+    let stolen_ms = stolen.during(&appended.longest);
     stop(broker).await;
     drop(folder);
     let after = bare(plan.records(5_000));
@@ -131,6 +145,7 @@ async fn sustained(plan: &Plan, report: &mut Report) {
         // Where the disk itself stalls for longer, no longer than that.
         Some(Target::AtMost(bare_longest_ms.max(100.0))),
     );
+    report.figure(format!("{name}, what the host took of all cores in that time"), stolen_ms, "ms", None);
 }
 
 /// Small batches, ten records of 100 bytes each, spread over more and more partitions.

@@ -288,6 +288,23 @@ fn a_flipped_bit_of_a_segment_costs_its_batch_at_most_and_a_repair_cuts_that_out
 }
 
 #[test]
+fn a_missing_or_cut_off_database_is_told_with_the_rest() {
+    for left in [None, Some(0), Some(5)] {
+        let written = write(0, Ended::Stopped);
+        let database = written.data.path().join(DATABASE);
+        match left {
+            None => std::fs::remove_file(&database).unwrap(),
+            Some(bytes) => std::fs::File::options().write(true).open(&database).unwrap().set_len(bytes).unwrap(),
+        }
+        for repair in [false, true] {
+            let report = check(written.data.path(), repair).unwrap();
+            assert!(!report.is_sound() && !report.is_repaired(), "{left:?}: {report:#?}");
+            assert!(report.damages.iter().any(|damage| damage.file == DATABASE), "{left:?}: {report:#?}");
+        }
+    }
+}
+
+#[test]
 fn a_missing_segment_costs_its_records_alone_and_a_repair_goes_on_past_them() {
     let (costly, told) = (std::sync::atomic::AtomicU64::new(0), std::sync::atomic::AtomicU64::new(0));
     for_seeds(10, |seed| {

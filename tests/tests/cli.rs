@@ -1069,8 +1069,12 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
         assert!(found.out.contains("1 damage only a backup makes good"), "{}", found.out);
         assert!(!found.out.contains("keeps all that is sound"), "{}", found.out);
     }
-    // Nor is an empty one made in the place of one that is gone.
+    // Nor is an empty one made in the place of one that is gone, or cut off.
+    let gone = ["millstream.redb is missing or empty, and the directory holds data that needs it: go back to a backup"];
+    fs::write(&file, "").unwrap();
+    refuses(&gone);
+    assert_eq!(fs::metadata(&file).unwrap().len(), 0);
     fs::remove_file(&file).unwrap();
-    refuses(&["millstream.redb is missing, and the directory holds data that needs it: go back to a backup"]);
+    refuses(&gone);
     assert!(!file.exists());
 }

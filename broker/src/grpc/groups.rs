@@ -352,7 +352,9 @@ impl Session {
     async fn run(mut self, mut requests: Streaming<v1::MemberRequest>) {
         let (broker, unsent) = (self.broker.clone(), self.unsent.clone());
         let end: End = loop {
-            let fetch = self.next_fetch();
+            // Asked once: what is sent in between must wake it.
+            let waits_to_send = self.waits_to_send();
+            let fetch = if waits_to_send { None } else { self.next_fetch() };
             let fetching = async {
                 match &fetch {
                     Some(fetch) => self.caller.fetch(fetch).await,
@@ -369,7 +371,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = broker.stopped() => break Some(BrokerError::ShuttingDown.into()),
-                () = unsent.one_less.notified(), if unsent.is_much() || self.waits_to_send() => {}
+                () = unsent.one_less.notified(), if unsent.is_much() || waits_to_send => {}
                 request = requests.message(), if !unsent.is_much() => match request {
                     Ok(Some(request)) => if let Err(end) = self.hear(request).await { break Some(end) },
                     // Left, or lost: the same to the others.
@@ -403,7 +405,7 @@ impl Session {
 
     /// What to read next: nothing without credit.
     fn next_fetch(&self) -> Option<Fetch> {
-        if self.credit_bytes == 0 || self.reading.is_empty() || self.waits_to_send() {
+        if self.credit_bytes == 0 || self.reading.is_empty() {
             return None;
         }
         let from = self.reading.values().map(|(partition, offset)| FetchFrom {
@@ -435,6 +437,8 @@ impl Session {
             let records = answer(&self.broker, fetched, from, self.format, &self.limits, &mut room);
             let bytes = match self.format {
                 v1::Format::Batches => stored_bytes,
+                // Nobody gives back what did not come.
+                v1::Format::Records if records.error.is_some() => 0,
                 v1::Format::Records => room.used() - used,
             };
             self.credit_bytes = self.credit_bytes.saturating_sub(bytes);

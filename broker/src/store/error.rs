@@ -47,7 +47,7 @@ pub enum StoreError {
     },
     /// A database is gone, and a new one in its place would make the rest worthless.
     #[error(
-        "{path} is missing, and the directory holds data that needs it: go back to a backup (`millstream restore`)"
+        "{path} is missing or empty, and the directory holds data that needs it: go back to a backup (`millstream restore`)"
     )]
     Missing {
         /// The database's file.

@@ -45,6 +45,12 @@ impl Files {
         self.folder.join(name)
     }
 
+    /// Whether there is such a file with something in it. Of an empty one redb would make a new database, and ours are put
+    /// in their place whole.
+    pub(super) fn has(&self, name: &str) -> bool {
+        fs::metadata(self.path(name)).is_ok_and(|file| file.len() > 0)
+    }
+
     /// A database's file, locked; made where it is missing.
     pub(super) fn database(&self, name: &str) -> Result<Backend, StoreError> {
         let path = self.path(name);

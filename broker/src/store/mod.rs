@@ -139,9 +139,9 @@ impl Store {
         directory::check_format(path)?;
         let files = Arc::new(Files::new(path, options.wrap).with_sync_folder(options.sync_folder));
         let file = files.path(directory::DATABASE_FILE);
-        if !file.exists() {
+        if !files.has(directory::DATABASE_FILE) {
             // The tables' is made after it.
-            if files.path(tables::FILE).exists() || !files.names(segment::FOLDER)?.is_empty() {
+            if files.has(tables::FILE) || !files.names(segment::FOLDER)?.is_empty() {
                 return Err(StoreError::Missing { path: file });
             }
             directory::make_database(path, directory::DATABASE_FILE)?;
@@ -152,7 +152,7 @@ impl Store {
             .create_with_backend(files.database(directory::DATABASE_FILE)?)
             .map_err(|source| StoreError::open(&file, source))?;
         let file = files.path(tables::FILE);
-        if !file.exists() {
+        if !files.has(tables::FILE) {
             if recovery::sealed_to(&db.begin_read()?)? > 0 {
                 return Err(StoreError::Missing { path: file });
             }

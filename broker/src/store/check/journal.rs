@@ -167,6 +167,12 @@ fn entry(blob: &[u8], at: usize) -> Option<(Header, Range<usize>, Option<String>
     {
         return Some((as_is, body.clone(), None));
     }
+    let ends_entry = |end: &usize| *end == blob.len() || begins_entry(blob, *end);
+    if let Some(end) = batches_end.flatten().filter(ends_entry) {
+        let fault = Some(format!("the head of an entry at byte {at} is damaged"));
+        return Some((Header { kind: BATCHES, ..as_is }, begin..end, fault));
+    }
+    // A record may look like an entry, so this comes last.
     let next = (begin..blob.len()).find(|at| begins_entry(blob, *at)).unwrap_or(blob.len());
     let kind = if batches_end.is_some() { BATCHES } else { as_is.kind };
     let own_end = as_is_place.map(|body| body.end).filter(|end| as_is.kind == BATCHES && *end <= next);

@@ -76,10 +76,8 @@ pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
 fn rebuilt(file: &Path) -> Result<Option<TempDir>, StoreError> {
     match caught(|| Ok(rebuild::rebuild(file))) {
         Ok(Ok(rebuilt)) => Ok(Some(rebuilt)),
-        // That says nothing of what is stored.
-        Ok(Err(error)) if error.is_disk_full() || matches!(error, StoreError::Io { action: "make" | "write", .. }) => {
-            Err(error)
-        }
+        // The copy's place says nothing of what is stored.
+        Ok(Err(error)) if error.is_disk_full() || matches!(error, StoreError::Io { action: "make", .. }) => Err(error),
         Ok(Err(_)) | Err(_) => Ok(None),
     }
 }
@@ -156,7 +154,7 @@ impl Checked {
 
     fn run(&mut self) -> Result<(), StoreError> {
         let journal_fault = self.database_fault(DATABASE_FILE)?;
-        let read = self.files.path(DATABASE_FILE).exists().then(|| caught(|| self.journal()));
+        let read = self.files.has(DATABASE_FILE).then(|| caught(|| self.journal()));
         match read {
             Some(Ok(())) => {
                 self.readable = true;
@@ -172,14 +170,12 @@ impl Checked {
             self.damaged(DATABASE_FILE, reason);
         }
         // Made at a start, and empty until something is sealed.
-        if self.readable && self.sealed_to == 0 && !self.files.path(tables::FILE).exists() {
+        if self.readable && self.sealed_to == 0 && !self.files.has(tables::FILE) {
             return Ok(());
         }
         if let Some(reason) = self.database_fault(tables::FILE)? {
             self.tables_are_damaged(&reason);
-        } else if self.files.path(tables::FILE).exists()
-            && let Err(reason) = caught(|| read_tables(&self.files))
-        {
+        } else if let Err(reason) = caught(|| read_tables(&self.files)) {
             self.tables_are_damaged(&reason);
         }
         Ok(())
@@ -210,8 +206,8 @@ impl Checked {
 
     /// What redb finds wrong with one of its files: it compares every page with its checksum.
     fn database_fault(&self, name: &str) -> Result<Option<String>, StoreError> {
-        if !self.files.path(name).exists() {
-            return Ok(Some("it is missing".to_owned()));
+        if !self.files.has(name) {
+            return Ok(Some("it is missing or empty".to_owned()));
         }
         let backend = self.files_of(name).database(name)?;
         let integrity = caught(|| {
@@ -485,6 +481,10 @@ impl Checked {
         }
         let known_runs: Vec<RunHeader> =
             self.blobs.iter().flat_map(|blob| &blob.entries).filter_map(known_run).collect();
+        // Partitions that have nothing stand at the first offset, and so does what a deleted topic had.
+        let is_followed = |place: (TopicId, u32), end: Offset| {
+            known_runs.iter().any(|run| (run.topic, run.partition) == place && run.base == end)
+        };
         let is_told_by_another = |place: (TopicId, u32), offsets: Range<Offset>| {
             let overlaps = |run: &RunHeader| run.base < offsets.end && offsets.start < run.end;
             known_runs.iter().any(|run| (run.topic, run.partition) == place && overlaps(run))
@@ -497,7 +497,9 @@ impl Checked {
                 if !*known {
                     // Whose they are is told by whose end they follow, if that is one partition's.
                     let follows = |(place, end): &(&(TopicId, u32), &Offset)| {
-                        **end == run.base && !is_told_by_another(**place, run.base..run.end)
+                        **end == run.base
+                            && (run.base > Offset::ZERO || is_followed(**place, run.end))
+                            && !is_told_by_another(**place, run.base..run.end)
                     };
                     let mut follows = ends.iter().filter(follows).map(|(place, _)| *place);
                     let place = follows.next().filter(|_| follows.next().is_none());

@@ -126,7 +126,7 @@ impl Checked {
 /// Makes redb's lists of free pages anew from all other pages; they are written when it is closed. Its own check does
 /// not compare the list of regions that have some, and it panics where that is wrong once it needs a page.
 fn renew_free_lists(files: &Files, name: &str) -> Result<(), String> {
-    if !files.path(name).exists() {
+    if !files.has(name) {
         return Ok(());
     }
     let backend = files.database(name).map_err(to_text)?;
