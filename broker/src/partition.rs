@@ -168,6 +168,33 @@ impl Index {
         }
     }
 
+    /// What a read of `bytes_max` from `offset` may touch.
+    fn pieces_from(&self, offset: Offset, end: Offset, bytes_max: usize) -> Vec<Piece> {
+        let mut bytes = 0u64;
+        let mut wanted = |base: Offset, len: u64| {
+            // One piece more than fits: the first may be cut at its front.
+            let wanted = bytes <= bytes_max as u64 && base < end;
+            bytes = bytes.saturating_add(len);
+            wanted
+        };
+        let mut pieces = Vec::new();
+        let first = self.extents.partition_point(|extent| extent.end <= offset);
+        for extent in &self.extents[first..] {
+            if !wanted(extent.base, extent.bytes) {
+                return pieces;
+            }
+            pieces.push(Piece::Extent(*extent));
+        }
+        let first = self.runs.partition_point(|run| run.end <= offset);
+        for run in self.runs.range(first..) {
+            if !wanted(run.base, u64::from(run.at.len)) {
+                return pieces;
+            }
+            pieces.push(Piece::Run(*run));
+        }
+        pieces
+    }
+
     fn assert_in_order(&self, name: &TopicPartition) {
         let mut at = None;
         for extent in &self.extents {
@@ -486,7 +513,11 @@ impl Partition {
     ) -> Result<Option<Slice>, ReadError> {
         let end = self.end();
         let until = until.unwrap_or(end).min(end);
-        let (start, pieces) = self.pieces_from(offset, until, bytes_max);
+        // As of one moment: what follows is not mistaken for what retention takes.
+        let (start, pieces) = {
+            let index = self.index.read();
+            (index.start, index.pieces_from(offset, until, bytes_max))
+        };
         if offset < start || offset > end {
             return Err(self.out_of_range(offset).into());
         }
@@ -530,35 +561,6 @@ impl Partition {
             }
         }
         Ok(Some(slice))
-    }
-
-    /// Where the log starts, and what a read of `bytes_max` from `offset` may touch, both as of one moment: where
-    /// retention takes `offset`, what follows is not mistaken for it.
-    fn pieces_from(&self, offset: Offset, end: Offset, bytes_max: usize) -> (Offset, Vec<Piece>) {
-        let index = self.index.read();
-        let mut bytes = 0u64;
-        let mut wanted = |base: Offset, len: u64| {
-            // One piece more than fits: the first may be cut at its front.
-            let wanted = bytes <= bytes_max as u64 && base < end;
-            bytes = bytes.saturating_add(len);
-            wanted
-        };
-        let mut pieces = Vec::new();
-        let first = index.extents.partition_point(|extent| extent.end <= offset);
-        for extent in &index.extents[first..] {
-            if !wanted(extent.base, extent.bytes) {
-                return (index.start, pieces);
-            }
-            pieces.push(Piece::Extent(*extent));
-        }
-        let first = index.runs.partition_point(|run| run.end <= offset);
-        for run in index.runs.range(first..) {
-            if !wanted(run.base, u64::from(run.at.len)) {
-                return (index.start, pieces);
-            }
-            pieces.push(Piece::Run(*run));
-        }
-        (index.start, pieces)
     }
 
     fn read_run(&self, store: &Store, run: &Run, from: Offset) -> Result<(Bytes, Offset), ReadError> {

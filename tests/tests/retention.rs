@@ -282,14 +282,14 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
     running.stop().await;
     let running = Running::open(data.path(), 1_000 + 5_000 + 60_000);
     let partition = running.broker.topic("t").unwrap().partitions()[0].clone();
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(120);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
     loop {
         let records = read_from(&running.broker, &partition, Offset::ZERO).await;
         if records.iter().filter(|record| record.value.is_none()).count() <= 1 {
             break;
         }
         assert!(tokio::time::Instant::now() < deadline, "tombstones stay: {records:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     running.stop().await;
     // More records come.
@@ -585,7 +585,7 @@ async fn compaction_that_knows_few_keys_at_a_time_comes_to_its_end() {
     let data = tempfile::tempdir().unwrap();
     let options = StoreOptions {
         compaction_keys_max: Some(7),
-        cleaning_interval: Some(std::time::Duration::from_millis(1)),
+        cleaning_interval: Some(Duration::from_millis(1)),
         ..StoreOptions::default()
     };
     let running = Running::open_with(data.path(), 0, 1 << 20, options);

@@ -107,10 +107,10 @@ pub(super) fn entries(blob: &Blob) -> Vec<Found> {
         let sound = entry_crc(header.kind, &body) == header.crc;
         let content = if header.kind == BATCHES {
             run(&body, sound, &mut fault)
-        } else if fault.is_some() && !sound {
-            Content::Lost
         } else if sound {
             Content::Body(body)
+        } else if fault.is_some() {
+            Content::Lost
         } else {
             other(&header, &body, &mut fault)
         };
@@ -135,39 +135,29 @@ fn header(bytes: &[u8; ENTRY_HEADER_BYTES]) -> Header {
 /// another entry follows it. Else the entry is what stands before the next sound one.
 fn entry(blob: &[u8], at: usize) -> Option<(Header, Range<usize>, Option<String>)> {
     let bytes: [u8; ENTRY_HEADER_BYTES] = *blob[at..].first_chunk()?;
-    let place = |header: &Header| {
-        let begin = at + ENTRY_HEADER_BYTES;
-        let end = begin.checked_add(header.bytes).filter(|end| *end <= blob.len())?;
-        (BATCHES..=DROP_GROUP).contains(&header.kind).then_some(begin..end)
-    };
     let as_is = header(&bytes);
-    let as_is_place = place(&as_is);
-    if let Some(body) = &as_is_place
-        && entry_crc(as_is.kind, &blob[body.clone()]) == as_is.crc
-        && bytes[1..4] == [0; 3]
-    {
-        return Some((as_is, body.clone(), None));
+    if let Some(body) = sound_body(blob, at, &as_is).filter(|_| is_padded(&bytes)) {
+        return Some((as_is, body, None));
     }
     for bit in 0..ENTRY_HEADER_BYTES * 8 {
         let mut flipped = bytes;
         flipped[bit / 8] ^= 1 << (bit % 8);
         let header = header(&flipped);
-        if let Some(body) = place(&header)
-            && entry_crc(header.kind, &blob[body.clone()]) == header.crc
-        {
+        if let Some(body) = sound_body(blob, at, &header) {
             let fault = format!("the head of an entry at byte {at} had a flipped bit; it costs nothing");
             return Some((header, body, Some(fault)));
         }
     }
+    let as_is_place = place(blob, at, &as_is);
     let begin = at + ENTRY_HEADER_BYTES;
     let batches_end = batches_end(blob, begin);
+    let ends_entry = |end: &usize| *end == blob.len() || begins_entry(blob, *end);
     if let Some(body) = &as_is_place
         && (batches_end.is_none() || as_is.kind == BATCHES)
-        && (body.end == blob.len() || begins_entry(blob, body.end))
+        && ends_entry(&body.end)
     {
         return Some((as_is, body.clone(), None));
     }
-    let ends_entry = |end: &usize| *end == blob.len() || begins_entry(blob, *end);
     if let Some(end) = batches_end.flatten().filter(ends_entry) {
         let fault = Some(format!("the head of an entry at byte {at} is damaged"));
         return Some((Header { kind: BATCHES, ..as_is }, begin..end, fault));
@@ -192,12 +182,24 @@ fn begins_entry(blob: &[u8], at: usize) -> bool {
 
 fn is_sound(blob: &[u8], at: usize) -> bool {
     let Some(bytes) = blob[at..].first_chunk() else { return false };
-    let header = header(bytes);
+    is_padded(bytes) && sound_body(blob, at, &header(bytes)).is_some()
+}
+
+/// Whether the bytes after the kind are zero, as they are written.
+fn is_padded(bytes: &[u8; ENTRY_HEADER_BYTES]) -> bool {
+    bytes[1..4] == [0; 3]
+}
+
+/// Where the body of an entry with this header would be.
+fn place(blob: &[u8], at: usize, header: &Header) -> Option<Range<usize>> {
     let begin = at + ENTRY_HEADER_BYTES;
-    let body = begin.checked_add(header.bytes).and_then(|end| blob.get(begin..end));
-    (BATCHES..=DROP_GROUP).contains(&header.kind)
-        && bytes[1..4] == [0; 3]
-        && body.is_some_and(|body| entry_crc(header.kind, body) == header.crc)
+    let end = begin.checked_add(header.bytes).filter(|end| *end <= blob.len())?;
+    (BATCHES..=DROP_GROUP).contains(&header.kind).then_some(begin..end)
+}
+
+/// The same, where it matches its checksum.
+fn sound_body(blob: &[u8], at: usize, header: &Header) -> Option<Range<usize>> {
+    place(blob, at, header).filter(|body| entry_crc(header.kind, &blob[body.clone()]) == header.crc)
 }
 
 /// Where batches end whose own head, which has a checksum too, stands here: `None` where none does, `Some(None)` where
