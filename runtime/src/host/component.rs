@@ -88,7 +88,7 @@ pub(super) fn encode(engine: &wasmtime::Engine, wasm: &[u8], module_bytes_max: u
 }
 
 fn core_to_component(wasm: &[u8]) -> Result<Vec<u8>, ModuleError> {
-    let encode = || ComponentEncoder::default().validate(false).module(wasm).and_then(|encoder| encoder.encode());
+    let encode = || ComponentEncoder::default().validate(false).module(wasm).and_then(|mut encoder| encoder.encode());
     // The encoder trusts the custom sections that say what is implemented: damaged ones make it panic.
     match std::panic::catch_unwind(encode) {
         Ok(encoded) => encoded.map_err(|error| ModuleError::NoComponent(first_lines(&format!("{error:#}")))),
