@@ -18,7 +18,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use hashbrown::HashMap;
+use crate::hash::HashMap;
 use millstream_record::{BatchHeader, RecordBatch, sequence_after};
 
 use crate::error::BrokerError;
@@ -445,6 +445,7 @@ mod tests {
 
     use super::*;
     use crate::name::TopicName;
+    use crate::seeded::seeded;
 
     fn at() -> TopicPartition {
         TopicPartition { topic: TopicName::new("t").unwrap(), partition: 3 }
@@ -658,6 +659,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(seeded())]
+
         /// Whatever is sent, what is stored is each batch once and in order, and who asks again is told where.
         #[test]
         fn producers_are_as_their_model_through_restarts(steps in prop::collection::vec(step(), 1..60), start in prop_oneof![Just(0), Just(i32::MAX - 10)]) {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hashbrown::HashMap;
+use crate::hash::HashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 

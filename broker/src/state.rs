@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use hashbrown::{HashMap, HashSet};
+use crate::hash::{HashMap, HashSet};
 use millstream_record::{Column, ColumnReader};
 use parking_lot::RwLock;
 
@@ -163,7 +163,7 @@ impl StatePartition {
         let mut hides_tables = false;
         // What memory had when the scan began. What the sealer moves to the tables meanwhile is in no layer any
         // more, and the tables are read as they were before.
-        let mut young_keys: HashSet<Box<[u8]>> = HashSet::new();
+        let mut young_keys: HashSet<Box<[u8]>> = HashSet::default();
         let old = {
             let young = self.young.read();
             let old = self.old.read().clone();

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
-use hashbrown::HashMap;
+use millstream_broker::hash::HashMap;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
@@ -56,7 +56,7 @@ impl WorkerPool {
             std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .stack_size(STACK_BYTES)
-                .spawn(move || queue.work(&mut Guests { engine, of_stage: HashMap::new() }))
+                .spawn(move || queue.work(&mut Guests { engine, of_stage: HashMap::default() }))
         };
         let threads = (0..threads.max(1)).map(start).collect::<Result<_, _>>()?;
         Ok(Self { queue, threads })

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use hashbrown::DefaultHashBuilder;
+use millstream_broker::hash::SeededState;
 use millstream_broker::state::{StateChange, StatePartition};
 use millstream_record::{Column, ColumnReader};
 
@@ -19,7 +19,7 @@ pub struct TaskState {
     /// Changes of steps that are queued and not yet known to be on disk, the oldest first. Each has
     /// the number of its step.
     in_flight: VecDeque<(u64, Delta)>,
-    hasher: DefaultHashBuilder,
+    hasher: SeededState,
 }
 
 #[derive(Debug)]
@@ -50,11 +50,11 @@ impl Delta {
 impl TaskState {
     /// The state of `store` in `partition`, where nothing is in flight.
     pub fn new(store: Arc<str>, partition: u32, committed: Arc<StatePartition>) -> Self {
-        Self { store, partition, committed, in_flight: VecDeque::new(), hasher: DefaultHashBuilder::default() }
+        Self { store, partition, committed, in_flight: VecDeque::new(), hasher: SeededState::default() }
     }
 
     /// The hasher for this task's groups.
-    pub fn hasher(&self) -> &DefaultHashBuilder {
+    pub fn hasher(&self) -> &SeededState {
         &self.hasher
     }
 

@@ -1,7 +1,7 @@
 //! Records between the wire's forms and the domain's: ready batches, or plain records.
 
+use crate::hash::HashMap;
 use bytes::Bytes;
-use hashbrown::HashMap;
 use millstream_api::v1;
 use millstream_record::{BatchBuilder, BatchError, Compression, Limits, RecordBatch, partition_for_key, split_batches};
 
@@ -43,7 +43,7 @@ pub(super) fn build_batches(
     keyless: u32,
 ) -> Result<Vec<(u32, Vec<RecordBatch>)>, BrokerError> {
     let batch_bytes_max = topic.meta().settings.batch_bytes_max();
-    let mut builders: HashMap<u32, (BatchBuilder, Vec<RecordBatch>)> = HashMap::new();
+    let mut builders: HashMap<u32, (BatchBuilder, Vec<RecordBatch>)> = HashMap::default();
     for (index, record) in records.iter().enumerate() {
         let to = partition.unwrap_or_else(|| match &record.key {
             Some(key) => partition_for_key(key, topic.partition_count()),

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::hash::HashMap;
 use bytes::Bytes;
-use hashbrown::HashMap;
 use millstream_record::{BatchHeader, RecordBatch, RecordView, Retained};
 use sha2::{Digest, Sha256};
 
@@ -94,7 +94,7 @@ fn join(partition: &Arc<Partition>, upkeep: &mut Upkeep) -> u64 {
 
 /// Of all extents before `end`, those that compaction has not seen, as far as keys are remembered.
 fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<LastOffsets, Ended> {
-    let mut found = LastOffsets { last: HashMap::new(), end };
+    let mut found = LastOffsets { last: HashMap::default(), end };
     for extent in extents.iter().filter(|extent| !extent.compacted) {
         if found.end < end {
             break;

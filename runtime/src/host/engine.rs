@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
-use hashbrown::HashMap;
+use millstream_broker::hash::HashMap;
 use parking_lot::Mutex;
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 use wasmtime::{Config, OptLevel};
