@@ -36,10 +36,6 @@ const QUEUED_BYTES_MAX_DEFAULT: usize = 64 << 20;
 /// Bytes that the journal keeps: a quarter of a second to read at a start.
 pub const JOURNAL_BYTES_MAX_DEFAULT: u64 = 128 << 20;
 
-/// The journal is sealed in parts of at least this fraction of what it keeps. Under full load they are twice as long, and
-/// there are two: one that is sealed, and one that fills.
-const PARTS_OF_JOURNAL: u64 = 4;
-
 /// A permit of the queue's semaphore stands for this many bytes: permits are counted in 32 bits.
 const PERMIT_BYTES: usize = 1024;
 
@@ -60,7 +56,7 @@ pub struct BrokerSettings {
     /// What each client may produce and fetch. Default: all it can.
     pub quotas: QuotaSettings,
     /// Bytes that the journal keeps, of whatever partitions: under full load half is sealed while the other half
-    /// fills. A start reads it all, and no topic's `retention_bytes` can be less.
+    /// fills. Two commits may come on top. A start reads it all, and no topic's `retention_bytes` can be less.
     pub journal_bytes_max: u64,
     /// Nothing is appended while the disk has room for fewer bytes; `None` for as many as the journal keeps. They
     /// are for sealing what is there; reading goes on, and when there is room again, so does writing.
@@ -167,7 +163,7 @@ impl Broker {
         let topics = load_topics(&store)?;
         let groups = Arc::new(Groups::default());
         let state = Arc::new(StateIndex::new(store.tables().clone()));
-        let (sealer_handle, sealer) = sealer(settings.journal_bytes_max / PARTS_OF_JOURNAL);
+        let (sealer_handle, sealer) = sealer(settings.journal_bytes_max);
         let now_ms = clock.now_ms();
         let restoring = Restoring { store: &store, topics: &topics, groups: &groups, state: &state, now_ms };
         let journal = restoring.run(extents, &sealer_handle, settings.producer_expiry_ms)?;

@@ -10,12 +10,16 @@ pub mod error;
 pub mod fetch;
 pub mod group;
 pub mod grpc;
+pub mod hash;
 pub mod metrics;
 pub mod name;
 pub mod partition;
 pub mod producer;
 pub mod quota;
 mod readers;
+#[cfg(test)]
+#[path = "../../sdk/record/tests/seeded/mod.rs"]
+mod seeded;
 mod start;
 pub mod state;
 pub mod store;

@@ -65,15 +65,20 @@ impl Restoring<'_> {
         for (store, partition, count) in tables.counts()? {
             self.state.set_count(&store, partition, count);
         }
+        // A topic was deleted, and the server ended before the next part of the journal was sealed.
+        let mut forgotten = Vec::new();
         tables.offsets(|group, kind, topic, partition, offset| {
             let corrupt = |reason: String| StoreError::Corrupt { what: "table offsets".into(), reason };
             if by_id.contains_key(&TopicId(topic)) {
                 let group = self.group(group, kind).map_err(corrupt)?;
                 let offset = Offset::new(offset).ok_or_else(|| corrupt("a negative offset".into()))?;
                 group.restore(TopicId(topic), partition, offset);
+            } else {
+                forgotten.push((Tables::offset_key(group, topic, partition), None));
             }
             Ok(())
-        })
+        })?;
+        tables.write_offsets(&forgotten)
     }
 
     /// What the tables remember of producers. Those that were idle for too long, and those of deleted

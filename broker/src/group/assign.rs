@@ -82,6 +82,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::seeded::seeded;
 
     fn topic(name: &str) -> TopicName {
         TopicName::new(name).unwrap()
@@ -93,6 +94,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(seeded())]
+
         #[test]
         fn assignments_are_complete_balanced_and_sticky(
             rounds in prop::collection::vec(prop::collection::btree_set(0usize..8, 1..6), 1..6),

@@ -197,6 +197,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::seeded::seeded;
 
     type Events = mpsc::UnboundedReceiver<MemberEvent>;
 
@@ -256,7 +257,81 @@ mod tests {
         }
     }
 
+    fn events(of: &mut Events) -> Vec<MemberEvent> {
+        std::iter::from_fn(|| of.try_recv().ok()).collect()
+    }
+
+    fn partition(number: u32) -> TopicPartition {
+        TopicPartition { topic: topic(), partition: number }
+    }
+
+    #[test]
+    fn what_a_member_was_not_asked_for_stays_its_own() {
+        let (mut members, partitions) = (Members::default(), BTreeMap::from([(topic(), 4)]));
+        let (first, mut of_first) = members.join("a", BTreeSet::from([topic()]), &partitions, 1);
+        let (second, _of_second) = members.join("b", BTreeSet::from([topic()]), &partitions, 2);
+        let asked = match &events(&mut of_first)[..] {
+            [MemberEvent::Assigned { .. }, MemberEvent::Revoke { partitions, .. }] => partitions.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(asked.len(), 2);
+        let all: Vec<_> = (0..4).map(partition).collect();
+        members.revoked(&first, &all, 3);
+        for partition in &all {
+            let moved = asked.contains(partition);
+            assert_eq!(
+                (members.owns(&first, partition), members.owns(&second, partition)),
+                (!moved, moved),
+                "{partition}"
+            );
+        }
+        assert!(!members.is_rebalancing());
+    }
+
+    #[test]
+    fn what_a_member_is_to_give_back_is_not_of_its_assignment() {
+        let mut members = Members::default();
+        let both = BTreeSet::from([topic()]);
+        let (_, mut of_first) = members.join("a", both.clone(), &BTreeMap::from([(topic(), 4)]), 1);
+        members.join("b", both, &BTreeMap::from([(topic(), 4)]), 2);
+        members.rebalance(&BTreeMap::from([(topic(), 8)]), 3);
+        match &events(&mut of_first)[..] {
+            [
+                MemberEvent::Assigned { .. },
+                MemberEvent::Revoke { partitions, .. },
+                MemberEvent::Assigned { added, all, .. },
+            ] => {
+                assert_eq!((partitions.len(), added.len(), all.len()), (2, 2, 4));
+                assert!(
+                    all.iter().all(|partition| !partitions.contains(partition)),
+                    "{all:?} has some of {partitions:?}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_topic_that_goes_during_a_hand_over_ends_it() {
+        let mut members = Members::default();
+        let both = BTreeSet::from([topic()]);
+        let (first, _of_first) = members.join("a", both.clone(), &BTreeMap::from([(topic(), 4)]), 1);
+        let (_, mut of_second) = members.join("b", both, &BTreeMap::from([(topic(), 4)]), 2);
+        assert!(members.is_rebalancing());
+        members.rebalance(&BTreeMap::new(), 3);
+        assert!(!members.is_rebalancing(), "nobody gives back what is no more");
+        assert!((0..4).all(|number| !members.owns(&first, &partition(number))));
+        // An answer that comes late is none for a topic of that name that was made since.
+        members.rebalance(&BTreeMap::from([(topic(), 1)]), 4);
+        let owner = members.owns(&first, &partition(0));
+        members.revoked(&first, &[partition(0)], 5);
+        assert_eq!(members.owns(&first, &partition(0)), owner);
+        assert!(events(&mut of_second).iter().all(|event| !matches!(event, MemberEvent::Revoke { .. })));
+    }
+
     proptest! {
+        #![proptest_config(seeded())]
+
         #[test]
         fn a_partition_has_one_owner_at_every_moment_and_none_is_forgotten(
             steps in prop::collection::vec((0u8..4, 0usize..10), 1..60)

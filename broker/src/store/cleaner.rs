@@ -109,6 +109,7 @@ impl Cleaner {
     }
 
     fn run_retention(&self, retained: &SyncSender<()>) {
+        let _failed = self.queue.fail_on_panic("the thread of retention");
         let mut seen = retention::Seen::default();
         loop {
             if self.store.wait_for_end(self.options.interval) || self.is_closing() {
@@ -121,6 +122,7 @@ impl Cleaner {
     }
 
     fn run(&self, rounds: &Receiver<()>) {
+        let _failed = self.queue.fail_on_panic("the cleaner");
         let mut seen = Seen::default();
         for () in rounds {
             if self.is_closing() {

@@ -4,6 +4,7 @@
 //! Nothing is answered with Ok before the commit that holds it returned Ok, and a failed commit is
 //! the last one: whoever waits gets its error, and so does whoever comes after.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use crate::hash::HashMap;
 use bytes::Bytes;
-use hashbrown::HashMap;
 use millstream_record::{RecordBatch, patch_batch};
 use redb::ReadableTable;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -107,6 +108,8 @@ pub(crate) struct Upkeep {
     pub(crate) extents: Vec<(Arc<Partition>, Vec<Extent>)>,
     /// Records below these offsets are no longer kept.
     pub(crate) log_starts: Vec<(Arc<Partition>, Offset)>,
+    /// The sealer waits for it, and commits may be waiting for the sealer.
+    pub(crate) is_of_sealer: bool,
 }
 
 impl Upkeep {
@@ -167,9 +170,32 @@ impl Future for Receipt {
     }
 }
 
+/// Where a commit is answered. Every commit is: one that a panic of the committer takes along is answered with that.
+struct Answer(Option<oneshot::Sender<Result<Committed, BrokerError>>>);
+
+impl Answer {
+    fn send(mut self, answer: Result<Committed, BrokerError>) {
+        if let Some(sender) = self.0.take() {
+            // The requester may have disconnected; what was committed stands.
+            let _ = sender.send(answer);
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(sender) = self.0.take().filter(|_| std::thread::panicking()) {
+            let _ = sender.send(Err(BrokerError::Storage(Arc::new(StoreError::panicked("the committer")))));
+        }
+    }
+}
+
 /// Hands commits to the committer, in order.
 #[derive(Clone)]
-pub(crate) struct CommitQueue(mpsc::UnboundedSender<Request>);
+pub(crate) struct CommitQueue {
+    requests: mpsc::UnboundedSender<Request>,
+    store: Arc<Store>,
+}
 
 impl CommitQueue {
     /// `permit` is held until the commit is answered: it bounds what is queued.
@@ -179,13 +205,17 @@ impl CommitQueue {
 
     /// A handle that does not keep the committer running.
     pub(crate) fn downgrade(&self) -> WeakCommitQueue {
-        WeakCommitQueue(self.0.downgrade())
+        WeakCommitQueue { requests: self.requests.downgrade(), store: self.store.clone() }
     }
 
     fn send(&self, commit: Commit, upkeep: Option<Box<Upkeep>>, permit: Option<OwnedSemaphorePermit>) -> Receipt {
         let (answer, receipt) = oneshot::channel();
-        // A committer that is gone drops the request, and the receipt says so.
-        let _ = self.0.send(Request { commit, upkeep, answer, _permit: permit });
+        let request = Request { commit, upkeep, answer: Answer(Some(answer)), _permit: permit };
+        if let Err(mpsc::error::SendError(request)) = self.requests.send(request) {
+            // The committer ended before the queue did: it panicked.
+            let failure = self.store.failure().map_or(BrokerError::ShuttingDown, BrokerError::Storage);
+            request.answer.send(Err(failure));
+        }
         Receipt(receipt)
     }
 }
@@ -205,12 +235,15 @@ impl From<StoreError> for Ended {
 
 /// The queue, for those who work for the committer and end with it.
 #[derive(Clone)]
-pub(crate) struct WeakCommitQueue(mpsc::WeakUnboundedSender<Request>);
+pub(crate) struct WeakCommitQueue {
+    requests: mpsc::WeakUnboundedSender<Request>,
+    store: Arc<Store>,
+}
 
 impl WeakCommitQueue {
     /// `None` once the committer ends. Upkeep waits for no permit: who writes may be waiting for it.
     pub(super) fn push_upkeep(&self, upkeep: Upkeep) -> Option<Receipt> {
-        let queue = CommitQueue(self.0.upgrade()?);
+        let queue = CommitQueue { requests: self.requests.upgrade()?, store: self.store.clone() };
         Some(queue.send(Commit::default(), Some(Box::new(upkeep)), None))
     }
 
@@ -223,15 +256,46 @@ impl WeakCommitQueue {
 
     /// Whether the committer ends.
     pub(crate) fn is_closed(&self) -> bool {
-        self.0.strong_count() == 0
+        self.requests.strong_count() == 0
+    }
+
+    /// Fails the store, and wakes the committer, which tells everyone.
+    pub(super) fn fail(&self, error: StoreError) {
+        self.store.fail(Arc::new(error));
+        drop(self.push_upkeep(Upkeep::default()));
+    }
+
+    /// Makes a panic of the thread that holds it a failure of the store: nobody does that thread's work any more.
+    pub(super) fn fail_on_panic(&self, thread: &'static str) -> FailOnPanic<'_> {
+        FailOnPanic { queue: self, thread }
+    }
+}
+
+/// See [`WeakCommitQueue::fail_on_panic`].
+pub(super) struct FailOnPanic<'a> {
+    queue: &'a WeakCommitQueue,
+    thread: &'static str,
+}
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.queue.fail(StoreError::panicked(self.thread));
+        }
     }
 }
 
 struct Request {
     commit: Commit,
     upkeep: Option<Box<Upkeep>>,
-    answer: oneshot::Sender<Result<Committed, BrokerError>>,
+    answer: Answer,
     _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Request {
+    fn is_of_sealer(&self) -> bool {
+        self.upkeep.as_ref().is_some_and(|upkeep| upkeep.is_of_sealer)
+    }
 }
 
 /// A request whose offsets are assigned.
@@ -246,6 +310,8 @@ pub(crate) struct Committer {
     domain: Arc<Domain>,
     metrics: BrokerMetrics,
     queue: mpsc::UnboundedReceiver<Request>,
+    /// Of the queue, what upkeep went before.
+    set_aside: VecDeque<Request>,
     /// The sequence number of the next journal value.
     next_seq: u64,
     /// Where the next part of the journal to be sealed begins.
@@ -271,12 +337,14 @@ impl Committer {
     ) -> Result<(CommitQueue, std::thread::JoinHandle<()>), StoreError> {
         let (sender, queue) = mpsc::unbounded_channel();
         sealer.set_sealed_values(journal.sealed_to - journal.trim_from);
+        let queue_store = store.clone();
         let committer = Self {
             store,
             state,
             domain,
             metrics,
             queue,
+            set_aside: VecDeque::new(),
             next_seq: journal.next_seq,
             seal_from: journal.sealed_to,
             unsealed_bytes: journal.bytes,
@@ -285,16 +353,19 @@ impl Committer {
             failure,
         };
         let thread = spawn("committer", move || committer.run())?;
-        Ok((CommitQueue(sender), thread))
+        Ok((CommitQueue { requests: sender, store: queue_store }, thread))
     }
 
     fn run(mut self) {
         let _on_end = OnEnd(self.store.clone());
-        let failure = self.failure.clone();
-        let _on_panic = OnPanic(&failure);
+        let (store, failure) = (self.store.clone(), self.failure.clone());
+        let _on_panic = OnPanic { store: &store, failure: &failure };
+        // What the start found may be as long as a journal may be: no commit goes before.
+        self.seal();
         while let Some(requests) = self.take() {
-            // Upkeep goes through: it is what is waited for.
-            if requests.iter().any(|request| request.upkeep.is_none()) {
+            // The sealer's own upkeep is never held back, for that would be waiting for itself.
+            let writes = requests.iter().any(|request| request.upkeep.is_none());
+            if writes && !requests.iter().any(Request::is_of_sealer) {
                 self.sealer.wait_until_allowed(self.unsealed_bytes);
             }
             let accepted = self.assign(requests);
@@ -322,22 +393,38 @@ impl Committer {
     /// Hands the journal so far to the sealer, once it is long enough and the part before is sealed.
     fn seal(&mut self) {
         if self.sealer.is_due(self.unsealed_bytes) {
-            let frozen = self.state.freeze();
-            self.sealer.seal(SealJob { journal: self.seal_from..self.next_seq, frozen });
+            let (journal, frozen) = (self.seal_from..self.next_seq, self.state.freeze());
+            self.sealer.seal(SealJob { journal, bytes: self.unsealed_bytes, frozen });
             self.seal_from = self.next_seq;
             self.unsealed_bytes = 0;
         }
     }
 
-    /// Waits for a request, then takes all that is queued, to the byte limit.
+    /// Waits for a request, then takes all that is queued, to the byte limit. Upkeep of the sealer
+    /// goes before all others: what is queued before it would make the journal longer than it may be.
     fn take(&mut self) -> Option<Vec<Request>> {
-        let first = self.queue.blocking_recv()?;
+        while self.sealer.has_upkeep() {
+            // It is in the queue, or about to be.
+            let Some(request) = self.queue.blocking_recv() else { break };
+            if request.is_of_sealer() {
+                self.sealer.upkeep_taken();
+            }
+            if request.upkeep.is_some() {
+                return Some(vec![request]);
+            }
+            self.set_aside.push_back(request);
+        }
+        let first = self.set_aside.pop_front().or_else(|| self.queue.blocking_recv())?;
         let mut bytes = first.commit.bytes();
         let mut requests = vec![first];
         while bytes < COMMIT_BYTES_MAX {
-            let Ok(request) = self.queue.try_recv() else { break };
+            let next = self.set_aside.pop_front().or_else(|| self.queue.try_recv().ok());
+            let Some(request) = next else { break };
             bytes += request.commit.bytes();
             requests.push(request);
+        }
+        if requests.iter().any(Request::is_of_sealer) {
+            self.sealer.upkeep_taken();
         }
         Some(requests)
     }
@@ -360,8 +447,7 @@ impl Committer {
             });
             match checked {
                 Err(error) => {
-                    // Who asked may have gone.
-                    let _ = request.answer.send(Err(error));
+                    request.answer.send(Err(error));
                 }
                 Ok(None) => {
                     let committed = assign(&request.commit, now_ms);
@@ -482,7 +568,7 @@ impl Committer {
 
     /// Counts what was appended, once a topic.
     fn count(&self, runs: &[(Arc<Partition>, Run)]) {
-        let mut topics: HashMap<_, (&TopicName, u64, u64)> = HashMap::new();
+        let mut topics: HashMap<_, (&TopicName, u64, u64)> = HashMap::default();
         for (partition, run) in runs {
             let topic = topics.entry(partition.topic_id()).or_insert((&partition.name().topic, 0, 0));
             topic.1 += run.end.get().abs_diff(run.base.get());
@@ -518,8 +604,7 @@ impl Committer {
         // Some that came with it may have offsets again.
         dropped.iter().for_each(|group| self.domain.groups.remove(group));
         for (answer, committed, _permit) in answers {
-            // Who asked may have gone; the commit stands.
-            let _ = answer.send(Ok(committed));
+            answer.send(Ok(committed));
         }
     }
 
@@ -553,10 +638,10 @@ impl Committer {
         self.store.fail(error.clone());
         self.failure.send_replace(Some(error.clone()));
         for Accepted { request, .. } in accepted {
-            let _ = request.answer.send(Err(BrokerError::Storage(error.clone())));
+            request.answer.send(Err(BrokerError::Storage(error.clone())));
         }
-        while let Some(request) = self.queue.blocking_recv() {
-            let _ = request.answer.send(Err(BrokerError::Storage(error.clone())));
+        while let Some(request) = self.set_aside.pop_front().or_else(|| self.queue.blocking_recv()) {
+            request.answer.send(Err(BrokerError::Storage(error.clone())));
         }
     }
 }
@@ -582,7 +667,8 @@ fn write_upkeep(transaction: &redb::WriteTransaction, upkeep: &Upkeep, sum: &mut
     }
     if !upkeep.log_starts.is_empty() {
         let mut starts = transaction.open_table(LOG_STARTS)?;
-        for (partition, start) in &upkeep.log_starts {
+        // A deletion may have come between the decision and this: nothing would remove the row any more.
+        for (partition, start) in upkeep.log_starts.iter().filter(|(partition, _)| !partition.is_deleted()) {
             let place = (partition.topic_id().0, partition.name().partition);
             sum.set(&mut starts, place, Some(start.get()))?;
         }
@@ -655,7 +741,7 @@ fn assign(commit: &Commit, now_ms: i64) -> Committed {
 /// Each partition's batches with their base offsets, partitions in order of first appearance.
 #[allow(clippy::type_complexity)]
 fn by_partition(accepted: &[Accepted]) -> Vec<(Arc<Partition>, Vec<(Offset, &RecordBatch)>)> {
-    let mut places: HashMap<*const Partition, usize> = HashMap::new();
+    let mut places: HashMap<*const Partition, usize> = HashMap::default();
     let mut grouped: Vec<(Arc<Partition>, Vec<(Offset, &RecordBatch)>)> = Vec::new();
     for Accepted { request, committed } in accepted {
         for (append, &first) in request.commit.appends.iter().zip(&committed.base_offsets) {
@@ -677,12 +763,79 @@ fn by_partition(accepted: &[Accepted]) -> Vec<(Arc<Partition>, Vec<(Offset, &Rec
 }
 
 /// A defect in the committer must stop the server as a failed disk does, not leave it hanging.
-struct OnPanic<'a>(&'a watch::Sender<Option<Arc<StoreError>>>);
+struct OnPanic<'a> {
+    store: &'a Store,
+    failure: &'a watch::Sender<Option<Arc<StoreError>>>,
+}
 
 impl Drop for OnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.send_replace(Some(Arc::new(StoreError::panicked("it"))));
+            self.store.fail(Arc::new(StoreError::panicked("the committer")));
+            self.failure.send_replace(self.store.failure());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use millstream_record::{BatchBuilder, Compression};
+    use prometheus_client::registry::Registry;
+    use redb::ReadableDatabase;
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::store::{StoreOptions, recovery};
+    use crate::topic::TopicSettings;
+    use crate::{Broker, BrokerSettings};
+
+    const JOURNAL_BYTES: u64 = 1 << 20;
+
+    /// Journal values that are sealed and still there, and those that are not sealed.
+    fn values(store: &Store) -> (u64, u64) {
+        let read = store.db.begin_read().unwrap();
+        let sealed_to = recovery::sealed_to(&read).unwrap();
+        let journal = read.open_table(JOURNAL).unwrap();
+        let count = |range| journal.range(range).unwrap().count() as u64;
+        (count(0..sealed_to), count(sealed_to..u64::MAX))
+    }
+
+    #[tokio::test]
+    async fn values_that_are_sealed_are_removed_by_the_commits_that_follow_and_without_them() {
+        let data = tempfile::tempdir().unwrap();
+        let settings = BrokerSettings { journal_bytes_max: JOURNAL_BYTES, ..BrokerSettings::default() };
+        let clock = Arc::new(SystemClock);
+        let opened = Broker::open(data.path(), settings, StoreOptions::default(), clock, &mut Registry::default());
+        let broker = opened.unwrap();
+        let name = TopicName::new("t").unwrap();
+        let topic = broker.create_topic(&name, 1, TopicSettings::default(), false).await.unwrap();
+        // Two full values each, and the rest of its bytes.
+        const VALUES_A_COMMIT: u64 = 3;
+        let part = VALUES_A_COMMIT * (JOURNAL_BYTES / 2 / (2 * CHUNK_BYTES as u64) + 1);
+        let mut most_sealed = 0;
+        for _ in 0..200 {
+            let mut builder = BatchBuilder::new(Compression::None);
+            builder.push(0, None, Some(&vec![b'v'; 2 * CHUNK_BYTES]), []);
+            let batch = builder.finish().unwrap();
+            let receipt = broker.produce(&topic, &topic.partitions()[0], vec![batch]).await.unwrap();
+            receipt.await.unwrap();
+            let (sealed, unsealed) = values(broker.store());
+            assert!(unsealed <= 2 * part + 2 * VALUES_A_COMMIT, "{unsealed} values are not sealed");
+            // What was left of the part before is gone before another is sealed: a commit removes twice what it adds.
+            assert!(
+                sealed <= part + 2 * VALUES_A_COMMIT,
+                "{sealed} values of at most {part} are left of what is sealed"
+            );
+            most_sealed = most_sealed.max(sealed);
+        }
+        assert!(most_sealed > 0, "sealed values go little by little");
+        let limit = Instant::now() + Duration::from_secs(120);
+        while values(broker.store()).0 > 0 {
+            assert!(Instant::now() < limit, "with nobody who writes, sealed values stay: {:?}", values(broker.store()));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
     }
 }

@@ -77,8 +77,8 @@ pub enum StoreError {
     /// What was to be read is elsewhere by now: look it up again.
     #[error("the records were moved while they were read")]
     Moved,
-    /// The committer ended by a defect of ours.
-    #[error("the committer stopped: {0}")]
+    /// A thread of the store ended by a defect of ours, or could not be started.
+    #[error("the store stopped: {0}")]
     Stopped(String),
 }
 

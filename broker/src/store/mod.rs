@@ -9,8 +9,10 @@ mod check;
 pub(crate) mod cleaner;
 pub(crate) mod committer;
 mod compaction;
+mod database;
 mod directory;
 mod error;
+mod file_system;
 mod files;
 mod journal;
 pub(crate) mod merge;
@@ -33,16 +35,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use redb::{Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 
 use blobs::BlobCache;
 pub use catalog::CatalogChange;
-pub use check::{Damage, Report, check};
+pub use check::{Damage, Report, check, check_on};
 pub use committer::{Append, Commit, Committed, Fence, OffsetChange, Receipt};
+use database::OpenDatabase;
 use directory::DirectoryLock;
 pub use error::StoreError;
+pub use file_system::{Entry, FileSystem, Lock, Open, system_files};
 use files::Files;
-pub use files::{SyncFolder, WrapFile};
+pub use files::WrapFile;
 pub(crate) use journal::Location;
 /// What a test harness puts under the store to break it.
 pub use redb::{BackendError, StorageBackend};
@@ -82,10 +86,10 @@ pub(crate) const LEADER_EPOCH: i32 = 0;
 /// How to open a store.
 #[derive(Clone, Default)]
 pub struct StoreOptions {
+    /// What the data directory is on. Default is the machine's own file system.
+    pub file_system: Option<Arc<dyn FileSystem>>,
     /// Put between the store and each of its files: for tests that break them.
     pub wrap: Option<WrapFile>,
-    /// In the place of making the names of new segments durable: for tests that break it.
-    pub sync_folder: Option<SyncFolder>,
     /// Recent blobs kept in memory for tail reads, in bytes. Default [`blobs::TAIL_BYTES_MAX`].
     pub tail_bytes_max: Option<usize>,
     /// Says how many bytes the disk has room for: for tests. Default is what the file system of the data directory
@@ -107,7 +111,7 @@ impl std::fmt::Debug for StoreOptions {
 
 /// A data directory, open and locked.
 pub struct Store {
-    db: Database,
+    db: OpenDatabase,
     tables: Arc<Tables>,
     registry: Arc<Registry>,
     blobs: BlobCache,
@@ -135,16 +139,17 @@ impl Store {
         options: StoreOptions,
         disk_reserve_bytes: u64,
     ) -> Result<(Self, recovery::TopicExtents), StoreError> {
-        let lock = DirectoryLock::take(path)?;
-        directory::check_format(path)?;
-        let files = Arc::new(Files::new(path, options.wrap).with_sync_folder(options.sync_folder));
+        let system = options.file_system.unwrap_or_else(system_files);
+        let lock = DirectoryLock::take(&system, path)?;
+        directory::check_format(&system, path)?;
+        let files = Arc::new(Files::new(&system, path, options.wrap));
         let file = files.path(directory::DATABASE_FILE);
         if !files.has(directory::DATABASE_FILE) {
             // The tables' is made after it.
             if files.has(tables::FILE) || !files.names(segment::FOLDER)?.is_empty() {
                 return Err(StoreError::Missing { path: file });
             }
-            directory::make_database(path, directory::DATABASE_FILE)?;
+            directory::make_database(&files, directory::DATABASE_FILE)?;
         }
         let mut builder = Builder::new();
         builder.set_cache_size(PAGE_CACHE_BYTES);
@@ -156,7 +161,7 @@ impl Store {
             if recovery::sealed_to(&db.begin_read()?)? > 0 {
                 return Err(StoreError::Missing { path: file });
             }
-            directory::make_database(path, tables::FILE)?;
+            directory::make_database(&files, tables::FILE)?;
         }
         let tables = Arc::new(Tables::open(&files)?);
         let read = db.begin_read()?;
@@ -165,12 +170,12 @@ impl Store {
         drop(read);
         let registry = Arc::new(Registry::open(files, segments)?);
         let store = Self {
-            db,
+            db: OpenDatabase::new(db),
             tables,
             registry,
             blobs: BlobCache::new(options.tail_bytes_max.unwrap_or(blobs::TAIL_BYTES_MAX)),
             failure: OnceLock::new(),
-            room: Room::new(path, options.free_bytes, disk_reserve_bytes),
+            room: Room::new(&system, path, options.free_bytes, disk_reserve_bytes),
             commits: AtomicU64::new(0),
             ended: Mutex::default(),
             ending: Condvar::new(),
@@ -197,11 +202,11 @@ impl Store {
 
     /// Bytes of all its files.
     pub fn size(&self) -> StoreSize {
-        let file = |name| std::fs::metadata(self.path.join(name)).map_or(0, |meta| meta.len());
+        let files = self.registry.files();
         let (segments, segment_bytes) = self.registry.size();
         StoreSize {
-            journal_bytes: file(directory::DATABASE_FILE),
-            table_bytes: file(tables::FILE),
+            journal_bytes: files.len(directory::DATABASE_FILE),
+            table_bytes: files.len(tables::FILE),
             segments,
             segment_bytes,
         }

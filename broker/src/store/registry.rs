@@ -69,7 +69,7 @@ impl Registry {
     }
 
     pub(super) fn finish(&self, writer: SegmentWriter) -> Result<SegmentMeta, StoreError> {
-        writer.finish(&self.files)
+        writer.finish()
     }
 
     /// An extent's segment, open.
@@ -108,6 +108,11 @@ impl Registry {
         }
         open.push_back((id, segment.clone()));
         Ok(segment)
+    }
+
+    /// The files that the segments are among.
+    pub(super) fn files(&self) -> &Files {
+        &self.files
     }
 
     /// A segment's file, also where the segment was removed and a pin keeps the file.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::backup::BackupError;
 use super::error::StoreError;
+use super::file_system::FileSystem;
 use crate::error::BrokerError;
 
 /// Of the room that appends leave, sealing leaves this part to the commits.
@@ -14,12 +15,6 @@ const SEALING_FRACTION: u64 = 4;
 
 /// Says how many bytes a disk has room for.
 pub type FreeBytes = Arc<dyn Fn() -> io::Result<u64> + Send + Sync>;
-
-/// How many bytes the file system of `path` leaves to us.
-pub(super) fn free_bytes_of(path: &Path) -> io::Result<u64> {
-    let found = rustix::fs::statvfs(path)?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
-}
 
 /// The room on a data directory's disk, and how much of it is kept free.
 pub(crate) struct Room {
@@ -30,10 +25,15 @@ pub(crate) struct Room {
 
 impl Room {
     /// Without `free_bytes`, the file system is asked what it leaves to us.
-    pub(super) fn new(path: &Path, free_bytes: Option<FreeBytes>, reserve_bytes: u64) -> Self {
+    pub(super) fn new(
+        system: &Arc<dyn FileSystem>,
+        path: &Path,
+        free_bytes: Option<FreeBytes>,
+        reserve_bytes: u64,
+    ) -> Self {
         let of_system = || {
-            let path = path.to_owned();
-            Arc::new(move || free_bytes_of(&path)) as FreeBytes
+            let (system, path) = (system.clone(), path.to_owned());
+            Arc::new(move || system.free_bytes(&path)) as FreeBytes
         };
         Self { path: path.to_owned(), free_bytes: free_bytes.unwrap_or_else(of_system), reserve_bytes }
     }

@@ -15,8 +15,8 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::hash::{HashMap, HashSet};
 use bytes::Bytes;
-use hashbrown::{HashMap, HashSet};
 use millstream_record::BatchHeader;
 use parking_lot::{Condvar, Mutex};
 
@@ -41,6 +41,10 @@ const IDLE: Duration = Duration::from_millis(50);
 /// A full disk is tried again after this time: what is to be sealed is safe in the journal.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
 
+/// The journal is sealed in parts of at least this fraction of what it keeps. Under full load they are twice as long, and
+/// there are two: one that is sealed, and one that fills.
+const PARTS_OF_JOURNAL: u64 = 4;
+
 /// The part of a journal's part that commits may be ahead of the sealer, or behind the most they may be.
 const SLACK_FRACTION: u64 = 4;
 
@@ -52,6 +56,8 @@ const STATE_ROW_BYTES: u64 = 256;
 pub(crate) struct SealJob {
     /// Its sequence numbers.
     pub(crate) journal: Range<u64>,
+    /// Its bytes.
+    pub(crate) bytes: u64,
     /// What aggregates changed in it.
     pub(crate) frozen: Vec<Frozen>,
 }
@@ -60,11 +66,13 @@ pub(crate) struct SealJob {
 #[derive(Debug, Default)]
 struct Progress {
     sealing: bool,
+    /// Bytes of the part that is being sealed.
+    part_bytes: u64,
     stopped: bool,
     done: u64,
     total: u64,
-    /// Upkeep that waits for its commit: the committer must not wait for it in turn.
-    upkeep: u32,
+    /// Upkeep that the committer has not taken yet: it must not wait for the sealer in turn.
+    upkeep: bool,
     /// It waits for room on the disk: the committer must not wait for that.
     disk_full: bool,
 }
@@ -84,19 +92,18 @@ struct Shared {
 pub(crate) struct SealerHandle {
     shared: Arc<Shared>,
     jobs: mpsc::Sender<SealJob>,
-    /// The journal is handed over in parts of this many bytes.
-    seal_bytes: u64,
+    journal_bytes_max: u64,
 }
 
 impl SealerHandle {
     /// Whether so many bytes are to be sealed now.
     pub(crate) fn is_due(&self, unsealed_bytes: u64) -> bool {
-        unsealed_bytes >= self.seal_bytes && !self.shared.progress.lock().sealing
+        unsealed_bytes >= self.seal_bytes() && !self.shared.progress.lock().sealing
     }
 
     pub(crate) fn seal(&self, job: SealJob) {
         let mut progress = self.shared.progress.lock();
-        *progress = Progress { sealing: true, done: 0, total: 0, ..*progress };
+        *progress = Progress { sealing: true, part_bytes: job.bytes, done: 0, total: 0, ..*progress };
         drop(progress);
         // A sealer that ended said why: the store has failed.
         let _ = self.jobs.send(job);
@@ -107,23 +114,42 @@ impl SealerHandle {
     pub(crate) fn wait_until_allowed(&self, unsealed_bytes: u64) {
         let mut progress = self.shared.progress.lock();
         loop {
-            let Progress { sealing, stopped, done, total, upkeep, disk_full } = *progress;
-            if stopped || !sealing || upkeep > 0 || disk_full || unsealed_bytes < self.allowed_bytes(done, total) {
+            let Progress { sealing, stopped, upkeep, disk_full, .. } = *progress;
+            if stopped || !sealing || upkeep || disk_full || unsealed_bytes < self.allowed_bytes(&progress) {
                 return;
             }
             self.shared.moved.wait(&mut progress);
         }
     }
 
-    /// How full the next part may be while the one before is being sealed: at most twice as long as a part is. Some of
-    /// that is there at once, and some is left for the end, which takes a while and counts as nothing.
-    fn allowed_bytes(&self, done: u64, total: u64) -> u64 {
-        let (most, slack) = (2 * self.seal_bytes, self.seal_bytes / SLACK_FRACTION);
+    /// The journal is handed over in parts of this many bytes or more.
+    fn seal_bytes(&self) -> u64 {
+        self.journal_bytes_max / PARTS_OF_JOURNAL
+    }
+
+    /// How full the next part may be while the one before is being sealed: at most twice as long as a part is, and both
+    /// together no longer than the journal may be. After a crash all that it held is one part. Some of that is there at
+    /// once, and some is left for the end, which takes a while and counts as nothing.
+    fn allowed_bytes(&self, &Progress { part_bytes, done, total, .. }: &Progress) -> u64 {
+        let most = (2 * self.seal_bytes()).min(self.journal_bytes_max.saturating_sub(part_bytes));
         if total > 0 && done >= total {
             return most;
         }
+        let slack = (self.seal_bytes() / SLACK_FRACTION).min(most / 2);
         let share = if total == 0 { 0.0 } else { done as f64 / total as f64 };
         slack + ((most - 2 * slack) as f64 * share) as u64
+    }
+
+    /// Whether the sealer has upkeep that the committer has not taken yet.
+    pub(crate) fn has_upkeep(&self) -> bool {
+        let progress = self.shared.progress.lock();
+        progress.upkeep && !progress.stopped
+    }
+
+    /// The committer has taken it. The sealer itself may learn of that much later, and commits that go on meanwhile
+    /// must wait again.
+    pub(crate) fn upkeep_taken(&self) {
+        self.shared.progress.lock().upkeep = false;
     }
 
     /// Whether it waits for room on the disk.
@@ -156,11 +182,11 @@ pub(crate) struct SealerStart {
     jobs: mpsc::Receiver<SealJob>,
 }
 
-/// The two sides of a sealer for a journal that is handed over in parts of `seal_bytes`.
-pub(crate) fn sealer(seal_bytes: u64) -> (SealerHandle, SealerStart) {
+/// The two sides of a sealer for a journal that keeps so many bytes.
+pub(crate) fn sealer(journal_bytes_max: u64) -> (SealerHandle, SealerStart) {
     let shared = Arc::new(Shared::default());
     let (sender, jobs) = mpsc::channel();
-    (SealerHandle { shared: shared.clone(), jobs: sender, seal_bytes }, SealerStart { shared, jobs })
+    (SealerHandle { shared: shared.clone(), jobs: sender, journal_bytes_max }, SealerStart { shared, jobs })
 }
 
 impl SealerStart {
@@ -180,7 +206,8 @@ impl SealerStart {
 impl Sealer {
     fn run(self) {
         // Committers must not wait for a sealer that is gone, however it went.
-        let _stopped = OnEnd(&self.shared, &self.store);
+        let _stopped = OnEnd(&self.shared);
+        let _failed = self.queue.fail_on_panic("the sealer");
         let mut swept = Vec::new();
         let ended = loop {
             let are_left = self.shared.sealed_values.load(Ordering::Relaxed) > 0;
@@ -197,9 +224,7 @@ impl Sealer {
         };
         if let Err(Ended::Failed(error)) = ended {
             tracing::error!(%error, "the journal can't be sealed: no more writes are taken");
-            self.store.fail(Arc::new(error));
-            // Wakes the committer, which tells everyone.
-            drop(self.queue.push_upkeep(Upkeep::default()));
+            self.queue.fail(error);
         }
     }
 
@@ -228,11 +253,9 @@ impl Sealer {
     }
 
     fn commit(&self, upkeep: Upkeep) -> Result<(), Ended> {
-        self.shared.progress.lock().upkeep += 1;
+        self.shared.progress.lock().upkeep = true;
         self.shared.moved.notify_all();
-        let committed = self.queue.commit_upkeep(upkeep);
-        self.shared.progress.lock().upkeep -= 1;
-        committed
+        self.queue.commit_upkeep(Upkeep { is_of_sealer: true, ..upkeep })
     }
 
     fn advance(&self, by: u64) {
@@ -410,7 +433,7 @@ impl Sealer {
         let tables = self.store.tables();
         let dropped = std::mem::take(&mut *self.shared.dropped_groups.lock());
         tables.drop_groups(&dropped)?;
-        let mut rows = Vec::new();
+        let mut taken = Vec::new();
         for group in self.domain.groups.all() {
             let mut offsets = group.take_unsealed();
             // What it committed after it was made again may be in the tables already, and went with the rest.
@@ -418,7 +441,14 @@ impl Sealer {
                 offsets =
                     group.all_committed().into_iter().map(|(topic, at, offset)| (topic, at, Some(offset))).collect();
             }
+            taken.push((group, offsets));
+        }
+        // Looked up afterwards: a topic of an offset that is not there now was deleted since.
+        let topics: HashSet<TopicId> = self.domain.topics.read().values().map(|topic| topic.id()).collect();
+        let mut rows = Vec::new();
+        for (group, offsets) in taken {
             for (topic, partition, offset) in offsets {
+                let offset = offset.filter(|_| topics.contains(&topic));
                 let key = Tables::offset_key(group.id().as_str(), topic.0, partition);
                 rows.push((key, offset.map(|offset| Tables::offset_row(group.kind() as u8, offset.get()))));
             }
@@ -490,15 +520,91 @@ fn copy_run(
     Ok(())
 }
 
-/// However the sealer ends: nobody waits for its progress any more, and a panic fails the store.
-struct OnEnd<'a>(&'a Shared, &'a Arc<Store>);
+/// However the sealer ends: nobody waits for its progress any more.
+struct OnEnd<'a>(&'a Shared);
 
 impl Drop for OnEnd<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.1.fail(Arc::new(StoreError::panicked("the sealer")));
-        }
         self.0.progress.lock().stopped = true;
         self.0.moved.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Quarters of 100 bytes.
+    const JOURNAL_BYTES: u64 = 400;
+
+    fn allowed(part_bytes: u64, done: u64, total: u64) -> u64 {
+        let (handle, _start) = sealer(JOURNAL_BYTES);
+        handle.allowed_bytes(&Progress { sealing: true, part_bytes, done, total, ..Progress::default() })
+    }
+
+    #[test]
+    fn what_is_sealed_and_what_fills_are_together_no_more_than_the_journal_may_keep() {
+        for part_bytes in (0..=2 * JOURNAL_BYTES).step_by(10) {
+            let mut before = 0;
+            for done in 0..=100 {
+                let allowed = allowed(part_bytes, done, 100);
+                assert!(allowed <= JOURNAL_BYTES.saturating_sub(part_bytes), "{allowed} beside {part_bytes}");
+                assert!(allowed <= JOURNAL_BYTES / 2, "no part is longer than half of it");
+                assert!(allowed >= before, "it grows with the sealer's progress");
+                before = allowed;
+            }
+        }
+        // In steady load: a quarter of a part at once, all but that before the end, and then half of the journal.
+        assert_eq!([0, 50, 99, 100].map(|done| allowed(200, done, 100)), [25, 100, 173, 200]);
+        assert_eq!(allowed(200, 0, 0), 25, "it is not known yet how much there is to do");
+        assert_eq!(allowed(350, 100, 100), 50);
+        assert_eq!(allowed(400, 100, 100), 0);
+    }
+
+    #[test]
+    fn a_commit_waits_for_the_sealers_progress_and_for_nothing_else() {
+        let (handle, _start) = sealer(JOURNAL_BYTES);
+        let passes = |progress: Progress, unsealed_bytes| {
+            *handle.shared.progress.lock() = progress;
+            let waiting = std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| handle.wait_until_allowed(unsealed_bytes));
+                // One that has to wait waits until the sealer is gone.
+                let passed = !is_waiting(&handle, &waiting);
+                handle.shared.progress.lock().stopped = true;
+                handle.shared.moved.notify_all();
+                waiting.join().is_ok().then_some(passed)
+            });
+            waiting.expect("it does not panic")
+        };
+        let sealing = || Progress { sealing: true, part_bytes: 200, done: 50, total: 100, ..Progress::default() };
+        assert!(passes(Progress::default(), 1_000), "nothing is being sealed");
+        assert!(passes(sealing(), 99));
+        assert!(!passes(sealing(), 100));
+        assert!(passes(Progress { upkeep: true, ..sealing() }, 100), "the sealer waits for a commit");
+        assert!(passes(Progress { disk_full: true, ..sealing() }, 100), "the sealer waits for the disk");
+        assert!(passes(Progress { stopped: true, ..sealing() }, 100), "nobody seals any more");
+    }
+
+    /// Whether the thread is in its wait: it ended, or it holds the lock of the progress no more and waits to be woken.
+    fn is_waiting(handle: &SealerHandle, thread: &std::thread::ScopedJoinHandle<'_, ()>) -> bool {
+        loop {
+            if thread.is_finished() {
+                return false;
+            }
+            // Wakes one thread that waits; it sees the same progress, and waits on.
+            let _progress = handle.shared.progress.lock();
+            if handle.shared.moved.notify_one() {
+                return true;
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_is_due_once_it_is_long_enough_and_the_one_before_is_sealed() {
+        let (handle, _start) = sealer(JOURNAL_BYTES);
+        assert!(!handle.is_due(99));
+        assert!(handle.is_due(100));
+        handle.seal(SealJob { journal: 0..1, bytes: 100, frozen: Vec::new() });
+        assert!(!handle.is_due(1_000));
     }
 }

@@ -8,8 +8,9 @@
 //! start after a crash does not walk the file, however large.
 
 use bytes::Bytes;
-use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 
+use super::database::OpenDatabase;
 use super::error::StoreError;
 use super::files::Files;
 use super::open_table;
@@ -48,7 +49,7 @@ pub(crate) struct Count {
 
 #[derive(Debug)]
 pub(crate) struct Tables {
-    db: Database,
+    db: OpenDatabase,
 }
 
 fn state_table(store: &str) -> String {
@@ -73,7 +74,7 @@ impl Tables {
         let path = files.path(FILE);
         let db =
             builder.create_with_backend(files.database(FILE)?).map_err(|source| StoreError::open(&path, source))?;
-        Ok(Self { db })
+        Ok(Self { db: OpenDatabase::new(db) })
     }
 
     /// All tables as they are now.

@@ -1,22 +1,26 @@
 //! Where a backup is written: a new folder, complete only with its manifest.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use redb::StorageBackend;
+
+use super::super::file_system::{FileSystem, Open, parent, system_files};
 use super::super::segment;
-use super::{BackupError, BackupFile, FileName, MANIFEST_FILE, Manifest, parent, sync_folder};
+use super::{BackupError, BackupFile, FileName, MANIFEST_FILE, Manifest, sync_folder};
 
 const MANIFEST_FILE_NEW: &str = "BACKUP.new";
 
 /// A backup that is being written. Dropped before [`BackupFolder::finish`], it removes what it made.
 #[derive(Debug)]
 pub struct BackupFolder {
+    system: Arc<dyn FileSystem>,
     path: PathBuf,
     /// Whether the folder was made, not found empty.
     made: bool,
-    open: Option<(String, File)>,
+    open: Option<(String, Box<dyn StorageBackend>)>,
     files: BTreeMap<String, BackupFile>,
     finished: bool,
 }
@@ -27,17 +31,32 @@ impl BackupFolder {
     /// # Errors
     /// [`BackupError::NotEmpty`], or what the disk says. Nothing was changed then.
     pub fn create(path: &Path) -> Result<Self, BackupError> {
-        let made = match fs::create_dir(path) {
+        Self::create_on(&system_files(), path)
+    }
+
+    /// As [`BackupFolder::create`], on this file system.
+    ///
+    /// # Errors
+    /// As [`BackupFolder::create`].
+    pub fn create_on(system: &Arc<dyn FileSystem>, path: &Path) -> Result<Self, BackupError> {
+        let made = match system.make_folder(path) {
             Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if !super::is_vacant(path)? {
+                if !super::is_vacant(system, path)? {
                     return Err(BackupError::NotEmpty { path: path.to_owned() });
                 }
                 false
             }
             Err(source) => return Err(BackupError::io("make", path, source)),
         };
-        Ok(Self { path: path.to_owned(), made, open: None, files: BTreeMap::new(), finished: false })
+        Ok(Self {
+            system: system.clone(),
+            path: path.to_owned(),
+            made,
+            open: None,
+            files: BTreeMap::new(),
+            finished: false,
+        })
     }
 
     /// Refuses a backup of so many bytes for which the folder's disk has no room.
@@ -45,7 +64,7 @@ impl BackupFolder {
     /// # Errors
     /// [`BackupError::NoRoom`], or what the disk says.
     pub fn check_room(&self, bytes: u64) -> Result<(), BackupError> {
-        super::check_room(&self.path, bytes)
+        super::check_room(&self.system, &self.path, bytes)
     }
 
     /// Writes a piece of a file. A file's pieces come in order, and one file after the other.
@@ -63,7 +82,7 @@ impl BackupFolder {
         if offset != written.bytes {
             return Err(garbled(name, format!("a piece for byte {offset} came at byte {}", written.bytes)));
         }
-        file.write_all(bytes).map_err(|source| BackupError::io("write", &self.path.join(name), source))?;
+        file.write(offset, bytes).map_err(|source| BackupError::io("write", &self.path.join(name), source))?;
         written.bytes += bytes.len() as u64;
         written.crc32c = crc32c::crc32c_append(written.crc32c, bytes);
         Ok(())
@@ -86,20 +105,16 @@ impl BackupFolder {
             return Err(garbled(name, "the manifest does not list it"));
         }
         if manifest.files.iter().any(|file| file.name.starts_with(segment::FOLDER)) {
-            sync_folder(&self.path.join(segment::FOLDER))?;
+            sync_folder(&self.system, &self.path.join(segment::FOLDER))?;
         }
         let (new, path) = (self.path.join(MANIFEST_FILE_NEW), self.path.join(MANIFEST_FILE));
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&new)?;
-            file.write_all(&manifest.encode())?;
-            file.sync_all()
-        };
-        write().map_err(|source| BackupError::io("write", &new, source))?;
-        sync_folder(&self.path)?;
-        fs::rename(&new, &path).map_err(|source| BackupError::io("rename", &new, source))?;
+        let written = self.system.write(&new, &manifest.encode());
+        written.map_err(|source| BackupError::io("write", &new, source))?;
+        sync_folder(&self.system, &self.path)?;
+        self.system.rename(&new, &path).map_err(|source| BackupError::io("rename", &new, source))?;
         self.finished = true;
-        sync_folder(&self.path)?;
-        if self.made { sync_folder(parent(&self.path)) } else { Ok(()) }
+        sync_folder(&self.system, &self.path)?;
+        if self.made { sync_folder(&self.system, parent(&self.path)) } else { Ok(()) }
     }
 
     fn begin(&mut self, name: &str) -> Result<(), BackupError> {
@@ -109,9 +124,9 @@ impl BackupFolder {
         let path = self.path.join(name);
         if matches!(kind, FileName::Segment(_)) {
             let folder = parent(&path);
-            fs::create_dir_all(folder).map_err(|source| BackupError::io("make", folder, source))?;
+            self.system.make_folders(folder).map_err(|source| BackupError::io("make", folder, source))?;
         }
-        let file = match File::create_new(&path) {
+        let file = match self.system.open(&path, Open::New) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(garbled(name, "it came twice"));
             }
@@ -124,7 +139,7 @@ impl BackupFolder {
 
     fn close(&mut self) -> Result<(), BackupError> {
         let Some((name, file)) = self.open.take() else { return Ok(()) };
-        file.sync_all().map_err(|source| BackupError::io("sync", &self.path.join(name), source))
+        file.sync_data().map_err(|source| BackupError::io("sync", &self.path.join(name), source))
     }
 }
 
@@ -140,18 +155,18 @@ impl Drop for BackupFolder {
         self.open = None;
         // The folder was empty: all that is in it was written here. Who reads the error that led here can
         // remove what a broken disk keeps; without the manifest it is no backup.
-        let _ = if self.made { fs::remove_dir_all(&self.path) } else { empty(&self.path) };
+        let _ = if self.made { self.system.remove_folder(&self.path) } else { empty(&self.system, &self.path) };
     }
 }
 
-fn empty(folder: &Path) -> io::Result<()> {
+fn empty(system: &Arc<dyn FileSystem>, folder: &Path) -> io::Result<()> {
     for name in [super::JOURNAL_FILE, super::TABLES_FILE, MANIFEST_FILE_NEW] {
-        match fs::remove_file(folder.join(name)) {
+        match system.remove(&folder.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    match fs::remove_dir_all(folder.join(segment::FOLDER)) {
+    match system.remove_folder(&folder.join(segment::FOLDER)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -159,6 +174,8 @@ fn empty(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
@@ -182,7 +199,7 @@ mod tests {
         folder.write(SEGMENT, 0, b"").unwrap();
         let manifest = Manifest::new(5, vec![file("journal", b"abc"), file(SEGMENT, b"")]);
         folder.finish(&manifest).unwrap();
-        assert_eq!(Manifest::read(&path).unwrap(), manifest);
+        assert_eq!(Manifest::read(&system_files(), &path).unwrap(), manifest);
         assert_eq!(fs::read(path.join("journal")).unwrap(), b"abc");
     }
 

@@ -18,16 +18,17 @@ mod snapshot;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use folder::BackupFolder;
-pub use restore::restore;
+pub use restore::{restore, restore_on};
 pub use snapshot::{Piece, Snapshot};
 
 use super::directory;
 use super::error::StoreError;
-use super::room::free_bytes_of;
+use super::file_system::FileSystem;
 use super::segment::SegmentId;
 
 /// The manifest's file.
@@ -206,7 +207,7 @@ impl Manifest {
     }
 
     /// Reads the manifest of the backup `folder`, and refuses what this version can't restore.
-    fn read(folder: &Path) -> Result<Self, BackupError> {
+    fn read(system: &Arc<dyn FileSystem>, folder: &Path) -> Result<Self, BackupError> {
         #[derive(Deserialize)]
         struct Formats {
             format: u32,
@@ -216,7 +217,7 @@ impl Manifest {
             version: String,
         }
         let path = folder.join(MANIFEST_FILE);
-        let text = match std::fs::read(&path) {
+        let text = match system.read(&path) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Err(BackupError::NotABackup { path: folder.to_owned() });
             }
@@ -270,9 +271,9 @@ impl FileName {
 }
 
 /// Whether a folder is not there or has nothing in it.
-fn is_vacant(path: &Path) -> Result<bool, BackupError> {
-    match std::fs::read_dir(path) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
+fn is_vacant(system: &Arc<dyn FileSystem>, path: &Path) -> Result<bool, BackupError> {
+    match system.names(path) {
+        Ok(names) => Ok(names.is_empty()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
         Err(error) => Err(BackupError::io("read", path, error)),
@@ -280,30 +281,20 @@ fn is_vacant(path: &Path) -> Result<bool, BackupError> {
 }
 
 /// Makes the names in a folder durable.
-fn sync_folder(path: &Path) -> Result<(), BackupError> {
-    let synced = std::fs::File::open(path).and_then(|folder| folder.sync_all());
-    synced.map_err(|source| BackupError::io("sync", path, source))
-}
-
-/// Whether another file system begins at `path`.
-fn is_mount_point(path: &Path) -> bool {
-    let device = |path: &Path| std::fs::metadata(path).ok().map(|found| std::os::unix::fs::MetadataExt::dev(&found));
-    device(path).is_some_and(|of_path| device(parent(path)).is_some_and(|of_parent| of_parent != of_path))
+fn sync_folder(system: &Arc<dyn FileSystem>, path: &Path) -> Result<(), BackupError> {
+    system.sync_folder(path).map_err(|source| BackupError::io("sync", path, source))
 }
 
 /// Refuses what the disk of `path` has no room for.
-fn check_room(path: &Path, bytes: u64) -> Result<(), BackupError> {
-    let free_bytes = free_bytes_of(path).map_err(|source| BackupError::io("ask for the free room of", path, source))?;
+fn check_room(system: &Arc<dyn FileSystem>, path: &Path, bytes: u64) -> Result<(), BackupError> {
+    let free_bytes =
+        system.free_bytes(path).map_err(|source| BackupError::io("ask for the free room of", path, source))?;
     if bytes > free_bytes { Err(BackupError::NoRoom { path: path.to_owned(), bytes, free_bytes }) } else { Ok(()) }
-}
-
-/// The folder that a path stands in.
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::file_system::system_files;
     use super::*;
 
     fn manifest() -> Manifest {
@@ -315,7 +306,7 @@ mod tests {
     fn a_manifest_is_read_as_it_was_written() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(MANIFEST_FILE), manifest().encode()).unwrap();
-        assert_eq!(Manifest::read(folder.path()).unwrap(), manifest());
+        assert_eq!(Manifest::read(&system_files(), folder.path()).unwrap(), manifest());
     }
 
     #[test]
@@ -327,13 +318,13 @@ mod tests {
                 let mut damaged = text.clone();
                 damaged[at] ^= mask;
                 std::fs::write(folder.path().join(MANIFEST_FILE), damaged).unwrap();
-                let read = Manifest::read(folder.path());
+                let read = Manifest::read(&system_files(), folder.path());
                 assert!(matches!(read, Err(BackupError::Damaged { .. })), "byte {at}, {mask:#x}: {read:?}");
             }
         }
         for length in 0..text.len() {
             std::fs::write(folder.path().join(MANIFEST_FILE), &text[..length]).unwrap();
-            let read = Manifest::read(folder.path());
+            let read = Manifest::read(&system_files(), folder.path());
             assert!(matches!(read, Err(BackupError::Damaged { .. })), "{length} bytes: {read:?}");
         }
     }
@@ -344,7 +335,7 @@ mod tests {
         let json = br#"{"format":9,"version":"7.0","data_format":"x","parts":{}}"#;
         let text = [first_line(json).as_bytes(), json].concat();
         std::fs::write(folder.path().join(MANIFEST_FILE), text).unwrap();
-        let error = Manifest::read(folder.path()).unwrap_err().to_string();
+        let error = Manifest::read(&system_files(), folder.path()).unwrap_err().to_string();
         for word in ["Millstream 7.0", "backup format 9", "backup format 1", "nothing was restored"] {
             assert!(error.contains(word), "{error}");
         }
@@ -378,6 +369,7 @@ mod tests {
         // Each Linux has one there.
         let error = restore(folder.path(), Path::new("/proc"), |_, _| unreachable!()).unwrap_err();
         assert!(error.to_string().contains("such as /proc/millstream-data"), "{error}");
+        let is_mount_point = |path: &Path| system_files().is_mount_point(path);
         assert!(!is_mount_point(folder.path()) && !is_mount_point(&folder.path().join("new")));
     }
 

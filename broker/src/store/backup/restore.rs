@@ -2,20 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use redb::{Builder, ReadableDatabase as _};
 
+use super::super::file_system::{FileSystem, Open, parent, system_files};
+use super::super::files::Files;
 use super::super::segment::{self, SegmentId};
 use super::super::{directory, recovery, tables};
 use super::rows::{self, CheckedFile, Database};
-use super::{
-    BackupError, FileName, JOURNAL_FILE, Manifest, TABLES_FILE, check_room, is_mount_point, is_vacant, parent,
-    sync_folder,
-};
+use super::{BackupError, FileName, JOURNAL_FILE, Manifest, TABLES_FILE, check_room, is_vacant, sync_folder};
 
 /// redb's page cache while rows are written, in bytes: keys come in order, so only the edge is written.
 const CACHE_BYTES: usize = 64 << 20;
@@ -35,13 +34,26 @@ const COPY_BYTES: usize = 1 << 20;
 pub fn restore(
     from: &Path,
     data: &Path,
+    progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Manifest, BackupError> {
+    restore_on(&system_files(), from, data, progress)
+}
+
+/// As [`restore`], with both folders on this file system.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_on(
+    system: &Arc<dyn FileSystem>,
+    from: &Path,
+    data: &Path,
     mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Manifest, BackupError> {
-    let manifest = Manifest::read(from)?;
-    if is_mount_point(data) {
+    let manifest = Manifest::read(system, from)?;
+    if system.is_mount_point(data) {
         return Err(BackupError::MountPoint { path: data.to_owned() });
     }
-    if !is_vacant(data)? {
+    if !is_vacant(system, data)? {
         return Err(BackupError::NotEmpty { path: data.to_owned() });
     }
     let total = manifest.bytes();
@@ -50,18 +62,18 @@ pub fn restore(
         done += bytes;
         progress(done, total)
     };
-    let building = Building::begin(data)?;
-    check_room(&building.path, total)?;
-    directory::check_format(&building.path)?;
+    let building = Building::begin(system, data)?;
+    check_room(system, building.files.folder(), total)?;
+    directory::check_format(system, building.files.folder())?;
     let mut segments = BTreeMap::new();
     let (mut journal, mut tables) = (None, None);
     for file in &manifest.files {
-        let opened = CheckedFile::open(from, file);
+        let opened = CheckedFile::open(system, from, file);
         match FileName::parse(&file.name) {
             Some(FileName::Journal) => journal = Some(opened?),
             Some(FileName::Tables) => tables = Some(opened?),
             Some(FileName::Segment(id)) => {
-                copy_segment(opened?, &building.path.join(&file.name), &mut advance)?;
+                copy_segment(system, opened?, &building.files.path(&file.name), &mut advance)?;
                 segments.insert(id, file.bytes);
             }
             None => {
@@ -72,11 +84,9 @@ pub fn restore(
     }
     let missing = |name| BackupError::Damaged { path: from.join(name), reason: "the manifest does not list it".into() };
     let tables = tables.ok_or_else(|| missing(TABLES_FILE))?;
-    let file = building.path.join(tables::FILE);
-    drop(fill(Database::Tables, tables, &file, &mut advance)?);
+    drop(fill(Database::Tables, tables, &building.files, tables::FILE, &mut advance)?);
     let journal = journal.ok_or_else(|| missing(JOURNAL_FILE))?;
-    let file = building.path.join(directory::DATABASE_FILE);
-    let database = fill(Database::Journal, journal, &file, &mut advance)?;
+    let database = fill(Database::Journal, journal, &building.files, directory::DATABASE_FILE, &mut advance)?;
     check_segments(&database, segments, from)?;
     drop(database);
     building.put(data)?;
@@ -86,10 +96,12 @@ pub fn restore(
 fn fill(
     kind: Database,
     from: CheckedFile<'_>,
-    path: &Path,
+    files: &Files,
+    name: &str,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<redb::Database, BackupError> {
-    let created = Builder::new().set_cache_size(CACHE_BYTES).create(path);
+    let path = &files.path(name);
+    let created = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(files.database(name)?);
     let database = created.map_err(|source| super::StoreError::open(path, source))?;
     rows::read(kind, from, &database, progress).map_err(|error| written_to(path, error))?;
     Ok(database)
@@ -107,27 +119,29 @@ fn written_to(path: &Path, error: BackupError) -> BackupError {
 }
 
 fn copy_segment(
+    system: &Arc<dyn FileSystem>,
     mut from: CheckedFile<'_>,
     path: &Path,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(), BackupError> {
     let failed = |source| BackupError::io("write", path, source);
     let folder = parent(path);
-    fs::create_dir_all(folder).map_err(|source| BackupError::io("make", folder, source))?;
-    let mut to = File::create_new(path).map_err(failed)?;
-    let mut buffer = vec![0; COPY_BYTES];
+    system.make_folders(folder).map_err(|source| BackupError::io("make", folder, source))?;
+    let to = system.open(path, Open::New).map_err(failed)?;
+    let (mut at, mut buffer) = (0, vec![0; COPY_BYTES]);
     loop {
         let read = from.read(&mut buffer)?;
         if read == 0 {
             break;
         }
-        to.write_all(&buffer[..read]).map_err(failed)?;
+        to.set_len(at + read as u64).and_then(|()| to.write(at, &buffer[..read])).map_err(failed)?;
+        at += read as u64;
         if progress(read as u64).is_break() {
             return Err(BackupError::Cancelled);
         }
     }
     from.end()?;
-    to.sync_all().map_err(failed)
+    to.sync_data().map_err(failed)
 }
 
 /// The registry and the files must name the same segments: a start takes the registry's word, and removes
@@ -153,17 +167,17 @@ fn check_segments(
 
 /// A data directory beside its place. Dropped before it is put there, it is removed.
 struct Building {
-    path: PathBuf,
+    files: Files,
     put: bool,
 }
 
 impl Building {
-    fn begin(data: &Path) -> Result<Self, BackupError> {
+    fn begin(system: &Arc<dyn FileSystem>, data: &Path) -> Result<Self, BackupError> {
         let mut path = OsString::from(data.components().as_path());
         path.push(".restoring");
         let path = PathBuf::from(path);
-        match fs::create_dir(&path) {
-            Ok(()) => Ok(Self { path, put: false }),
+        match system.make_folder(&path) {
+            Ok(()) => Ok(Self { files: Files::new(system, &path, None), put: false }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(BackupError::InTheWay { path }),
             Err(source) => Err(BackupError::io("make", &path, source)),
         }
@@ -171,19 +185,19 @@ impl Building {
 
     /// Makes it durable, and the data directory. An empty one gives way.
     fn put(mut self, data: &Path) -> Result<(), BackupError> {
-        let segments = self.path.join(segment::FOLDER);
-        if segments.exists() {
-            sync_folder(&segments)?;
+        let system = self.files.system().clone();
+        if self.files.exists(segment::FOLDER) {
+            self.files.sync_folder(segment::FOLDER)?;
         }
-        sync_folder(&self.path)?;
-        match fs::rename(&self.path, data) {
+        self.files.sync_folder("")?;
+        match system.rename(self.files.folder(), data) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 return Err(BackupError::NotEmpty { path: data.to_owned() });
             }
             renamed => renamed.map_err(|source| BackupError::io("put the restored directory to", data, source))?,
         }
         self.put = true;
-        sync_folder(parent(data))
+        sync_folder(&system, parent(data))
     }
 }
 
@@ -191,7 +205,7 @@ impl Drop for Building {
     fn drop(&mut self) {
         if !self.put {
             // The error that led here is what matters; a broken disk may keep what it names.
-            let _ = fs::remove_dir_all(&self.path);
+            let _ = self.files.system().remove_folder(self.files.folder());
         }
     }
 }

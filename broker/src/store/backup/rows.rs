@@ -10,14 +10,14 @@
 //! has a frame too. Keys and values that are numbers are little-endian, pairs stand back to back, text is
 //! UTF-8.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use redb::{ReadTransaction, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, StorageBackend, TableDefinition, TableHandle, WriteTransaction};
 
 use super::super::error::StoreError;
+use super::super::file_system::{FileSystem, Open};
 use super::super::segment::u32_at;
 use super::super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEGMENTS, tables};
 use super::{BackupError, BackupFile};
@@ -164,7 +164,9 @@ const TRANSACTION_BYTES: u64 = 32 << 20;
 
 /// A file of a backup, read from its begin to its end and checked against the manifest.
 pub(super) struct CheckedFile<'a> {
-    from: BufReader<File>,
+    from: Box<dyn StorageBackend>,
+    /// What was read ahead, and how much of it was taken.
+    ahead: (Vec<u8>, usize),
     path: PathBuf,
     of: &'a BackupFile,
     left: u64,
@@ -172,16 +174,16 @@ pub(super) struct CheckedFile<'a> {
 }
 
 impl<'a> CheckedFile<'a> {
-    pub(super) fn open(folder: &Path, of: &'a BackupFile) -> Result<Self, BackupError> {
+    pub(super) fn open(system: &Arc<dyn FileSystem>, folder: &Path, of: &'a BackupFile) -> Result<Self, BackupError> {
         let path = folder.join(&of.name);
-        let file = match File::open(&path) {
+        let file = match system.open(&path, Open::Read) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(BackupError::Damaged { path, reason: "it is missing".to_owned() });
             }
             opened => opened.map_err(|source| BackupError::io("open", &path, source))?,
         };
-        let bytes = file.metadata().map_err(|source| BackupError::io("read", &path, source))?.len();
-        let opened = Self { from: BufReader::with_capacity(READ_BYTES, file), path, of, left: of.bytes, crc: 0 };
+        let bytes = file.len().map_err(|source| BackupError::io("read", &path, source))?;
+        let opened = Self { from: file, ahead: (Vec::new(), 0), path, of, left: of.bytes, crc: 0 };
         if bytes != of.bytes {
             return Err(opened.damaged(format!("it has {bytes} bytes, not {}", of.bytes)));
         }
@@ -195,7 +197,21 @@ impl<'a> CheckedFile<'a> {
     /// The next bytes, at most as many as `into` has room for; none at the end.
     pub(super) fn read(&mut self, into: &mut [u8]) -> Result<usize, BackupError> {
         let wanted = into.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        self.from.read_exact(&mut into[..wanted]).map_err(|source| BackupError::io("read", &self.path, source))?;
+        let mut filled = 0;
+        while filled < wanted {
+            let (ahead, taken) = &mut self.ahead;
+            if *taken == ahead.len() {
+                let left = self.left - filled as u64;
+                ahead.resize(usize::try_from(left).unwrap_or(usize::MAX).min(READ_BYTES), 0);
+                let read = self.from.read(self.of.bytes - left, ahead);
+                read.map_err(|source| BackupError::io("read", &self.path, source))?;
+                *taken = 0;
+            }
+            let part = (wanted - filled).min(ahead.len() - *taken);
+            into[filled..filled + part].copy_from_slice(&ahead[*taken..*taken + part]);
+            *taken += part;
+            filled += part;
+        }
         self.crc = crc32c::crc32c_append(self.crc, &into[..wanted]);
         self.left -= wanted as u64;
         Ok(wanted)

@@ -25,8 +25,6 @@
 //! by the pages that the sealer writes meanwhile, and uses them again afterwards. Files of segments that are
 //! merged or deleted meanwhile take room until the copy ends.
 
-use std::fs::File;
-use std::io::{BufWriter, Read, Seek, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,7 +60,7 @@ pub struct Piece {
 /// All that a store held at one moment. See the module's text for what it costs to keep one.
 pub struct Snapshot {
     store: Arc<Store>,
-    journal: File,
+    journal: Box<dyn StorageBackend>,
     journal_bytes: u64,
     tables: ReadTransaction,
     segments: Vec<SegmentFile>,
@@ -90,19 +88,18 @@ impl Snapshot {
         let sealed_to = recovery::sealed_to(&journal)?;
         let failed = |source| BackupError::io("write a copy of the journal in", store.path(), source);
         // Nameless: however this process ends, nothing is left over.
-        let mut out = BufWriter::with_capacity(PIECE_BYTES, tempfile::tempfile_in(store.path()).map_err(failed)?);
+        let copy = store.registry().files().system().scratch(store.path()).map_err(failed)?;
         let (mut journal_bytes, mut room_to) = (0, 0);
         rows::write(Database::Journal, &journal, sealed_to, |bytes| {
+            let at = journal_bytes;
             journal_bytes += bytes.len() as u64;
             if journal_bytes > room_to {
                 store.room().for_backup(ROOM_BYTES)?;
                 room_to += ROOM_BYTES;
             }
-            out.write_all(bytes).map_err(failed)
+            copy.set_len(journal_bytes).and_then(|()| copy.write(at, bytes)).map_err(failed)
         })?;
         drop(journal);
-        let mut copy = out.into_inner().map_err(|error| failed(error.into_error()))?;
-        copy.rewind().map_err(failed)?;
         Ok(Self { store: store.clone(), journal: copy, journal_bytes, tables, segments, created_at_ms: now_ms, pin })
     }
 
@@ -119,7 +116,7 @@ impl Snapshot {
     /// [`BackupError::Cancelled`] after a break, or what the disk says.
     pub fn copy(self, mut emit: impl FnMut(Piece) -> ControlFlow<()>) -> Result<Manifest, BackupError> {
         let mut files = Vec::new();
-        files.push(copy_journal(self.journal, self.journal_bytes, &self.store, &mut emit)?);
+        files.push(copy_journal(self.journal.as_ref(), self.journal_bytes, &self.store, &mut emit)?);
         let mut out = PieceWriter::new(TABLES_FILE, &mut emit);
         rows::write(Database::Tables, &self.tables, 0, |bytes| out.write(bytes))?;
         files.push(out.finish()?);
@@ -145,7 +142,7 @@ fn begin_reads(store: &Store) -> Result<(ReadTransaction, ReadTransaction), Stor
 }
 
 fn copy_journal(
-    mut journal: File,
+    journal: &dyn StorageBackend,
     bytes: u64,
     store: &Store,
     emit: &mut dyn FnMut(Piece) -> ControlFlow<()>,
@@ -155,7 +152,7 @@ fn copy_journal(
     let mut buffer = vec![0; PIECE_BYTES];
     while left > 0 {
         let part = &mut buffer[..left.min(PIECE_BYTES as u64) as usize];
-        let read = journal.read_exact(part);
+        let read = journal.read(bytes - left, part);
         read.map_err(|source| BackupError::io("read the copy of the journal in", store.path(), source))?;
         out.write(part)?;
         left -= part.len() as u64;

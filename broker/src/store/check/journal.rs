@@ -333,9 +333,11 @@ fn flipped_bit(bytes: usize, difference: u32) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use millstream_record::{BatchBuilder, Compression, patch_batch};
+    use proptest::prelude::*;
 
     use super::*;
     use crate::partition::{Offset, TopicId};
+    use crate::seeded::seeded;
     use crate::store::LEADER_EPOCH;
     use crate::store::journal::{BlobWriter, OffsetEntry};
 
@@ -460,5 +462,43 @@ mod tests {
         two[3] ^= 1;
         two[200] ^= 4;
         assert_eq!(told(&two), None);
+    }
+
+    proptest! {
+        #![proptest_config(seeded())]
+
+        /// Values that no Millstream wrote are cut into commits and entries all the same, each byte once.
+        #[test]
+        fn values_of_any_bytes_are_walked_to_their_end(
+            values in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 1..5),
+            marks in prop::collection::vec(any::<bool>(), 5), kinds in prop::collection::vec(0u8..7, 5),
+            lengths in prop::collection::vec(0u32..100, 5),
+        ) {
+            let mut values: Vec<Vec<u8>> = values;
+            for (at, value) in values.iter_mut().enumerate() {
+                // Else hardly a value begins a commit, and hardly an entry a known one.
+                if marks[at] && value.len() >= BLOB_HEADER_BYTES + ENTRY_HEADER_BYTES {
+                    value[..4].copy_from_slice(&MAGIC.to_le_bytes());
+                    value[4..8].copy_from_slice(&lengths[at].to_le_bytes());
+                    value[8..12].copy_from_slice(&[kinds[at], 0, 0, 0]);
+                    value[12..16].copy_from_slice(&(lengths[at] / 2).to_le_bytes());
+                }
+            }
+            let all: usize = values.iter().map(Vec::len).sum();
+            let values: Vec<_> = values.into_iter().map(Bytes::from).zip(7..).map(|(value, seq)| (seq, value)).collect();
+            let found = blobs(&values);
+            prop_assert_eq!(found.iter().map(|blob| blob.bytes.len()).sum::<usize>(), all);
+            prop_assert!(found.iter().flat_map(|blob| blob.seqs.clone()).eq(values.iter().map(|(seq, _)| *seq)));
+            for blob in &found {
+                for found in entries(blob) {
+                    if let Content::Run { run, batches, .. } = found.content {
+                        for batch in batches {
+                            let header = BatchHeader::parse(&batch).unwrap();
+                            prop_assert!(header.next_offset() <= run.end.get());
+                        }
+                    }
+                }
+            }
+        }
     }
 }

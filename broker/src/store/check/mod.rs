@@ -23,6 +23,7 @@ use tempfile::TempDir;
 
 use super::directory::{self, DATABASE_FILE, DirectoryLock};
 use super::error::StoreError;
+use super::file_system::{FileSystem, system_files};
 use super::files::Files;
 use super::journal::{BATCHES, RunHeader};
 use super::segment::{BlockFault, Extent, FOLDER, OpenSegment, OwnedExtent, Piece, SegmentId, SegmentMeta};
@@ -43,18 +44,25 @@ pub use report::{Damage, Report};
 /// [`StoreError::Locked`] where a server has the directory, [`StoreError::Format`] for one of another
 /// version, [`StoreError::Io`] where there is none or a file can't be read. Damage is no error.
 pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
-    let format = data.join(directory::FORMAT_FILE);
-    if !format.exists() {
+    check_on(&system_files(), data, repair)
+}
+
+/// As [`check`], of a data directory on this file system.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_on(system: &Arc<dyn FileSystem>, data: &Path, repair: bool) -> Result<Report, StoreError> {
+    if !system.exists(&data.join(directory::FORMAT_FILE)) {
         return Err(StoreError::NoDataDirectory { path: data.to_owned() });
     }
-    let _lock = DirectoryLock::take(data)?;
-    directory::check_format(data)?;
-    let mut checked = Checked::new(data, None);
+    let _lock = DirectoryLock::take(system, data)?;
+    directory::check_format(system, data)?;
+    let mut checked = Checked::new(system, data, None);
     checked.run()?;
     if !checked.readable
-        && let Some(rebuilt) = rebuilt(&data.join(DATABASE_FILE))?
+        && let Some(rebuilt) = rebuilt(&checked.files)?
     {
-        let mut again = Checked::new(data, Some(rebuilt));
+        let mut again = Checked::new(system, data, Some(rebuilt));
         again.damaged(DATABASE_FILE, "redb refuses it: a page is damaged, and it was not closed in good order");
         again.run()?;
         if again.readable {
@@ -67,14 +75,14 @@ pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
     }
     // What redb keeps of free pages is made anew of what is sound too: nobody sees whether it is right.
     if repair && (checked.report.is_sound() || checked.report.is_repairable()) {
-        checked.repair(data)?;
+        checked.repair()?;
     }
     Ok(checked.report)
 }
 
 /// A database of the rows of one that redb refuses; `None` where those can't be read either.
-fn rebuilt(file: &Path) -> Result<Option<TempDir>, StoreError> {
-    match caught(|| Ok(rebuild::rebuild(file))) {
+fn rebuilt(files: &Files) -> Result<Option<TempDir>, StoreError> {
+    match caught(|| Ok(rebuild::rebuild(files))) {
         Ok(Ok(rebuilt)) => Ok(Some(rebuilt)),
         // The copy's place says nothing of what is stored.
         Ok(Err(error)) if error.is_disk_full() || matches!(error, StoreError::Io { action: "make", .. }) => Err(error),
@@ -130,11 +138,12 @@ struct Checked {
 }
 
 impl Checked {
-    fn new(data: &Path, rebuilt: Option<TempDir>) -> Self {
+    fn new(system: &Arc<dyn FileSystem>, data: &Path, rebuilt: Option<TempDir>) -> Self {
         Self {
-            files: overlaid(data),
+            files: overlaid(system, data),
             rebuilt: rebuilt.map(|folder| {
-                let files = overlaid(folder.path());
+                // It is among the machine's temporary files, whatever the data directory is on.
+                let files = overlaid(&system_files(), folder.path());
                 (folder, files)
             }),
             report: Report::default(),
@@ -284,7 +293,7 @@ impl Checked {
     /// A segment of which the registry says nothing: what its own index lists, where no other segment holds that
     /// and it is kept.
     fn unknown_segment(&mut self, id: SegmentId, error: &StoreError) -> Result<(), StoreError> {
-        let is_there = self.files.path(&id.file_name()).exists();
+        let is_there = self.files.exists(&id.file_name());
         let own = if is_there { OpenSegment::own_meta(&self.files, id)? } else { None };
         let Some(mut meta) = own else {
             self.damaged(DATABASE_FILE, format!("{error}, and its file does not tell either: its records are lost"));
@@ -310,7 +319,7 @@ impl Checked {
     fn segment(&mut self, index: usize) -> Result<(), StoreError> {
         let meta = self.segments[index].meta.clone();
         let name = meta.file.id.file_name();
-        if !self.files.path(&name).exists() {
+        if !self.files.exists(&name) {
             self.segments[index].rewrite = true;
             for owned in &meta.extents {
                 if let Some(topic) = self.in_use(owned) {
@@ -566,9 +575,9 @@ fn known_run(found: &Found) -> Option<RunHeader> {
 }
 
 /// Databases are repaired as they are opened: in memory only.
-fn overlaid(folder: &Path) -> Files {
+fn overlaid(system: &Arc<dyn FileSystem>, folder: &Path) -> Files {
     let wrap = |_: &Path, file| Box::new(Overlay::new(file)) as Box<dyn redb::StorageBackend>;
-    Files::new(folder, Some(Arc::new(wrap)))
+    Files::new(system, folder, Some(Arc::new(wrap)))
 }
 
 impl Report {

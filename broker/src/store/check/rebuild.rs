@@ -2,8 +2,8 @@
 //! that is damaged costs all of them, though our own checksums tell which batch it is. So the rows are read past
 //! redb's checksums, as of its last commit, into a new database.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -15,6 +15,8 @@ use tempfile::TempDir;
 
 use super::super::directory::{DATABASE_FILE, put_in_place};
 use super::super::error::StoreError;
+use super::super::file_system::Open;
+use super::super::files::Files;
 use super::super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEGMENTS, open_table};
 
 /// Where redb's file format has its flags: after the magic number.
@@ -22,12 +24,16 @@ const FLAGS_AT: u64 = 9;
 /// The flag of a file that was not closed.
 const RECOVERY_REQUIRED: u8 = 2;
 
-/// A folder with a database of the rows that `file` has, among those of the system for temporary files: it takes twice
+/// Bytes copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+
+/// A folder with a database of the rows that the journal's database has, among those of the system for temporary files: it takes twice
 /// the room of the file.
-pub(super) fn rebuild(file: &Path) -> Result<TempDir, StoreError> {
+pub(super) fn rebuild(files: &Files) -> Result<TempDir, StoreError> {
+    let file = &files.path(DATABASE_FILE);
     let folder = tempfile::tempdir().map_err(|source| StoreError::io("make", &std::env::temp_dir(), source))?;
     let copy = folder.path().join("damaged");
-    copy_as_closed(file, &copy).map_err(|source| StoreError::io("write", &copy, source))?;
+    copy_as_closed(files, &copy).map_err(|source| StoreError::io("write", &copy, source))?;
     let opened = |source| StoreError::open(file, source);
     // The only mode in which redb neither needs to know which pages are free nor looks at them all.
     let mode = ConcurrencyMode::SingleWriter;
@@ -44,9 +50,16 @@ pub(super) fn rebuild(file: &Path) -> Result<TempDir, StoreError> {
     Ok(folder)
 }
 
-fn copy_as_closed(file: &Path, copy: &Path) -> io::Result<()> {
-    fs::copy(file, copy)?;
-    let copy = OpenOptions::new().read(true).write(true).open(copy)?;
+fn copy_as_closed(files: &Files, copy: &Path) -> io::Result<()> {
+    let file = files.system().open(&files.path(DATABASE_FILE), Open::Read)?;
+    let mut copy = OpenOptions::new().read(true).write(true).create_new(true).open(copy)?;
+    let (mut at, len, mut buffer) = (0, file.len()?, vec![0; COPY_BYTES]);
+    while at < len {
+        let part = &mut buffer[..(len - at).min(COPY_BYTES as u64) as usize];
+        file.read(at, part)?;
+        copy.write_all(part)?;
+        at += part.len() as u64;
+    }
     let mut flags = [0];
     copy.read_exact_at(&mut flags, FLAGS_AT)?;
     copy.write_all_at(&[flags[0] & !RECOVERY_REQUIRED], FLAGS_AT)
@@ -67,12 +80,25 @@ fn copy_rows<K: Key + 'static, V: Value + 'static>(
 }
 
 /// Puts the rebuilt database in the place of the damaged one, wholly or not at all.
-pub(super) fn replace(rebuilt: &TempDir, data: &Path) -> Result<(), StoreError> {
-    let new = data.join(format!("{DATABASE_FILE}.new"));
+pub(super) fn replace(rebuilt: &TempDir, files: &Files) -> Result<(), StoreError> {
+    let new = files.path(&format!("{DATABASE_FILE}.new"));
     let replace = || -> io::Result<()> {
-        fs::copy(rebuilt.path().join(DATABASE_FILE), &new)?;
-        File::open(&new)?.sync_all()?;
-        put_in_place(&new, data, DATABASE_FILE)
+        let mut from = File::open(rebuilt.path().join(DATABASE_FILE))?;
+        let to = files.system().open(&new, Open::Write)?;
+        to.set_len(0)?;
+        to.set_len(from.metadata()?.len())?;
+        let (mut at, mut buffer) = (0, vec![0; COPY_BYTES]);
+        loop {
+            let read = from.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            to.write(at, &buffer[..read])?;
+            at += read as u64;
+        }
+        to.sync_data()?;
+        to.close()?;
+        put_in_place(files.system(), &new, files.folder(), DATABASE_FILE)
     };
-    replace().map_err(|source| StoreError::io("replace", &data.join(DATABASE_FILE), source))
+    replace().map_err(|source| StoreError::io("replace", &files.path(DATABASE_FILE), source))
 }

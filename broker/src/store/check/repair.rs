@@ -1,8 +1,6 @@
 //! Writing what is sound anew: segments beside the old ones, the commits of the journal in their places,
 //! and the registry with both, in one transaction. A crash leaves the directory as it was, or repaired.
 
-use std::path::Path;
-
 use redb::{Builder, Durability};
 
 use super::super::directory::DATABASE_FILE;
@@ -19,17 +17,17 @@ use crate::partition::Offset;
 
 impl Checked {
     /// Keeps all that is sound, and says in the report what was put right.
-    pub(super) fn repair(&mut self, data: &Path) -> Result<(), StoreError> {
-        let files = Files::new(data, None);
+    pub(super) fn repair(&mut self) -> Result<(), StoreError> {
+        let files = Files::new(self.files.system(), self.files.folder(), None);
         files.make_folder(FOLDER)?;
         if let Some((rebuilt, _)) = self.rebuilt.take() {
-            replace(&rebuilt, data)?;
+            replace(&rebuilt, &files)?;
         } else if let Err(reason) = renew_free_lists(&files, DATABASE_FILE) {
             // A page of the database that holds nothing of ours is damaged, or one that is written anew below.
             if !self.is_damaged(DATABASE_FILE) {
                 self.damaged(DATABASE_FILE, reason);
             }
-            replace(&rebuild(&files.path(DATABASE_FILE))?, data)?;
+            replace(&rebuild(&files)?, &files)?;
         }
         let renewed = renew_free_lists(&files, tables::FILE);
         let mut written = Vec::new();
@@ -81,7 +79,7 @@ impl Checked {
             writer.begin(topic, partition, offsets.start, false);
             writer.end(offsets.end);
         }
-        writer.finish(files).map(Some)
+        writer.finish().map(Some)
     }
 
     fn commit(&self, files: &Files, written: &[SegmentMeta], removed: &[SegmentId]) -> Result<(), StoreError> {
@@ -177,7 +175,7 @@ fn write_anew(files: &Files, id: SegmentId, found: &SegmentFound) -> Result<Opti
         }
         writer.end(extent.end);
     }
-    let mut meta = writer.finish(files)?;
+    let mut meta = writer.finish()?;
     for (new, old) in meta.extents.iter_mut().zip(&in_use) {
         // Retention goes by the times of what is lost.
         if new.extent.bytes == 0 {

@@ -188,3 +188,134 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     eight.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(eight)
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use millstream_record::{BatchBuilder, BatchHeader, Compression, patch_batch};
+    use proptest::prelude::*;
+
+    use super::read::{Piece, pieces, sound_part};
+    use super::*;
+    use crate::seeded::seeded;
+    use crate::store::LEADER_EPOCH;
+
+    /// What is wrong with a batch of a block.
+    #[derive(Clone, Copy, Debug)]
+    enum Wrong {
+        Nothing,
+        /// It says that it begins so much later. Its checksum leaves that out.
+        Base(i64),
+        /// It says that it ends so much later, under a checksum that matches.
+        End(i32),
+        /// A byte of it, and the checksum matches, or not.
+        Byte(usize, u8, bool),
+    }
+
+    fn wrong() -> impl Strategy<Value = Wrong> {
+        prop_oneof![
+            4 => Just(Wrong::Nothing),
+            2 => (-5i64..6).prop_map(Wrong::Base),
+            1 => (-2i32..6).prop_map(Wrong::End),
+            2 => (0usize..1_000, any::<u8>(), any::<bool>()).prop_map(|(at, byte, sealed)| Wrong::Byte(at, byte, sealed)),
+        ]
+    }
+
+    fn seal(batch: &mut [u8]) {
+        let crc = crc32c::crc32c(&batch[21..]);
+        batch[17..21].copy_from_slice(&crc.to_be_bytes());
+    }
+
+    /// Batches back to back from offset 100 on, each of so many records, and where they end.
+    fn block(batches: &[(usize, Wrong)]) -> (Vec<u8>, Offset) {
+        let (mut block, mut next) = (Vec::new(), 100);
+        for &(records, wrong) in batches {
+            let mut builder = BatchBuilder::new(Compression::None);
+            (0..records).for_each(|number| builder.push(number as i64, None, Some(b"value"), []));
+            let mut batch = builder.finish().unwrap().into_bytes().to_vec();
+            patch_batch(&mut batch, next, LEADER_EPOCH);
+            match wrong {
+                Wrong::Nothing => {}
+                Wrong::Base(by) => batch[..8].copy_from_slice(&(next + by).to_be_bytes()),
+                Wrong::End(by) => {
+                    batch[23..27].copy_from_slice(&(records as i32 - 1 + by).to_be_bytes());
+                    seal(&mut batch);
+                }
+                Wrong::Byte(at, byte, sealed) => {
+                    let at = at % batch.len();
+                    batch[at] = byte;
+                    if sealed {
+                        seal(&mut batch);
+                    }
+                }
+            }
+            block.extend_from_slice(&batch);
+            next += records as i64;
+        }
+        (block, Offset::new(next).unwrap())
+    }
+
+    proptest! {
+        #![proptest_config(seeded())]
+
+        #[test]
+        fn a_registrys_row_of_any_bytes_is_refused_or_sound(
+            extents in 0usize..4, bytes in prop::collection::vec(any::<u8>(), 0..400), plain: bool, extra in 0usize..3,
+        ) {
+            // Small numbers, so that some rows are sound.
+            let mut row: Vec<u8> = bytes.iter().enumerate().map(|(at, byte)| if plain && at % 8 > 0 { 0 } else { *byte }).collect();
+            row.resize(16 + extents * EXTENT_BYTES + extra, 0);
+            match SegmentMeta::decode(SegmentId(3), &row) {
+                Ok(meta) => {
+                    prop_assert_eq!((extra, meta.extents.len()), (0, extents));
+                    for OwnedExtent { extent, .. } in &meta.extents {
+                        prop_assert!(extent.base < extent.end);
+                        prop_assert!(extent.pos.checked_add(extent.bytes).is_some());
+                    }
+                    prop_assert_eq!(SegmentMeta::decode(SegmentId(3), &meta.encode()).unwrap(), meta);
+                }
+                Err(error) => prop_assert!(error.to_string().contains("0000000000000003"), "{error}"),
+            }
+        }
+
+        /// Whatever happened to a block: what is said of it covers each byte once, in order, and what is called
+        /// sound is a batch as it was written.
+        #[test]
+        fn a_block_of_any_bytes_is_told_piece_by_piece(
+            batches in prop::collection::vec((1usize..4, wrong()), 1..6),
+            cut in any::<prop::sample::Index>(), from in 90i64..120,
+        ) {
+            let (mut damaged, end) = block(&batches);
+            let whole = damaged.len();
+            // As often whole as cut.
+            damaged.truncate(cut.index(2 * whole + 1));
+            let range = Offset::new(100).unwrap()..end;
+            let damaged = Bytes::from(damaged);
+            let (mut at, mut next) = (0, range.start);
+            for piece in pieces(&damaged, range.clone()) {
+                match piece {
+                    Piece::Batch { at: begin, header } => {
+                        prop_assert_eq!(begin, at);
+                        prop_assert!(header.base_offset >= next.get() && header.next_offset() <= end.get());
+                        at += header.batch_bytes;
+                        next = Offset::new(header.next_offset()).unwrap();
+                    }
+                    Piece::Damaged { bytes, fault } => {
+                        prop_assert_eq!((bytes.start, fault.base), (at, next));
+                        prop_assert!(fault.end >= fault.base && !fault.reason.is_empty());
+                        (at, next) = (bytes.end, fault.end);
+                    }
+                }
+            }
+            prop_assert_eq!(at, damaged.len());
+            if let Ok(part) = sound_part(&damaged, range.clone(), Offset::new(from).unwrap()) {
+                prop_assert!(part.end <= end);
+                prop_assert!(part.bytes.is_empty() || BatchHeader::parse(&part.bytes).is_ok());
+            }
+            if damaged.len() == whole && batches.iter().all(|(_, wrong)| matches!(wrong, Wrong::Nothing)) {
+                let all_sound = pieces(&damaged, range).iter().all(|piece| matches!(piece, Piece::Batch { .. }));
+                prop_assert!(all_sound, "a block without damage is told as damaged");
+            }
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Reading a segment. What is handed out was checked against its block's checksum; where that does
-//! not match, each batch is looked at, so that damage costs only the batch that it is in.
+//! not match, each batch is looked at, so that damage costs only the batch that it is in. What looks damaged is read once
+//! more: a read that went wrong on its way must not make merging or compaction give up what the disk holds soundly.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -48,7 +49,11 @@ impl OpenSegment {
         let name = of.id.file_name();
         let file = files.open(&name)?;
         let mut segment = Self { name, file, blocks: None };
-        match segment.read_index(of.bytes)? {
+        let index = match segment.read_index(of.bytes)? {
+            Err(_) => segment.read_index(of.bytes)?,
+            sound => sound,
+        };
+        match index {
             Ok(blocks) => segment.blocks = Some(blocks),
             Err(reason) => tracing::warn!(
                 segment = segment.name,
@@ -158,7 +163,12 @@ impl OpenSegment {
             len += blocks[last].bytes as usize;
             last += 1;
         }
-        let bytes = Bytes::from(self.bytes_at(pos, len)?);
+        let mut bytes = Bytes::from(self.bytes_at(pos, len)?);
+        if let (true, Some(block)) = (self.blocks.is_some(), blocks.get(first))
+            && crc32c::crc32c(&bytes[..block.bytes as usize]) != block.crc
+        {
+            bytes = Bytes::from(self.bytes_at(pos, len)?);
+        }
         let mut at = 0;
         for (index, block) in blocks[first..last].iter().enumerate() {
             let block_end = blocks.get(first + index + 1).map_or(extent.end, |next| next.base);
@@ -187,9 +197,15 @@ impl OpenSegment {
         let mut pos = extent.pos;
         for (index, block) in blocks.iter().enumerate() {
             let end = blocks.get(index + 1).map_or(extent.end, |next| next.base);
-            let bytes = Bytes::from(self.bytes_at(pos, block.bytes as usize)?);
+            let read = || Ok::<_, StoreError>(Bytes::from(self.bytes_at(pos, block.bytes as usize)?));
+            let mut bytes = read()?;
+            let mut found = pieces(&bytes, block.base..end);
+            if found.iter().any(|piece| matches!(piece, Piece::Damaged { .. })) {
+                bytes = read()?;
+                found = pieces(&bytes, block.base..end);
+            }
             pos += u64::from(block.bytes);
-            for piece in pieces(&bytes, block.base..end) {
+            for piece in found {
                 visit(&bytes, piece)?;
             }
         }

@@ -1,8 +1,6 @@
 //! Writing a segment: batches in, blocks and index out. Bytes go to the disk in small steps, so that
 //! the journal's commits do not wait behind a large one.
 
-use std::path::PathBuf;
-
 use millstream_record::BatchHeader;
 use redb::StorageBackend;
 
@@ -24,7 +22,7 @@ const SYNC_BYTES: usize = 2 << 20;
 pub(in crate::store) struct SegmentWriter {
     id: SegmentId,
     file: Backend,
-    path: PathBuf,
+    files: Files,
     finished: bool,
     /// Not yet written.
     buffer: Vec<u8>,
@@ -52,11 +50,10 @@ impl SegmentWriter {
         buffer.extend_from_slice(&MAGIC.to_le_bytes());
         buffer.extend_from_slice(&VERSION.to_le_bytes());
         debug_assert_eq!(buffer.len() as u64, HEADER_BYTES);
-        let path = files.path(&id.file_name());
         Ok(Self {
             id,
             file,
-            path,
+            files: files.clone(),
             finished: false,
             buffer,
             at: 0,
@@ -138,7 +135,7 @@ impl SegmentWriter {
     }
 
     /// Writes index and footer and makes the file durable. The registry makes it part of the store.
-    pub(in crate::store) fn finish(mut self, files: &Files) -> Result<SegmentMeta, StoreError> {
+    pub(in crate::store) fn finish(mut self) -> Result<SegmentMeta, StoreError> {
         self.close_block();
         let index_pos = self.position();
         let mut index = Vec::with_capacity(4 + self.blocks.len() * BLOCK_ENTRY_BYTES);
@@ -161,7 +158,7 @@ impl SegmentWriter {
         self.write()?;
         self.sync()?;
         self.file.close().map_err(|source| self.failed(source))?;
-        files.sync_folder(FOLDER)?;
+        self.files.sync_folder(FOLDER)?;
         self.finished = true;
         let extents = std::mem::take(&mut self.extents);
         let extent_bytes = extents.iter().map(|owned| owned.extent.bytes).sum();
@@ -235,9 +232,9 @@ impl Drop for SegmentWriter {
     fn drop(&mut self) {
         // What is tried again on a full disk must not fill it further.
         if !self.finished
-            && let Err(error) = std::fs::remove_file(&self.path)
+            && let Err(error) = self.files.remove(&self.id.file_name())
         {
-            tracing::warn!(path = %self.path.display(), %error, "an unfinished segment stays until the next start");
+            tracing::warn!(segment = self.id.file_name(), %error, "an unfinished segment stays until the next start");
         }
     }
 }
