@@ -1,12 +1,16 @@
 //! What the tests and benchmarks share: a real server process, a broker and runtime in this process,
 //! the built modules, the flights.
 
-pub mod faults;
+pub mod disk;
 pub mod held;
+pub mod hooked;
 pub mod instance;
+pub mod measure;
 pub mod proxy;
+pub mod running;
 pub mod server;
 pub mod soak;
+pub mod workload;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -14,6 +18,15 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use millstream_client::{Client, ClientError, Position, v1};
 use serde::Deserialize;
+
+/// A folder for files that a test writes; in memory where the system has such, for there are many.
+///
+/// # Panics
+/// Where none can be made.
+pub fn folder() -> tempfile::TempDir {
+    let in_memory = tempfile::tempdir_in("/dev/shm");
+    in_memory.or_else(|_| tempfile::tempdir()).expect("a temporary folder can be made")
+}
 
 /// The workspace's folder.
 pub fn root() -> &'static Path {

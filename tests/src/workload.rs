@@ -1,4 +1,5 @@
 //! A workload of everything, of which a model knows what must be there: for tests that break the disk below it.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -7,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millstream_broker::clock::SystemClock;
+use millstream_broker::clock::{Clock, SystemClock};
 use millstream_broker::group::{Group, GroupKind};
 use millstream_broker::partition::{Partition, ReadRange};
 use millstream_broker::producer::BATCHES_REMEMBERED;
@@ -17,15 +18,17 @@ use millstream_broker::topic::{Cleanup, TopicSettings};
 use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Column, Compression, Limits, RecordBatch, split_batches};
 use prometheus_client::registry::Registry;
-use rand::Rng;
+use rand::RngExt;
 use rand::rngs::StdRng;
+
+use crate::disk::Disk;
 
 fn number_of(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap())
 }
 
 /// Runs a case for each seed, on two threads, and says which seed failed.
-pub(super) fn for_seeds(cases: u64, case: impl Fn(u64) + Sync) {
+pub fn for_seeds(cases: u64, case: impl Fn(u64) + Sync) {
     let next = std::sync::atomic::AtomicU64::new(0);
     let count = cases * number_of("MILLSTREAM_TEST_CASES").unwrap_or(1);
     let (first, count) = number_of("MILLSTREAM_TEST_SEED").map_or((0, count), |seed| (seed, 1));
@@ -53,21 +56,21 @@ pub(super) fn for_seeds(cases: u64, case: impl Fn(u64) + Sync) {
     });
 }
 
-pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
-pub(super) fn offset(number: usize) -> Offset {
+pub fn offset(number: usize) -> Offset {
     Offset::new(number as i64).unwrap()
 }
 
 // ---- what is written
 
-pub(super) const TOPICS: [&str; 3] = ["a", "b", "c"];
+pub const TOPICS: [&str; 3] = ["a", "b", "c"];
 const CONSUMERS: [&str; 2] = ["readers", "others"];
-pub(super) const PIPELINE: &str = "p";
+pub const PIPELINE: &str = "p";
 const PRODUCERS: Range<i64> = 0..3;
-pub(super) const STORES: [&str; 2] = ["p/count", "p/last"];
+pub const STORES: [&str; 2] = ["p/count", "p/last"];
 /// Partitions of state.
 const NUMBERS: u32 = 3;
 /// In flight at a time.
@@ -80,7 +83,7 @@ const RETENTION_BYTES: u64 = JOURNAL_BYTES_MAX;
 const JOURNAL_BYTES_MAX: u64 = 40_000;
 
 /// Timestamp, key, value.
-pub(super) type Held = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
+pub type Held = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
 
 /// What happens wholly or not at all.
 #[derive(Clone, Debug)]
@@ -116,18 +119,20 @@ struct CommitStep {
     state: Vec<Changed>,
 }
 
-pub(super) type Place = (usize, usize);
-pub(super) type Accumulators = BTreeMap<Vec<u8>, Vec<u8>>;
+pub type Place = (usize, usize);
+pub type Accumulators = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// All that a broker holds.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Contents {
+pub struct Contents {
     /// Whether records are cleaned. Then this has those too that are gone.
     cleaned: bool,
-    pub(super) topics: BTreeMap<usize, Vec<Vec<Held>>>,
-    pub(super) offsets: BTreeMap<(String, Place), usize>,
+    /// Whether compaction may take a key's last record, where that is a tombstone.
+    tombstones_may_go: bool,
+    pub topics: BTreeMap<usize, Vec<Vec<Held>>>,
+    pub offsets: BTreeMap<(String, Place), usize>,
     /// Without empty ones.
-    pub(super) state: BTreeMap<(usize, u32), Accumulators>,
+    pub state: BTreeMap<(usize, u32), Accumulators>,
     /// By partition and producer.
     producers: BTreeMap<(Place, i64), Sent>,
 }
@@ -163,7 +168,7 @@ impl Sent {
 
 impl Contents {
     /// Whoever produced begins a new epoch, as one does that is told of a hole in what it sent.
-    pub(super) fn begin_epochs(&mut self) {
+    pub fn begin_epochs(&mut self) {
         self.producers.values_mut().for_each(Sent::begin_epoch);
     }
 
@@ -353,36 +358,42 @@ fn batch(records: &[Held], compression: Compression, numbers: Option<Numbers>) -
 // ---- writing it
 
 /// What was asked of a broker and is not known to be there.
-#[derive(Debug, Default)]
-pub(super) struct Workload {
+#[derive(Clone, Debug, Default)]
+pub struct Workload {
     /// What was there when it was last looked at, and of what was asked since, in order, how many were
     /// acknowledged.
     there: Contents,
     asked: Vec<Step>,
     acked: usize,
     /// With all that was asked.
-    pub(super) ahead: Contents,
+    pub ahead: Contents,
     /// Records that compaction and that retention took, when it was looked at.
-    pub(super) cleaned: [usize; 2],
+    pub cleaned: [usize; 2],
 }
 
 /// Without a reserve on a disk that runs full; otherwise with what stands for the default here.
-pub(super) fn open_with_reserve(data: &Path, options: StoreOptions, disk_reserve_bytes: u64) -> Broker {
-    open_as(BrokerSettings { disk_reserve_bytes: Some(disk_reserve_bytes), ..settings() }, data, options).unwrap()
+pub fn open_with_reserve(data: &Path, options: StoreOptions, disk_reserve_bytes: u64) -> Broker {
+    let settings = BrokerSettings { disk_reserve_bytes: Some(disk_reserve_bytes), ..settings() };
+    open_at(Arc::new(SystemClock), settings, data, options).unwrap()
 }
 
 /// With a journal so small that sealing is always under way, and little of it in memory.
-pub(super) fn settings() -> BrokerSettings {
+pub fn settings() -> BrokerSettings {
     BrokerSettings { journal_bytes_max: JOURNAL_BYTES_MAX, ..BrokerSettings::default() }
 }
 
-pub(super) fn open_with(data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
-    open_as(settings(), data, options)
+pub fn open_with(data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
+    open_at(Arc::new(SystemClock), settings(), data, options)
 }
 
-fn open_as(settings: BrokerSettings, data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
+pub fn open_at(
+    clock: Arc<dyn Clock>,
+    settings: BrokerSettings,
+    data: &Path,
+    options: StoreOptions,
+) -> Result<Broker, StoreError> {
     let options = StoreOptions { tail_bytes_max: Some(10_000), ..options };
-    Broker::open(data, settings, options, Arc::new(SystemClock), &mut Registry::default())
+    Broker::open(data, settings, options, clock, &mut Registry::default())
 }
 
 fn group(broker: &Broker, name: &str) -> Arc<Group> {
@@ -390,18 +401,12 @@ fn group(broker: &Broker, name: &str) -> Arc<Group> {
     broker.groups().get_or_create(&GroupId::new(name).unwrap(), kind).unwrap()
 }
 
-pub(super) fn partition(broker: &Broker, (topic, partition): Place) -> Arc<Partition> {
+pub fn partition(broker: &Broker, (topic, partition): Place) -> Arc<Partition> {
     broker.topic(TOPICS[topic]).unwrap().partition(partition as u32).unwrap().clone()
 }
 
 /// One key of one partition of a store.
-pub(super) fn state_change(
-    store: &str,
-    partition: u32,
-    key: &[u8],
-    accumulator: Option<&[u8]>,
-    added: i64,
-) -> StateChange {
+pub fn state_change(store: &str, partition: u32, key: &[u8], accumulator: Option<&[u8]>, added: i64) -> StateChange {
     let (mut keys, mut accumulators) = (Column::default(), Column::default());
     keys.push(Some(key));
     accumulators.push(accumulator);
@@ -451,17 +456,31 @@ fn to_commit(broker: &Broker, before: &Contents, step: &CommitStep) -> Commit {
 
 impl Workload {
     /// Goes on from what is there.
-    pub(super) fn of(there: Contents) -> Self {
+    pub fn of(there: Contents) -> Self {
         Self { ahead: there.clone(), there, ..Self::default() }
     }
 
     /// With a topic that is compacted and one that is retained.
-    pub(super) fn cleaned() -> Self {
+    pub fn cleaned() -> Self {
         Self::of(Contents { cleaned: true, ..Contents::default() })
     }
 
+    /// What a copy may hold that was taken while this workload ran, and that began when it was `before`: all that was
+    /// acknowledged then, and a part of what was asked since.
+    pub fn copied_since(&self, before: &Self) -> Self {
+        Self { acked: before.acked, ..self.clone() }
+    }
+
+    /// Lets tombstones go: the clock may have jumped over the time for which they stay.
+    #[must_use]
+    pub fn with_tombstones_that_may_go(mut self) -> Self {
+        self.there.tombstones_may_go = true;
+        self.ahead.tombstones_may_go = true;
+        self
+    }
+
     /// Goes on for so many steps, or until one fails.
-    pub(super) async fn run(&mut self, broker: &Broker, random: &mut StdRng, steps: usize) -> Result<(), BrokerError> {
+    pub async fn run(&mut self, broker: &Broker, random: &mut StdRng, steps: usize) -> Result<(), BrokerError> {
         let mut in_flight = VecDeque::new();
         for _ in 0..steps {
             let step = self.ahead.next_step(random);
@@ -530,7 +549,7 @@ impl Workload {
     }
 
     /// Goes on until the broker refuses a step.
-    pub(super) async fn run_until_refused(&mut self, broker: &Broker, random: &mut StdRng) -> BrokerError {
+    pub async fn run_until_refused(&mut self, broker: &Broker, random: &mut StdRng) -> BrokerError {
         for _ in 0..10_000 {
             if let Err(error) = self.run_one(broker, random).await {
                 return error;
@@ -559,16 +578,56 @@ impl Workload {
 
     /// As [`Workload::check`] after a failure: what failed is not to be seen, and may be there all the same when the
     /// store is opened again.
-    pub(super) async fn check_acked(&mut self, broker: &Broker) {
+    pub async fn check_acked(&mut self, broker: &Broker) {
         let failed = self.asked.split_off(self.acked);
         self.check(broker).await;
         self.asked = failed;
     }
 
+    /// As [`Workload::check`], of a disk that may break: says whether all was there, and false where the disk was struck
+    /// meanwhile.
+    pub async fn check_unless_struck(&mut self, broker: &Broker, disk: &Disk) -> bool {
+        match holdings(broker).await {
+            Ok(found) => self.check_holdings(broker, found).await,
+            Err(error) => {
+                assert!(disk.struck(), "a healthy disk can't be read: {error}");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// How many records are gone for which neither compaction nor retention is a reason; those that are there are right.
+    pub async fn missing(&self, broker: &Broker) -> i64 {
+        let mut expected = self.there.clone();
+        self.asked.iter().for_each(|step| expected.apply(step));
+        let mut missing = 0;
+        for topic in broker.topics() {
+            let number = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
+            for (at, partition) in topic.partitions().iter().enumerate() {
+                let records = &expected.topics[&number][at];
+                let ReadAll { held, gone, .. } = read_all(broker, partition).await.unwrap();
+                assert_eq!(held.len(), records.len(), "offsets are not used again");
+                for (at, record) in held.iter().enumerate().filter(|(at, _)| !gone.contains(at)) {
+                    assert_eq!(*record, records[at], "{} at offset {at}", partition.name());
+                }
+                let first_kept = usize::try_from(partition.start().get()).unwrap();
+                let is_missing =
+                    |at: &&usize| **at >= first_kept && !may_be_gone(&expected, (number, 0), records, &[**at]);
+                missing += gone.iter().filter(is_missing).count() as i64;
+            }
+        }
+        missing
+    }
+
     /// The checker: what is there is what was there and a part of what was asked since, from its begin, with
     /// all that was acknowledged, and producers are known by just that. From here on it is known.
-    pub(super) async fn check(&mut self, broker: &Broker) {
-        let found = holdings(broker).await;
+    pub async fn check(&mut self, broker: &Broker) {
+        let found = holdings(broker).await.unwrap();
+        self.check_holdings(broker, found).await;
+    }
+
+    async fn check_holdings(&mut self, broker: &Broker, found: Holdings) {
         let mut expected = self.there.clone();
         self.asked[..self.acked].iter().for_each(|step| expected.apply(step));
         let least = expected.clone();
@@ -641,7 +700,7 @@ async fn check_producers(broker: &Broker, holds: &Contents) {
     }
 }
 
-pub(super) fn difference(found: &Contents, expected: &Contents) -> String {
+pub fn difference(found: &Contents, expected: &Contents) -> String {
     let ends = |of: &Contents| -> Vec<_> {
         of.topics.iter().map(|(topic, of)| (TOPICS[*topic], of.iter().map(Vec::len).collect::<Vec<_>>())).collect()
     };
@@ -679,6 +738,7 @@ impl Holdings {
             // Without their records, batches say nothing of producers: they are asked.
         }
         expected.cleaned = false;
+        expected.tombstones_may_go = false;
         let mut found = self.contents.clone();
         found.producers.retain(|(place, _), _| !self.gone.contains_key(place));
         expected.producers.retain(|(place, _), _| !self.gone.contains_key(place));
@@ -694,24 +754,25 @@ fn may_be_gone(all: &Contents, (topic, _): Place, records: &[Held], gone: &[usiz
         return gone.iter().enumerate().all(|(at, gone)| at == *gone) && bytes as u64 >= RETENTION_BYTES;
     }
     let has_newer = |at: usize| records[at + 1..].iter().any(|(_, key, _)| *key == records[at].1);
-    all.is_compacted(topic) && gone.iter().all(|at| has_newer(*at))
+    let is_due = |at: usize| all.tombstones_may_go && records[at].2.is_none();
+    all.is_compacted(topic) && gone.iter().all(|at| has_newer(*at) || is_due(*at))
 }
 
 /// Reads all that a broker holds of which nothing was cleaned.
-pub(super) async fn contents(broker: &Broker) -> Contents {
-    let Holdings { contents, gone } = holdings(broker).await;
+pub async fn contents(broker: &Broker) -> Contents {
+    let Holdings { contents, gone } = holdings(broker).await.unwrap();
     assert!(gone.is_empty(), "offsets have no holes");
     contents
 }
 
 /// Reads all that a broker holds. Checksums match, keys are counted.
-async fn holdings(broker: &Broker) -> Holdings {
+async fn holdings(broker: &Broker) -> Result<Holdings, BrokerError> {
     let (mut found, mut all_gone) = (Contents::default(), BTreeMap::new());
     for topic in broker.topics() {
         let number = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
         let mut partitions = Vec::new();
         for partition in topic.partitions() {
-            let ReadAll { held, gone, producers: sent } = read_all(broker, partition).await;
+            let ReadAll { held, gone, producers: sent } = read_all(broker, partition).await?;
             let place = (number, partitions.len());
             partitions.push(held);
             if !gone.is_empty() {
@@ -733,14 +794,14 @@ async fn holdings(broker: &Broker) -> Holdings {
     for (store, name) in STORES.into_iter().enumerate() {
         for number in 0..NUMBERS {
             let state = broker.state().partition(name, number);
-            let entries: Accumulators = state.scan(b"", usize::MAX).unwrap().into_iter().collect();
+            let entries: Accumulators = state.scan(b"", usize::MAX)?.into_iter().collect();
             assert_eq!(state.len(), entries.len(), "keys of {name}, partition {number}, are counted");
             if !entries.is_empty() {
                 found.state.insert((store, number), entries);
             }
         }
     }
-    Holdings { contents: found, gone: all_gone }
+    Ok(Holdings { contents: found, gone: all_gone })
 }
 
 #[derive(Default)]
@@ -759,7 +820,7 @@ impl ReadAll {
     }
 }
 
-async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> ReadAll {
+async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> Result<ReadAll, BrokerError> {
     let mut found = ReadAll::default();
     let mut from = partition.start();
     while from < partition.end() {
@@ -770,7 +831,7 @@ async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> ReadAll {
                 (found, from) = (ReadAll::default(), start);
                 continue;
             }
-            read => read.unwrap(),
+            read => read?,
         };
         for batch in slice.runs.iter().cloned().flat_map(split_batches).map(Result::unwrap) {
             for (at, record) in records_of(&batch) {
@@ -787,11 +848,11 @@ async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> ReadAll {
         from = slice.next;
     }
     found.skip_to(partition.end().get() as usize);
-    found
+    Ok(found)
 }
 
 /// A batch's records, with their offsets; its checksum is checked.
-pub(super) fn records_of(batch: &RecordBatch) -> Vec<(usize, Held)> {
+pub fn records_of(batch: &RecordBatch) -> Vec<(usize, Held)> {
     batch.verify_crc().unwrap();
     let records = batch.records(&Limits::default()).unwrap();
     let held = |record: millstream_record::Record| {

@@ -1,5 +1,4 @@
-//! A broker beside a model of it: whatever is done to it, it holds what a few maps hold. And a
-//! broker on storage that fails and loses writes: what it acknowledged is there afterwards.
+//! A broker beside a model of it: whatever is done to it, it holds what a few maps hold.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,19 +15,17 @@ use millstream_broker::store::{Append, Commit, Fence, OffsetChange, Receipt, Sto
 use millstream_broker::topic::{Topic, TopicSettings};
 use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Column, Compression, Limits, RecordBatch, split_batches};
-use millstream_tests::faults::{BROKEN, Call, Disk, Fault, folder};
+use millstream_tests::disk::Disk;
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 
-use super::workload::{Accumulators, Held, block_on, offset, records_of, state_change};
-
-/// `MILLSTREAM_TEST_CASES` multiplies the number of cases.
-fn cases(cases: u32) -> ProptestConfig {
-    let times = std::env::var("MILLSTREAM_TEST_CASES").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
-    ProptestConfig { cases: cases * times, failure_persistence: None, max_shrink_iters: 200, ..Default::default() }
-}
+use crate::crashes::DATA;
+use crate::run::Run;
+use millstream_tests::workload::{Accumulators, Held, block_on, offset, records_of};
 
 // ---- what is done
 
@@ -236,30 +233,23 @@ fn part(of: usize, fraction: f64) -> usize {
 // ---- the broker beside it
 
 struct Driven {
-    data: tempfile::TempDir,
+    disk: Disk,
     broker: Broker,
     model: Model,
     /// A topic as someone still holds it who does not know that it was deleted.
     deleted: Option<Arc<Topic>>,
 }
 
-/// With a journal so small that sealing is always under way.
-fn open_with(data: &Path, options: StoreOptions) -> Result<Broker, StoreError> {
-    let settings = BrokerSettings { journal_bytes_max: 40_000, ..BrokerSettings::default() };
-    Broker::open(data, settings, options, Arc::new(SystemClock), &mut Registry::default())
-}
-
-/// Opens it once whoever had it is through.
-fn open(data: &Path) -> Broker {
-    let limit = std::time::Instant::now() + Duration::from_secs(60);
+/// With a journal so small that sealing is always under way, once whoever had it is through.
+fn open(disk: &Disk) -> Broker {
     loop {
         // A small tail: most reads go to the disk.
-        let options = StoreOptions { tail_bytes_max: Some(20_000), ..Default::default() };
-        match open_with(data, options) {
+        let options = StoreOptions { tail_bytes_max: Some(20_000), ..disk.options() };
+        let settings = BrokerSettings { journal_bytes_max: 40_000, ..BrokerSettings::default() };
+        match Broker::open(Path::new(DATA), settings, options, Arc::new(SystemClock), &mut Registry::default()) {
             Ok(broker) => return broker,
-            Err(StoreError::Locked { .. }) if std::time::Instant::now() < limit => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            // One that never comes stands still, and the simulator says so.
+            Err(StoreError::Locked { .. }) => std::thread::sleep(Duration::from_millis(1)),
             Err(error) => panic!("it does not open: {error}"),
         }
     }
@@ -285,9 +275,9 @@ fn store_of(pipeline: usize) -> Arc<str> {
 
 impl Driven {
     fn new() -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let broker = open(data.path());
-        Self { data, broker, model: Model::default(), deleted: None }
+        let disk = Disk::default();
+        let broker = open(&disk);
+        Self { disk, broker, model: Model::default(), deleted: None }
     }
 
     fn partition(&self, place: Place) -> Option<Arc<Partition>> {
@@ -339,10 +329,10 @@ impl Driven {
                     let refused = self.broker.commit(Commit::default()).await;
                     assert!(matches!(refused, Err(BrokerError::ShuttingDown)), "{refused:?}");
                 }
-                let Self { data, broker, model, .. } = self;
+                let Self { disk, broker, model, .. } = self;
                 drop(broker);
-                let broker = open(data.path());
-                return Self { data, broker, model, deleted: None };
+                let broker = open(&disk);
+                return Self { disk, broker, model, deleted: None };
             }
         }
         self
@@ -616,7 +606,7 @@ impl Driven {
 }
 
 /// What a read gave, with offsets.
-fn records_of_slice(slice: &Slice) -> Vec<(usize, Held)> {
+pub(crate) fn records_of_slice(slice: &Slice) -> Vec<(usize, Held)> {
     slice.runs.iter().cloned().flat_map(split_batches).flat_map(|batch| records_of(&batch.unwrap())).collect()
 }
 
@@ -650,248 +640,15 @@ fn check_slice(
     }
 }
 
-proptest! {
-    #![proptest_config(cases(24))]
-
-    #[test]
-    fn the_broker_holds_what_the_model_holds(ops in prop::collection::vec(op(), 10..40)) {
-        block_on(Driven::new().run(ops));
+/// The broker holds what the model holds, after each of some operations.
+pub(crate) fn model(run: &mut Run) {
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&run.seed.to_le_bytes());
+    let random = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+    let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), random);
+    let ops = prop::collection::vec(op(), 10..40).new_tree(&mut runner).unwrap().current();
+    if ops.iter().any(|op| matches!(op, Op::Reopen { .. })) {
+        run.met("a reopening");
     }
-}
-
-// ---- storage that breaks
-
-/// What the workload below wrote, as far as it was told.
-#[derive(Clone, Copy, Debug, Default)]
-struct Progress {
-    topic_acked: bool,
-    /// Commits that were acknowledged, and those that were asked for: number `n` writes record `n` to two
-    /// partitions, the offset `n + 1`, and `n` as the accumulator.
-    acked: usize,
-    asked: usize,
-    failed: bool,
-}
-
-const NUMBERS: &str = "numbers";
-
-/// Numbers the records.
-const NUMBERER: i64 = 7;
-
-fn number_batch(number: usize) -> RecordBatch {
-    let mut builder = BatchBuilder::new(Compression::None);
-    builder.set_producer(NUMBERER, 0, number as i32);
-    // Of different sizes; some are cut into several values.
-    let padding = "x".repeat(if number.is_multiple_of(5) { 70_000 } else { number % 7 * 300 });
-    builder.push(number as i64, None, Some(format!("{number} {padding}").as_bytes()), []);
-    builder.finish().unwrap()
-}
-
-fn number_append(partition: &Arc<Partition>, number: usize) -> Append {
-    Append { partition: partition.clone(), batches: vec![number_batch(number)] }
-}
-
-fn number_commit(topic: &Topic, group: &Arc<Group>, number: usize) -> Commit {
-    Commit {
-        appends: topic.partitions().iter().map(|partition| number_append(partition, number)).collect(),
-        offsets: vec![OffsetChange {
-            group: group.clone(),
-            topic: topic.id(),
-            partition: 0,
-            offset: offset(number + 1),
-            expected: Some((number > 0).then(|| offset(number))),
-        }],
-        state: vec![state_change("p/n", 0, b"n", Some(number.to_string().as_bytes()), i64::from(number == 0))],
-        fence: Some(Fence { group: group.clone(), generation: group.generation() }),
-        ..Commit::default()
-    }
-}
-
-/// Goes on with the numbers, three commits in flight at a time, until `count` more are there or one fails. After a
-/// failure nothing may succeed.
-async fn write_numbers(broker: &Broker, progress: &mut Progress, count: usize) {
-    let name = TopicName::new(NUMBERS).unwrap();
-    if broker.topic(NUMBERS).is_err()
-        && let Err(error) = broker.create_topic(&name, 2, TopicSettings::default(), false).await
-    {
-        assert!(matches!(error, BrokerError::Storage(_)), "{error}");
-        progress.failed = true;
-        return;
-    }
-    progress.topic_acked = true;
-    let topic = broker.topic(NUMBERS).unwrap();
-    let group = broker.groups().get_or_create(&GroupId::new("g").unwrap(), GroupKind::Pipeline).unwrap();
-    let until = progress.acked + count;
-    while progress.acked < until && !progress.failed {
-        progress.asked = progress.acked;
-        let mut receipts = Vec::new();
-        for _ in 0..3 {
-            let commit = number_commit(&topic, &group, progress.asked);
-            receipts.push(broker.commit(commit).await.unwrap());
-            progress.asked += 1;
-        }
-        for receipt in receipts {
-            match receipt.await {
-                Ok(_) => {
-                    assert!(!progress.failed, "an acknowledgement after a failure");
-                    progress.acked += 1;
-                }
-                Err(BrokerError::Storage(_)) => progress.failed = true,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-}
-
-/// What broke takes nothing more, and says so.
-async fn check_refuses(broker: &Broker) {
-    assert!(broker.store().has_failed());
-    assert!(broker.failure().borrow().is_some(), "the server is told to end");
-    let refused = broker.commit(Commit::default()).await.unwrap().await;
-    assert!(matches!(refused, Err(BrokerError::Storage(_))), "{refused:?}");
-    let name = TopicName::new("another").unwrap();
-    let refused = broker.create_topic(&name, 1, TopicSettings::default(), false).await;
-    assert!(matches!(refused, Err(BrokerError::Storage(_))), "{refused:?}");
-}
-
-/// After reopening: every acknowledged number is there; each commit is there wholly or not at all. What was asked for
-/// and not acknowledged may be either; from here on it is known.
-async fn check_numbers(broker: &Broker, progress: &mut Progress) {
-    let Ok(topic) = broker.topic(NUMBERS) else {
-        assert!(!progress.topic_acked, "the topic is gone: {progress:?}");
-        *progress = Progress::default();
-        return;
-    };
-    progress.topic_acked = true;
-    let mut counts = Vec::new();
-    for partition in topic.partitions() {
-        let mut from = Offset::ZERO;
-        let mut count = 0;
-        while from < partition.end() {
-            let slice = broker
-                .read(partition, ReadRange { from, until: None, bytes_max: 1 << 20, one_at_least: true })
-                .await
-                .unwrap();
-            for (at, (_, _, value)) in records_of_slice(&slice) {
-                let value = String::from_utf8(value.unwrap()).unwrap();
-                assert_eq!((at, value.split(' ').next().unwrap()), (count, count.to_string().as_str()));
-                count += 1;
-            }
-            from = slice.next;
-        }
-        assert_eq!(offset(count), partition.end());
-        counts.push(count);
-    }
-    let there = counts[0];
-    assert_eq!(counts[1], there, "half of a commit is there: {progress:?}");
-    assert!(progress.acked <= there, "an acknowledged record is gone: {there} are there, {progress:?}");
-    assert!(there <= progress.asked, "what nobody wrote: {there} are there, {progress:?}");
-    let committed = broker.groups().get("g").ok().and_then(|group| group.committed(topic.id(), 0));
-    assert_eq!(committed.unwrap_or_default(), offset(there), "the offset is of another commit: {progress:?}");
-    let accumulator =
-        broker.state().partition("p/n", 0).get(b"n").unwrap().map(|bytes| String::from_utf8(bytes).unwrap());
-    assert_eq!(accumulator, there.checked_sub(1).map(|last| last.to_string()), "the state is of another commit");
-    if let Some(last) = there.checked_sub(1) {
-        let appends = topic.partitions().iter().map(|partition| number_append(partition, last)).collect();
-        match broker.commit(Commit { appends, ..Commit::default() }).await.unwrap().await {
-            Ok(committed) => assert_eq!(committed.base_offsets, [offset(last); 2], "what comes again is there"),
-            // The next write tells.
-            Err(BrokerError::Storage(_)) => {}
-            Err(error) => panic!("what producers are known by is of another commit: {error}"),
-        }
-    }
-    *progress = Progress { topic_acked: true, acked: there, asked: there, failed: false };
-}
-
-/// Runs the numbers with one fault, and then without. Returns whether the fault was met.
-async fn survives(fault: Fault) -> bool {
-    let data = folder();
-    let mut progress = Progress::default();
-    let disk = Disk::new(fault);
-    match open_with(data.path(), disk.options()) {
-        Err(error) => assert!(error.to_string().contains(BROKEN), "{fault:?}: {error}"),
-        Ok(broker) => {
-            write_numbers(&broker, &mut progress, 12).await;
-            if progress.failed {
-                check_refuses(&broker).await;
-            }
-            // The end may meet the fault too.
-            broker.stop();
-        }
-    }
-    disk.settle();
-    let broker = open(data.path());
-    check_numbers(&broker, &mut progress).await;
-    write_numbers(&broker, &mut progress, 3).await;
-    assert!(!progress.failed, "{fault:?}: a healthy disk takes writes again");
-    check_numbers(&broker, &mut progress).await;
-    broker.stop();
-    disk.struck()
-}
-
-/// Every call that the workload makes is the one that fails, one after the other.
-fn every(fault: impl Fn(u64) -> Fault) {
-    block_on(async {
-        let mut number = 1;
-        while survives(fault(number)).await {
-            number += 1;
-        }
-        assert!(number > 2, "the workload makes such calls");
-    });
-}
-
-#[test]
-fn a_failed_write_costs_nothing_that_was_acknowledged() {
-    every(|number| Fault::Fail { call: Call::Write, number });
-}
-
-#[test]
-fn a_write_that_fails_halfway_costs_nothing_that_was_acknowledged() {
-    every(|number| Fault::Tear { number });
-}
-
-#[test]
-fn a_failed_sync_is_the_last_thing_a_broker_tries() {
-    every(|number| Fault::Fail { call: Call::Sync, number });
-}
-
-#[test]
-fn a_file_that_can_not_grow_costs_nothing_that_was_acknowledged() {
-    every(|number| Fault::Fail { call: Call::SetLen, number });
-}
-
-/// Where a power loss strikes: the call, and what is lost.
-type PowerLoss = (u64, u64);
-
-/// One data directory through several power losses, some of them while it is opened.
-async fn survives_power_losses(losses: Vec<PowerLoss>) {
-    let data = folder();
-    let mut progress = Progress::default();
-    for (number, seed) in losses {
-        let disk = Disk::new(Fault::PowerOff { number });
-        match open_with(data.path(), disk.options()) {
-            Err(error) => assert!(error.to_string().contains(BROKEN), "{error}"),
-            Ok(broker) => {
-                check_numbers(&broker, &mut progress).await;
-                write_numbers(&broker, &mut progress, 60).await;
-                broker.stop();
-            }
-        }
-        disk.lose_power(seed);
-    }
-    let broker = open(data.path());
-    check_numbers(&broker, &mut progress).await;
-    write_numbers(&broker, &mut progress, 3).await;
-    assert!(!progress.failed);
-    broker.stop();
-}
-
-proptest! {
-    #![proptest_config(cases(48))]
-
-    #[test]
-    fn acked_records_survive_the_loss_of_power(
-        losses in prop::collection::vec((prop_oneof![1u64..60, 1u64..400], any::<u64>()), 1..4),
-    ) {
-        block_on(survives_power_losses(losses));
-    }
+    block_on(Driven::new().run(ops));
 }

@@ -1,0 +1,119 @@
+//! A broker on a disk that breaks, again and again: whatever was acknowledged is there afterwards, and of every commit all or
+//! nothing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use millstream_broker::store::{Commit, StoreOptions, check_on};
+use millstream_broker::{Broker, BrokerError};
+use millstream_tests::disk::{Call, Disk, Effect, Fault, Kind};
+use millstream_tests::workload::{Workload, block_on, open_with};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::run::Run;
+
+/// Where the data directory is.
+pub(crate) const DATA: &str = "/data";
+
+/// One thing that goes wrong, or nothing. Some faults strike while the store opens.
+fn fault(random: &mut StdRng) -> Option<Fault> {
+    let max: u64 = [30, 100, 600][random.random_range(0..3)];
+    let number = random.random_range(1..max);
+    let file = match random.random_range(0..6) {
+        0 => Some(Kind::Journal),
+        1 => Some(Kind::Tables),
+        2 => Some(Kind::Segment),
+        _ => None,
+    };
+    let call = [Call::Write, Call::SetLen, Call::Sync, Call::Name, Call::Read][random.random_range(0..5)];
+    // There are several writes for each other call.
+    let of_call = if matches!(call, Call::Write | Call::Read) { number } else { number.div_ceil(6) };
+    match random.random_range(0..10) {
+        0 => None,
+        1..3 => Some(Fault { file, call: Some(call), number: of_call, effect: Effect::Fail }),
+        3 => Some(Fault { file, call: Some(Call::Write), number, effect: Effect::Tear }),
+        // redb takes its pages on trust; segments have checksums of ours.
+        4 => Some(Fault { file: Some(Kind::Segment), call: Some(Call::Read), number, effect: Effect::Damage }),
+        _ => Some(Fault { file, call: None, number, effect: Effect::PowerOff }),
+    }
+}
+
+/// One data directory through several faults, some of them while it is opened.
+async fn survive(run: &mut Run, mut workload: Workload, options: impl Fn(StoreOptions) -> StoreOptions) {
+    let mut random = StdRng::seed_from_u64(run.seed);
+    let (disk, data) = (Disk::default(), Path::new(DATA));
+    for _ in 0..random.random_range(1..6) {
+        let fault = fault(&mut random);
+        disk.set_faults(fault);
+        disk.set_delays(random.random_bool(0.2).then(|| random.random()));
+        match open_with(data, options(disk.options())) {
+            Err(error) => assert!(disk.struck(), "it does not open: {error}"),
+            Ok(broker) => {
+                if workload.check_unless_struck(&broker, &disk).await {
+                    let steps = random.random_range(1..60);
+                    let ran = workload.run(&broker, &mut random, steps).await;
+                    if ran.is_ok() {
+                        // Beside the sealer.
+                        workload.check_unless_struck(&broker, &disk).await;
+                    }
+                    if let Err(error) = ran {
+                        assert!(matches!(error, BrokerError::Storage(_)), "{fault:?}: {error}");
+                        assert!(disk.struck(), "{fault:?}: a healthy disk is refused: {error}");
+                        check_refuses(&broker).await;
+                    }
+                }
+                broker.stop();
+            }
+        }
+        if disk.struck() {
+            run.met(match fault {
+                Some(Fault { effect: Effect::Damage, .. }) => "a damaged read",
+                Some(Fault { call: Some(Call::Read), .. }) => "a failed read",
+                _ => "a fault",
+            });
+        }
+        match fault {
+            Some(Fault { effect: Effect::PowerOff, .. }) => disk.lose_power(random.random()),
+            // A power loss may follow later.
+            _ if random.random_bool(0.5) => disk.lose_power(random.random()),
+            _ => disk.end_process(),
+        }
+    }
+    let broker = open_with(data, options(disk.options())).unwrap();
+    workload.check(&broker).await;
+    workload.run(&broker, &mut random, 5).await.unwrap();
+    workload.check(&broker).await;
+    broker.stop();
+    drop(broker);
+    let report = check_on(&disk.file_system(), data, false).unwrap();
+    assert!(report.is_sound(), "{report:#?}");
+    let [compacted, retained] = workload.cleaned;
+    for (count, what) in [(compacted, "compaction"), (retained, "retention")] {
+        if count > 0 {
+            run.met(what);
+        }
+    }
+}
+
+/// Retention, compaction and merging all the time, a few keys a pass.
+pub(crate) fn always_cleaning(options: StoreOptions) -> StoreOptions {
+    StoreOptions { cleaning_interval: Some(Duration::from_millis(1)), compaction_keys_max: Some(6), ..options }
+}
+
+/// What broke takes nothing more, and says so.
+pub(crate) async fn check_refuses(broker: &Broker) {
+    assert!(broker.store().has_failed());
+    assert!(broker.failure().borrow().is_some(), "the server is told to end");
+    let refused = broker.commit(Commit::default()).await.unwrap().await;
+    assert!(matches!(refused, Err(BrokerError::Storage(_))), "{refused:?}");
+}
+
+pub(crate) fn crashes(run: &mut Run) {
+    block_on(survive(run, Workload::default(), |options| options));
+}
+
+/// As `crashes`, with a topic that is compacted and one that is retained.
+pub(crate) fn cleaning(run: &mut Run) {
+    block_on(survive(run, Workload::cleaned(), always_cleaning));
+}

@@ -1,0 +1,134 @@
+//! A broker on a disk that runs full, with and without a reserve.
+
+use std::path::Path;
+
+use millstream_broker::store::{Commit, StoreOptions};
+use millstream_broker::{Broker, BrokerError};
+use millstream_tests::disk::Disk;
+use millstream_tests::workload::{Workload, block_on, open_with, open_with_reserve};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::crashes::{DATA, always_cleaning};
+use crate::run::Run;
+
+/// What a store whose journal has 40 KB needs to put in order what it holds, redb's copies of pages included.
+const RESERVE_BYTES: u64 = 1 << 20;
+
+/// Half of them with retention, compaction and merging all the time.
+fn workload(random: &mut StdRng, disk: &Disk) -> (Workload, StoreOptions) {
+    match random.random_bool(0.5) {
+        true => (Workload::default(), disk.options()),
+        false => (Workload::cleaned(), always_cleaning(disk.options())),
+    }
+}
+
+/// With room again it goes on, for so many steps; and so it does when it is opened anew.
+async fn check_goes_on(broker: Broker, disk: &Disk, workload: &mut Workload, random: &mut StdRng, steps: usize) {
+    workload.run(&broker, random, steps).await.unwrap();
+    workload.check(&broker).await;
+    broker.stop();
+    drop(broker);
+    disk.end_process();
+    check_after_reopening(disk, workload, random).await;
+}
+
+/// A healthy disk again, larger than before.
+async fn check_after_reopening(disk: &Disk, workload: &mut Workload, random: &mut StdRng) {
+    disk.set_room(u64::MAX);
+    let broker = open_with(Path::new(DATA), disk.options()).unwrap();
+    workload.check(&broker).await;
+    workload.run(&broker, random, 5).await.unwrap();
+    workload.check(&broker).await;
+    broker.stop();
+}
+
+/// A disk that runs full to the last byte costs nothing that was acknowledged.
+pub(crate) fn full_disk(run: &mut Run) {
+    block_on(async {
+        let mut random = StdRng::seed_from_u64(run.seed);
+        let disk = Disk::default();
+        let (mut workload, options) = workload(&mut random, &disk);
+        let broker = open_with_reserve(Path::new(DATA), options, 0);
+        let steps = random.random_range(0..30);
+        workload.run(&broker, &mut random, steps).await.unwrap();
+        disk.set_room(disk.used_bytes() + random.random_range(0..300_000));
+        let error = workload.run_until_refused(&broker, &mut random).await;
+        match &error {
+            BrokerError::Storage(error) => {
+                assert!(error.is_disk_full(), "{error}");
+                run.met("a commit that found no room");
+            }
+            BrokerError::DiskFull { .. } => run.met("a sealer that found no room"),
+            _ => panic!("{error}"),
+        }
+        // Reads go on.
+        workload.check_acked(&broker).await;
+        broker.stop();
+        drop(broker);
+        if random.random_bool(0.5) {
+            disk.lose_power(random.random())
+        } else {
+            disk.end_process()
+        }
+        check_after_reopening(&disk, &mut workload, &mut random).await;
+    });
+}
+
+/// With a reserve a full disk refuses writes until there is room, and nothing fails.
+pub(crate) fn reserve(run: &mut Run) {
+    block_on(async {
+        let mut random = StdRng::seed_from_u64(run.seed);
+        let disk = Disk::default();
+        let (mut workload, options) = workload(&mut random, &disk);
+        let broker = open_with_reserve(Path::new(DATA), options, RESERVE_BYTES);
+        for _ in 0..3 {
+            let room = disk.used_bytes() + RESERVE_BYTES + random.random_range(0..400_000);
+            disk.set_room(room);
+            let error = workload.run_until_refused(&broker, &mut random).await;
+            let BrokerError::DiskFull { free_bytes, reserve_bytes, .. } = error else { panic!("{error}") };
+            assert!(free_bytes < reserve_bytes && reserve_bytes == RESERVE_BYTES);
+            // Nothing is broken: what is there is read, and what takes no room is taken.
+            workload.check(&broker).await;
+            assert!(!broker.store().has_failed());
+            broker.commit(Commit::default()).await.unwrap().await.unwrap();
+        }
+        disk.set_room(u64::MAX);
+        check_goes_on(broker, &disk, &mut workload, &mut random, 20).await;
+    });
+    run.met("a refusal");
+}
+
+/// Where the folder of segments alone finds no room, sealing waits, and goes on without a restart.
+pub(crate) fn sealing_waits(run: &mut Run) {
+    block_on(async {
+        let mut random = StdRng::seed_from_u64(run.seed);
+        let disk = Disk::default();
+        let mut workload = Workload::default();
+        let broker = open_with_reserve(Path::new(DATA), disk.options(), 0);
+        let segments = Path::new(DATA).join("segments");
+        disk.set_full_folder(Some(segments.clone()));
+        // The journal takes what it may keep, and no more.
+        let error = workload.run_until_refused(&broker, &mut random).await;
+        assert!(matches!(error, BrokerError::DiskFull { .. }), "{error}");
+        workload.check(&broker).await;
+        assert_eq!(broker.store().size().segments, 0);
+        // What was tried leaves nothing: it would fill the disk further.
+        let system = disk.file_system();
+        until("an unfinished segment is removed", || system.names(&segments).unwrap().is_empty()).await;
+        disk.set_full_folder(None);
+        until("sealing goes on", || broker.store().size().segments > 0).await;
+        assert!(!broker.store().has_failed());
+        check_goes_on(broker, &disk, &mut workload, &mut random, 30).await;
+    });
+    run.met("sealing that waited");
+}
+
+/// Waits for a condition; an hour of virtual time is for one that never comes.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = tokio::time::Instant::now() + std::time::Duration::from_secs(3600);
+    while !condition() {
+        assert!(tokio::time::Instant::now() < limit, "it does not happen: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}

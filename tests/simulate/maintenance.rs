@@ -1,0 +1,231 @@
+//! Repairs, backups and restores that lose power in the middle.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use millstream_broker::Broker;
+use millstream_broker::store::backup::{BackupError, BackupFolder, Snapshot, restore_on};
+use millstream_broker::store::{Report, check_on};
+use millstream_tests::disk::{BROKEN, Disk, Effect, Fault};
+use millstream_tests::workload::{Workload, block_on, open_with};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::crashes::{DATA, always_cleaning};
+use crate::run::Run;
+
+const BACKUP: &str = "/backup";
+const RESTORED: &str = "/restored";
+
+/// Of so many calls of a repair or a restore one loses power.
+const CALLS_MAX: u64 = 200;
+
+fn power_off(random: &mut StdRng) -> Fault {
+    Fault { file: None, call: None, number: random.random_range(1..CALLS_MAX), effect: Effect::PowerOff }
+}
+
+/// Whether an error is what a disk without power says.
+fn is_of_disk(error: &dyn std::fmt::Display) -> bool {
+    error.to_string().contains(BROKEN)
+}
+
+/// A data directory that was written and stopped, or crashed.
+async fn written(random: &mut StdRng, disk: &Disk) -> Workload {
+    let mut workload = if random.random_bool(0.5) { Workload::default() } else { Workload::cleaned() };
+    let broker = open_with(Path::new(DATA), always_cleaning(disk.options())).unwrap();
+    let steps = random.random_range(20..120);
+    workload.run(&broker, random, steps).await.unwrap();
+    broker.stop();
+    drop(broker);
+    if random.random_bool(0.5) {
+        disk.lose_power(random.random())
+    } else {
+        disk.end_process()
+    }
+    workload
+}
+
+/// A sound directory survives a `check --repair` that loses power at any call, again and again.
+pub(crate) fn repair_of_sound(run: &mut Run) {
+    block_on(async {
+        let mut random = StdRng::seed_from_u64(run.seed);
+        let disk = Disk::default();
+        let mut workload = written(&mut random, &disk).await;
+        for _ in 0..random.random_range(1..4) {
+            disk.set_faults([power_off(&mut random)]);
+            match check_on(&disk.file_system(), Path::new(DATA), true) {
+                Ok(report) if disk.struck() => assert!(told_of_disk(&report), "{report:#?}"),
+                Ok(report) => assert!(report.is_sound(), "{report:#?}"),
+                Err(error) => assert!(disk.struck() && is_of_disk(&error), "{error}"),
+            }
+            if disk.struck() {
+                run.met("a loss of power");
+                disk.lose_power(random.random());
+            } else {
+                disk.end_process();
+            }
+        }
+        goes_on(&disk, &mut workload, &mut random).await;
+    });
+}
+
+/// What can't be read for want of power is told as damage, or was not met.
+fn told_of_disk(report: &Report) -> bool {
+    report.damages.iter().all(|damage| damage.reason.contains(BROKEN) || !damage.repaired)
+}
+
+/// A check finds nothing, and the store goes on.
+async fn goes_on(disk: &Disk, workload: &mut Workload, random: &mut StdRng) {
+    let report = check_on(&disk.file_system(), Path::new(DATA), true).unwrap();
+    assert!(report.is_sound(), "{report:#?}");
+    let broker = open_with(Path::new(DATA), disk.options()).unwrap();
+    workload.check(&broker).await;
+    workload.run(&broker, random, 10).await.unwrap();
+    workload.check(&broker).await;
+    broker.stop();
+}
+
+/// One flipped bit of a segment: a repair that loses power leaves the directory as it was or repaired, and the next repair
+/// comes to its end. It costs no more than the first check said.
+pub(crate) fn repair_of_damaged(run: &mut Run) {
+    block_on(async {
+        let mut random = StdRng::seed_from_u64(run.seed);
+        let disk = Disk::default();
+        let workload = written(&mut random, &disk).await;
+        let segments: Vec<PathBuf> =
+            disk.files().into_iter().filter(|path| is_segment(path) && disk.len(path) > 0).collect();
+        if segments.is_empty() {
+            return;
+        }
+        let segment = &segments[random.random_range(0..segments.len())];
+        disk.flip(segment, random.random_range(0..disk.len(segment)), random.random_range(0..8));
+        let system = disk.file_system();
+        let found = check_on(&system, Path::new(DATA), false).unwrap();
+        disk.end_process();
+        if found.is_sound() {
+            // Of a segment that nothing uses any more.
+            return;
+        }
+        run.met("damage");
+        let lost = lost_records(&found);
+        for _ in 0..random.random_range(0..3) {
+            disk.set_faults([power_off(&mut random)]);
+            if let Err(error) = check_on(&system, Path::new(DATA), true) {
+                assert!(disk.struck() && is_of_disk(&error), "{error}");
+            }
+            if disk.struck() {
+                run.met("a loss of power");
+                disk.lose_power(random.random());
+            } else {
+                disk.end_process();
+            }
+        }
+        let repaired = check_on(&system, Path::new(DATA), true).unwrap();
+        assert!(repaired.is_repaired(), "{repaired:#?}");
+        assert!(lost_records(&repaired) <= lost, "{repaired:#?} after {found:#?}");
+        let after = check_on(&system, Path::new(DATA), false).unwrap();
+        assert!(after.is_sound(), "{after:#?}");
+        let broker = open_with(Path::new(DATA), disk.options()).unwrap();
+        let missing = workload.missing(&broker).await;
+        assert!(missing <= lost, "{missing} records are gone, and {lost} were told of: {found:#?}");
+        broker.stop();
+    });
+}
+
+fn is_segment(path: &Path) -> bool {
+    path.starts_with(Path::new(DATA).join("segments"))
+}
+
+fn lost_records(report: &Report) -> i64 {
+    let lost = |damage: &millstream_broker::store::Damage| Some(damage.last_offset? - damage.first_offset? + 1);
+    report.damages.iter().filter_map(lost).sum()
+}
+
+/// Takes a backup while the broker works, as the server and its client do.
+fn back_up(broker: &Broker, disk: &Disk) -> Result<(), BackupError> {
+    let mut folder = BackupFolder::create_on(&disk.file_system(), Path::new(BACKUP))?;
+    let snapshot = Snapshot::take(broker.store(), broker.clock().now_ms())?;
+    let mut written = Ok(());
+    let manifest = snapshot.copy(|piece| {
+        written = folder.write(&piece.file, piece.offset, &piece.bytes);
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    written?;
+    folder.finish(&manifest?)
+}
+
+/// A backup that is taken while commits go on holds the moment at which it was taken; one that lost power is refused by a
+/// restore. A restore that loses power leaves nothing, or all.
+pub(crate) fn backups(run: &mut Run) {
+    block_on(async {
+        let mut random = StdRng::seed_from_u64(run.seed);
+        let disk = Disk::default();
+        let mut workload = written(&mut random, &disk).await;
+        let broker = open_with(Path::new(DATA), always_cleaning(disk.options())).unwrap();
+        workload.check(&broker).await;
+        workload.run(&broker, &mut random, 10).await.unwrap();
+        let before = workload.clone();
+        if random.random_bool(0.3) {
+            disk.set_faults([power_off(&mut random)]);
+        }
+        let of_thread = (broker.clone(), disk.clone());
+        let backup = tokio::task::spawn_blocking(move || back_up(&of_thread.0, &of_thread.1));
+        let steps = random.random_range(0..40);
+        let ran = workload.run(&broker, &mut random, steps).await;
+        let backup = backup.await.unwrap();
+        assert!(disk.struck() || (ran.is_ok() && backup.is_ok()), "{ran:?} {backup:?}");
+        broker.stop();
+        drop(broker);
+        let taken = workload.copied_since(&before);
+        let system = disk.file_system();
+        if disk.struck() {
+            disk.lose_power(random.random());
+            run.met("a loss of power during a backup");
+        } else {
+            disk.end_process();
+        }
+        let mut restored = false;
+        for attempt in 0..8 {
+            // The last ones meet no fault.
+            disk.set_faults((attempt < 3).then(|| power_off(&mut random)));
+            match restore_on(&system, Path::new(BACKUP), Path::new(RESTORED), |_, _| ControlFlow::Continue(())) {
+                Ok(_) => restored = true,
+                // As its message says.
+                Err(BackupError::InTheWay { path }) => system.remove_folder(&path).unwrap_or_default(),
+                // It came to its place, and the power went before that was told.
+                Err(BackupError::NotEmpty { .. }) if attempt > 0 => restored = true,
+                Err(error @ (BackupError::NotABackup { .. } | BackupError::Damaged { .. })) => {
+                    assert!(backup.is_err() || disk.struck(), "{error}");
+                }
+                Err(error) => assert!(disk.struck() && is_of_disk(&error), "{error}"),
+            }
+            if disk.struck() {
+                run.met("a loss of power during a restore");
+                disk.lose_power(random.random());
+            } else {
+                disk.end_process();
+            }
+            if restored {
+                break;
+            }
+        }
+        if restored {
+            run.met("a restore");
+            let broker = open_with(Path::new(RESTORED), disk.options()).unwrap();
+            let mut taken = taken;
+            taken.check(&broker).await;
+            taken.run(&broker, &mut random, 10).await.unwrap();
+            taken.check(&broker).await;
+            broker.stop();
+            drop(broker);
+            let report = check_on(&system, Path::new(RESTORED), false).unwrap();
+            assert!(report.is_sound(), "{report:#?}");
+        } else {
+            assert!(backup.is_err(), "a whole backup is restored in the end");
+        }
+        // Whatever came of the copy, what was copied is there.
+        let broker = open_with(Path::new(DATA), disk.options()).unwrap();
+        workload.check(&broker).await;
+        broker.stop();
+    });
+}
