@@ -1,68 +1,84 @@
 //! `cargo xtask bench`: Millstream's figures, each beside its yardstick from the same run.
 //!
-//! Machines differ and are noisy: quote ratios, and medians of several rounds.
+//! Machines differ and are noisy: quote ratios, and medians of several rounds. A file a benchmark; what they measure with
+//! is `millstream_tests::measure`.
 #![allow(clippy::unwrap_used)]
 
 mod append;
-mod durability;
-mod report;
+mod backup;
+mod clients;
+mod cold_reader;
+mod compaction;
+mod compression;
+mod embedded;
+mod fan_out;
+mod kafka;
+mod latency;
+mod load;
+mod partitions;
+mod pipelines;
+mod plan;
+mod rebalance;
+mod retention;
 mod stages;
+mod start;
+mod state;
+mod stolen;
 mod streaming;
-mod wholeway;
+mod sustained;
 mod yardstick;
 
-use std::path::PathBuf;
+use std::process::ExitCode;
 
-use report::Report;
+use anyhow::{Result, bail};
+use millstream_tests::measure::comparison::Comparison;
+use millstream_tests::measure::report::Report;
 
-/// What to measure, and how much.
-pub(crate) struct Plan {
-    /// Records and rounds are divided by this.
-    pub(crate) divide: u64,
-    /// Only benchmarks whose name contains this.
-    only: Option<String>,
+use plan::{Arguments, Plan};
+
+fn main() -> ExitCode {
+    if let Err(error) = run() {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
 }
 
-impl Plan {
-    /// Whether a benchmark was asked for.
-    pub(crate) fn wants(&self, name: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
-    }
-
-    /// A number of records.
-    pub(crate) fn records(&self, full: u64) -> u64 {
-        full / self.divide
-    }
-
-    /// A number of rounds: odd, for the median.
-    pub(crate) fn rounds(&self, full: usize) -> usize {
-        if self.divide > 1 { 1 } else { full }
-    }
-}
-
-fn main() {
-    let mut plan = Plan { divide: 1, only: None };
-    let mut json = None;
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--quick" => plan.divide = 10,
-            "--json" => json = arguments.next().map(PathBuf::from),
-            name => plan.only = Some(name.to_owned()),
-        }
-    }
-    let mut report = Report::default();
+fn run() -> Result<()> {
+    let Arguments { plan, json, old } = Arguments::read(std::env::args().skip(1))?;
+    let mut report = Report::new(plan.run());
     stages::run(&plan, &mut report);
-    append::run(&plan, &mut report);
-    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("tokio starts");
-    tokio.block_on(async {
-        streaming::run(&plan, &mut report).await;
-        wholeway::run(&plan, &mut report).await;
-        durability::run(&plan, &mut report).await;
-    });
-    report.print();
-    if let Some(path) = json {
-        report.write(&path);
-        println!("\nwritten to {}", path.display());
+    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    tokio.block_on(measure(&plan, &mut report));
+    if report.figures.is_empty() {
+        bail!("no benchmark's name contains {:?}", plan.run().only.unwrap_or_default());
     }
+    println!("{report}");
+    if let Some(old) = old {
+        println!("Compared:\n\n{}", Comparison::of(&old, &report));
+    }
+    if let Some(path) = json {
+        report.write(&path)?;
+        println!("written to {}", path.display());
+    }
+    Ok(())
+}
+
+async fn measure(plan: &Plan, report: &mut Report) {
+    append::run(plan, report).await;
+    streaming::run(plan, report).await;
+    latency::run(plan, report).await;
+    clients::run(plan, report).await;
+    fan_out::run(plan, report).await;
+    compression::run(plan, report).await;
+    rebalance::run(plan, report).await;
+    pipelines::run(plan, report).await;
+    sustained::run(plan, report).await;
+    partitions::run(plan, report).await;
+    cold_reader::run(plan, report).await;
+    retention::run(plan, report).await;
+    compaction::run(plan, report).await;
+    backup::run(plan, report).await;
+    start::run(plan, report).await;
+    state::run(plan, report).await;
 }

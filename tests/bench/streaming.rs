@@ -1,150 +1,204 @@
-//! Produce and consume over gRPC against a real server, with the Rust client.
+//! Produce and consume over gRPC against a real server, with the Rust client; beside Apache Kafka, by turns, where Java and
+//! Maven are there.
 
-use std::time::{Duration, Instant};
-
-use millstream_client::{Client, ConsumerSettings, Position, ProducerSettings, RecordRef, v1};
+use millstream_client::v1;
+use millstream_tests::measure::kafka::{Flushing, Produced as KafkaProduced, VERSION};
+use millstream_tests::measure::report::{Figure, Report, Unit};
+use millstream_tests::measure::samples::{Latency, median};
+use millstream_tests::measure::turns::order;
 use millstream_tests::server::Server;
 
-use crate::Plan;
-use crate::report::{Report, Target, median, percentile};
+use crate::kafka::{self, Kafka};
+use crate::load::{self, Consumed, Produced, median_of};
+use crate::plan::Plan;
 
 const ROUNDS: usize = 3;
 
-/// One record in so many has its acknowledgement timed.
-const SAMPLED: u64 = 1_000;
+/// Bytes of values that are read from the tail: what the server has in memory.
+const TAIL_BYTES: u64 = 40_000_000;
+
+/// One size of records, in one number of partitions.
+struct Case {
+    name: String,
+    value_bytes: usize,
+    partitions: u32,
+    records: u64,
+}
+
+impl Case {
+    /// By what people compare: small records a second, or bytes of large ones.
+    fn counts_records(&self) -> bool {
+        self.value_bytes == 100
+    }
+
+    /// The rate as records and as bytes of values; the one that counts is beside the yardsticks and has the target.
+    fn add_rate(&self, report: &mut Report, name: &str, records_per_s: f64, kafka: &[(String, f64)], least: f64) {
+        let megabytes = |records: f64| records * self.value_bytes as f64 / 1e6;
+        let mut records = Figure::new(name, records_per_s, Unit::RecordsPerSecond);
+        let mut bytes = Figure::new(name, megabytes(records_per_s), Unit::MegabytesPerSecond);
+        for (kafka, rate) in kafka {
+            records = records.beside(kafka, *rate);
+            bytes = bytes.beside(kafka, megabytes(*rate));
+        }
+        let counts_records = self.counts_records();
+        report.add(if counts_records { records.at_least(least) } else { records });
+        report.add(if counts_records { bytes } else { bytes.at_least(least) });
+    }
+}
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) {
-    let sizes = [
-        ("100 B", 100, plan.records(5_000_000), Target::AtLeast(1e6), Target::AtLeast(2e6)),
-        ("1 KiB", 1_024, plan.records(600_000), Target::AtLeast(150.0), Target::AtLeast(400.0)),
-    ];
-    for (size, bytes, records, produce_target, consume_target) in sizes {
-        for partitions in [1, 8] {
-            let name = format!("{size}, {partitions} partition{}", if partitions == 1 { "" } else { "s" });
-            let (produce_name, consume_name) = (format!("produce, {name}"), format!("consume, {name}"));
-            if !plan.wants(&produce_name) && !plan.wants(&consume_name) {
-                continue;
-            }
-            let folder = tempfile::tempdir().unwrap();
-            let mut server = Server::start(folder.path());
-            let client = server.client();
-            let mut produced = Vec::new();
-            for round in 0..plan.rounds(ROUNDS) {
-                let topic = format!("t{round}");
-                client.admin().create_topic(&topic, Some(partitions), v1::TopicSettings::default()).await.unwrap();
-                produced.push(produce(&client, server.pid(), &topic, bytes, records).await);
-            }
-            let of = |figure: fn(&Produced) -> f64| median(produced.iter().map(figure).collect());
-            let (rate, mb) = (of(|p| p.records_per_s), of(|p| p.records_per_s) * bytes as f64 / 1e6);
-            let by_records = bytes == 100;
-            report.figure(&produce_name, rate, "records/s", by_records.then_some(produce_target));
-            report.figure(&produce_name, mb, "MB/s", (!by_records).then_some(produce_target));
-            report.figure(format!("{produce_name}, acknowledgement p50"), of(|p| p.p50), "ms", None);
-            report.figure(format!("{produce_name}, acknowledgement p99"), of(|p| p.p99), "ms", None);
-            report.figure(format!("{produce_name}, acknowledgement p99.9"), of(|p| p.p999), "ms", None);
-            report.figure(format!("{produce_name}, server CPU"), of(|p| p.server_cpu_us), "us/record", None);
-
-            let mut from_tail = Vec::new();
-            let tail = (40_000_000 / bytes as u64).min(records) / u64::from(partitions);
-            for _ in 0..plan.rounds(ROUNDS) {
-                let last = format!("t{}", plan.rounds(ROUNDS) - 1);
-                from_tail.push(consume_tail(&client, &last, tail, partitions).await);
-            }
-            // A restart leaves nothing in the server's memory.
-            assert!(server.terminate().success());
-            server.restart();
-            let client = server.client();
-            let mut from_start = Vec::new();
-            for round in 0..plan.rounds(ROUNDS) {
-                from_start.push(consume(&client, &format!("t{round}"), Position::Earliest, records).await);
-            }
-            for (what, rates) in [("from the tail", from_tail), ("from the start", from_start)] {
-                let rate = median(rates);
-                let name = format!("{consume_name}, {what}");
-                report.figure(&name, rate, "records/s", by_records.then_some(consume_target));
-                report.figure(&name, rate * bytes as f64 / 1e6, "MB/s", (!by_records).then_some(consume_target));
+    for (size, value_bytes, records) in [("100 B", 100, 5_000_000), ("1 KiB", 1_024, 600_000)] {
+        for (partitions, of) in [(1, "1 partition"), (8, "8 partitions")] {
+            let name = format!("{size}, {of}");
+            let case = Case { name, value_bytes, partitions, records: plan.records(records) };
+            if plan.wants(&format!("produce, {}", case.name)) || plan.wants(&format!("consume, {}", case.name)) {
+                case.measure(plan, report).await;
             }
         }
     }
 }
 
-struct Produced {
-    records_per_s: f64,
-    p50: f64,
-    p99: f64,
-    p999: f64,
-    server_cpu_us: f64,
+/// Who takes part in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Contender {
+    Ours,
+    Kafka(Flushing),
 }
 
-async fn produce(client: &Client, server: u32, topic: &str, value_bytes: usize, records: u64) -> Produced {
-    let producer = client.producer(ProducerSettings::default());
-    let to = producer.topic(topic).await.unwrap();
-    let value = vec![b'x'; value_bytes];
-    let cpu = cpu_seconds(server);
-    let begun = Instant::now();
-    let mut samples = Vec::new();
-    for number in 0..records {
-        let delivery = to.send(RecordRef::new(&value)).await.unwrap();
-        if number.is_multiple_of(SAMPLED) {
-            let sent = Instant::now();
-            samples.push(tokio::spawn(async move {
-                delivery.await.unwrap();
-                sent.elapsed().as_secs_f64() * 1e3
-            }));
+const CONTENDERS: [Contender; 3] =
+    [Contender::Ours, Contender::Kafka(Flushing::PageCache), Contender::Kafka(Flushing::EveryMessage)];
+
+impl Contender {
+    /// The topic of a round.
+    fn topic(self, round: usize) -> String {
+        match self {
+            Self::Ours => format!("t{round}"),
+            Self::Kafka(Flushing::PageCache) => format!("cached{round}"),
+            Self::Kafka(Flushing::EveryMessage) => format!("flushed{round}"),
         }
     }
-    producer.close().await.unwrap();
-    let took = begun.elapsed().as_secs_f64();
-    let server_cpu_us = (cpu_seconds(server) - cpu) * 1e6 / records as f64;
-    let mut acknowledged = Vec::new();
-    for sample in samples {
-        acknowledged.push(sample.await.unwrap());
+}
+
+/// What was measured of Kafka, by how it flushed.
+#[derive(Default)]
+struct OfKafka {
+    page_cache: Vec<KafkaProduced>,
+    flushed: Vec<KafkaProduced>,
+    consumed: Vec<f64>,
+}
+
+impl OfKafka {
+    fn produced(&self) -> impl Iterator<Item = (String, &Vec<KafkaProduced>)> {
+        let both = [(Flushing::PageCache, &self.page_cache), (Flushing::EveryMessage, &self.flushed)];
+        both.into_iter().filter(|(_, rounds)| !rounds.is_empty()).map(|(of, rounds)| (kafka::name(of), rounds))
     }
-    acknowledged.sort_by(f64::total_cmp);
-    let at = |part| percentile(&acknowledged, part);
-    Produced { records_per_s: records as f64 / took, p50: at(0.5), p99: at(0.99), p999: at(0.999), server_cpu_us }
+
+    fn medians(&self, figure: fn(&KafkaProduced) -> f64) -> Vec<(String, f64)> {
+        self.produced().map(|(name, rounds)| (name, median_of(rounds, figure))).collect()
+    }
 }
 
-/// Records a second of the last `records` of each partition.
-async fn consume_tail(client: &Client, topic: &str, records: u64, partitions: u32) -> f64 {
-    let described = client.admin().describe_topic(topic).await.unwrap();
-    let from = described.partition_list.iter().map(|p| p.log_end_offset.saturating_sub(records)).min().unwrap_or(0);
-    let expected = described.partition_list.iter().map(|p| p.log_end_offset.saturating_sub(from)).sum();
-    let _ = partitions;
-    consume(client, topic, Position::Offset(from), expected).await
-}
-
-async fn consume(client: &Client, topic: &str, from: Position, expected: u64) -> f64 {
-    let begun = Instant::now();
-    let mut consumer = client.consumer(ConsumerSettings::topic(topic).from(from).until_end()).unwrap();
-    let (mut records, mut bytes) = (0u64, 0usize);
-    while let Some(batch) = consumer.next_batch().await {
-        for record in &batch.unwrap() {
-            let record = record.unwrap();
-            records += 1;
-            bytes += record.value.map_or(0, <[u8]>::len);
+impl Case {
+    async fn measure(&self, plan: &Plan, report: &mut Report) {
+        let (folder, kafka_folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut server = Server::start(folder.path());
+        let mut kafka = Kafka::start(kafka_folder.path(), report);
+        let rounds = plan.rounds(ROUNDS);
+        // To warm up.
+        self.produce_ours(&server, "warm-up", self.records / 5).await;
+        let (mut ours, mut of_kafka) = (Vec::new(), OfKafka::default());
+        for round in 0..rounds {
+            for contender in order(round, &CONTENDERS) {
+                let topic = contender.topic(round);
+                match contender {
+                    Contender::Ours => ours.push(self.produce_ours(&server, &topic, self.records).await),
+                    Contender::Kafka(flushing) => {
+                        let load = kafka::load(&topic, self.value_bytes, self.records);
+                        let produced = kafka.produce(self.partitions, flushing, load, report).await;
+                        match flushing {
+                            Flushing::PageCache => of_kafka.page_cache.extend(produced),
+                            Flushing::EveryMessage => of_kafka.flushed.extend(produced),
+                        }
+                    }
+                }
+            }
         }
+        self.add_produced(report, &ours, &of_kafka);
+
+        let name = format!("consume, {}", self.name);
+        let tail = (TAIL_BYTES / self.value_bytes as u64).min(self.records) / u64::from(self.partitions);
+        let mut from_tail = Vec::new();
+        for _ in 0..rounds {
+            let last = Contender::Ours.topic(rounds - 1);
+            from_tail.push(load::consume_tail(&server.client(), &last, tail).await);
+        }
+        let least = if self.counts_records() { 2e6 } else { 400.0 };
+        self.add_rate(report, &format!("{name}, from the tail"), median(from_tail), &[], least);
+
+        load::push_to_segments(&server).await;
+        // A restart leaves nothing in the server's memory.
+        assert!(server.terminate().success());
+        server.restart();
+        kafka.restart_cold(report);
+        let mut from_start = Vec::new();
+        for round in 0..rounds {
+            for contender in order(round, &CONTENDERS) {
+                let topic = contender.topic(round);
+                match contender {
+                    Contender::Ours => {
+                        from_start.push(load::consume_cold(&server, folder.path(), &topic, self.records).await);
+                    }
+                    // What is stored is the same for both.
+                    Contender::Kafka(Flushing::PageCache) => {
+                        of_kafka.consumed.extend(kafka.consume_cold(&topic, self.records, report));
+                    }
+                    Contender::Kafka(Flushing::EveryMessage) => {}
+                }
+            }
+        }
+        self.add_consumed(report, &format!("{name}, from the start, cold"), &from_start, &of_kafka, least);
     }
-    assert!(records >= expected && bytes > 0, "{records} of {expected} records");
-    records as f64 / begun.elapsed().as_secs_f64()
-}
 
-/// CPU time of a process so far, user and system.
-pub(crate) fn cpu_seconds(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // After the name in brackets: field 14 and 15 are the ticks, 100 a second.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
-}
+    async fn produce_ours(&self, server: &Server, topic: &str, records: u64) -> Produced {
+        let settings = v1::TopicSettings::default();
+        server.client().admin().create_topic(topic, Some(self.partitions), settings).await.unwrap();
+        load::produce(server, topic, self.value_bytes, records).await
+    }
 
-/// Resident memory of a process in MB.
-pub(crate) fn resident_mb(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1e3
-}
+    fn add_produced(&self, report: &mut Report, ours: &[Produced], kafka: &OfKafka) {
+        let name = format!("produce, {}", self.name);
+        let least = if self.counts_records() { 1e6 } else { 150.0 };
+        let beside = kafka.medians(|produced| produced.records_per_s);
+        self.add_rate(report, &name, median_of(ours, |of| of.records_per_s), &beside, least);
+        let mut add = |what: &str, value: f64, of_kafka: fn(&KafkaProduced) -> f64| {
+            let figure = Figure::new(format!("{name}, {what}"), value, Unit::MicrosecondsPerRecord);
+            let beside = kafka.medians(of_kafka).into_iter();
+            report.add(beside.fold(figure, |figure, (kafka, value)| figure.beside(kafka, value)));
+        };
+        let server_cpu = median_of(ours, |of| of.server_cpu_us);
+        add("server CPU, sealing included", server_cpu, |of| of.server_cpu_us);
+        let client_cpu = median_of(ours, |of| of.client_cpu_us);
+        add("client CPU", client_cpu, |of| of.client_cpu_us);
+        let latencies: Vec<Latency> = ours.iter().map(|of| of.latency).collect();
+        let of_kafka: Vec<(String, Vec<Latency>)> =
+            kafka.produced().map(|(name, rounds)| (name, rounds.iter().map(|of| of.latency).collect())).collect();
+        let beside: Vec<_> = of_kafka.iter().map(|(name, rounds)| (name.as_str(), rounds.as_slice())).collect();
+        let name = format!("{name}, acknowledgement at full load (closed loop),");
+        report.add_latency_beside(&name, &latencies, &beside);
+    }
 
-/// Sleeps; the benchmark's own pacing.
-pub(crate) async fn pause(duration: Duration) {
-    tokio::time::sleep(duration).await;
+    fn add_consumed(&self, report: &mut Report, name: &str, ours: &[Consumed], kafka: &OfKafka, least: f64) {
+        let consumed = &kafka.consumed;
+        let of_kafka = || (format!("Apache Kafka {VERSION}, cold too"), median(consumed.clone()));
+        let beside: Vec<_> = (!consumed.is_empty()).then(of_kafka).into_iter().collect();
+        self.add_rate(report, name, median_of(ours, |of| of.records_per_s), &beside, least);
+        let mut add = |what: &str, value: f64| {
+            report.add(Figure::new(format!("{name}, {what}"), value, Unit::MicrosecondsPerRecord));
+        };
+        add("server CPU", median_of(ours, |of| of.server_cpu_us));
+        add("client CPU", median_of(ours, |of| of.client_cpu_us));
+        // The check that it was cold: the least of all rounds.
+        let from_disk = ours.iter().map(|of| of.from_disk * 100.0).fold(f64::INFINITY, f64::min);
+        report.add(Figure::new(format!("{name}, read from the disk"), from_disk, Unit::Percent).at_least(90.0));
+    }
 }

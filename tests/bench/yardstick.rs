@@ -1,14 +1,15 @@
-//! What Millstream is measured against: plain Rust, and a bare redb.
+//! What Millstream is measured against: plain Rust, a bare redb, and a plain file.
 
-use std::collections::HashMap;
-use std::ops::Range;
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use millstream_record::{BatchBuilder, Columns, ColumnsReader, Compression, RecordBatch};
+use millstream_record::{BatchBuilder, Column, Columns, ColumnsReader, Compression, RecordBatch};
+use millstream_runtime::stage::Outcome;
+use millstream_runtime::stage::aggregate::{Accumulators, Aggregated, Groups};
+use millstream_runtime::state::TaskState;
+use millstream_tests::measure::samples::milliseconds;
 use redb::{Database, TableDefinition};
 
 /// A record batch of `records` records with values of `value_bytes`, keys out of `keys`.
@@ -55,104 +56,107 @@ pub(crate) fn map(input: &Columns) -> Columns {
     out
 }
 
-/// The aggregate of `bench-aggregate`, natively.
-pub(crate) fn aggregate(input: &Columns, state: &mut HashMap<Vec<u8>, [i64; 3]>) -> Columns {
-    let mut touched: HashMap<&[u8], usize> = HashMap::new();
-    let mut order: Vec<&[u8]> = Vec::new();
+/// The aggregate of `bench-aggregate`, natively, over the state that it has in a task: what is grouped, looked up and kept
+/// is the same.
+pub(crate) fn aggregate(input: &Columns, state: &TaskState) -> Aggregated {
+    let mut groups = Groups::new(state.hasher().clone());
+    let of_record: Vec<u32> = input.keys.iter().map(|key| groups.group_of(key.unwrap())).collect();
+    let mut before = Column::default();
+    state.look_up(&groups, &mut before).unwrap();
+    let mut stats: Vec<Stats> = before.iter().map(|entry| entry.map_or(Stats::default(), Stats::decode)).collect();
     let reader = ColumnsReader::new(input);
-    for index in 0..input.len() {
+    for (index, &group) in of_record.iter().enumerate() {
         let row = reader.row(index);
-        let key = row.key.unwrap();
-        touched.entry(key).or_insert_with(|| {
-            order.push(key);
-            order.len() - 1
-        });
-        if !state.contains_key(key) {
-            state.insert(key.to_vec(), [0; 3]);
-        }
-        let stats = state.get_mut(key).unwrap();
-        stats[0] += 1;
-        stats[1] += row.value.map_or(0, <[u8]>::len) as i64;
-        stats[2] = stats[2].max(row.timestamp_ms);
+        stats[group as usize].add(row.value.map_or(0, <[u8]>::len), row.timestamp_ms);
     }
-    let mut out = Columns::default();
-    for key in order {
-        let stats = state[key];
-        let mut value = [0; 24];
-        for (field, out) in stats.iter().zip(value.chunks_exact_mut(8)) {
+    let (mut accumulators, mut output) = (Column::default(), Columns::default());
+    for (group, stats) in stats.iter().enumerate() {
+        let encoded = stats.encode();
+        accumulators.push(Some(&encoded));
+        output.push(0, stats.0[2], Some(groups.key(group)), Some(&encoded), std::iter::empty());
+    }
+    Aggregated {
+        outcome: Outcome { output, failures: Vec::new(), failed: Columns::default() },
+        groups,
+        before,
+        accumulators,
+    }
+}
+
+/// Records, bytes of their values, and the largest timestamp.
+#[derive(Clone, Copy, Default)]
+struct Stats([i64; 3]);
+
+impl Stats {
+    fn decode(bytes: &[u8]) -> Self {
+        let mut fields = bytes.as_chunks::<8>().0.iter().map(|field| i64::from_le_bytes(*field));
+        Self(std::array::from_fn(|_| fields.next().unwrap()))
+    }
+
+    fn add(&mut self, value_bytes: usize, timestamp_ms: i64) {
+        self.0[0] += 1;
+        self.0[1] += value_bytes as i64;
+        self.0[2] = self.0[2].max(timestamp_ms);
+    }
+
+    fn encode(&self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        for (field, out) in self.0.iter().zip(bytes.chunks_exact_mut(8)) {
             out.copy_from_slice(&field.to_le_bytes());
         }
-        out.push(0, stats[2], Some(key), Some(&value), std::iter::empty());
-    }
-    out
-}
-
-/// What the host of a virtual machine takes of its cores, moment by moment: nothing in it goes on meanwhile.
-pub(crate) struct Stolen {
-    ended: Arc<AtomicBool>,
-    samples: JoinHandle<Vec<(Instant, f64)>>,
-}
-
-impl Stolen {
-    /// Looks from now on, each few milliseconds.
-    pub(crate) fn watch() -> Self {
-        let ended = Arc::new(AtomicBool::new(false));
-        let until = ended.clone();
-        let samples = std::thread::spawn(move || {
-            let mut samples = vec![(Instant::now(), stolen_ms())];
-            while !until.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(5));
-                samples.push((Instant::now(), stolen_ms()));
-            }
-            samples
-        });
-        Self { ended, samples }
-    }
-
-    /// Milliseconds of that time, of all cores together; 0 where the system does not tell.
-    pub(crate) fn during(self, time: &Range<Instant>) -> f64 {
-        self.ended.store(true, Ordering::Relaxed);
-        let samples = self.samples.join().unwrap();
-        let before = samples.iter().rfind(|(at, _)| *at <= time.start).unwrap_or(&samples[0]);
-        let after = samples.iter().find(|(at, _)| *at >= time.end).unwrap_or(&samples[samples.len() - 1]);
-        after.1 - before.1
+        bytes
     }
 }
 
-/// Of all cores, since the machine began. See proc_stat(5): the eighth number, in hundredths of a second.
-fn stolen_ms() -> f64 {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let of_all = stat.lines().next().and_then(|line| line.split_whitespace().nth(8));
-    of_all.and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(0.0) * 10.0
-}
+/// Values of one commit of the bare loops.
+const VALUES: u64 = 16;
+/// Bytes of each: what fits in pages of 64 KiB.
+const VALUE_BYTES: usize = 65_472;
 
-/// What a bare redb did.
+/// What a bare loop did.
 pub(crate) struct Bare {
     pub(crate) mb_per_s: f64,
     /// Its longest commit.
     pub(crate) longest_ms: f64,
 }
 
-/// A bare redb that commits 16 values of 65,472 bytes at a time.
+/// Times so many commits of 16 values of 65,472 bytes.
+fn bare(commits: u64, mut commit: impl FnMut(u64, &[u8])) -> Bare {
+    let value = vec![7u8; VALUE_BYTES];
+    let mut longest = Duration::ZERO;
+    let begun = Instant::now();
+    for number in 0..commits {
+        let asked = Instant::now();
+        commit(number, &value);
+        longest = longest.max(asked.elapsed());
+    }
+    let megabytes = (commits * VALUES) as f64 * VALUE_BYTES as f64 / 1e6;
+    Bare { mb_per_s: megabytes / begun.elapsed().as_secs_f64(), longest_ms: milliseconds(longest) }
+}
+
+/// A bare redb that commits 16 values at a time.
 pub(crate) fn bare_redb(folder: &Path, commits: u64) -> Bare {
     const TABLE: TableDefinition<u64, &[u8]> = TableDefinition::new("journal");
-    const VALUES: u64 = 16;
-    let value = vec![7u8; 65_472];
     let database = Database::create(folder.join("bare.redb")).unwrap();
-    let mut longest_ms = 0.0f64;
-    let begun = Instant::now();
-    for commit in 0..commits {
-        let asked = Instant::now();
+    bare(commits, |commit, value| {
         let transaction = database.begin_write().unwrap();
         {
             let mut table = transaction.open_table(TABLE).unwrap();
             for index in 0..VALUES {
-                table.insert(commit * VALUES + index, value.as_slice()).unwrap();
+                table.insert(commit * VALUES + index, value).unwrap();
             }
         }
         transaction.commit().unwrap();
-        longest_ms = longest_ms.max(asked.elapsed().as_secs_f64() * 1e3);
-    }
-    let megabytes = (commits * VALUES) as f64 * value.len() as f64 / 1e6;
-    Bare { mb_per_s: megabytes / begun.elapsed().as_secs_f64(), longest_ms }
+    })
+}
+
+/// What lies below redb: as many bytes appended to a plain file, with an fdatasync in the place of each commit.
+pub(crate) fn bare_file(folder: &Path, commits: u64) -> Bare {
+    let mut file = File::create(folder.join("bare.file")).unwrap();
+    bare(commits, |_, value| {
+        for _ in 0..VALUES {
+            file.write_all(value).unwrap();
+        }
+        file.sync_data().unwrap();
+    })
 }

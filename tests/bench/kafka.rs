@@ -1,0 +1,97 @@
+//! An Apache Kafka node beside our server. Once something of it fails, it is left out, and the report says why.
+
+use std::path::Path;
+
+use anyhow::Result;
+use millstream_client::ProducerSettings;
+use millstream_tests::measure::kafka::{Flushing, Jars, Load, Node, Produced, VERSION};
+use millstream_tests::measure::page_cache::ColdFiles;
+use millstream_tests::measure::report::Report;
+use millstream_tests::root;
+
+/// A node, as long as nothing failed.
+pub(crate) struct Kafka {
+    node: Option<Node>,
+}
+
+impl Kafka {
+    /// Starts a node on a folder.
+    pub(crate) fn start(folder: &Path, report: &mut Report) -> Self {
+        let node = Jars::prepare(&root().join("target/kafka")).and_then(|jars| Node::start(&jars, folder));
+        Self { node: or_left_out(node, report) }
+    }
+
+    /// Produces to a new topic, with the settings that our producer has.
+    pub(crate) async fn produce(
+        &mut self,
+        partitions: u32,
+        flushing: Flushing,
+        load: Load<'_>,
+        report: &mut Report,
+    ) -> Option<Produced> {
+        let node = self.node.as_ref()?;
+        let produced = async {
+            node.create_topic(load.topic, partitions, flushing)?;
+            let produced = node.produce(load).await?;
+            // What it left to the page cache is not written while others are measured.
+            ColdFiles::of(&node.data())?;
+            Ok(produced)
+        };
+        let produced = produced.await;
+        self.keep(produced, report)
+    }
+
+    /// Starts it again, with nothing in the page cache.
+    pub(crate) fn restart_cold(&mut self, report: &mut Report) {
+        if let Some(node) = &mut self.node {
+            let restarted = node.restart(|data| Ok(ColdFiles::of(data).map(drop)?));
+            self.keep(restarted, report);
+        }
+    }
+
+    /// Reads so many records of a topic from its start, with nothing in the page cache. Records a second.
+    pub(crate) fn consume_cold(&mut self, topic: &str, records: u64, report: &mut Report) -> Option<f64> {
+        let node = self.node.as_ref()?;
+        let consumed = ColdFiles::of(&node.data()).map_err(Into::into).and_then(|_| node.consume(topic, records));
+        self.keep(consumed, report).map(|consumed| consumed.records_per_s)
+    }
+
+    fn keep<T>(&mut self, outcome: Result<T>, report: &mut Report) -> Option<T> {
+        let kept = or_left_out(outcome, report);
+        if kept.is_none() {
+            self.node = None;
+        }
+        kept
+    }
+}
+
+/// What came out, or a line of the report that says why nothing did.
+fn or_left_out<T>(outcome: Result<T>, report: &mut Report) -> Option<T> {
+    outcome.inspect_err(|error| report.leave_out(&format!("Apache Kafka {VERSION}"), &format!("{error:#}"))).ok()
+}
+
+/// A JVM needs so many bytes of values to warm up, or a fifth of those that are measured.
+const WARM_UP_BYTES_MIN: u64 = 50_000_000;
+
+/// As fast as possible, batched as our producer does by default.
+pub(crate) fn load(topic: &str, value_bytes: usize, records: u64) -> Load<'_> {
+    let ours = ProducerSettings::default();
+    Load {
+        topic,
+        records,
+        warm_up: (records / 5).max(WARM_UP_BYTES_MIN / value_bytes as u64),
+        value_bytes,
+        per_second: None,
+        batch_bytes: ours.batch_bytes,
+        linger_ms: ours.linger_ms,
+    }
+}
+
+/// How a yardstick is called.
+pub(crate) fn name(flushing: Flushing) -> String {
+    let acknowledges = match flushing {
+        Flushing::PageCache => "page cache",
+        Flushing::EveryMessage => "flush.messages=1",
+    };
+    format!("Apache Kafka {VERSION}, {acknowledges}")
+}

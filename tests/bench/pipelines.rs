@@ -1,0 +1,260 @@
+//! Pipelines end to end: throughput, latency, and what a server costs that does nothing.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use millstream_client::{Client, ConsumerSettings, Position, ProducerSettings, RecordRef, v1};
+use millstream_tests::measure::open_loop::OpenLoop;
+use millstream_tests::measure::process::{cpu_seconds, resident_bytes};
+use millstream_tests::measure::report::{Figure, Report, Unit};
+use millstream_tests::measure::samples::{Latency, median};
+use millstream_tests::server::Server;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use crate::latency::{LOADS_PERCENT, SAMPLES_A_SECOND, part_of};
+use crate::plan::Plan;
+use crate::yardstick::mix;
+
+const ROUNDS: usize = 3;
+const PARTITIONS: u32 = 4;
+/// Measured once, on a machine of this kind: Kafka 4.2, 1,000 keys.
+const KAFKA_STREAMS: (&str, f64) = ("Kafka Streams, exactly once, 1,000 keys", 242_000.0);
+
+pub(crate) async fn run(plan: &Plan, report: &mut Report) {
+    for (keys, records, least) in [(1_000, 4_000_000, 1_200_000.0), (1_000_000, 4_000_000, 400_000.0)] {
+        let name = format!("pipeline filter+map+aggregate, {keys} keys");
+        if plan.wants(&name) {
+            // To warm up.
+            pipeline(keys, plan.records(records) / 5).await;
+            let mut rates = Vec::new();
+            for _ in 0..plan.rounds(ROUNDS) {
+                rates.push(pipeline(keys, plan.records(records)).await);
+            }
+            let figure = Figure::new(name, median(rates), Unit::RecordsPerSecond);
+            report.add(figure.beside_another_run(KAFKA_STREAMS.0, KAFKA_STREAMS.1).at_least(least));
+        }
+    }
+    latency(plan, report).await;
+    if plan.wants("idle server") {
+        idle(report).await;
+    }
+    let name = "module upload to first output";
+    if plan.wants(name) {
+        let mut seconds = Vec::new();
+        for _ in 0..plan.rounds(ROUNDS) {
+            seconds.push(first_output().await);
+        }
+        report.add(Figure::new(name, median(seconds), Unit::Seconds).at_most(1.0));
+    }
+}
+
+pub(crate) async fn push(client: &Client, guests: &[&str]) {
+    for guest in guests {
+        client.admin().push_module(guest, millstream_tests::guest(guest)).await.unwrap();
+    }
+}
+
+pub(crate) async fn apply(client: &Client, yaml: &str) {
+    let request = v1::ApplyPipelineRequest { yaml: yaml.to_owned(), ..Default::default() };
+    let applied = client.admin().apply_pipeline(request).await.unwrap();
+    assert!(applied.mistakes.is_empty(), "{:?}", applied.mistakes);
+}
+
+const THREE_STAGES: &str = "
+pipeline: bench
+from: in
+stages:
+  - filter: bench-filter
+  - map: bench-map
+    keeps-key: true
+  - aggregate: bench-aggregate
+to: out
+";
+
+/// Records a second from the file's apply to the commit of the last one.
+async fn pipeline(keys: u64, records: u64) -> f64 {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path());
+    let client = server.client();
+    client.admin().create_topic("in", Some(PARTITIONS), v1::TopicSettings::default()).await.unwrap();
+    push(&client, &["bench-filter", "bench-map", "bench-aggregate"]).await;
+    let producer = client.producer(ProducerSettings::default());
+    let to = producer.topic("in").await.unwrap();
+    let mut value = vec![b'x'; 100];
+    for number in 0..records {
+        let random = mix(number);
+        value[0] = if random.is_multiple_of(10) { b'a' } else { b'b' };
+        let key = format!("{:08}", random % keys);
+        drop(to.send(RecordRef::keyed(key.as_bytes(), &value)).await.unwrap());
+    }
+    producer.close().await.unwrap();
+    let begun = Instant::now();
+    apply(&client, THREE_STAGES).await;
+    loop {
+        let described = client.admin().describe_pipeline("bench").await.unwrap();
+        let pipeline = described.pipeline.unwrap();
+        assert_eq!(pipeline.state, "running", "{}", pipeline.reason);
+        if pipeline.lag == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    records as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// From when a record was due at the producer until the consumer has what a pipeline made of it: at steady rates, and at
+/// parts of the most that goes through.
+async fn latency(plan: &Plan, report: &mut Report) {
+    const NAME: &str = "latency produce to pipeline to consumer";
+    let rounds = async |load: OpenLoop| {
+        let mut rounds = Vec::new();
+        for _ in 0..plan.rounds(ROUNDS) {
+            rounds.push(PassedOn::start().await.steadily(load).await);
+        }
+        rounds
+    };
+    for per_second in [1_000, 10_000] {
+        let name = format!("{NAME}, {per_second}/s");
+        if plan.wants(&name) {
+            let load = OpenLoop::new(per_second, plan.seconds(20), SAMPLES_A_SECOND);
+            report.add_latency_at_most(&format!("{name},"), &rounds(load).await, 10.0);
+        }
+    }
+    let name = format!("{NAME}, open loop");
+    if plan.wants(&name) {
+        let mut most = Vec::new();
+        for _ in 0..plan.rounds(ROUNDS) {
+            most.push(PassedOn::start().await.at_full_speed(plan.records(3_000_000)).await);
+        }
+        let most = median(most);
+        report.add(Figure::new(format!("{name}, the maximum (closed loop)"), most, Unit::RecordsPerSecond));
+        for percent in LOADS_PERCENT {
+            let load = part_of(most, percent, plan.seconds(10));
+            report.add_latency(&format!("{name}, at {percent} %,"), &rounds(load).await);
+        }
+    }
+}
+
+/// Bytes of each value: when the record was due, in microseconds since the epoch, or 0 where it is not timed; then others.
+const PASSED_ON_BYTES: usize = 100;
+
+/// A server whose pipeline passes each record on.
+struct PassedOn {
+    server: Server,
+    _data: TempDir,
+}
+
+impl PassedOn {
+    async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let server = Server::start(data.path());
+        let client = server.client();
+        client.admin().create_topic("in", Some(PARTITIONS), v1::TopicSettings::default()).await.unwrap();
+        client.admin().create_topic("out", Some(PARTITIONS), v1::TopicSettings::default()).await.unwrap();
+        push(&client, &["bench-map"]).await;
+        apply(&client, "pipeline: bench\nfrom: in\nstages:\n  - map: bench-map\nto: out\n").await;
+        Self { server, _data: data }
+    }
+
+    /// Takes so many records from the output. Milliseconds since those that are timed were due.
+    fn consume(&self, records: u64) -> JoinHandle<Vec<f64>> {
+        let mut consumer =
+            self.server.client().consumer(ConsumerSettings::topic("out").from(Position::Earliest)).unwrap();
+        tokio::spawn(async move {
+            let (mut came, mut late_ms) = (0, Vec::new());
+            while came < records {
+                let batch = consumer.next_batch().await.unwrap().unwrap();
+                let now = epoch_us();
+                for record in &batch {
+                    came += 1;
+                    let value = record.unwrap().value.unwrap();
+                    let due = u64::from_be_bytes(*value.first_chunk().unwrap());
+                    if due > 0 {
+                        late_ms.push(now.saturating_sub(due) as f64 / 1e3);
+                    }
+                }
+            }
+            late_ms
+        })
+    }
+
+    fn settings() -> ProducerSettings {
+        ProducerSettings { linger_ms: 1, ..ProducerSettings::default() }
+    }
+
+    /// Records a second, until the consumer has the last one.
+    async fn at_full_speed(self, records: u64) -> f64 {
+        let consuming = self.consume(records);
+        let producer = self.server.client().producer(Self::settings());
+        let to = producer.topic("in").await.unwrap();
+        let value = [0; PASSED_ON_BYTES];
+        let begun = Instant::now();
+        for number in 0..records {
+            drop(to.send(RecordRef::keyed(&passed_on_key(number), &value)).await.unwrap());
+        }
+        producer.close().await.unwrap();
+        consuming.await.unwrap();
+        records as f64 / begun.elapsed().as_secs_f64()
+    }
+
+    async fn steadily(self, load: OpenLoop) -> Latency {
+        let consuming = self.consume(load.records);
+        let producer = self.server.client().producer(Self::settings());
+        let to = producer.topic("in").await.unwrap();
+        let (epoch, begun) = (epoch_us(), Instant::now());
+        load.run(&to, |number, due, record| {
+            let due = epoch + due.saturating_duration_since(begun).as_micros() as u64;
+            let timed = if load.is_sampled(number) { due } else { 0 };
+            record.value.resize(PASSED_ON_BYTES, b'x');
+            record.value[..8].copy_from_slice(&timed.to_be_bytes());
+            record.key = Some(passed_on_key(number).to_vec());
+        })
+        .await
+        .unwrap();
+        producer.close().await.unwrap();
+        Latency::of(consuming.await.unwrap())
+    }
+}
+
+fn passed_on_key(number: u64) -> [u8; 8] {
+    (number % 1_000).to_be_bytes()
+}
+
+/// Now, in microseconds since the epoch.
+fn epoch_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
+}
+
+async fn idle(report: &mut Report) {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path());
+    let client = server.client();
+    client.admin().create_topic("in", Some(PARTITIONS), v1::TopicSettings::default()).await.unwrap();
+    push(&client, &["bench-filter", "bench-map", "bench-aggregate"]).await;
+    apply(&client, THREE_STAGES).await;
+    drop(client);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let cpu = cpu_seconds(server.pid());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let used = (cpu_seconds(server.pid()) - cpu) * 1e3;
+    report.add(Figure::new("idle server with a pipeline, CPU in 10 s", used, Unit::Milliseconds).at_most(10.0));
+    let resident = resident_bytes(server.pid()) as f64 / 1e6;
+    report.add(Figure::new("idle server with a pipeline, resident memory", resident, Unit::Megabytes).at_most(80.0));
+}
+
+/// Seconds from a module's upload to a fresh server, which has never seen it, to the first output.
+async fn first_output() -> f64 {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path());
+    let client = server.client();
+    client.admin().create_topic("in", Some(1), v1::TopicSettings::default()).await.unwrap();
+    client.admin().create_topic("out", Some(1), v1::TopicSettings::default()).await.unwrap();
+    let producer = client.producer(ProducerSettings::default());
+    producer.topic("in").await.unwrap().send(RecordRef::new(b"{\"delay\": 100}")).await.unwrap().await.unwrap();
+    let mut consumer = client.consumer(ConsumerSettings::topic("out").from(Position::Earliest)).unwrap();
+    let begun = Instant::now();
+    push(&client, &["delayed"]).await;
+    apply(&client, "pipeline: bench\nfrom: in\nstages:\n  - filter: delayed\nto: out\n").await;
+    consumer.next().await.unwrap().unwrap();
+    begun.elapsed().as_secs_f64()
+}

@@ -1,0 +1,147 @@
+//! Kafka's own tools for load: ProducerPerformance and ConsumerPerformance.
+
+use anyhow::{Context, Result};
+
+use super::node::Node;
+use crate::measure::process::{cpu_seconds, ended_children_cpu_seconds, settled};
+use crate::measure::samples::Latency;
+
+/// When Kafka acknowledges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushing {
+    /// Its default: once a record is in the page cache.
+    PageCache,
+    /// `flush.messages=1`: once it is on disk, which is what our acknowledgement means.
+    EveryMessage,
+}
+
+/// Records to be produced.
+#[derive(Clone, Copy, Debug)]
+pub struct Load<'a> {
+    /// The topic.
+    pub topic: &'a str,
+    /// How many are measured.
+    pub records: u64,
+    /// How many are sent before, unmeasured, by the same tool: the JVMs compile meanwhile.
+    pub warm_up: u64,
+    /// Bytes of each value.
+    pub value_bytes: usize,
+    /// Records a second; as fast as possible where left out.
+    pub per_second: Option<u64>,
+    /// The producer's `batch.size`, in bytes.
+    pub batch_bytes: usize,
+    /// The producer's `linger.ms`.
+    pub linger_ms: u64,
+}
+
+/// What ProducerPerformance measured. It counts latencies from when a record was sent, not from when it was due.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Produced {
+    /// Records a second.
+    pub records_per_s: f64,
+    /// To the acknowledgement, in whole milliseconds; waiting for room in the producer's buffer included.
+    pub latency: Latency,
+    /// CPU time of the node for each record, in microseconds, until it has nothing left to do.
+    pub server_cpu_us: f64,
+    /// The same of the tool, its start included.
+    pub client_cpu_us: f64,
+}
+
+/// What ConsumerPerformance measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Consumed {
+    /// How many there were.
+    pub records: f64,
+    /// Records a second while it fetched: joining its group is not counted.
+    pub records_per_s: f64,
+}
+
+impl Node {
+    /// Makes a topic.
+    ///
+    /// # Errors
+    /// Where the tool fails.
+    pub fn create_topic(&self, name: &str, partitions: u32, flushing: Flushing) -> Result<()> {
+        let partitions = partitions.to_string();
+        let server = ["--bootstrap-server", self.address()];
+        let mut arguments = [&server[..], &["--create", "--topic", name, "--partitions", &partitions]].concat();
+        if flushing == Flushing::EveryMessage {
+            arguments.extend(["--config", "flush.messages=1"]);
+        }
+        self.jars().run("org.apache.kafka.tools.TopicCommand", &arguments).map(drop)
+    }
+
+    /// Sends a load, and waits until the node has nothing left to do.
+    ///
+    /// # Errors
+    /// Where the tool fails, or says something else than it did when this was written.
+    pub async fn produce(&self, load: Load<'_>) -> Result<Produced> {
+        let total = load.records + load.warm_up;
+        let (records, warm_up, size) = (total.to_string(), load.warm_up.to_string(), load.value_bytes.to_string());
+        let throughput = load.per_second.map_or_else(|| "-1".to_owned(), |rate| rate.to_string());
+        let batch = format!("batch.size={}", load.batch_bytes);
+        let linger = format!("linger.ms={}", load.linger_ms);
+        let mut arguments =
+            vec!["--bootstrap-server", self.address(), "--topic", load.topic, "--num-records", &records];
+        arguments.extend(["--record-size", &size, "--throughput", &throughput]);
+        if load.warm_up > 0 {
+            arguments.extend(["--warmup-records", &warm_up]);
+        }
+        arguments.extend(["--command-property", &batch, &linger]);
+        let (server, client) = (cpu_seconds(self.pid()), ended_children_cpu_seconds());
+        let said = self.jars().run("org.apache.kafka.tools.ProducerPerformance", &arguments)?;
+        let client_cpu_us = (ended_children_cpu_seconds() - client) * 1e6 / total as f64;
+        // What it puts off belongs to these records too. One that never gets quiet is measured as it is by then.
+        settled(self.pid()).await;
+        let server_cpu_us = (cpu_seconds(self.pid()) - server) * 1e6 / total as f64;
+        let produced = Produced::read(&said).with_context(|| format!("ProducerPerformance said {said:?}"))?;
+        Ok(Produced { server_cpu_us, client_cpu_us, ..produced })
+    }
+
+    /// Reads so many records of a topic from its start.
+    ///
+    /// # Errors
+    /// As for [`Node::produce`].
+    pub fn consume(&self, topic: &str, records: u64) -> Result<Consumed> {
+        let records = records.to_string();
+        let arguments =
+            ["--bootstrap-server", self.address(), "--topic", topic, "--num-records", &records, "--hide-header"];
+        let said = self.jars().run("org.apache.kafka.tools.ConsumerPerformance", &arguments)?;
+        Consumed::read(&said).with_context(|| format!("ConsumerPerformance said {said:?}"))
+    }
+}
+
+impl Produced {
+    /// Reads what the tool printed, without CPU times. The last line is of the steady state, after the warm-up where there was one:
+    /// `800000 steady state records sent, 167855.6 records/sec (16.01 MB/sec), 1426.21 ms avg latency, 1846.00 ms max latency,
+    /// 1478 ms 50th, 1793 ms 95th, 1832 ms 99th, 1839 ms 99.9th.`
+    pub fn read(said: &str) -> Option<Self> {
+        let line = said.lines().rfind(|line| line.contains("99.9th"))?;
+        // The number before each of these words.
+        let before = |word: &str| {
+            let part = line.split(", ").find_map(|part| part.trim_end_matches('.').split_once(word))?;
+            part.0.trim().parse::<f64>().ok()
+        };
+        Some(Self {
+            records_per_s: before(" records/sec")?,
+            latency: Latency {
+                samples: line.split_whitespace().next()?.parse().ok()?,
+                p50_ms: before(" ms 50th")?,
+                p99_ms: before(" ms 99th")?,
+                p999_ms: before(" ms 99.9th")?,
+                max_ms: before(" ms max latency")?,
+            },
+            server_cpu_us: 0.0,
+            client_cpu_us: 0.0,
+        })
+    }
+}
+
+impl Consumed {
+    /// Reads what the tool printed: start, end, MB, MB/s, records, records/s, and of the fetching alone: ms to join, ms, MB/s, records/s.
+    pub fn read(said: &str) -> Option<Self> {
+        let line = said.lines().rfind(|line| line.split(", ").count() == 10)?;
+        let fields: Vec<&str> = line.split(", ").map(str::trim).collect();
+        Some(Self { records: fields[4].parse().ok()?, records_per_s: fields[9].parse().ok()? })
+    }
+}

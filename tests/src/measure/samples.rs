@@ -1,0 +1,70 @@
+//! Medians, percentiles, and how rounds are put together: the middle of them for what is typical, the worst for tails.
+
+use std::time::Duration;
+
+/// The middle value, or the mean of the two in the middle.
+///
+/// # Panics
+/// Where there is no value.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) { (values[middle - 1] + values[middle]) / 2.0 } else { values[middle] }
+}
+
+/// The smallest value that is at least as large as `part` of all of them (nearest rank).
+///
+/// # Panics
+/// Where there is no value.
+pub fn percentile(sorted: &[f64], part: f64) -> f64 {
+    let rank = (sorted.len() as f64 * part).ceil() as usize;
+    sorted[rank.clamp(1, sorted.len()) - 1]
+}
+
+/// The latencies of one round, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Latency {
+    /// How many were measured.
+    pub samples: usize,
+    /// Half of them were no longer.
+    pub p50_ms: f64,
+    /// Of a hundred one was longer.
+    pub p99_ms: f64,
+    /// Of a thousand one was longer.
+    pub p999_ms: f64,
+    /// The longest.
+    pub max_ms: f64,
+}
+
+impl Latency {
+    /// Sums up what was measured.
+    ///
+    /// # Panics
+    /// Where nothing was measured.
+    pub fn of(mut milliseconds: Vec<f64>) -> Self {
+        milliseconds.sort_by(f64::total_cmp);
+        let at = |part| percentile(&milliseconds, part);
+        Self { samples: milliseconds.len(), p50_ms: at(0.5), p99_ms: at(0.99), p999_ms: at(0.999), max_ms: at(1.0) }
+    }
+
+    /// Several rounds as one: the median of their p50, and the worst of each of their tails. A mean or a median of
+    /// tails would hide the stall that one round had.
+    ///
+    /// # Panics
+    /// Where there was no round.
+    pub fn of_rounds(rounds: &[Self]) -> Self {
+        let worst = |of: fn(&Self) -> f64| rounds.iter().map(of).fold(f64::NEG_INFINITY, f64::max);
+        Self {
+            samples: rounds.iter().map(|round| round.samples).sum(),
+            p50_ms: median(rounds.iter().map(|round| round.p50_ms).collect()),
+            p99_ms: worst(|round| round.p99_ms),
+            p999_ms: worst(|round| round.p999_ms),
+            max_ms: worst(|round| round.max_ms),
+        }
+    }
+}
+
+/// A duration in milliseconds.
+pub fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
