@@ -12,6 +12,9 @@ mod error;
 mod partitioner;
 mod records;
 mod retain;
+#[cfg(test)]
+#[path = "../tests/seeded/mod.rs"]
+mod seeded;
 mod varint;
 
 pub use batch::{

@@ -99,8 +99,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::seeded::seeded;
 
     proptest! {
+        #![proptest_config(seeded())]
+
         #[test]
         fn what_is_put_is_read(value: i64) {
             let mut out = Vec::new();

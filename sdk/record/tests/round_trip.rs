@@ -11,6 +11,8 @@ use millstream_record::{
 };
 use proptest::prelude::*;
 
+mod seeded;
+
 /// Counts what is allocated at once, to hold the parser to its bound.
 struct Counting;
 
@@ -92,6 +94,8 @@ fn read_all(bytes: &Bytes, limits: &Limits) {
 }
 
 proptest! {
+    #![proptest_config(seeded::seeded())]
+
     #[test]
     fn records_come_back_as_pushed(records in prop::collection::vec(record(), 1..30), codec in codec(), base in 0i64..1 << 40) {
         let limits = Limits::default();

@@ -1,0 +1,89 @@
+//! Whatever the bytes, a batch is refused or read: no panic, no memory beyond the limits, and what
+//! `check` lets pass is read to its last record.
+
+use bytes::Bytes;
+use millstream_record::{
+    BATCH_HEADER_BYTES, BatchBuilder, Columns, ColumnsReader, Compression, Limits, RecordBatch, TimestampType,
+    split_batches,
+};
+
+const LIMITS: Limits = Limits { batch_bytes_max: 1 << 20, inflated_bytes_max: 4 << 20, record_bytes_max: 1 << 20 };
+
+/// Reads the bytes as a batch, and as one with a true checksum.
+pub fn batch(data: &[u8]) {
+    exercise(data.to_vec());
+    if let Some(sealed) = sealed(data) {
+        exercise(sealed);
+    }
+}
+
+/// The same bytes with a true length, magic and checksum: a fuzzer does not guess a CRC.
+fn sealed(data: &[u8]) -> Option<Vec<u8>> {
+    if data.len() < BATCH_HEADER_BYTES {
+        return None;
+    }
+    let mut bytes = data.to_vec();
+    let length = bytes.len() as i32 - 12;
+    bytes[8..12].copy_from_slice(&length.to_be_bytes());
+    bytes[16] = 2;
+    let crc = crc32c::crc32c(&bytes[21..]);
+    bytes[17..21].copy_from_slice(&crc.to_be_bytes());
+    Some(bytes)
+}
+
+fn exercise(data: Vec<u8>) {
+    let bytes = Bytes::from(data);
+    match RecordBatch::check(bytes.clone(), &LIMITS) {
+        Ok(batch) => sound(&batch),
+        Err(e) => assert!(!e.to_string().is_empty()),
+    }
+    // From a log, records are not checked before they are read: errors are fine, panics are not.
+    for batch in split_batches(bytes) {
+        let Ok(batch) = batch else { break };
+        let _ = (batch.next_offset(), batch.verify_crc());
+        if let Ok(records) = batch.records(&LIMITS) {
+            for record in &records {
+                let Ok(record) = record else { break };
+                let _ = records.to_record(&record);
+            }
+        }
+        let mut columns = Columns::default();
+        let _ = columns.append_batch(&batch, i64::MIN, &LIMITS);
+        columns.check().expect("columns of a log's batch are sound");
+    }
+}
+
+/// What passed the check is read without error, the same by rows and by columns, and is the same
+/// again once rebuilt.
+fn sound(batch: &RecordBatch) {
+    let records = batch.records(&LIMITS).expect("a checked batch inflates");
+    let rows: Vec<_> =
+        records.iter().map(|record| records.to_record(&record.expect("a checked record is read"))).collect();
+    assert_eq!(rows.len(), batch.record_count() as usize);
+    let mut columns = Columns::default();
+    let appended = columns.append_batch(batch, i64::MIN, &LIMITS).expect("a checked batch makes columns");
+    assert_eq!(appended as usize, rows.len());
+    columns.check().expect("columns of a checked batch are sound");
+    let reader = ColumnsReader::new(&columns);
+    let mut builder = BatchBuilder::new(Compression::None);
+    for (index, (row, view)) in rows.iter().zip(&records).enumerate() {
+        let view = view.expect("read before");
+        assert_eq!(row.headers.len(), view.header_count() as usize);
+        assert_eq!(Some(row.offset), batch.base_offset().checked_add(index as i64));
+        let column = reader.row(index);
+        assert_eq!((column.offset, column.timestamp_ms), (row.offset, row.timestamp_ms));
+        assert_eq!((column.key, column.value), (row.key.as_deref(), row.value.as_deref()));
+        let headers = row.headers.iter().map(|header| (header.name.as_str(), header.value.as_deref()));
+        assert!(reader.headers(index).eq(headers));
+        reader.push_to(&mut builder, index);
+    }
+    let rebuilt = builder.finish().expect("a checked batch has a record");
+    let rebuilt = RecordBatch::check(rebuilt.into_bytes(), &Limits::default()).expect("a rebuilt batch is sound");
+    assert_eq!(rebuilt.timestamp_type(), TimestampType::CreateTime);
+    let again = rebuilt.records(&Limits::default()).expect("a rebuilt batch inflates");
+    for (row, view) in rows.iter().zip(&again) {
+        let again = again.to_record(&view.expect("a rebuilt record is read"));
+        assert_eq!((again.timestamp_ms, &again.key, &again.value), (row.timestamp_ms, &row.key, &row.value));
+        assert_eq!(again.headers, row.headers);
+    }
+}
