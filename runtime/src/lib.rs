@@ -17,6 +17,9 @@ pub mod modules;
 pub mod pipeline;
 pub mod pool;
 pub mod runtime;
+#[cfg(test)]
+#[path = "../../sdk/record/tests/seeded/mod.rs"]
+mod seeded;
 pub mod stage;
 pub mod state;
 pub mod task;

@@ -50,14 +50,14 @@ impl<'a> From<&'a Columns> for BatchIn<'a> {
     }
 }
 
-#[derive(ComponentType, Lift)]
+#[derive(Debug, ComponentType, Lift)]
 #[component(record)]
 pub(super) struct FailureOut {
     index: u32,
     reason: String,
 }
 
-#[derive(ComponentType, Lift)]
+#[derive(Debug, ComponentType, Lift)]
 #[component(record)]
 pub(super) struct ColumnOut {
     lengths: Vec<i32>,
@@ -70,7 +70,7 @@ impl From<ColumnOut> for Column {
     }
 }
 
-#[derive(ComponentType, Lift)]
+#[derive(Debug, ComponentType, Lift)]
 #[component(record)]
 pub(super) struct HeadersOut {
     counts: Vec<u32>,
@@ -78,14 +78,14 @@ pub(super) struct HeadersOut {
     values: ColumnOut,
 }
 
-#[derive(ComponentType, Lift)]
+#[derive(Debug, ComponentType, Lift)]
 #[component(record)]
 pub(super) struct FilteredOut {
     verdicts: Vec<u8>,
     failures: Vec<FailureOut>,
 }
 
-#[derive(ComponentType, Lift)]
+#[derive(Debug, ComponentType, Lift)]
 #[component(record)]
 pub(super) struct MappedOut {
     sources: Vec<u32>,
@@ -96,14 +96,14 @@ pub(super) struct MappedOut {
     failures: Vec<FailureOut>,
 }
 
-#[derive(ComponentType, Lift)]
+#[derive(Debug, ComponentType, Lift)]
 #[component(record)]
 pub(super) struct AddedOut {
     accumulators: ColumnOut,
     failures: Vec<FailureOut>,
 }
 
-#[derive(ComponentType, Lift)]
+#[derive(Debug, ComponentType, Lift)]
 #[component(record)]
 pub(super) struct FinishedOut {
     values: ColumnOut,
@@ -268,4 +268,182 @@ fn check_failures(failures: Vec<FailureOut>, entries: usize, what: &str) -> Resu
         return Err(format!("two failures of the same {what}, {}", pair[0].0));
     }
     Ok(checked)
+}
+
+#[cfg(test)]
+mod tests {
+    use millstream_record::ColumnsReader;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::seeded::seeded;
+    use crate::stage::map::assemble;
+
+    fn failure(index: u32) -> FailureOut {
+        FailureOut { index, reason: "refused".into() }
+    }
+
+    fn column(entries: usize) -> ColumnOut {
+        ColumnOut { lengths: vec![1; entries], bytes: vec![b'x'; entries] }
+    }
+
+    fn headers(counts: &[u32]) -> HeadersOut {
+        let all = counts.iter().sum::<u32>() as usize;
+        HeadersOut { counts: counts.to_vec(), names: column(all), values: column(all) }
+    }
+
+    fn mapped(sources: &[u32]) -> MappedOut {
+        let sources = sources.to_vec();
+        MappedOut { sources, timestamps: None, keys: None, values: None, headers: None, failures: Vec::new() }
+    }
+
+    #[test]
+    fn what_a_filter_says_is_consistent() {
+        let say = |verdicts: &[u8], failures: &[u32]| {
+            let failures = failures.iter().map(|index| failure(*index)).collect();
+            FilteredOut { verdicts: verdicts.to_vec(), failures }.check(3)
+        };
+        let good = say(&[1, 2, 0], &[1]).unwrap();
+        assert_eq!((good.verdicts, good.failures), (vec![1, 0, 0], vec![(1, "refused".to_owned())]));
+        // Failures may come in any order.
+        assert_eq!(say(&[2, 1, 2], &[2, 0]).unwrap().verdicts, [0, 1, 0]);
+        let refusals = [
+            (say(&[1, 1], &[]), "2 verdicts for 3 records"),
+            (say(&[1, 1, 1, 1], &[]), "4 verdicts for 3 records"),
+            (say(&[1, 3, 1], &[]), "verdict 3 for record 1: 0, 1 and 2 are known"),
+            (say(&[1, 2, 1], &[]), "verdict \"failed\" for record 1, which is not in failures"),
+            (say(&[1, 2, 2], &[1]), "verdict \"failed\" for record 2, which is not in failures"),
+            (say(&[2, 2, 1], &[1]), "verdict \"failed\" for record 0, which is not in failures"),
+            (say(&[1, 1, 1], &[1]), "a failure for record 1, whose verdict is 1"),
+            (say(&[1, 0, 1], &[1]), "a failure for record 1, whose verdict is 0"),
+            (say(&[1, 2, 1], &[1, 1]), "two failures of the same record, 1"),
+            (say(&[1, 1, 2], &[3]), "a failure of record 3, where there are 3"),
+        ];
+        for (said, words) in refusals {
+            assert_eq!(said.unwrap_err(), words);
+        }
+    }
+
+    #[test]
+    fn what_a_map_puts_out_is_consistent() {
+        let good = MappedOut { failures: vec![failure(1)], ..mapped(&[0, 0, 2]) }.check(3).unwrap();
+        assert_eq!((good.sources, good.failures.len()), (vec![0, 0, 2], 1));
+        let refusals = [
+            (mapped(&[1, 0]), "the sources of its outputs do not ascend"),
+            (mapped(&[0, 3]), "an output of record 3, where there are 3 records"),
+            (
+                MappedOut { failures: vec![failure(2)], ..mapped(&[0, 2]) },
+                "an output and a failure of the same record, 2",
+            ),
+            (MappedOut { failures: vec![failure(3)], ..mapped(&[0]) }, "a failure of record 3, where there are 3"),
+            (
+                MappedOut { failures: vec![failure(1), failure(1)], ..mapped(&[0]) },
+                "two failures of the same record, 1",
+            ),
+            (MappedOut { timestamps: Some(vec![0]), ..mapped(&[0, 1]) }, "1 timestamps for 2 outputs"),
+            (MappedOut { keys: Some(column(3)), ..mapped(&[0, 1]) }, "3 keys where 2 belong"),
+            (MappedOut { values: Some(column(1)), ..mapped(&[0, 1]) }, "1 values where 2 belong"),
+        ];
+        for (out, words) in refusals {
+            assert_eq!(out.check(3).unwrap_err(), words);
+        }
+        for (counts, names) in [(&[1][..], 1), (&[1, 1, 1], 3), (&[1, 1], 3)] {
+            let headers = HeadersOut { names: column(names), ..headers(counts) };
+            let refused = MappedOut { headers: Some(headers), ..mapped(&[0, 1]) }.check(3).unwrap_err();
+            assert!(refused.contains("header"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn what_an_aggregate_returns_is_one_entry_a_group() {
+        let added = |entries, failures| AddedOut { accumulators: column(entries), failures }.check(5, 2);
+        assert_eq!(added(2, vec![failure(4), failure(0)]).unwrap().failures[0].0, 0);
+        assert_eq!(added(3, vec![]).unwrap_err(), "3 accumulators where 2 belong");
+        assert_eq!(added(1, vec![]).unwrap_err(), "1 accumulators where 2 belong");
+        assert_eq!(added(2, vec![failure(5)]).unwrap_err(), "a failure of record 5, where there are 5");
+        let finished = |entries, failures| FinishedOut { values: column(entries), failures }.check(2);
+        assert_eq!(finished(2, vec![failure(1)]).unwrap().failures[0].0, 1);
+        assert_eq!(finished(3, vec![]).unwrap_err(), "3 values where 2 belong");
+        assert_eq!(finished(2, vec![failure(2)]).unwrap_err(), "a failure of group 2, where there are 2");
+    }
+
+    #[test]
+    fn a_reason_is_kept_up_to_its_limit_and_whole_letters_of_it() {
+        let reason = format!("x{}", "\u{fc}".repeat(REASON_BYTES_MAX));
+        let out = AddedOut { accumulators: column(1), failures: vec![FailureOut { index: 0, reason: reason.clone() }] };
+        let kept = out.check(1, 1).unwrap().failures.remove(0).1;
+        assert_eq!(kept.len(), REASON_BYTES_MAX - 1);
+        assert!(reason.starts_with(&kept));
+    }
+
+    /// A column that is mostly as it should be.
+    fn any_column(entries: usize) -> impl Strategy<Value = ColumnOut> {
+        let length = prop_oneof![8 => -1i32..4, 1 => Just(-2), 1 => any::<i32>()];
+        let off = prop_oneof![6 => Just(0isize), 1 => -1isize..=1];
+        (prop::collection::vec(length, entries), off.clone(), off).prop_map(|(mut lengths, entries_off, bytes_off)| {
+            lengths.resize(lengths.len().saturating_add_signed(entries_off), 0);
+            let bytes: usize = lengths.iter().map(|length| (*length).clamp(0, 3) as usize).sum();
+            ColumnOut { lengths, bytes: vec![b'x'; bytes.saturating_add_signed(bytes_off)] }
+        })
+    }
+
+    const RECORDS: u32 = 4;
+
+    fn any_mapped() -> impl Strategy<Value = MappedOut> {
+        let sources = prop::collection::vec(0..RECORDS + 1, 0..6).prop_map(|mut sources| {
+            sources.sort_unstable();
+            sources
+        });
+        sources.prop_flat_map(|sources| {
+            let outputs = sources.len();
+            let headers = prop::collection::vec(0u32..3, outputs).prop_flat_map(|counts| {
+                let all = counts.iter().sum::<u32>() as usize;
+                (Just(counts), any_column(all), any_column(all))
+            });
+            let headers = headers.prop_map(|(counts, names, values)| HeadersOut { counts, names, values });
+            let timestamps = prop::collection::vec(any::<i64>(), outputs);
+            let columns = (prop::option::of(any_column(outputs)), prop::option::of(any_column(outputs)));
+            let failures = prop::collection::vec((0..RECORDS + 1).prop_map(failure), 0..2);
+            (Just(sources), prop::option::of(timestamps), columns, prop::option::of(headers), failures).prop_map(
+                |(sources, timestamps, (keys, values), headers, failures)| MappedOut {
+                    sources,
+                    timestamps,
+                    keys,
+                    values,
+                    headers,
+                    failures,
+                },
+            )
+        })
+    }
+
+    proptest! {
+        #![proptest_config(seeded())]
+
+        /// Whatever a map returns is refused, or makes outputs that can be read and that come from their sources.
+        #[test]
+        fn any_columns_of_a_map_are_refused_or_of_use(out in any_mapped()) {
+            let mut input = Columns::default();
+            for index in 0..RECORDS {
+                let name = format!("h{index}");
+                let header = (name.as_str(), Some(&b"v"[..]));
+                let headers = std::iter::repeat_n(header, index as usize % 3);
+                input.push(i64::from(index) + 10, i64::from(index) + 20, None, Some(&[index as u8]), headers);
+            }
+            let Ok(mapped) = out.check(RECORDS as usize) else { return Ok(()) };
+            let (sources, own_times, own_values) = (mapped.sources.clone(), mapped.timestamps_ms.clone(), mapped.values.is_some());
+            let own_headers = mapped.headers.is_some();
+            let outputs = assemble(input.clone(), mapped);
+            outputs.check().unwrap();
+            prop_assert_eq!(outputs.len(), sources.len());
+            let (from, to) = (ColumnsReader::new(&input), ColumnsReader::new(&outputs));
+            for (index, source) in sources.iter().enumerate() {
+                let (row, source_row) = (to.row(index), from.row(*source as usize));
+                prop_assert_eq!(row.offset, source_row.offset);
+                prop_assert_eq!(row.timestamp_ms, own_times.as_ref().map_or(source_row.timestamp_ms, |times| times[index]));
+                prop_assert!(own_values || row.value == source_row.value);
+                prop_assert!(own_headers || to.headers(index).eq(from.headers(*source as usize)));
+            }
+        }
+    }
 }

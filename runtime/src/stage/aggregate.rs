@@ -3,7 +3,8 @@
 
 use std::hash::BuildHasher;
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::HashTable;
+use millstream_broker::hash::SeededState;
 use millstream_record::{Column, ColumnReader, Columns};
 
 use super::halving::halve;
@@ -21,13 +22,13 @@ pub struct Groups {
     pub keys: Column,
     starts: Vec<u32>,
     table: HashTable<u32>,
-    hasher: DefaultHashBuilder,
+    hasher: SeededState,
     hashes: Vec<u64>,
 }
 
 impl Groups {
     /// Groups with the hasher of their task: hashes of one task are comparable.
-    pub fn new(hasher: DefaultHashBuilder) -> Self {
+    pub fn new(hasher: SeededState) -> Self {
         Self { hasher, ..Self::default() }
     }
 
@@ -58,7 +59,7 @@ impl Groups {
     }
 
     /// The group of `key`, made where it is new.
-    fn group_of(&mut self, key: &[u8]) -> u32 {
+    pub fn group_of(&mut self, key: &[u8]) -> u32 {
         let hash = self.hasher.hash_one(key);
         if let Some(group) = self.find(hash, key) {
             return group as u32;
@@ -104,7 +105,7 @@ pub fn run(
     guest: &mut Guest,
     input: &Columns,
     state: &dyn Accumulators,
-    hasher: &DefaultHashBuilder,
+    hasher: &SeededState,
 ) -> Result<Aggregated, StageError> {
     let mut groups = Groups::new(hasher.clone());
     let mut failures = Vec::new();

@@ -36,7 +36,7 @@ pub fn run(guest: &mut Guest, input: Columns) -> Result<Outcome, StageError> {
 }
 
 /// The outputs with their sources' columns where the map left its own out.
-fn assemble(input: Columns, mapped: Mapped) -> Columns {
+pub(crate) fn assemble(input: Columns, mapped: Mapped) -> Columns {
     let sources = &mapped.sources;
     // The usual map: one output a record. What it leaves out is taken over as it is.
     if sources.len() == input.len() && sources.iter().enumerate().all(|(at, &source)| at == source as usize) {

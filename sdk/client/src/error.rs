@@ -245,6 +245,22 @@ mod tests {
     }
 
     #[test]
+    fn only_what_may_pass_by_itself_is_tried_again() {
+        use v1::ErrorCode::{DiskFull, ShuttingDown, TimedOut};
+        let is_retriable = |code: &v1::ErrorCode| {
+            let refused = v1::Error { code: *code as i32, message: String::new() };
+            ClientError::refused(refused).is_retriable()
+        };
+        let all: Vec<_> = (0..1_000).filter_map(|number| v1::ErrorCode::try_from(number).ok()).collect();
+        assert!(all.len() > 20, "{all:?}");
+        let (mut retriable, mut expected): (Vec<_>, _) =
+            (all.into_iter().filter(is_retriable).collect(), [ShuttingDown, TimedOut, DiskFull]);
+        retriable.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(retriable, expected);
+    }
+
+    #[test]
     fn another_server_is_not_taken_for_ours() {
         let error = told(&Status::unimplemented(""));
         assert!(matches!(&error, ClientError::Protocol { .. }), "{error}");

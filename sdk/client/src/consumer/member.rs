@@ -312,3 +312,58 @@ async fn until(deadline: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Client, ConsumerSettings};
+
+    fn assigned(partitions: std::ops::Range<u32>) -> v1::Assigned {
+        let added = |partition| v1::TopicPartitionOffset { topic: "t".into(), partition, offset: 0 };
+        v1::Assigned { generation: 1, added: partitions.map(added).collect(), ..Default::default() }
+    }
+
+    fn revoke(partition: u32) -> v1::Revoke {
+        v1::Revoke { generation: 2, partitions: vec![v1::TopicPartition { topic: "t".into(), partition }] }
+    }
+
+    #[tokio::test]
+    async fn a_deadline_is_that_of_the_first_revoke_that_is_not_answered() {
+        let client = Client::new("127.0.0.1:1").unwrap();
+        let shared = Shared::new(client, ConsumerSettings::topic("t").group("g"));
+        let mut session = Session::new(&shared);
+        session.assigned(assigned(0..4));
+        // Nothing is in hand: it is answered at once.
+        session.revoke(&revoke(3));
+        assert!(session.revoke_deadline.is_some());
+        session.give_back();
+        assert!(session.revoking.is_empty() && session.revoke_deadline.is_none());
+
+        let partition = shared.partition("t", 0).unwrap();
+        let (from, next_offset, log_end_offset) = (0, 1, 1);
+        shared.push(Fetched { partition, runs: Vec::new(), bytes: 0, from, next_offset, log_end_offset });
+        shared.take().await.unwrap().unwrap();
+        session.revoke(&revoke(0));
+        let deadline = session.revoke_deadline;
+        session.give_back();
+        assert_eq!(session.revoking.len(), 1, "the application works on it");
+        session.revoke(&revoke(1));
+        session.give_back();
+        assert_eq!((session.revoking.len(), session.revoke_deadline), (2, deadline));
+        // Once that is over, as the loop says, it is given back all the same.
+        session.revoke_deadline = None;
+        session.give_back();
+        assert!(session.revoking.is_empty() && session.revoke_deadline.is_none());
+
+        // Or once the application is through with it.
+        let partition = shared.partition("t", 2).unwrap();
+        shared.push(Fetched { partition, runs: Vec::new(), bytes: 0, from, next_offset, log_end_offset });
+        shared.take().await.unwrap().unwrap();
+        session.revoke(&revoke(2));
+        session.give_back();
+        assert_eq!(session.revoking.len(), 1);
+        shared.settle();
+        session.give_back();
+        assert!(session.revoking.is_empty() && session.revoke_deadline.is_none());
+    }
+}

@@ -548,6 +548,37 @@ mod tests {
         assert_eq!(shared.to_commit(UpTo::Handed)[0].1, 9);
     }
 
+    #[test]
+    fn trouble_lasts_from_the_first_loss_until_records_come_again() {
+        let shared = shared(1_000);
+        let error = shared.membership_lost();
+        let since = shared.lost(&error);
+        assert_eq!(shared.lost(&error), since);
+        // A server that is there for a moment and gone again was never there.
+        shared.found();
+        assert_eq!(shared.lost(&error), since);
+        shared.calm();
+        assert!(shared.trouble().is_none());
+        assert!(shared.lost(&error) > since);
+    }
+
+    #[tokio::test]
+    async fn what_came_on_a_stream_that_is_lost_is_not_handed_out() {
+        let shared = shared(1_000);
+        let (sender, mut requests) = mpsc::unbounded_channel();
+        let part = Assigned::new("t".into(), 0, 0);
+        shared.joined(sender);
+        assert_eq!(credit(&mut requests), Some(1_000));
+        // What was granted is not granted twice.
+        shared.regrant();
+        assert_eq!(credit(&mut requests), None);
+        shared.assign(1, [part.clone()]);
+        shared.push(fetched(&part, 0, 1, 10));
+        shared.left();
+        shared.end();
+        assert!(shared.take().await.is_none());
+    }
+
     #[tokio::test]
     async fn credit_follows_what_the_application_takes() {
         let shared = shared(1_000);
