@@ -1,0 +1,313 @@
+//! The store's threads: what one of them cannot do any more fails the store, which says so and lets nobody wait; and
+//! what they do keeps the journal within its bound.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use millstream_broker::store::{StoreOptions, check};
+use millstream_broker::topic::{Topic, TopicSettings};
+use millstream_broker::{Broker, BrokerError, Offset, TopicName};
+use millstream_tests::held::Held;
+use millstream_tests::hooked::{self, Call, is_thread};
+use millstream_tests::instance::wait_until;
+use millstream_tests::running::{JOURNAL_BYTES, Running, append, batch_of_one, journal_bytes, read_from};
+use tokio::task::JoinSet;
+
+const VALUE_BYTES: usize = 20_000;
+
+/// What a commit of one record of [`VALUE_BYTES`] may take in the journal.
+const RECORD_BYTES_MAX: u64 = VALUE_BYTES as u64 + 1_000;
+
+const THREADS: [&str; 4] = ["committer", "sealer", "retention", "cleaner"];
+
+/// Retention, merging and compaction are looked at all the time.
+fn all_the_time(options: StoreOptions) -> StoreOptions {
+    StoreOptions { cleaning_interval: Some(Duration::from_millis(1)), ..options }
+}
+
+async fn append_one(broker: &Broker, topic: &Topic) -> Result<(), BrokerError> {
+    append(broker, topic, 0, batch_of_one(0, "k", Some(&"v".repeat(VALUE_BYTES)))).await
+}
+
+/// Appends at the same time. Each is answered; how many are on disk.
+async fn append_many(running: &Running, topic: &Arc<Topic>, count: usize) -> usize {
+    let mut answers = JoinSet::new();
+    for _ in 0..count {
+        let (broker, topic) = (running.broker.clone(), topic.clone());
+        answers.spawn(async move { append_one(&broker, &topic).await });
+    }
+    let answers = tokio::time::timeout(Duration::from_secs(120), answers.join_all()).await;
+    let answers = answers.expect("nobody waits for an answer that does not come");
+    for refused in answers.iter().filter_map(|answer| answer.as_ref().err()) {
+        assert!(matches!(refused, BrokerError::Storage(_)), "{refused}");
+    }
+    answers.iter().filter(|answer| answer.is_ok()).count()
+}
+
+/// The store says that it failed, and takes nothing more.
+async fn assert_failed(running: &Running, topic: &Topic, words: &str) {
+    let failure = running.broker.failure();
+    wait_until("the server is told to end", || failure.borrow().is_some()).await;
+    let said = failure.borrow().as_ref().unwrap().to_string();
+    assert!(said.contains(words), "{said} does not say {words:?}");
+    assert!(running.broker.store().has_failed());
+    let refused = append_one(&running.broker, topic).await.unwrap_err();
+    assert!(matches!(&refused, BrokerError::Storage(error) if error.to_string().contains(words)), "{refused}");
+    let name = TopicName::new("new").unwrap();
+    let refused = running.broker.create_topic(&name, 1, TopicSettings::default(), false).await.unwrap_err();
+    // Where redb itself was interrupted, the catalog can't be read any more.
+    assert!(matches!(refused, BrokerError::Storage(_) | BrokerError::Unreadable(_)), "{refused}");
+}
+
+/// What was acknowledged is there, at least, and the directory goes on.
+async fn assert_goes_on(data: &Path, acked: usize) {
+    let report = check(data, false).unwrap();
+    assert!(report.is_sound(), "{report:#?}");
+    let running = Running::open(data, 0);
+    let topic = running.broker.topic("t").unwrap();
+    let records = read_from(&running.broker, &topic.partitions()[0], Offset::ZERO).await;
+    assert!(records.len() >= acked, "{acked} records were acknowledged, {} are there", records.len());
+    append_one(&running.broker, &topic).await.unwrap();
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_of_the_store_that_panics_fails_the_store_at_once() {
+    for thread in THREADS {
+        let data = tempfile::tempdir().unwrap();
+        let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, all_the_time(StoreOptions::default()));
+        let topic = running.topic("t", 1, TopicSettings::default()).await;
+        running.clock.on_asked(move |asking| assert!(asking != thread, "broken on purpose: {thread}"));
+        let mut acked = 0;
+        match thread {
+            "committer" => assert_eq!(append_many(&running, &topic, 20).await, 0, "all are answered with the panic"),
+            // One part of the journal, and then nobody writes: the thread itself tells the committer.
+            "sealer" => {
+                while journal_bytes(&running.broker, |_| true) < JOURNAL_BYTES / 4 {
+                    append_one(&running.broker, &topic).await.unwrap();
+                    acked += 1;
+                }
+            }
+            // Nobody writes at all.
+            _ => {}
+        }
+        assert_failed(&running, &topic, "panicked").await;
+        running.stop().await;
+        assert_goes_on(data.path(), acked).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_a_call_of_the_disk_fails_the_store() {
+    for thread in ["committer", "sealer"] {
+        for call in [Call::Write, Call::Sync] {
+            let data = tempfile::tempdir().unwrap();
+            let breaks = Arc::new(AtomicBool::new(false));
+            let armed = breaks.clone();
+            let options = hooked::options(move |_, made| {
+                assert!(!(made == call && is_thread(thread) && armed.load(Ordering::SeqCst)), "broken on purpose");
+                Ok(())
+            });
+            let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, all_the_time(options));
+            let topic = running.topic("t", 1, TopicSettings::default()).await;
+            for _ in 0..2 {
+                append_one(&running.broker, &topic).await.unwrap();
+            }
+            breaks.store(true, Ordering::SeqCst);
+            let acked = append_many(&running, &topic, 50).await;
+            assert_failed(&running, &topic, "panicked").await;
+            running.stop().await;
+            assert_goes_on(data.path(), 2 + acked).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_that_wait_for_the_sealer_are_answered_when_it_panics() {
+    let data = tempfile::tempdir().unwrap();
+    let running = Running::open(data.path(), 0);
+    let topic = running.topic("t", 1, TopicSettings::default()).await;
+    let (reached, panics) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (reaches, until) = (reached.clone(), panics.clone());
+    running.clock.on_asked(move |asking| {
+        if asking == "sealer" {
+            reaches.store(true, Ordering::SeqCst);
+            while !until.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            panic!("broken on purpose");
+        }
+    });
+    let mut writers = JoinSet::new();
+    for _ in 0..4 {
+        let (broker, topic) = (running.broker.clone(), topic.clone());
+        writers.spawn(async move {
+            let mut acked = 0;
+            loop {
+                match append_one(&broker, &topic).await {
+                    Ok(()) => acked += 1,
+                    Err(refused) => return (acked, refused),
+                }
+            }
+        });
+    }
+    wait_until("the sealer seals", || reached.load(Ordering::SeqCst)).await;
+    // No more than a commit is taken any more.
+    wait_until("the journal is full", || journal_bytes(&running.broker, |_| true) > JOURNAL_BYTES * 3 / 4).await;
+    panics.store(true, Ordering::SeqCst);
+    let writers = tokio::time::timeout(Duration::from_secs(120), writers.join_all()).await;
+    let writers = writers.expect("nobody waits for an answer that does not come");
+    for (_, refused) in &writers {
+        assert!(matches!(refused, BrokerError::Storage(_)), "{refused}");
+    }
+    let acked = writers.iter().map(|(acked, _)| acked).sum();
+    assert_failed(&running, &topic, "the sealer panicked").await;
+    running.stop().await;
+    assert_goes_on(data.path(), acked).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_after_the_sealer_failed() {
+    let data = tempfile::tempdir().unwrap();
+    let writes = Arc::new(AtomicU64::new(0));
+    let (breaks, written) = (Arc::new(AtomicBool::new(false)), writes.clone());
+    let armed = breaks.clone();
+    let options = hooked::options(move |path, call| {
+        if call == Call::Write && is_thread("committer") {
+            written.fetch_add(1, Ordering::SeqCst);
+        }
+        let is_segment = path.extension().is_some_and(|extension| extension == "segment");
+        if is_segment && call == Call::Write && armed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("a bad sector"));
+        }
+        Ok(())
+    });
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options);
+    let topic = running.topic("t", 1, TopicSettings::default()).await;
+    breaks.store(true, Ordering::SeqCst);
+    let mut acked = 0;
+    while journal_bytes(&running.broker, |_| true) < JOURNAL_BYTES / 4 {
+        append_one(&running.broker, &topic).await.unwrap();
+        acked += 1;
+    }
+    assert_failed(&running, &topic, "a bad sector").await;
+    let before = writes.load(Ordering::SeqCst);
+    assert_eq!(append_many(&running, &topic, 10).await, 0);
+    assert_eq!(writes.load(Ordering::SeqCst), before, "nothing is written after the failure");
+    assert_eq!(topic.partitions()[0].end().get(), acked, "and nothing is shown");
+    // What was acknowledged is read.
+    assert_eq!(read_from(&running.broker, &topic.partitions()[0], Offset::ZERO).await.len() as i64, acked);
+    running.stop().await;
+    assert_goes_on(data.path(), acked as usize).await;
+}
+
+// ---- the journal's bound
+
+/// A disk on which whatever the sealer makes durable takes so long.
+fn slow_sealer(time: Duration) -> StoreOptions {
+    hooked::options(move |_, call| {
+        if call == Call::Sync && is_thread("sealer") {
+            std::thread::sleep(time);
+        }
+        Ok(())
+    })
+}
+
+/// Appends records as fast as it can, from several writers. Returns the most that the journal held after an answer.
+async fn fill(running: &Running, topic: &Arc<Topic>, writers: usize, records: usize) -> u64 {
+    let most = Arc::new(AtomicU64::new(0));
+    let mut all = JoinSet::new();
+    for _ in 0..writers {
+        let (broker, topic, most) = (running.broker.clone(), topic.clone(), most.clone());
+        all.spawn(async move {
+            for _ in 0..records / writers {
+                append_one(&broker, &topic).await.unwrap();
+                most.fetch_max(journal_bytes(&broker, |_| true), Ordering::SeqCst);
+            }
+        });
+    }
+    let filled = tokio::time::timeout(Duration::from_secs(300), all.join_all()).await;
+    filled.expect("writers come to their end");
+    most.load(Ordering::SeqCst)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_never_keeps_more_than_its_bound_however_slow_sealing_is() {
+    const JOURNAL: u64 = 1 << 20;
+    const RECORDS: usize = 800;
+    /// What one commit gathers, as the committer has it: requests until there are so many bytes.
+    const COMMIT_BYTES_MAX: u64 = 1 << 20;
+    // Few, and so many that several commits wait in the queue.
+    for writers in [4, 200] {
+        let data = tempfile::tempdir().unwrap();
+        let options = all_the_time(slow_sealer(Duration::from_millis(150)));
+        let running = Running::open_with(data.path(), 0, JOURNAL, options);
+        let topic = running.topic("t", 1, TopicSettings::default()).await;
+        let most = fill(&running, &topic, writers, RECORDS).await;
+        // Two commits come on top: the one that reaches the bound, and the one that lets the sealer's own commit pass.
+        let commit_bytes = (writers as u64 * RECORD_BYTES_MAX).min(COMMIT_BYTES_MAX + RECORD_BYTES_MAX);
+        assert!(most <= JOURNAL + 2 * commit_bytes, "{writers} writers: {most} bytes of {JOURNAL}");
+        assert!(most > JOURNAL / 2, "{writers} writers were faster than the sealer: {most} bytes");
+        assert!(RECORDS as u64 * VALUE_BYTES as u64 > 10 * JOURNAL);
+        // The file has what is sealed and not yet removed, and free pages.
+        let file_bytes = running.broker.store().size().journal_bytes;
+        assert!(file_bytes < 8 * JOURNAL, "{writers} writers: the journal's file has {file_bytes} bytes");
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_is_full_at_a_kill_stays_within_its_bound() {
+    let data = tempfile::tempdir().unwrap();
+    // The sealer never comes to its end before the kill.
+    let held = Held::of_thread("sealer");
+    held.hold();
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, held.options());
+    let topic = running.topic("t", 1, TopicSettings::default()).await;
+    let mut records = 0;
+    while journal_bytes(&running.broker, |_| true) < JOURNAL_BYTES * 3 / 4 - RECORD_BYTES_MAX {
+        append_one(&running.broker, &topic).await.unwrap();
+        records += 1;
+        if journal_bytes(&running.broker, |_| true) > JOURNAL_BYTES / 4 {
+            wait_until("the sealer has copied its part", || held.is_waited_for()).await;
+        }
+    }
+    let copy = tempfile::tempdir().unwrap();
+    super::check::copy_folder(data.path(), copy.path());
+    held.release();
+    running.stop().await;
+
+    // All of that is one part now.
+    let running = Running::open_with(copy.path(), 0, JOURNAL_BYTES, slow_sealer(Duration::from_millis(200)));
+    let topic = running.broker.topic("t").unwrap();
+    let before = journal_bytes(&running.broker, |_| true);
+    assert!(before > JOURNAL_BYTES / 2, "the start finds {before} bytes");
+    let most = fill(&running, &topic, 1, 20).await;
+    assert!(most <= JOURNAL_BYTES + 2 * RECORD_BYTES_MAX, "{most} bytes of {JOURNAL_BYTES}");
+    let read = read_from(&running.broker, &topic.partitions()[0], Offset::ZERO).await;
+    assert_eq!(read.len(), records + 20);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_seals_a_journal_that_is_long_enough_before_anybody_writes() {
+    let data = tempfile::tempdir().unwrap();
+    let held = Held::of_thread("sealer");
+    held.hold();
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, held.options());
+    let topic = running.topic("t", 1, TopicSettings::default()).await;
+    while journal_bytes(&running.broker, |_| true) < JOURNAL_BYTES / 4 {
+        append_one(&running.broker, &topic).await.unwrap();
+    }
+    wait_until("the sealer has copied its part", || held.is_waited_for()).await;
+    let copy = tempfile::tempdir().unwrap();
+    super::check::copy_folder(data.path(), copy.path());
+    held.release();
+    running.stop().await;
+    let running = Running::open(copy.path(), 0);
+    wait_until("it is sealed", || journal_bytes(&running.broker, |_| true) == 0).await;
+    running.stop().await;
+}
