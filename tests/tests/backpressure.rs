@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -525,6 +526,56 @@ const IDLE_BYTES_MAX: u64 = 1_000 * 48 * 1024;
 
 /// A reader that does not read is sent what its window takes, and has two answers of a megabyte ready.
 const SLOW_BYTES_MAX: u64 = 100 * 4 * 1024 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_waits_until_a_full_disk_has_room_again() {
+    const RECORDS: u64 = 20;
+    let (free, asked) = (Arc::new(AtomicU64::new(u64::MAX)), Arc::new(AtomicUsize::new(0)));
+    let free_bytes = {
+        let (free, asked) = (free.clone(), asked.clone());
+        Arc::new(move || {
+            asked.fetch_add(1, Ordering::SeqCst);
+            Ok(free.load(Ordering::SeqCst))
+        })
+    };
+    let options = StoreOptions { free_bytes: Some(free_bytes), ..StoreOptions::default() };
+    let served = Served::start_on(BrokerSettings::default(), ServeSettings::default(), options).await;
+    // Without numbers, batches keep their order only one by one.
+    for (idempotent, in_flight_max) in [(true, 5), (false, 1)] {
+        let settings =
+            ProducerSettings { idempotent, in_flight_max, batch_bytes: 100, retry_backoff_ms: 5, ..Default::default() };
+        let producer = served.client("p").producer(settings);
+        // The server knows the producer.
+        drop(soon("room", producer.send(ProducerRecord::new("t", "first"))).await.unwrap());
+        soon("a flush", producer.flush()).await.unwrap();
+        let begin = served.end_offset();
+        free.store(0, Ordering::SeqCst);
+        let before = asked.load(Ordering::SeqCst);
+        let mut deliveries = JoinSet::new();
+        for number in 0..RECORDS {
+            let record = ProducerRecord::new("t", number.to_string());
+            let delivery = soon("room for a record", producer.send(record)).await.unwrap();
+            deliveries.spawn(async move { (number, delivery.await) });
+        }
+        // More often than one refusal of each batch in flight would.
+        let mut first = None;
+        wait_until("the producer sends again", || {
+            first = deliveries.try_join_next();
+            first.is_some() || asked.load(Ordering::SeqCst) > before + 2 * in_flight_max + 2
+        })
+        .await;
+        assert!(first.is_none(), "idempotent {idempotent}: the disk is full, and yet: {first:?}");
+        assert_eq!(served.end_offset(), begin);
+        free.store(u64::MAX, Ordering::SeqCst);
+        while let Some(delivered) = soon("an outcome", deliveries.join_next()).await {
+            let (number, outcome) = delivered.unwrap();
+            let stored = outcome.unwrap_or_else(|error| panic!("idempotent {idempotent}, record {number}: {error}"));
+            assert_eq!(stored.offset, begin + number, "idempotent {idempotent}");
+        }
+        producer.close().await.unwrap();
+        assert_eq!(served.end_offset(), begin + RECORDS);
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_and_slow_readers_cost_little_and_hurt_nobody() {

@@ -7,9 +7,10 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt;
 use millstream_broker::clock::SystemClock;
@@ -21,6 +22,7 @@ use millstream_broker::{Broker, BrokerSettings, GroupId, Offset, TopicName, Topi
 use millstream_client::{ClientError, v1};
 use millstream_runtime::{Runtime, RuntimeSettings};
 use millstream_tests::instance::{Instance, records, wait_until};
+use millstream_tests::running::Limit;
 use millstream_tests::server::{Ran, Server, millstream, run};
 use millstream_tests::{flights, guest_path};
 use prometheus_client::registry::Registry;
@@ -267,15 +269,15 @@ async fn a_backup_under_load_is_of_one_moment() {
 
 /// Waits until segments were merged: files that a backup still reads are removed then.
 fn wait_for_a_merge(store: &millstream_broker::store::Store) {
-    let limit = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let limit = Limit::new("segments are merged");
     let mut most = 0;
     loop {
+        limit.check();
         let now = store.size().segments;
         if now < most {
             return;
         }
         most = now;
-        assert!(std::time::Instant::now() < limit, "no segments are merged within two minutes");
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
@@ -416,7 +418,9 @@ fn text(path: &Path) -> &str {
 
 fn pipelines_caught_up(server: &Server) {
     let lag = || json_of(server, &["pipeline", "list"])[0]["lag"].as_u64();
+    let limit = Limit::new("the pipelines have caught up");
     while lag() != Some(0) {
+        limit.check();
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }
@@ -522,6 +526,63 @@ fn the_program_leaves_no_half_backup() {
     assert_eq!(names(folder.path()), ["backup", "data"]);
 }
 
+/// Restores with the program, which is killed after a time. Whether it had come to its end before.
+fn restore_and_kill(backup: &Path, data: &Path, after: Duration) -> bool {
+    let mut command = Command::new(millstream());
+    command.args(["restore", "--from", text(backup), "--data", text(data)]);
+    let mut program = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(after);
+    program.kill().unwrap();
+    program.wait().unwrap().success()
+}
+
+#[test]
+fn a_restore_that_is_killed_leaves_the_whole_directory_or_none() {
+    const KILLS: u32 = 40;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let server = with_megabytes(&folder);
+    let backup = at("backup");
+    server.run(&["backup", "--to", text(&backup)]).ok();
+    drop(server);
+    let whole = |data: &Path| {
+        let report = millstream_broker::store::check(data, false).unwrap();
+        assert!(report.is_sound(), "{report:#?}");
+        // As many as `with_megabytes` writes.
+        assert_eq!((report.batches, report.unregistered.len()), (48, 0));
+    };
+    let begun = std::time::Instant::now();
+    restored(&backup, &at("first")).unwrap();
+    let takes = begun.elapsed();
+    whole(&at("first"));
+    let (mut halves, mut wholes) = (0, 0);
+    for kill in 0..KILLS {
+        let data = at("copy");
+        // A program takes a while to start, and debug builds are slow: some come to their end.
+        let ended = restore_and_kill(&backup, &data, takes * 2 * kill / KILLS);
+        let building = at("copy.restoring");
+        halves += u32::from(building.exists());
+        if data.exists() {
+            wholes += 1;
+            assert!(!building.exists(), "it took the place of what was built");
+            whole(&data);
+            fs::remove_dir_all(&data).unwrap();
+        } else {
+            assert!(!ended, "one that ended well has put the directory there");
+        }
+        if building.exists() {
+            // What a killed one left is not taken for anything.
+            let refused = restored(&backup, &data).unwrap_err();
+            assert!(matches!(refused, BackupError::InTheWay { .. }), "{refused}");
+            assert!(!data.exists());
+            fs::remove_dir_all(&building).unwrap();
+        }
+    }
+    assert!(halves > 0 && wholes > 0, "of {KILLS} kills {halves} were in the middle, {wholes} came after the end");
+    restored(&backup, &at("copy")).unwrap();
+    whole(&at("copy"));
+}
+
 #[test]
 fn a_server_that_ends_in_between_leaves_no_backup() {
     let folder = tempfile::tempdir().unwrap();
@@ -587,7 +648,9 @@ async fn one_backup_at_a_time_is_sent_at_its_readers_pace_and_a_stop_ends_it() {
     let refused = admin.backup().await.map(drop).unwrap_err();
     assert_eq!(refused.code(), Some(v1::ErrorCode::InUse), "{refused}");
     drop(first);
+    let limit = Limit::new("the first is over");
     let mut second = loop {
+        limit.check();
         match admin.backup().await {
             Ok(second) => break second,
             Err(ClientError::Refused { code: v1::ErrorCode::InUse, .. }) => {

@@ -6,16 +6,20 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use millstream_broker::group::GroupKind;
 use millstream_broker::partition::{Partition, ReadRange};
 use millstream_broker::store::{Commit, Report, StoreError, StoreOptions, check};
-use millstream_broker::{Broker, BrokerError, Offset};
-use millstream_record::split_batches;
-use millstream_tests::faults::folder;
+use millstream_broker::topic::TopicSettings;
+use millstream_broker::{Broker, BrokerError, GroupId, Offset};
+use millstream_record::{BatchBuilder, Compression, split_batches};
+use millstream_tests::folder;
+use millstream_tests::instance::wait_until;
+use millstream_tests::running::{Limit, Running, append};
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::workload::{
+use millstream_tests::workload::{
     Contents, Held, TOPICS, Workload, block_on, contents, difference, for_seeds, open_with, records_of, state_change,
 };
 
@@ -46,7 +50,9 @@ fn write(seed: u64, ended: Ended) -> Written {
         let steps = random.random_range(30..90);
         workload.run(&broker, &mut random, steps).await.unwrap();
         // On a busy machine the sealer may be late.
+        let limit = Limit::new("something is sealed");
         while broker.store().size().segments == 0 {
+            limit.check();
             workload.run(&broker, &mut random, 5).await.unwrap();
         }
         // Who asks more of it gets rid of what is sealed and still in the journal.
@@ -156,7 +162,7 @@ async fn check_costs_one_batch_at_most(broker: &Broker, written: &Written) -> bo
     !damaged.is_empty()
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+pub(super) fn copy_folder(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name()))).unwrap();
         if entry.is_dir() {
@@ -521,5 +527,114 @@ fn a_flipped_bit_of_the_catalog_never_costs_a_topic_in_silence() {
         let report = check(data, true).unwrap();
         assert!(!report.is_repaired(), "{report:#?}");
         assert!(report.damages.iter().any(|damage| damage.reason.contains("backup")), "{report:#?}");
+    });
+}
+
+const TABLES: &str = "tables.redb";
+
+/// A data directory with a few rows in each table, sealed, and closed in good order.
+async fn write_rows(data: &Path) {
+    let running = Running::open(data, 10_000);
+    let retained = TopicSettings { retention_ms: Some(5_000), ..TopicSettings::default() };
+    let topic = running.topic("t", 1, retained).await;
+    let id = running.broker.init_producer(None).await.unwrap();
+    for (number, timestamp_ms) in [1_000, 10_000].into_iter().enumerate() {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.set_producer(id.id.get(), id.epoch, number as i32);
+        builder.push(timestamp_ms, Some(b"k"), Some(b"v"), []);
+        append(&running.broker, &topic, 0, builder.finish().unwrap()).await.unwrap();
+    }
+    let partition = &topic.partitions()[0];
+    wait_until("the old one is gone", || partition.start().get() == 1).await;
+    for name in ["g", "h"] {
+        let id = GroupId::new(name).unwrap();
+        let group = running.broker.groups().get_or_create(&id, GroupKind::Consumer).unwrap();
+        running.broker.set_offsets(&group, &[(partition.name().clone(), partition.end())]).await.unwrap();
+    }
+    for key in [b"first", b"other"] {
+        let state = vec![state_change("p/count", 0, key, Some(b"accumulator"), 1)];
+        running.broker.commit(Commit { state, ..Commit::default() }).await.unwrap().await.unwrap();
+    }
+    running.seal().await;
+    running.stop().await;
+}
+
+/// The rows of a small table, which stand in one leaf.
+struct Leaf {
+    file: &'static str,
+    table: &'static str,
+    /// All keys, and then all values.
+    rows: Vec<u8>,
+    /// Where they begin in the leaf's page.
+    begin: usize,
+}
+
+fn leaf<K: redb::Key + 'static, V: redb::Value + 'static>(
+    data: &Path,
+    file: &'static str,
+    table: &'static str,
+) -> Leaf {
+    let copy = folder();
+    let copied = copy.path().join(file);
+    std::fs::copy(data.join(file), &copied).unwrap();
+    let read = redb::Database::open(&copied).unwrap().begin_read().unwrap();
+    let (mut keys, mut values, mut count) = (Vec::new(), Vec::new(), 0);
+    for row in read.open_table(TableDefinition::<K, V>::new(table)).unwrap().iter().unwrap() {
+        let (key, value) = row.unwrap();
+        keys.extend_from_slice(K::as_bytes(&key.value()).as_ref());
+        values.extend_from_slice(V::as_bytes(&value.value()).as_ref());
+        count += 1;
+    }
+    assert!(count > 0, "table {table} has rows");
+    // The kind of the page and the number of rows, and where each ends if they are not of one length.
+    let ends = usize::from(K::fixed_width().is_none()) + usize::from(V::fixed_width().is_none());
+    Leaf { file, table, rows: [keys, values].concat(), begin: 4 + 4 * count * ends }
+}
+
+impl Leaf {
+    /// Where the rows stand in the file. Pages that are no longer used may hold them too.
+    fn places(&self, data: &Path) -> Vec<usize> {
+        const PAGE_BYTES: usize = 4096;
+        let bytes = std::fs::read(data.join(self.file)).unwrap();
+        let places = (self.begin..bytes.len()).step_by(PAGE_BYTES);
+        let places: Vec<usize> = places.filter(|at| bytes[*at..].starts_with(&self.rows)).collect();
+        assert!(!places.is_empty(), "the rows of {} stand in {}", self.table, self.file);
+        places
+    }
+}
+
+#[test]
+fn a_flipped_bit_of_a_row_of_the_tables_of_the_marks_and_of_the_log_starts_is_told() {
+    let written = folder();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(write_rows(written.path()));
+    let data = written.path();
+    let leaves = [
+        leaf::<&[u8], &[u8]>(data, TABLES, "offsets"),
+        leaf::<&[u8], &[u8]>(data, TABLES, "producers"),
+        leaf::<&[u8], (i64, u64)>(data, TABLES, "counts"),
+        leaf::<&[u8], &[u8]>(data, TABLES, "state/p/count"),
+        leaf::<(u32, u32), i64>(data, DATABASE, "log-starts"),
+        leaf::<&str, u64>(data, DATABASE, "marks"),
+    ];
+    assert!(check(data, false).unwrap().is_sound());
+    for_seeds(120, |seed| {
+        let leaf @ Leaf { file, table, .. } = &leaves[seed as usize % leaves.len()];
+        let data = folder();
+        copy_folder(written.path(), data.path());
+        let mut random = StdRng::seed_from_u64(seed);
+        let (within, bit) = (random.random_range(0..leaf.rows.len()), random.random_range(0..8));
+        leaf.places(data.path()).iter().for_each(|at| flip(&data.path().join(file), at + within, bit));
+        for repair in [false, true] {
+            let report = check(data.path(), repair).unwrap();
+            let said = format!("{table}, byte {within}, bit {bit}: {report:#?}");
+            assert!(!report.is_sound() && !report.is_repaired(), "{said}");
+            let needs_backup = report.damages.iter().filter(|damage| damage.reason.contains("backup"));
+            assert!(needs_backup.map(|damage| damage.file.as_str()).any(|of| of == *file), "{said}");
+        }
+        // Where the rows decide what is there, a server does not start with them.
+        if *file == DATABASE {
+            let refused = open_with(data.path(), StoreOptions::default()).map(drop).unwrap_err();
+            assert!(matches!(refused, StoreError::Corrupt { .. }), "{table}: {refused}");
+        }
     });
 }

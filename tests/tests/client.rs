@@ -944,13 +944,16 @@ async fn members_share_and_hand_over_without_repeats() {
     for newcomer in ["a", "b", "c"] {
         workers.push(Worker::start(client, newcomer, &sender, &stop));
         let mut takes_part = false;
-        while !takes_part {
-            fill(client, "t", 200).await;
-            stored += 200;
-            while let Ok(report) = reports.try_recv() {
-                takes_part |= note(report).0 == newcomer;
+        soon("the newcomer takes part", async {
+            while !takes_part {
+                fill(client, "t", 200).await;
+                stored += 200;
+                while let Ok(report) = reports.try_recv() {
+                    takes_part |= note(report).0 == newcomer;
+                }
             }
-        }
+        })
+        .await;
     }
     let shared = async || workers.iter().map(Worker::partitions).eq([2, 2, 2]);
     eventually("everyone has two partitions", shared).await;
@@ -999,6 +1002,49 @@ async fn a_member_that_dawdles_loses_its_partition_and_nothing_is_lost() {
     dawdler.close().await.unwrap();
     other.close().await.unwrap();
     assert_eq!(group(client, "g").await.lag, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_asked_again_while_it_dawdles_gives_back_in_time_all_the_same() {
+    const TIMEOUT: Duration = Duration::from_millis(1_200);
+    // So many that each newcomer is to have a part of what the first one has.
+    const PARTITIONS: u32 = 100;
+    let running = Running::with_topic(PARTITIONS).await;
+    let client = &running.client;
+    // The first newcomer is to have the last partitions.
+    let producer = client.producer(ProducerSettings::default());
+    store(&producer, ProducerRecord::new("t", "x").partition(PARTITIONS - 1)).await.unwrap();
+    let hasty = |client_id: &str| ConsumerSettings {
+        client_id: client_id.into(),
+        rebalance_timeout_ms: TIMEOUT.as_millis() as u32,
+        ..member()
+    };
+    let members = async || {
+        let members = client.admin().describe_group("g").await.unwrap().members;
+        members.into_iter().map(|member| (member.member_id, member.partitions)).collect::<BTreeMap<_, _>>()
+    };
+    let mut dawdler = client.consumer(hasty("dawdler")).unwrap();
+    let in_hand = next_batch(&mut dawdler).await;
+    let (id, _) = members().await.pop_first().unwrap();
+
+    // Each newcomer comes a part of the time after the one before, and longer than all of it.
+    let mut newcomers = Vec::new();
+    for _ in 0..10 {
+        newcomers.push(client.consumer(hasty("newcomer")).unwrap());
+        eventually("it takes part", async || members().await.len() == newcomers.len() + 1).await;
+        tokio::time::sleep(TIMEOUT / 6).await;
+    }
+    let found = members().await;
+    assert!(found.contains_key(&id), "{id} was removed: {:?}", found.keys());
+    // It gave back what was asked for, whatever it had in hand.
+    let fair = |count: usize| (PARTITIONS as usize).div_ceil(count);
+    eventually("partitions are shared", async || {
+        let found = members().await;
+        found.values().all(|partitions| partitions.len() <= fair(found.len()))
+    })
+    .await;
+    drop(in_hand);
+    dawdler.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

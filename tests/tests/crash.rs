@@ -16,12 +16,13 @@ use millstream_client::{
 use millstream_record::partition_for_key;
 use millstream_tests::instance::wait_until;
 use millstream_tests::proxy::Proxy;
+use millstream_tests::running::Limit;
 use millstream_tests::server::{Server, start_and_kill};
 use millstream_tests::{guest, keep};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -84,7 +85,9 @@ async fn produce(
 ) {
     let producer: Producer = client.producer(ProducerSettings { linger_ms: 1, ..Default::default() });
     // Its very first contact may meet the first kill, and is not tried again by itself.
+    let limit = Limit::new("a producer knows its topic");
     while let Err(error) = producer.topic(topic).await {
+        limit.check();
         assert!(error.is_retriable(), "{error}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

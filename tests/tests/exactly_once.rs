@@ -78,10 +78,16 @@ impl Load {
         self.stop.send_replace(true);
         let mut all = Vec::new();
         for producer in self.producers {
-            all.push(producer.await.unwrap());
+            all.push(ended("a producer", producer).await);
         }
         all
     }
+}
+
+/// What a task ends with. The limit is for a test that hangs; it says nothing of speed.
+async fn ended<T>(what: &str, task: JoinHandle<T>) -> T {
+    let end = tokio::time::timeout(Duration::from_secs(120), task).await;
+    end.unwrap_or_else(|_| panic!("not within two minutes: the end of {what}")).unwrap()
 }
 
 /// Waits until more records came out than are there now.
@@ -772,7 +778,7 @@ impl Member {
 
     async fn leave(self) {
         self.stop.send_replace(true);
-        self.reading.await.unwrap();
+        ended("a member", self.reading).await;
     }
 }
 
@@ -862,7 +868,7 @@ async fn rebalances_lose_nothing_and_pipelines_beside_them_repeat_nothing() {
     sees_more().await;
 
     stop.send_replace(true);
-    load.await.unwrap();
+    ended("the load", load).await;
     caught_up(&client, &["maps", "counting"]).await;
     let events = all_records(&client, TOPIC).await;
     let there: usize = events.iter().map(Vec::len).sum();

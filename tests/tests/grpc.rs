@@ -12,96 +12,96 @@ use millstream_api::v1::log_client::LogClient;
 use millstream_api::v1::member_request::Message as ToServer;
 use millstream_api::v1::member_response::Message as FromServer;
 use millstream_api::v1::position::At;
-use millstream_api::v1::reset_group_request::To;
 use millstream_api::v1::topics_client::TopicsClient;
 use millstream_api::v1::{ErrorCode, Format};
 use millstream_api::{ERROR_TRAILER, MESSAGE_BYTES_MAX, v1};
 use millstream_record::{BatchBuilder, Compression, Limits, Record, RecordBatch, split_batches};
 use millstream_tests::server::{Server, run};
-use millstream_tests::{guest, target_dir};
+use millstream_tests::target_dir;
 use tempfile::TempDir;
-use tokio::sync::mpsc::UnboundedSender;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Request, Status};
+
+use super::groups::{Member, join};
 
 /// A test that hangs ends after this; it says nothing of speed.
 const HANGS: Duration = Duration::from_secs(40);
 
-async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(HANGS, future).await.unwrap_or_else(|_| panic!("hangs: {what}"))
 }
 
-struct Served {
-    server: Server,
-    channel: Channel,
-    _data: TempDir,
+pub(super) struct Served {
+    pub(super) server: Server,
+    pub(super) channel: Channel,
+    pub(super) _data: TempDir,
 }
 
 impl Served {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let data = tempfile::tempdir().unwrap();
         let server = Server::start(data.path());
         let channel = connect(&server).await;
         Self { server, channel, _data: data }
     }
 
-    async fn with_topic(partitions: u32) -> Self {
+    pub(super) async fn with_topic(partitions: u32) -> Self {
         let served = Self::start().await;
         served.topic("t", partitions).await;
         served
     }
 
-    async fn topic(&self, name: &str, partitions: u32) {
+    pub(super) async fn topic(&self, name: &str, partitions: u32) {
         let request = v1::CreateTopicRequest { name: name.into(), partitions: Some(partitions), ..Default::default() };
         TopicsClient::new(self.channel.clone()).create_topic(request).await.unwrap();
     }
 
-    fn log(&self) -> LogClient<Channel> {
+    pub(super) fn log(&self) -> LogClient<Channel> {
         LogClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    fn groups(&self) -> GroupsClient<Channel> {
+    pub(super) fn groups(&self) -> GroupsClient<Channel> {
         GroupsClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// Writes one batch with a record for each timestamp, and returns its offset.
-    async fn produce(&self, partition: u32, timestamps: &[i64]) -> u64 {
+    pub(super) async fn produce(&self, partition: u32, timestamps: &[i64]) -> u64 {
         let answer = self.log().produce(batch_to(partition, batch(timestamps))).await.unwrap().into_inner();
         answer.appended[0].base_offset
     }
 
-    async fn end(&self, partition: u32) -> u64 {
+    pub(super) async fn end(&self, partition: u32) -> u64 {
         self.offsets(&[partition], At::Latest(true)).await[0]
     }
 
-    async fn offsets(&self, partitions: &[u32], at: At) -> Vec<u64> {
+    pub(super) async fn offsets(&self, partitions: &[u32], at: At) -> Vec<u64> {
         let position = Some(v1::Position { at: Some(at) });
         let request = v1::ListOffsetsRequest { topic: "t".into(), partitions: partitions.into(), at: position };
         let offsets = self.log().list_offsets(request).await.unwrap().into_inner().offsets;
         offsets.into_iter().map(|of| of.offset).collect()
     }
 
-    async fn describe_group(&self, name: &str) -> v1::DescribeGroupResponse {
+    pub(super) async fn describe_group(&self, name: &str) -> v1::DescribeGroupResponse {
         let request = v1::DescribeGroupRequest { name: name.into() };
         self.groups().describe_group(request).await.unwrap().into_inner()
     }
 
     /// The committed offset of each partition of `t` that has one.
-    async fn committed(&self, group: &str) -> BTreeMap<u32, u64> {
+    pub(super) async fn committed(&self, group: &str) -> BTreeMap<u32, u64> {
         let offsets = self.describe_group(group).await.offsets.into_iter();
         offsets.filter_map(|of| Some((of.partition, of.committed_offset?))).collect()
     }
 }
 
-async fn connect(server: &Server) -> Channel {
+pub(super) async fn connect(server: &Server) -> Channel {
     Channel::from_shared(format!("http://{}", server.grpc)).unwrap().connect().await.unwrap()
 }
 
 /// A batch with a record for each timestamp; the value is the timestamp, too.
-fn batch(timestamps: &[i64]) -> Bytes {
+pub(super) fn batch(timestamps: &[i64]) -> Bytes {
     let mut builder = BatchBuilder::new(Compression::None);
     for timestamp in timestamps {
         builder.push(*timestamp, None, Some(timestamp.to_string().as_bytes()), []);
@@ -113,12 +113,12 @@ fn batch_to(partition: u32, batches: Bytes) -> v1::ProduceRequest {
     v1::ProduceRequest { topic: "t".into(), partition: Some(partition), batches, records: Vec::new() }
 }
 
-fn values(records: &[v1::Record]) -> Vec<&str> {
+pub(super) fn values(records: &[v1::Record]) -> Vec<&str> {
     records.iter().map(|record| std::str::from_utf8(record.value.as_deref().unwrap()).unwrap()).collect()
 }
 
 /// The code in a status' trailer.
-fn code(status: &Status) -> Option<ErrorCode> {
+pub(super) fn code(status: &Status) -> Option<ErrorCode> {
     ErrorCode::from_str_name(status.metadata().get(ERROR_TRAILER)?.to_str().ok()?)
 }
 
@@ -521,462 +521,6 @@ async fn a_reader_learns_that_its_topic_is_gone() {
     let answer = soon("the end of a deleted topic", answers.message()).await.unwrap().expect("the reason comes first");
     assert_eq!(answer.partitions[0].error.as_ref().map(v1::Error::code), Some(ErrorCode::UnknownTopic));
     assert_eq!(soon("the end", answers.message()).await.unwrap(), None);
-}
-
-// ---- groups
-
-/// A member: its stream, and what it was told.
-struct Member {
-    requests: UnboundedSender<v1::MemberRequest>,
-    answers: Streaming<v1::MemberResponse>,
-    id: String,
-    owned: BTreeSet<u32>,
-}
-
-fn join(group: &str) -> v1::Join {
-    v1::Join {
-        group: group.into(),
-        topics: vec!["t".into()],
-        client_id: "tester".into(),
-        from_earliest: true,
-        format: Format::Records as i32,
-        ..Default::default()
-    }
-}
-
-fn partitions(numbers: impl IntoIterator<Item = u32>) -> Vec<v1::TopicPartition> {
-    numbers.into_iter().map(|partition| v1::TopicPartition { topic: "t".into(), partition }).collect()
-}
-
-fn numbers(partitions: &[v1::TopicPartition]) -> BTreeSet<u32> {
-    partitions.iter().map(|of| of.partition).collect()
-}
-
-impl Member {
-    async fn join(channel: &Channel, join: v1::Join) -> Result<Self, Status> {
-        let (requests, receiver) = tokio::sync::mpsc::unbounded_channel();
-        requests.send(v1::MemberRequest { message: Some(ToServer::Join(join)) }).unwrap();
-        let mut groups = GroupsClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let answers = groups.join(UnboundedReceiverStream::new(receiver)).await?.into_inner();
-        let mut member = Self { requests, answers, id: String::new(), owned: BTreeSet::new() };
-        match member.hear().await {
-            FromServer::Joined(joined) => member.id = joined.member_id,
-            other => panic!("{other:?} before Joined"),
-        }
-        Ok(member)
-    }
-
-    fn say(&self, message: ToServer) {
-        self.requests.send(v1::MemberRequest { message: Some(message) }).unwrap();
-    }
-
-    async fn hear(&mut self) -> FromServer {
-        let message = soon("a member's message", self.answers.message()).await;
-        message.unwrap().expect("the stream goes on").message.unwrap()
-    }
-
-    /// The next Assigned, as partitions and where they begin.
-    async fn assigned(&mut self) -> (u64, BTreeMap<u32, u64>) {
-        match self.hear().await {
-            FromServer::Assigned(assigned) => {
-                let added: BTreeMap<_, _> = assigned.added.iter().map(|of| (of.partition, of.offset)).collect();
-                self.owned.extend(added.keys());
-                assert_eq!(numbers(&assigned.partitions), self.owned, "the whole assignment");
-                (assigned.generation, added)
-            }
-            other => panic!("{other:?} instead of Assigned"),
-        }
-    }
-
-    async fn revoke(&mut self) -> BTreeSet<u32> {
-        match self.hear().await {
-            FromServer::Revoke(revoke) => {
-                let revoked = numbers(&revoke.partitions);
-                assert!(revoked.is_subset(&self.owned), "{revoked:?} of {:?}", self.owned);
-                self.owned.retain(|partition| !revoked.contains(partition));
-                revoked
-            }
-            other => panic!("{other:?} instead of Revoke"),
-        }
-    }
-
-    fn give_back(&self, numbers: impl IntoIterator<Item = u32>) {
-        self.say(ToServer::Revoked(v1::Revoked { partitions: partitions(numbers) }));
-    }
-
-    async fn commit(&mut self, id: u64, offsets: &[(u32, u64)]) -> Option<v1::Error> {
-        let offsets = offsets.iter();
-        let offsets =
-            offsets.map(|&(partition, offset)| v1::TopicPartitionOffset { topic: "t".into(), partition, offset });
-        self.say(ToServer::Commit(v1::Commit { id, offsets: offsets.collect() }));
-        match self.hear().await {
-            FromServer::Committed(committed) => {
-                assert_eq!(committed.id, id);
-                committed.error
-            }
-            other => panic!("{other:?} instead of Committed"),
-        }
-    }
-
-    /// Reads until `count` records are there: partitions and values.
-    async fn read(&mut self, count: usize) -> BTreeMap<u32, Vec<String>> {
-        let mut read = BTreeMap::<u32, Vec<String>>::new();
-        let mut left = count;
-        while left > 0 {
-            match self.hear().await {
-                FromServer::Records(records) => {
-                    assert_eq!(records.error, None);
-                    left = left.checked_sub(records.records.len()).expect("no more than there are");
-                    read.entry(records.partition)
-                        .or_default()
-                        .extend(values(&records.records).iter().map(|v| (*v).into()));
-                }
-                other => panic!("{other:?} instead of Records"),
-            }
-        }
-        read
-    }
-
-    /// The status that ends the stream.
-    async fn removed(mut self) -> Status {
-        loop {
-            match soon("the end of a member", self.answers.message()).await {
-                Ok(Some(_)) => {}
-                Ok(None) => panic!("removed without a reason"),
-                Err(status) => return status,
-            }
-        }
-    }
-
-    /// Ends its side of the call, and waits for the server's.
-    async fn leave(mut self) {
-        drop(self.requests);
-        while let Some(message) = soon("the end of a member that left", self.answers.message()).await.unwrap() {
-            assert!(!matches!(message.message, Some(FromServer::Revoke(_))), "{message:?}");
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_commits_and_does_not_listen_is_answered_when_it_does() {
-    const COMMITS: u64 = 200_000;
-    let served = Served::with_topic(1).await;
-    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
-    member.assigned().await;
-    let commit = |id| {
-        let offsets = vec![v1::TopicPartitionOffset { topic: "t".into(), partition: 0, offset: 9 }];
-        v1::MemberRequest { message: Some(ToServer::Commit(v1::Commit { id, offsets })) }
-    };
-    for id in 0..COMMITS {
-        member.requests.send(commit(id)).unwrap();
-    }
-    for id in 0..COMMITS {
-        match member.hear().await {
-            FromServer::Committed(committed) => {
-                assert_eq!((committed.id, committed.error.unwrap().code()), (id, ErrorCode::OffsetOutOfRange));
-            }
-            other => panic!("{other:?} instead of Committed"),
-        }
-    }
-    member.leave().await;
-}
-
-#[tokio::test]
-async fn a_member_that_retention_overtook_stands_where_the_topic_begins() {
-    let served = Served::with_topic(1).await;
-    // Of long ago.
-    served.produce(0, &[1, 2, 3]).await;
-    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
-    member.assigned().await;
-    let set = Some(v1::TopicSettings { retention_ms: Some(1_000), ..Default::default() });
-    let alteration = v1::AlterTopicRequest { name: "t".into(), set, ..Default::default() };
-    TopicsClient::new(served.channel.clone()).alter_topic(alteration).await.unwrap();
-    let deleted = async {
-        while served.offsets(&[0], At::Earliest(true)).await != [3] {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    soon("retention", deleted).await;
-    assert_eq!(member.commit(1, &[(0, 1)]).await, None);
-    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 3)]));
-    member.leave().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_reads_with_credit_commits_and_is_followed_where_it_was() {
-    let served = Served::with_topic(2).await;
-    served.produce(0, &[1, 2, 3]).await;
-    served.produce(1, &[4]).await;
-    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
-    let (generation, added) = member.assigned().await;
-    assert_eq!(added, BTreeMap::from([(0, 0), (1, 0)]));
-    let described = served.describe_group("g").await;
-    let group = described.group.unwrap();
-    assert_eq!((group.state.as_str(), group.members, group.generation, group.lag), ("stable", 1, generation, 4));
-    assert_eq!(described.members[0].client_id, "tester");
-    assert_eq!(described.members[0].member_id, member.id);
-    assert!(described.offsets.iter().all(|of| of.member_id == member.id));
-    // Without credit no record comes: the answer to a commit is the next thing heard.
-    assert_eq!(member.commit(1, &[]).await, None);
-    member.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
-    let read = member.read(4).await;
-    assert_eq!(read, BTreeMap::from([(0, vec!["1".into(), "2".into(), "3".into()]), (1, vec!["4".into()])]));
-    assert_eq!(member.commit(7, &[(0, 2), (1, 1)]).await, None);
-    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 2), (1, 1)]));
-    let error = member.commit(8, &[(0, 9)]).await.expect("there is no such offset");
-    assert_eq!(error.code(), ErrorCode::OffsetOutOfRange, "{error:?}");
-    // What can be committed is; the error is of what can't.
-    let error = member.commit(9, &[(0, 9), (1, 0)]).await.expect("there is no such offset");
-    assert_eq!(error.code(), ErrorCode::OffsetOutOfRange, "{error:?}");
-    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 2), (1, 0)]));
-    assert_eq!(member.commit(10, &[(1, 1)]).await, None);
-    member.leave().await;
-
-    let mut next = Member::join(&served.channel, join("g")).await.unwrap();
-    assert_eq!(next.assigned().await.1, BTreeMap::from([(0, 2), (1, 1)]));
-    next.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
-    assert_eq!(next.read(1).await, BTreeMap::from([(0, vec!["3".into()])]));
-    // Another group has offsets of its own, and begins at the end unless it says otherwise.
-    let latest = v1::Join { from_earliest: false, ..join("other") };
-    let mut other = Member::join(&served.channel, latest).await.unwrap();
-    assert_eq!(other.assigned().await.1, BTreeMap::from([(0, 3), (1, 1)]));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn credit_bounds_what_is_sent() {
-    let served = Served::with_topic(1).await;
-    for number in 0..10 {
-        served.produce(0, &[number]).await;
-    }
-    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
-    member.assigned().await;
-    // A record's own fields, and its value.
-    let size = 64 + 1;
-    member.say(ToServer::Credit(v1::Credit { bytes: 3 * size }));
-    assert_eq!(member.read(3).await[&0], ["0", "1", "2"]);
-    // Nothing more before there is more credit: this answer is the next thing heard.
-    assert_eq!(member.commit(1, &[(0, 3)]).await, None);
-    member.say(ToServer::Credit(v1::Credit { bytes: 7 * size }));
-    assert_eq!(member.read(7).await[&0], ["3", "4", "5", "6", "7", "8", "9"]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn members_share_cooperatively_and_each_record_is_read_by_one() {
-    let served = Served::with_topic(4).await;
-    let mut first = Member::join(&served.channel, join("g")).await.unwrap();
-    assert_eq!(first.assigned().await.1.len(), 4);
-    first.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
-    for partition in 0..4 {
-        served.produce(partition, &[1]).await;
-    }
-    assert_eq!(first.read(4).await.len(), 4);
-
-    // Only what moves is asked for, and it is nobody else's before it is given back.
-    let mut second = Member::join(&served.channel, join("g")).await.unwrap();
-    assert_eq!(second.assigned().await.1, BTreeMap::new());
-    let moving = first.revoke().await;
-    assert_eq!((moving.len(), first.owned.len()), (2, 2));
-    assert_eq!(served.describe_group("g").await.group.unwrap().state, "rebalancing");
-    // Still its own until then: the next one begins where it says.
-    let offsets: Vec<_> = moving.iter().map(|partition| (*partition, 1)).collect();
-    assert_eq!(first.commit(1, &offsets).await, None);
-    first.give_back(moving.clone());
-    let (_, added) = second.assigned().await;
-    assert_eq!(added, offsets.iter().copied().collect());
-    assert_eq!(served.describe_group("g").await.group.unwrap().state, "stable");
-
-    second.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
-    for partition in 0..4 {
-        served.produce(partition, &[2]).await;
-    }
-    let (of_first, of_second) = (first.read(2).await, second.read(2).await);
-    assert_eq!(of_first.keys().copied().collect::<BTreeSet<_>>(), first.owned);
-    assert_eq!(of_second.keys().copied().collect::<BTreeSet<_>>(), moving);
-    assert!(of_first.values().chain(of_second.values()).all(|values| values == &["2"]));
-
-    // Leaving gives back all, without a word to those who keep what they keep.
-    second.leave().await;
-    assert_eq!(first.assigned().await.1.into_keys().collect::<BTreeSet<_>>(), moving);
-    assert_eq!(first.owned.len(), 4);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_member_is_replaced() {
-    let served = Served::with_topic(2).await;
-    let mut stays = Member::join(&served.channel, join("g")).await.unwrap();
-    stays.assigned().await;
-    let other_connection = connect(&served.server).await;
-    let mut lost = Member::join(&other_connection, join("g")).await.unwrap();
-    lost.assigned().await;
-    let moving = stays.revoke().await;
-    stays.give_back(moving.clone());
-    assert_eq!(lost.assigned().await.1.len(), 1);
-    // Without a word, as a process that is killed.
-    drop((lost, other_connection));
-    assert_eq!(stays.assigned().await.1.into_keys().collect::<BTreeSet<_>>(), moving);
-    assert_eq!(served.describe_group("g").await.members.len(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_commit_from_who_does_not_own_is_refused() {
-    let served = Served::with_topic(2).await;
-    served.produce(0, &[1, 2]).await;
-    served.produce(1, &[1, 2]).await;
-    let mut first = Member::join(&served.channel, join("g")).await.unwrap();
-    first.assigned().await;
-    let mut second = Member::join(&served.channel, join("g")).await.unwrap();
-    second.assigned().await;
-    let moving = first.revoke().await;
-    let [moved, kept] = [*moving.first().unwrap(), *first.owned.first().unwrap()];
-    // Not yet the second's, not the second's at all.
-    for partition in [moved, kept] {
-        let error = second.commit(1, &[(partition, 1)]).await.expect("it is not its own");
-        assert_eq!(error.code(), ErrorCode::StaleGeneration);
-        let words = format!("group g: member {} does not own topic t, partition {partition}", second.id);
-        assert!(error.message.contains(&words), "{error:?}");
-    }
-    first.give_back(moving);
-    second.assigned().await;
-    // The first's no more: all or nothing.
-    let error = first.commit(2, &[(kept, 1), (moved, 1)]).await.expect("it gave that back");
-    assert_eq!(error.code(), ErrorCode::StaleGeneration, "{error:?}");
-    assert_eq!(served.committed("g").await, BTreeMap::new());
-    assert_eq!(second.commit(3, &[(moved, 2)]).await, None);
-    assert_eq!(first.commit(4, &[(kept, 1)]).await, None);
-    assert_eq!(served.committed("g").await, BTreeMap::from([(moved, 2), (kept, 1)]));
-    // Nor from outside, while it has members.
-    let offsets = vec![v1::TopicPartitionOffset { topic: "t".into(), partition: 0, offset: 0 }];
-    let commit = v1::CommitOffsetsRequest { group: "g".into(), offsets };
-    let status = served.groups().commit_offsets(commit).await.unwrap_err();
-    assert_eq!(code(&status), Some(ErrorCode::InUse), "{status:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_does_not_give_back_in_time_is_removed() {
-    let served = Served::with_topic(4).await;
-    let hasty = v1::Join { rebalance_timeout_ms: 300, ..join("g") };
-    for given_back in [None, Some(0), Some(1)] {
-        let mut holds = Member::join(&served.channel, hasty.clone()).await.unwrap();
-        assert_eq!(holds.assigned().await.1.len(), 4);
-        let mut waits = Member::join(&served.channel, join("g")).await.unwrap();
-        waits.assigned().await;
-        let moving = holds.revoke().await;
-        // Nothing, or an answer that is not enough.
-        if let Some(count) = given_back {
-            holds.give_back(moving.iter().copied().take(count));
-        }
-        let status = holds.removed().await;
-        assert_eq!(code(&status), Some(ErrorCode::StaleGeneration), "{status:?}");
-        assert_eq!(status.code(), Code::DeadlineExceeded);
-        assert!(status.message().contains("did not give partitions back"), "{status:?}");
-        while waits.owned.len() < 4 {
-            waits.assigned().await;
-        }
-        waits.leave().await;
-        // It is empty before the next round.
-        let left = || async { served.describe_group("g").await.members.is_empty() };
-        soon("the members leave", async {
-            while !left().await {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_speaks_out_of_turn_is_told() {
-    let served = Served::with_topic(1).await;
-    let mut groups = served.groups();
-    let credit = v1::MemberRequest { message: Some(ToServer::Credit(v1::Credit { bytes: 1 })) };
-    let status = groups.join(futures::stream::iter([credit])).await.unwrap_err();
-    assert!(status.message().contains("the first message of a member must be Join"), "{status:?}");
-    let member = Member::join(&served.channel, join("g")).await.unwrap();
-    member.say(ToServer::Join(join("g")));
-    let status = member.removed().await;
-    assert_eq!(code(&status), Some(ErrorCode::InvalidRequest));
-    assert!(status.message().contains("joins once a stream"), "{status:?}");
-    let nothing = v1::Join { topics: Vec::new(), ..join("g") };
-    let status = Member::join(&served.channel, nothing).await.err().unwrap();
-    assert!(status.message().contains("names no topic"), "{status:?}");
-    let named = v1::Join { client_id: "a b".into(), ..join("g") };
-    let status = Member::join(&served.channel, named).await.err().unwrap();
-    assert!(status.message().contains("client id \"a b\" is not allowed"), "{status:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_group_in_use_is_neither_reset_nor_deleted() {
-    let served = Served::with_topic(2).await;
-    served.produce(0, &[10, 20, 30]).await;
-    let reset = |to: To, dry_run: bool| v1::ResetGroupRequest {
-        group: "g".into(),
-        topic: "t".into(),
-        partitions: vec![],
-        to: Some(to),
-        dry_run,
-    };
-    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
-    member.assigned().await;
-    assert_eq!(member.commit(1, &[(0, 1)]).await, None);
-    for dry_run in [false, true] {
-        let status = served.groups().reset_group(reset(To::Earliest(true), dry_run)).await.unwrap_err();
-        assert_eq!((code(&status), status.code()), (Some(ErrorCode::InUse), Code::FailedPrecondition), "{status:?}");
-        assert!(status.message().contains("group g is in use"), "{status:?}");
-    }
-    let delete = || v1::DeleteGroupRequest { name: "g".into() };
-    let status = served.groups().delete_group(delete()).await.unwrap_err();
-    assert_eq!(code(&status), Some(ErrorCode::InUse), "{status:?}");
-    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 1)]));
-    member.leave().await;
-
-    let set = async |to: To, dry_run: bool| {
-        let offsets = served.groups().reset_group(reset(to, dry_run)).await.unwrap().into_inner().offsets;
-        offsets.into_iter().map(|of| of.offset).collect::<Vec<_>>()
-    };
-    assert_eq!(set(To::Latest(true), true).await, [3, 0]);
-    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 1)]), "a dry run changes nothing");
-    assert_eq!(set(To::TimestampMs(15), false).await, [1, 0]);
-    assert_eq!(set(To::Latest(true), false).await, [3, 0]);
-    assert_eq!(set(To::Earliest(true), false).await, [0, 0]);
-    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 0), (1, 0)]));
-    served.groups().delete_group(delete()).await.unwrap();
-    let status = served.groups().delete_group(delete()).await.unwrap_err();
-    assert_eq!(code(&status), Some(ErrorCode::UnknownGroup));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pipelines_group_is_the_pipelines() {
-    let served = Served::with_topic(1).await;
-    let admin = served.server.client().admin();
-    admin.push_module("level", guest("level")).await.unwrap();
-    let yaml = "pipeline: p\nfrom: t\nstages:\n  - filter: level\n    with: { level: warn }\nto: out\n".to_owned();
-    admin.apply_pipeline(v1::ApplyPipelineRequest { yaml, ..Default::default() }).await.unwrap();
-    let status = Member::join(&served.channel, join("p")).await.err().unwrap();
-    assert_eq!(code(&status), Some(ErrorCode::InUse), "{status:?}");
-    assert!(status.message().contains("group p belongs to a pipeline"), "{status:?}");
-    let offsets = vec![v1::TopicPartitionOffset { topic: "t".into(), partition: 0, offset: 0 }];
-    let status = admin.commit_offsets("p", offsets).await.unwrap_err();
-    assert_eq!(status.code(), Some(ErrorCode::InUse), "{status}");
-    let reset = || v1::ResetGroupRequest {
-        group: "p".into(),
-        topic: "t".into(),
-        to: Some(To::Earliest(true)),
-        ..Default::default()
-    };
-    let error = admin.reset_group(reset()).await.unwrap_err();
-    assert_eq!(error.code(), Some(ErrorCode::InUse), "{error}");
-    let error = admin.delete_group("p").await.unwrap_err();
-    assert_eq!(error.code(), Some(ErrorCode::InUse), "{error}");
-    admin.pause_pipeline("p").await.unwrap();
-    assert_eq!(admin.reset_group(reset()).await.unwrap()[0].offset, 0);
-    // And the other way round.
-    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
-    member.assigned().await;
-    let yaml = "pipeline: g\nfrom: t\nstages:\n  - filter: level\n    with: { level: warn }\nto: out2\n".to_owned();
-    let applied = admin.apply_pipeline(v1::ApplyPipelineRequest { yaml, ..Default::default() }).await.unwrap();
-    let mistake = &applied.mistakes[0];
-    assert_eq!((mistake.line, mistake.column), (1, 11), "{applied:?}");
-    assert!(mistake.message.contains("group g belongs to consumers"), "{mistake:?}");
 }
 
 // ---- flow control

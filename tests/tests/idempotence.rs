@@ -19,10 +19,11 @@ use millstream_client::{
 use millstream_record::{BatchBuilder, Limits, RecordBatch};
 use millstream_tests::instance::wait_until;
 use millstream_tests::proxy::Proxy;
+use millstream_tests::running::Limit;
 use millstream_tests::server::Server;
 use prometheus_client::registry::Registry;
 use rand::rngs::StdRng;
-use rand::{RngCore, SeedableRng};
+use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -320,7 +321,9 @@ async fn what_a_partition_knows_of_producers_outlives_the_journal() {
     for n in 0..6 {
         assert_eq!(append(&broker, &topic, (producer, n * 10), 10).await.unwrap(), i64::from(n) * 10);
         // A part of the journal, with some of the batches, is sealed.
+        let limit = Limit::new("it is sealed");
         while n % 3 == 2 && topic.partitions()[0].size().journal_bytes > 0 {
+            limit.check();
             append(&broker, &filler, (nobody, -1), 1_000).await.unwrap();
         }
     }
@@ -369,7 +372,9 @@ async fn retention_before_sealing(restart_first: bool) {
         let filler = create_topic(&broker, name).await;
         let nobody = v1::ProducerIdentity { producer_id: -1, epoch: -1 };
         let segments = broker.store().size().segments;
+        let limit = Limit::new("two parts are sealed");
         while broker.store().size().segments < segments + 2 {
+            limit.check();
             append(&broker, &filler, (nobody, -1), 1_000).await.unwrap();
         }
         stop(broker).await;
@@ -420,7 +425,9 @@ async fn a_producer_that_is_forgotten_leaves_nothing_on_disk() {
     append(&broker, &topic, (producer, 0), 1).await.unwrap();
     let seal = async || {
         let segments = broker.store().size().segments;
+        let limit = Limit::new("two parts are sealed");
         while broker.store().size().segments < segments + 2 {
+            limit.check();
             append(&broker, &filler, (v1::ProducerIdentity { producer_id: -1, epoch: -1 }, -1), 1_000).await.unwrap();
         }
     };

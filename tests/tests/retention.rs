@@ -1,119 +1,22 @@
 //! What becomes of old records: sealing, retention, compaction, merging. A small journal and a clock that
 //! stands still until it is told, so that a test sees each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use millstream_broker::clock::Clock;
 use millstream_broker::group::{Group, GroupKind};
 use millstream_broker::partition::{Partition, ReadRange, TopicPartition};
 use millstream_broker::store::{StorageBackend, StoreOptions};
-use millstream_broker::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
-use millstream_broker::{Broker, BrokerError, BrokerSettings, GroupId, Offset, TopicName};
-use millstream_record::{BatchBuilder, Compression, Limits, Record, split_batches};
+use millstream_broker::topic::{Change, Cleanup, TopicAlteration, TopicSettings};
+use millstream_broker::{Broker, BrokerError, GroupId, Offset, TopicName};
+use millstream_record::{BatchBuilder, Compression, Limits, split_batches};
 use millstream_tests::held::Held;
 use millstream_tests::instance::wait_until;
-use prometheus_client::registry::Registry;
-
-/// Sealed in halves of this.
-const JOURNAL_BYTES: u64 = 200_000;
-
-/// A clock that a test sets.
-#[derive(Debug)]
-struct SetClock(AtomicI64);
-
-impl Clock for SetClock {
-    fn now_ms(&self) -> i64 {
-        self.0.load(Ordering::SeqCst)
-    }
-}
-
-struct Running {
-    broker: Broker,
-    clock: Arc<SetClock>,
-}
-
-impl Running {
-    fn open(data: &Path, now_ms: i64) -> Self {
-        Self::open_with(data, now_ms, JOURNAL_BYTES, StoreOptions::default())
-    }
-
-    fn open_with(data: &Path, now_ms: i64, journal_bytes_max: u64, options: StoreOptions) -> Self {
-        let clock = Arc::new(SetClock(AtomicI64::new(now_ms)));
-        let settings = BrokerSettings { journal_bytes_max, ..BrokerSettings::default() };
-        // Most reads go to the disk.
-        let options = StoreOptions { tail_bytes_max: Some(10_000), ..options };
-        let broker = Broker::open(data, settings, options, clock.clone(), &mut Registry::default()).unwrap();
-        Self { broker, clock }
-    }
-
-    async fn topic(&self, name: &str, partitions: u32, settings: TopicSettings) -> Arc<Topic> {
-        self.broker.create_topic(&TopicName::new(name).unwrap(), partitions, settings, false).await.unwrap()
-    }
-
-    async fn produce(&self, topic: &Topic, partition: u32, timestamp_ms: i64, records: &[(&str, Option<&str>)]) {
-        let mut builder = BatchBuilder::new(Compression::None);
-        for (key, value) in records {
-            builder.push(timestamp_ms, Some(key.as_bytes()), value.map(str::as_bytes), []);
-        }
-        let partition = topic.partition(partition).unwrap();
-        let receipt = self.broker.produce(topic, partition, vec![builder.finish().unwrap()]).await.unwrap();
-        receipt.await.unwrap();
-    }
-
-    /// Fills the journal with records of another topic, so that what it held before is sealed.
-    async fn seal(&self) {
-        let filler = match self.broker.topic("filler") {
-            Ok(filler) => filler,
-            Err(_) => self.topic("filler", 1, TopicSettings::default()).await,
-        };
-        let value = "x".repeat(20_000);
-        let other = |broker: &Broker| {
-            let topics = broker.topics();
-            let others = topics.iter().filter(|topic| topic.name().as_str() != "filler");
-            others.flat_map(|topic| topic.partitions()).map(|partition| partition.size().journal_bytes).sum::<u64>()
-        };
-        while other(&self.broker) > 0 {
-            self.produce(&filler, 0, 0, &[("f", Some(&value))]).await;
-        }
-    }
-
-    fn set_ms(&self, now_ms: i64) {
-        self.clock.0.store(now_ms, Ordering::SeqCst);
-    }
-
-    async fn stop(self) {
-        let broker = self.broker;
-        tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
-    }
-}
-
-async fn read_from(broker: &Broker, partition: &Arc<Partition>, from: Offset) -> Vec<Record> {
-    let mut found = Vec::new();
-    let mut from = from;
-    while from < partition.end() {
-        let range = ReadRange { from, until: None, bytes_max: 30_000, one_at_least: true };
-        let slice = broker.read(partition, range).await.unwrap();
-        for batch in slice.runs.into_iter().flat_map(split_batches) {
-            let batch = batch.unwrap();
-            batch.verify_crc().unwrap();
-            let records = batch.records(&Limits::default()).unwrap();
-            found.extend(
-                records.iter().map(|view| records.to_record(&view.unwrap())).filter(|r| r.offset >= from.get()),
-            );
-        }
-        assert!(slice.next > from, "a read goes on at {from}");
-        from = slice.next;
-    }
-    found
-}
-
-fn text(bytes: Option<&bytes::Bytes>) -> Option<String> {
-    bytes.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap())
-}
+use millstream_tests::running::{JOURNAL_BYTES, Limit, Rounds, Running, append, batch_of_one, read_from, text};
+use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_are_the_same_in_journal_and_segments_and_after_a_restart() {
@@ -213,10 +116,77 @@ fn last_of(records: &[(String, Option<String>)]) -> BTreeMap<String, (i64, Optio
     with_offsets.map(|(at, (key, value))| (key.clone(), (at as i64, value.clone()))).collect()
 }
 
+/// Somebody who reads a partition from its begin to its end, again and again, while it is compacted.
+struct Reader {
+    passes: Arc<AtomicU64>,
+    enough: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Reader {
+    /// `written` are the keys and values that were written, by offset. Each read takes so many bytes, or one batch.
+    fn start(
+        broker: &Broker,
+        partition: &Arc<Partition>,
+        written: Vec<(String, Option<String>)>,
+        bytes_max: usize,
+    ) -> Self {
+        let (passes, enough) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (broker, partition) = (broker.clone(), partition.clone());
+        let (passed, until) = (passes.clone(), enough.clone());
+        let thread = std::thread::spawn(move || {
+            let last = last_of(&written);
+            while !until.load(Ordering::Relaxed) {
+                let mut found: BTreeMap<String, i64> = BTreeMap::new();
+                let mut from = Offset::ZERO;
+                while from < partition.end() {
+                    let range = ReadRange { from, until: None, bytes_max, one_at_least: true };
+                    let slice = partition.read(broker.store(), range).unwrap();
+                    assert!(slice.next > from, "a read goes on at {from}");
+                    for batch in slice.runs.into_iter().flat_map(split_batches) {
+                        let records = batch.unwrap().records(&Limits::default()).unwrap();
+                        for record in &records {
+                            let record = records.to_record(&record.unwrap());
+                            let key = text(record.key.as_ref()).unwrap();
+                            // A batch may begin below the offset that was asked for.
+                            if record.offset < from.get() {
+                                continue;
+                            }
+                            assert_eq!((&key, &text(record.value.as_ref())), {
+                                let (key, value) = &written[record.offset as usize];
+                                (key, value)
+                            });
+                            let before = found.insert(key, record.offset);
+                            assert!(before < Some(record.offset), "offsets grow");
+                        }
+                    }
+                    from = slice.next;
+                }
+                let expected: BTreeMap<String, i64> = last.iter().map(|(key, (at, _))| (key.clone(), *at)).collect();
+                assert_eq!(found, expected, "whoever reads to the end has seen the last record of each key");
+                passed.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { passes, enough, thread }
+    }
+
+    fn passes(&self) -> u64 {
+        assert!(!self.thread.is_finished(), "the reader ended");
+        self.passes.load(Ordering::Relaxed)
+    }
+
+    fn stop(self) {
+        self.enough.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
     let data = tempfile::tempdir().unwrap();
-    let running = Running::open(data.path(), 1_000);
+    let held = Held::of_thread("cleaner");
+    held.hold();
+    let running = Running::open_with(data.path(), 1_000, JOURNAL_BYTES, held.options());
     let settings =
         TopicSettings { cleanup: Cleanup::Compact, delete_retention_ms: Some(5_000), ..TopicSettings::default() };
     let topic = running.topic("t", 1, settings).await;
@@ -239,13 +209,24 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
     };
     write(&mut written, 0, 150).await;
     running.seal().await;
-    // Somebody is in the middle of it meanwhile.
     let sealed_end = partition.end();
+    let readers = [1, 7].map(|bytes_max| Reader::start(&running.broker, &partition, written.clone(), bytes_max));
+    wait_until("they read before it", || readers.iter().all(|reader| reader.passes() > 0)).await;
+    held.release();
     let is_compact = || {
         let size = partition.size();
         size.bytes < 60_000
     };
     wait_until("it is compacted", is_compact).await;
+    let passes = readers.each_ref().map(Reader::passes);
+    // One may have begun before, and the one after it begins afterwards.
+    wait_until("they read after it", || {
+        readers.iter().zip(passes).all(|(reader, before)| reader.passes() > before + 1)
+    })
+    .await;
+    for reader in readers {
+        reader.stop();
+    }
     assert_eq!(partition.end(), sealed_end);
     let expected = last_of(&written);
     let records = read_from(&running.broker, &partition, Offset::ZERO).await;
@@ -271,7 +252,9 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
     // server starts anew before.
     let filler = running.broker.topic("filler").unwrap();
     let mut segments_most = 0;
+    let limit = Limit::new("segments are merged");
     loop {
+        limit.check();
         let segments = running.broker.store().size().segments;
         if segments < segments_most {
             break;
@@ -282,13 +265,9 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
     running.stop().await;
     let running = Running::open(data.path(), 1_000 + 5_000 + 60_000);
     let partition = running.broker.topic("t").unwrap().partitions()[0].clone();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
-    loop {
-        let records = read_from(&running.broker, &partition, Offset::ZERO).await;
-        if records.iter().filter(|record| record.value.is_none()).count() <= 1 {
-            break;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "tombstones stay: {records:?}");
+    let limit = Limit::new("tombstones go");
+    while tombstones(&running.broker, &partition).await.len() > 1 {
+        limit.check();
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     running.stop().await;
@@ -339,7 +318,9 @@ async fn who_reads_at_the_log_start_never_gets_what_follows_instead_of_what_goes
         (read, refused)
     });
     let value = "v".repeat(20_000);
+    let limit = Limit::new("the log start moves");
     while partition.start().get() < 1_000 {
+        limit.check();
         running.produce(&topic, 0, 0, &[("k", Some(&value))]).await;
     }
     ended.store(true, Ordering::Relaxed);
@@ -696,4 +677,252 @@ async fn retention_that_is_altered_holds_at_once() {
     wait_until("the old one is gone", || partition.start().get() == 1).await;
     assert_eq!(read_from(&running.broker, &partition, partition.start()).await.len(), 1);
     running.stop().await;
+}
+
+/// The values-less records that a partition holds, by key.
+async fn tombstones(broker: &Broker, partition: &Arc<Partition>) -> BTreeSet<String> {
+    let records = read_from(broker, partition, Offset::ZERO).await;
+    let of = records.iter().filter(|record| record.value.is_none());
+    of.map(|record| text(record.key.as_ref()).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tombstone_stays_for_its_time_however_often_it_is_compacted_and_goes_then() {
+    const DELETE_RETENTION_MS: u64 = 5_000;
+    const FIRST_SEEN_MS: i64 = 1_000;
+    let due_ms = FIRST_SEEN_MS + DELETE_RETENTION_MS as i64;
+    let data = tempfile::tempdir().unwrap();
+    let options = StoreOptions { cleaning_interval: Some(Duration::from_millis(1)), ..StoreOptions::default() };
+    let running = Running::open_with(data.path(), FIRST_SEEN_MS, JOURNAL_BYTES, options);
+    let settings = TopicSettings {
+        cleanup: Cleanup::Compact,
+        delete_retention_ms: Some(DELETE_RETENTION_MS),
+        ..TopicSettings::default()
+    };
+    let topic = running.topic("t", 1, settings).await;
+    let partition = topic.partitions()[0].clone();
+    let value = "v".repeat(1_000);
+    for number in 0..50 {
+        running.produce(&topic, 0, 0, &[(&format!("gone-{}", number % 5), Some(&value))]).await;
+    }
+    let gone: BTreeSet<String> = (0..5).map(|number| format!("gone-{number}")).collect();
+    for key in &gone {
+        running.produce(&topic, 0, 0, &[(key, None)]).await;
+    }
+    running.produce(&topic, 0, 0, &[("last", Some("is never removed"))]).await;
+    // Compaction sees them now; and again a millisecond before their time, with as much that is new.
+    let mut seen = 0;
+    for now_ms in [FIRST_SEEN_MS, FIRST_SEEN_MS + 1, due_ms - 1] {
+        running.set_ms(now_ms);
+        running.seal().await;
+        let is_compact = || partition.size().bytes < 4_000;
+        wait_until("it is compacted", is_compact).await;
+        assert_eq!(tombstones(&running.broker, &partition).await, gone, "at {now_ms} of {due_ms}");
+        // A pass that sees nothing new leaves them too.
+        for number in 0..50 {
+            let key = format!("other-{}", number % 2);
+            running.produce(&topic, 0, 0, &[(&key, Some(&format!("{now_ms} {number} {value}")))]).await;
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 3);
+    running.seal().await;
+    wait_until("it is compacted", || partition.size().bytes < 4_000).await;
+    assert_eq!(tombstones(&running.broker, &partition).await, gone, "a millisecond before their time");
+    // Now nothing new comes.
+    running.set_ms(due_ms);
+    let limit = Limit::new("tombstones go when it is time");
+    while !tombstones(&running.broker, &partition).await.is_empty() {
+        limit.check();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let keys: BTreeSet<String> = read_from(&running.broker, &partition, Offset::ZERO)
+        .await
+        .iter()
+        .map(|record| text(record.key.as_ref()).unwrap())
+        .collect();
+    assert_eq!(keys, ["last", "other-0", "other-1"].map(str::to_owned).into(), "and nothing else goes");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repartition_topic_keeps_what_was_not_read_a_round_before() {
+    let data = tempfile::tempdir().unwrap();
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, every_millisecond());
+    let rounds = Rounds::hold(&running.clock);
+    let name = TopicName::new("t").unwrap();
+    let topic = running.broker.create_topic(&name, 1, TopicSettings::default(), true).await.unwrap();
+    let partition = topic.partitions()[0].clone();
+    for _ in 0..10 {
+        running.produce(&topic, 0, 0, &[("k", Some("v"))]).await;
+    }
+    let groups = ["reads", "looks"]
+        .map(|id| running.broker.groups().get_or_create(&GroupId::new(id).unwrap(), GroupKind::Consumer).unwrap());
+    let place = TopicPartition { topic: name, partition: 0 };
+    let commit = async |group: &Arc<Group>, offset: i64| {
+        running.broker.set_offsets(group, &[(place.clone(), Offset::new(offset).unwrap())]).await.unwrap();
+    };
+    let start = || partition.start().get();
+    rounds.make_one().await;
+    rounds.make_one().await;
+    assert_eq!(start(), 0, "nobody has read anything");
+    commit(&groups[0], 3).await;
+    rounds.make_one().await;
+    assert_eq!(start(), 0, "it was read since the last round");
+    commit(&groups[0], 6).await;
+    rounds.make_one().await;
+    assert_eq!(start(), 3, "what was read at the last round goes, and no more");
+    // Somebody else looks, further back.
+    commit(&groups[1], 4).await;
+    rounds.make_one().await;
+    assert_eq!(start(), 4, "what one of them has not read stays");
+    commit(&groups[0], 10).await;
+    commit(&groups[1], 10).await;
+    rounds.make_one().await;
+    assert_eq!(start(), 4, "at the last round it was not read");
+    rounds.make_one().await;
+    assert_eq!(start(), 10);
+    rounds.release();
+    running.stop().await;
+}
+
+/// Retention, merging and compaction are looked at all the time.
+fn every_millisecond() -> StoreOptions {
+    StoreOptions { cleaning_interval: Some(Duration::from_millis(1)), ..StoreOptions::default() }
+}
+
+// ---- what is left of a deleted topic
+
+/// Rows of tables that are of a topic: of offsets, of producers, of log starts.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct RowsOf {
+    offsets: usize,
+    producers: usize,
+    log_starts: usize,
+}
+
+fn rows_of(data: &Path, topic: u32) -> RowsOf {
+    // A database that was closed in good order, or one that is looked at as after a kill.
+    let copy = tempfile::tempdir().unwrap();
+    super::check::copy_folder(data, copy.path());
+    let database = |name: &str| redb::Database::open(copy.path().join(name)).unwrap().begin_read().unwrap();
+    let keys = |name: &str| -> Vec<Vec<u8>> {
+        let table = TableDefinition::<&[u8], &[u8]>::new(name);
+        match database("tables.redb").open_table(table) {
+            Ok(table) => table.iter().unwrap().map(|row| row.unwrap().0.value().to_vec()).collect(),
+            Err(redb::TableError::TableDoesNotExist(_)) => Vec::new(),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let of_topic = |bytes: &[u8]| bytes == topic.to_be_bytes();
+    let log_starts = match database("millstream.redb").open_table(TableDefinition::<(u32, u32), i64>::new("log-starts"))
+    {
+        Ok(table) => table.iter().unwrap().filter(|row| row.as_ref().unwrap().0.value().0 == topic).count(),
+        Err(redb::TableError::TableDoesNotExist(_)) => 0,
+        Err(error) => panic!("{error}"),
+    };
+    RowsOf {
+        // Group, 0, topic, partition.
+        offsets: keys("offsets").iter().filter(|key| of_topic(&key[key.len() - 8..key.len() - 4])).count(),
+        // Topic, partition, producer.
+        producers: keys("producers").iter().filter(|key| of_topic(&key[..4])).count(),
+        log_starts,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_of_a_deleted_topic_in_the_tables_also_where_the_server_was_killed() {
+    for is_killed in [false, true] {
+        let data = tempfile::tempdir().unwrap();
+        let running = Running::open_with(data.path(), 10_000, JOURNAL_BYTES, every_millisecond());
+        let retained = TopicSettings { retention_ms: Some(5_000), ..TopicSettings::default() };
+        let topics = [running.topic("gone", 1, retained.clone()).await, running.topic("stays", 1, retained).await];
+        let id = running.broker.init_producer(None).await.unwrap();
+        let group = running.broker.groups().get_or_create(&GroupId::new("g").unwrap(), GroupKind::Consumer).unwrap();
+        for topic in &topics {
+            for (number, timestamp_ms) in [1_000, 10_000].into_iter().enumerate() {
+                let mut builder = BatchBuilder::new(Compression::None);
+                builder.set_producer(id.id.get(), id.epoch, number as i32);
+                builder.push(timestamp_ms, Some(b"k"), Some(b"v"), []);
+                append(&running.broker, topic, 0, builder.finish().unwrap()).await.unwrap();
+            }
+            let partition = &topic.partitions()[0];
+            wait_until("the old one is gone", || partition.start().get() == 1).await;
+            running.broker.set_offsets(&group, &[(partition.name().clone(), partition.end())]).await.unwrap();
+        }
+        running.seal().await;
+        running.stop().await;
+        let [gone, stays] = topics.map(|topic| topic.id().0);
+        let one_each = || RowsOf { offsets: 1, producers: 1, log_starts: 1 };
+        assert_eq!((rows_of(data.path(), gone), rows_of(data.path(), stays)), (one_each(), one_each()));
+
+        let running = Running::open(data.path(), 10_000);
+        running.broker.delete_topic(&TopicName::new("gone").unwrap()).await.unwrap();
+        let mut place = data.path().to_owned();
+        let killed = tempfile::tempdir().unwrap();
+        if is_killed {
+            // Before the next part of the journal is sealed.
+            super::check::copy_folder(&place, killed.path());
+            running.stop().await;
+            place = killed.path().to_owned();
+            Running::open(&place, 10_000).stop().await;
+        } else {
+            let stays = running.broker.topic("stays").unwrap();
+            running.produce(&stays, 0, 10_000, &[("k", Some("to be sealed"))]).await;
+            running.seal().await;
+            running.stop().await;
+        }
+        assert_eq!(rows_of(&place, gone), RowsOf::default(), "killed: {is_killed}");
+        assert_eq!(rows_of(&place, stays), one_each(), "killed: {is_killed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_start_that_moves_while_its_topic_is_deleted_leaves_nothing() {
+    const ROUNDS: i64 = 20;
+    let data = tempfile::tempdir().unwrap();
+    let held = Held::of_thread("committer");
+    let options = StoreOptions { cleaning_interval: Some(Duration::from_millis(1)), ..held.options() };
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options);
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = asked.clone();
+    running.clock.on_asked(move |thread| {
+        if thread == "retention" {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let mut ids = Vec::new();
+    for round in 1..=ROUNDS {
+        let now_ms = round * 10_000;
+        running.set_ms(now_ms);
+        let retained = TopicSettings { retention_ms: Some(5_000), ..TopicSettings::default() };
+        let topic = running.topic("t", 1, retained).await;
+        ids.push(topic.id().0);
+        running.produce(&topic, 0, now_ms, &[("k", Some("v"))]).await;
+        held.hold();
+        let busy = {
+            let (broker, topic) = (running.broker.clone(), topic.clone());
+            tokio::spawn(async move { append(&broker, &topic, 0, batch_of_one(now_ms, "k", Some("v"))).await })
+        };
+        wait_until("a commit is under way", || held.is_waited_for()).await;
+        let deleting = {
+            let broker = running.broker.clone();
+            tokio::spawn(async move { broker.delete_topic(&TopicName::new("t").unwrap()).await })
+        };
+        let partition = topic.partitions()[0].clone();
+        wait_until("it is being deleted", || partition.is_deleted()).await;
+        // Retention still sees the topic, and asks for a commit behind that of the deletion.
+        let before = asked.load(Ordering::SeqCst);
+        running.set_ms(now_ms + 6_000);
+        wait_until("retention looks", || asked.load(Ordering::SeqCst) > before).await;
+        held.release();
+        busy.await.unwrap().unwrap();
+        deleting.await.unwrap().unwrap();
+    }
+    running.stop().await;
+    for id in ids {
+        assert_eq!(rows_of(data.path(), id), RowsOf::default(), "topic {id}");
+    }
+    let report = millstream_broker::store::check(data.path(), false).unwrap();
+    assert!(report.is_sound(), "{report:#?}");
 }

@@ -8,9 +8,9 @@ use millstream_broker::Broker;
 use millstream_broker::state::{StateChange, StatePartition};
 use millstream_broker::store::{Commit, StoreOptions};
 use millstream_record::Column;
-use millstream_tests::faults::folder;
+use millstream_tests::folder;
 
-use super::workload::{block_on, open_with};
+use millstream_tests::workload::{block_on, open_with};
 
 const STORE: &str = "pipeline/stage";
 const KEYS: u32 = 20_000;

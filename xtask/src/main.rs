@@ -1,8 +1,10 @@
-//! The project's chores: `cargo xtask guests|demo|test|bench|soak`.
+//! The project's chores: `cargo xtask guests|demo|test|simulate|fuzz|bench|soak`.
 
 mod bench;
 mod demo;
+mod fuzz;
 mod process;
+mod simulate;
 mod soak;
 mod wasm;
 
@@ -28,12 +30,13 @@ enum Chore {
         filter: Option<String>,
     },
     /// Measure: prints a table and writes target/bench.json
-    Bench {
-        /// A tenth of the records: to see that it works, not to quote
-        #[arg(long)]
-        quick: bool,
-        /// Only the benchmarks whose name contains this
-        only: Option<String>,
+    Bench(bench::Args),
+    /// Run the store and the domain under a simulator, where a seed decides everything: --seed N, --runs N, --help
+    #[command(disable_help_flag = true)]
+    Simulate {
+        /// As `cargo xtask simulate --help` says
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Kill a working server again and again, and check everything that it keeps
     Soak {
@@ -43,6 +46,17 @@ enum Chore {
         /// Repeats a run's random choices; each run prints its own
         #[arg(long, value_name = "S")]
         seed: Option<u64>,
+    },
+    /// Run every fuzz target for a while, or the one named; what once failed is tried first
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u32,
+        /// Repeats a run's random choices
+        #[arg(long, value_name = "S")]
+        seed: Option<u32>,
+        /// A target's name: a file of sdk/record/fuzz/fuzz_targets
+        only: Option<String>,
     },
     /// Build the modules under guests/ into target/guests
     Guests,
@@ -54,7 +68,9 @@ fn main() -> Result<()> {
         Chore::Guests => wasm::build_guests(&root).map(drop),
         Chore::Demo => demo::run(&root),
         Chore::Test { filter } => test(&root, filter.as_deref()),
-        Chore::Bench { quick, only } => bench::run(&root, quick, only.as_deref()),
+        Chore::Bench(args) => bench::run(&root, &args),
+        Chore::Simulate { arguments } => simulate::run(&root, &arguments),
+        Chore::Fuzz { seconds, seed, only } => fuzz::run(&root, seconds, only.as_deref(), seed),
         Chore::Soak { minutes, seed } => soak::run(&root, minutes, seed),
     }
 }

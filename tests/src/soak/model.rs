@@ -8,7 +8,7 @@ use millstream_client::{Compression, RecordView};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
 /// The topics, and partitions of each.

@@ -11,7 +11,7 @@ use millstream_client::{
     Client, ClientError, CommitMode, Consumer, ConsumerSettings, Delivery, Position, ProducerRecord, ProducerSettings,
     v1,
 };
-use rand::Rng;
+use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 
