@@ -56,7 +56,7 @@ pub struct BrokerSettings {
     /// What each client may produce and fetch. Default: all it can.
     pub quotas: QuotaSettings,
     /// Bytes that the journal keeps, of whatever partitions: under full load half is sealed while the other half
-    /// fills. Two commits may come on top. A start reads it all, and no topic's `retention_bytes` can be less.
+    /// fills. Three commits may come on top. A start reads it all, and no topic's `retention_bytes` can be less.
     pub journal_bytes_max: u64,
     /// Nothing is appended while the disk has room for fewer bytes; `None` for as many as the journal keeps. They
     /// are for sealing what is there; reading goes on, and when there is room again, so does writing.
