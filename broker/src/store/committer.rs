@@ -802,25 +802,36 @@ mod tests {
         (count(0..sealed_to), count(sealed_to..u64::MAX))
     }
 
-    #[tokio::test]
-    async fn values_that_are_sealed_are_removed_by_the_commits_that_follow_and_without_them() {
-        let data = tempfile::tempdir().unwrap();
+    async fn open(data: &std::path::Path) -> (Broker, Arc<Partition>) {
         let settings = BrokerSettings { journal_bytes_max: JOURNAL_BYTES, ..BrokerSettings::default() };
         let clock = Arc::new(SystemClock);
-        let opened = Broker::open(data.path(), settings, StoreOptions::default(), clock, &mut Registry::default());
-        let broker = opened.unwrap();
+        let broker = Broker::open(data, settings, StoreOptions::default(), clock, &mut Registry::default()).unwrap();
         let name = TopicName::new("t").unwrap();
         let topic = broker.create_topic(&name, 1, TopicSettings::default(), false).await.unwrap();
+        (broker, topic.partitions()[0].clone())
+    }
+
+    async fn append(broker: &Broker, partition: &Arc<Partition>, bytes: usize) {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.push(0, None, Some(&vec![b'v'; bytes]), []);
+        let append = Append { partition: partition.clone(), batches: vec![builder.finish().unwrap()] };
+        broker.commit(Commit { appends: vec![append], ..Commit::default() }).await.unwrap().await.unwrap();
+    }
+
+    async fn stop(broker: Broker) {
+        tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn values_that_are_sealed_are_removed_by_the_commits_that_follow() {
         // Two full values each, and the rest of its bytes.
         const VALUES_A_COMMIT: u64 = 3;
+        let data = tempfile::tempdir().unwrap();
+        let (broker, partition) = open(data.path()).await;
         let part = VALUES_A_COMMIT * (JOURNAL_BYTES / 2 / (2 * CHUNK_BYTES as u64) + 1);
         let mut most_sealed = 0;
         for _ in 0..200 {
-            let mut builder = BatchBuilder::new(Compression::None);
-            builder.push(0, None, Some(&vec![b'v'; 2 * CHUNK_BYTES]), []);
-            let batch = builder.finish().unwrap();
-            let receipt = broker.produce(&topic, &topic.partitions()[0], vec![batch]).await.unwrap();
-            receipt.await.unwrap();
+            append(&broker, &partition, 2 * CHUNK_BYTES).await;
             let (sealed, unsealed) = values(broker.store());
             assert!(unsealed <= 2 * part + 2 * VALUES_A_COMMIT, "{unsealed} values are not sealed");
             // What was left of the part before is gone before another is sealed: a commit removes twice what it adds.
@@ -831,11 +842,21 @@ mod tests {
             most_sealed = most_sealed.max(sealed);
         }
         assert!(most_sealed > 0, "sealed values go little by little");
+        stop(broker).await;
+    }
+
+    #[tokio::test]
+    async fn values_that_are_sealed_are_removed_when_nobody_writes() {
+        let data = tempfile::tempdir().unwrap();
+        let (broker, partition) = open(data.path()).await;
+        // A part of the journal by itself, of more values than a commit removes.
+        append(&broker, &partition, 10 * CHUNK_BYTES).await;
         let limit = Instant::now() + Duration::from_secs(120);
-        while values(broker.store()).0 > 0 {
-            assert!(Instant::now() < limit, "with nobody who writes, sealed values stay: {:?}", values(broker.store()));
+        while values(broker.store()) != (0, 0) {
+            assert!(Instant::now() < limit, "sealed and other values are left: {:?}", values(broker.store()));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
+        assert!(broker.store().size().segments > 0);
+        stop(broker).await;
     }
 }
