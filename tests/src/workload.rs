@@ -606,14 +606,15 @@ impl Workload {
             let number = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
             for (at, partition) in topic.partitions().iter().enumerate() {
                 let records = &expected.topics[&number][at];
-                let ReadAll { held, gone, .. } = read_all(broker, partition).await.unwrap();
+                let ReadAll { held, gone, kept_bytes, .. } = read_all(broker, partition).await.unwrap();
                 assert_eq!(held.len(), records.len(), "offsets are not used again");
                 for (at, record) in held.iter().enumerate().filter(|(at, _)| !gone.contains(at)) {
                     assert_eq!(*record, records[at], "{} at offset {at}", partition.name());
                 }
                 let first_kept = usize::try_from(partition.start().get()).unwrap();
-                let is_missing =
-                    |at: &&usize| **at >= first_kept && !may_be_gone(&expected, (number, 0), records, &[**at]);
+                let is_missing = |at: &&usize| {
+                    **at >= first_kept && !may_be_gone(&expected, (number, 0), records, &[**at], kept_bytes)
+                };
                 missing += gone.iter().filter(is_missing).count() as i64;
             }
         }
@@ -721,6 +722,8 @@ struct Holdings {
     contents: Contents,
     /// The offsets of records that are gone.
     gone: BTreeMap<Place, Vec<usize>>,
+    /// Bytes of the batches that are there.
+    kept_bytes: BTreeMap<Place, u64>,
 }
 
 impl Holdings {
@@ -731,7 +734,9 @@ impl Holdings {
             let Some(records) = expected.topics.get_mut(&place.0).and_then(|topic| topic.get_mut(place.1)) else {
                 return false;
             };
-            if gone.last().is_some_and(|last| *last >= records.len()) || !may_be_gone(all, *place, records, gone) {
+            if gone.last().is_some_and(|last| *last >= records.len())
+                || !may_be_gone(all, *place, records, gone, self.kept_bytes[place])
+            {
                 return false;
             }
             gone.iter().for_each(|at| records[*at] = Held::default());
@@ -747,11 +752,11 @@ impl Holdings {
 }
 
 /// Whether compaction or retention may have taken these.
-fn may_be_gone(all: &Contents, (topic, _): Place, records: &[Held], gone: &[usize]) -> bool {
+///
+/// `kept_bytes` is what the batches have that are there, compressed as they are.
+fn may_be_gone(all: &Contents, (topic, _): Place, records: &[Held], gone: &[usize], kept_bytes: u64) -> bool {
     if all.is_retained(topic) {
-        let bytes: usize =
-            records[gone.len()..].iter().map(|(_, _, value)| 100 + value.as_ref().map_or(0, Vec::len)).sum();
-        return gone.iter().enumerate().all(|(at, gone)| at == *gone) && bytes as u64 >= RETENTION_BYTES;
+        return gone.iter().enumerate().all(|(at, gone)| at == *gone) && kept_bytes >= RETENTION_BYTES;
     }
     let has_newer = |at: usize| records[at + 1..].iter().any(|(_, key, _)| *key == records[at].1);
     let is_due = |at: usize| all.tombstones_may_go && records[at].2.is_none();
@@ -760,20 +765,21 @@ fn may_be_gone(all: &Contents, (topic, _): Place, records: &[Held], gone: &[usiz
 
 /// Reads all that a broker holds of which nothing was cleaned.
 pub async fn contents(broker: &Broker) -> Contents {
-    let Holdings { contents, gone } = holdings(broker).await.unwrap();
+    let Holdings { contents, gone, .. } = holdings(broker).await.unwrap();
     assert!(gone.is_empty(), "offsets have no holes");
     contents
 }
 
 /// Reads all that a broker holds. Checksums match, keys are counted.
 async fn holdings(broker: &Broker) -> Result<Holdings, BrokerError> {
-    let (mut found, mut all_gone) = (Contents::default(), BTreeMap::new());
+    let (mut found, mut all_gone, mut all_kept_bytes) = (Contents::default(), BTreeMap::new(), BTreeMap::new());
     for topic in broker.topics() {
         let number = TOPICS.iter().position(|name| *name == topic.name().as_str()).unwrap();
         let mut partitions = Vec::new();
         for partition in topic.partitions() {
-            let ReadAll { held, gone, producers: sent } = read_all(broker, partition).await?;
+            let ReadAll { held, gone, kept_bytes, producers: sent } = read_all(broker, partition).await?;
             let place = (number, partitions.len());
+            all_kept_bytes.insert(place, kept_bytes);
             partitions.push(held);
             if !gone.is_empty() {
                 all_gone.insert(place, gone);
@@ -801,7 +807,7 @@ async fn holdings(broker: &Broker) -> Result<Holdings, BrokerError> {
             }
         }
     }
-    Ok(Holdings { contents: found, gone: all_gone })
+    Ok(Holdings { contents: found, gone: all_gone, kept_bytes: all_kept_bytes })
 }
 
 #[derive(Default)]
@@ -809,6 +815,8 @@ struct ReadAll {
     /// Empty records are gone.
     held: Vec<Held>,
     gone: Vec<usize>,
+    /// Bytes of the batches that are there.
+    kept_bytes: u64,
     producers: BTreeMap<i64, Sent>,
 }
 
@@ -839,6 +847,7 @@ async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> Result<ReadAll
                 found.skip_to(at);
                 found.held.push(record);
             }
+            found.kept_bytes += batch.as_bytes().len() as u64;
             if batch.producer_id() >= 0 && found.gone.is_empty() {
                 found.producers.entry(batch.producer_id()).or_default().add(&batch);
             }
