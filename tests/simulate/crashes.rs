@@ -80,12 +80,7 @@ async fn survive(run: &mut Run, mut workload: Workload, options: impl Fn(StoreOp
             _ => disk.end_process(),
         }
     }
-    let broker = open_with(data, options(disk.options())).unwrap();
-    workload.check(&broker).await;
-    workload.run(&broker, &mut random, 5).await.unwrap();
-    workload.check(&broker).await;
-    broker.stop();
-    drop(broker);
+    check_goes_on(data, options(disk.options()), &mut workload, &mut random, 5).await;
     let report = check_on(&disk.file_system(), data, false).unwrap();
     assert!(report.is_sound(), "{report:#?}");
     let [compacted, retained] = workload.cleaned;
@@ -94,6 +89,21 @@ async fn survive(run: &mut Run, mut workload: Workload, options: impl Fn(StoreOp
             run.met(what);
         }
     }
+}
+
+/// A store that is opened on a healthy disk holds what it must, takes so many steps more, and holds them too.
+pub(crate) async fn check_goes_on(
+    data: &Path,
+    options: StoreOptions,
+    workload: &mut Workload,
+    random: &mut StdRng,
+    steps: usize,
+) {
+    let broker = open_with(data, options).unwrap();
+    workload.check(&broker).await;
+    workload.run(&broker, random, steps).await.unwrap();
+    workload.check(&broker).await;
+    broker.stop();
 }
 
 /// Retention, compaction and merging all the time, a few keys a pass.

@@ -5,11 +5,11 @@ use std::path::Path;
 use millstream_broker::store::{Commit, StoreOptions};
 use millstream_broker::{Broker, BrokerError};
 use millstream_tests::disk::Disk;
-use millstream_tests::workload::{Workload, block_on, open_with, open_with_reserve};
+use millstream_tests::workload::{Workload, block_on, open_with_reserve};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::crashes::{DATA, always_cleaning};
+use crate::crashes::{DATA, always_cleaning, check_goes_on};
 use crate::run::Run;
 
 /// What a store whose journal has 40 KB needs to put in order what it holds, redb's copies of pages included.
@@ -24,7 +24,7 @@ fn workload(random: &mut StdRng, disk: &Disk) -> (Workload, StoreOptions) {
 }
 
 /// With room again it goes on, for so many steps; and so it does when it is opened anew.
-async fn check_goes_on(broker: Broker, disk: &Disk, workload: &mut Workload, random: &mut StdRng, steps: usize) {
+async fn check_has_room_again(broker: Broker, disk: &Disk, workload: &mut Workload, random: &mut StdRng, steps: usize) {
     workload.run(&broker, random, steps).await.unwrap();
     workload.check(&broker).await;
     broker.stop();
@@ -36,11 +36,7 @@ async fn check_goes_on(broker: Broker, disk: &Disk, workload: &mut Workload, ran
 /// A healthy disk again, larger than before.
 async fn check_after_reopening(disk: &Disk, workload: &mut Workload, random: &mut StdRng) {
     disk.set_room(u64::MAX);
-    let broker = open_with(Path::new(DATA), disk.options()).unwrap();
-    workload.check(&broker).await;
-    workload.run(&broker, random, 5).await.unwrap();
-    workload.check(&broker).await;
-    broker.stop();
+    check_goes_on(Path::new(DATA), disk.options(), workload, random, 5).await;
 }
 
 /// A disk that runs full to the last byte costs nothing that was acknowledged.
@@ -94,7 +90,7 @@ pub(crate) fn reserve(run: &mut Run) {
             broker.commit(Commit::default()).await.unwrap().await.unwrap();
         }
         disk.set_room(u64::MAX);
-        check_goes_on(broker, &disk, &mut workload, &mut random, 20).await;
+        check_has_room_again(broker, &disk, &mut workload, &mut random, 20).await;
     });
     run.met("a refusal");
 }
@@ -119,7 +115,7 @@ pub(crate) fn sealing_waits(run: &mut Run) {
         disk.set_full_folder(None);
         until("sealing goes on", || broker.store().size().segments > 0).await;
         assert!(!broker.store().has_failed());
-        check_goes_on(broker, &disk, &mut workload, &mut random, 30).await;
+        check_has_room_again(broker, &disk, &mut workload, &mut random, 30).await;
     });
     run.met("sealing that waited");
 }

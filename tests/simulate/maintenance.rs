@@ -11,7 +11,7 @@ use millstream_tests::workload::{Workload, block_on, open_with};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::crashes::{DATA, always_cleaning};
+use crate::crashes::{DATA, always_cleaning, check_goes_on};
 use crate::run::Run;
 
 const BACKUP: &str = "/backup";
@@ -65,24 +65,15 @@ pub(crate) fn repair_of_sound(run: &mut Run) {
                 disk.end_process();
             }
         }
-        goes_on(&disk, &mut workload, &mut random).await;
+        let report = check_on(&disk.file_system(), Path::new(DATA), true).unwrap();
+        assert!(report.is_sound(), "{report:#?}");
+        check_goes_on(Path::new(DATA), disk.options(), &mut workload, &mut random, 10).await;
     });
 }
 
 /// What can't be read for want of power is told as damage, or was not met.
 fn told_of_disk(report: &Report) -> bool {
     report.damages.iter().all(|damage| damage.reason.contains(BROKEN) || !damage.repaired)
-}
-
-/// A check finds nothing, and the store goes on.
-async fn goes_on(disk: &Disk, workload: &mut Workload, random: &mut StdRng) {
-    let report = check_on(&disk.file_system(), Path::new(DATA), true).unwrap();
-    assert!(report.is_sound(), "{report:#?}");
-    let broker = open_with(Path::new(DATA), disk.options()).unwrap();
-    workload.check(&broker).await;
-    workload.run(&broker, random, 10).await.unwrap();
-    workload.check(&broker).await;
-    broker.stop();
 }
 
 /// One flipped bit of a segment: a repair that loses power leaves the directory as it was or repaired, and the next repair
@@ -176,7 +167,7 @@ pub(crate) fn backups(run: &mut Run) {
         assert!(disk.struck() || (ran.is_ok() && backup.is_ok()), "{ran:?} {backup:?}");
         broker.stop();
         drop(broker);
-        let taken = workload.copied_since(&before);
+        let mut taken = workload.copied_since(&before);
         let system = disk.file_system();
         if disk.struck() {
             disk.lose_power(random.random());
@@ -211,13 +202,7 @@ pub(crate) fn backups(run: &mut Run) {
         }
         if restored {
             run.met("a restore");
-            let broker = open_with(Path::new(RESTORED), disk.options()).unwrap();
-            let mut taken = taken;
-            taken.check(&broker).await;
-            taken.run(&broker, &mut random, 10).await.unwrap();
-            taken.check(&broker).await;
-            broker.stop();
-            drop(broker);
+            check_goes_on(Path::new(RESTORED), disk.options(), &mut taken, &mut random, 10).await;
             let report = check_on(&system, Path::new(RESTORED), false).unwrap();
             assert!(report.is_sound(), "{report:#?}");
         } else {

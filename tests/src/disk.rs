@@ -132,8 +132,6 @@ struct State {
     /// Files below this folder find no room at all.
     full_folder: Option<PathBuf>,
     locked: BTreeMap<PathBuf, String>,
-    /// Calls, for who wants to know how many there are.
-    calls: u64,
 }
 
 #[derive(Debug)]
@@ -199,7 +197,6 @@ impl Default for State {
             room_bytes: None,
             full_folder: None,
             locked: BTreeMap::new(),
-            calls: 0,
         }
     }
 }
@@ -237,11 +234,6 @@ impl Disk {
     /// Bytes that its files take.
     pub fn used_bytes(&self) -> u64 {
         self.0.lock().used_bytes()
-    }
-
-    /// How many calls there were.
-    pub fn calls(&self) -> u64 {
-        self.0.lock().calls
     }
 
     /// This disk, as the store takes one.
@@ -349,7 +341,6 @@ enum Begun {
 
 impl State {
     fn begin(&mut self, kind: Kind, call: Call) -> Begun {
-        self.calls += 1;
         if !self.has_power {
             return Begun::Dead;
         }
