@@ -373,17 +373,16 @@ impl Broker {
 
     /// Every group that reads a topic begins new partitions at their first record: a group that began at the
     /// latest must not miss what is written before its members learn of them.
-    fn offsets_of_added(&self, topic: &Topic, partitions: u32) -> Vec<OffsetChange> {
+    fn offsets_of_added(&self, topic: &Arc<Topic>, partitions: u32) -> Vec<OffsetChange> {
         let added = topic.partition_count()..partitions;
         if added.is_empty() {
             return Vec::new();
         }
-        let id = topic.id();
         let mut groups = self.0.groups.all();
-        groups.retain(|group| group.members().reads(topic.name()) || group.has_committed(id));
+        groups.retain(|group| group.members().reads(topic.name()) || group.has_committed(topic.id()));
         let offset = |group: &Arc<Group>, partition| OffsetChange {
             group: group.clone(),
-            topic: id,
+            topic: topic.clone(),
             partition,
             offset: Offset::ZERO,
             expected: None,
@@ -687,7 +686,7 @@ impl Broker {
             }
             commit.offsets.push(OffsetChange {
                 group: group.clone(),
-                topic: topic.id(),
+                topic: topic.clone(),
                 partition: name.partition,
                 offset: *offset,
                 expected: None,

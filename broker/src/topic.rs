@@ -269,6 +269,11 @@ impl Topic {
         TopicId(self.meta.id)
     }
 
+    /// Whether it was deleted under whoever still holds this.
+    pub fn is_deleted(&self) -> bool {
+        self.partitions.first().is_some_and(|partition| partition.is_deleted())
+    }
+
     /// What the catalog keeps of it.
     pub fn meta(&self) -> &TopicMeta {
         &self.meta

@@ -101,7 +101,7 @@ impl Log for EmbeddedLog {
     }
 
     async fn commit(&self, step: Step) -> Result<EmbeddedReceipt, LogError> {
-        let source = self.partition(&step.source)?;
+        let source = self.broker.0.topic(step.source.topic.as_str())?;
         let mut appends = Vec::with_capacity(step.outputs.len());
         for (name, batches) in step.outputs {
             let partition = self.partition(&name)?;
@@ -109,7 +109,7 @@ impl Log for EmbeddedLog {
         }
         let offset = OffsetChange {
             group: self.fence.group.clone(),
-            topic: source.topic_id(),
+            topic: source,
             partition: step.source.partition,
             offset: step.next,
             expected: Some(step.from),

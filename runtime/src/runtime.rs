@@ -739,7 +739,7 @@ impl Runtime {
                 // What an earlier pipeline of the name left in a repartition topic is not ours.
                 let latest = checked.spec.start == Start::Latest || topic.meta().internal;
                 let offset = if latest { partition.end() } else { partition.start() };
-                let (group, topic) = (group.clone(), topic.id());
+                let (group, topic) = (group.clone(), topic.clone());
                 commit.offsets.push(OffsetChange { group, topic, partition: number, offset, expected: Some(None) });
             }
         }

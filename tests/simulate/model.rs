@@ -470,7 +470,7 @@ impl Driven {
             let mut commit = Commit {
                 offsets: vec![OffsetChange {
                     group: group.clone(),
-                    topic: self.broker.topic(TOPICS[step.source.topic]).unwrap().id(),
+                    topic: self.broker.topic(TOPICS[step.source.topic]).unwrap(),
                     partition: number,
                     offset: offset(next),
                     expected: Some(expected),

@@ -48,12 +48,12 @@ fn number_append(partition: &Arc<Partition>, number: usize) -> Append {
     Append { partition: partition.clone(), batches: vec![number_batch(number)] }
 }
 
-fn number_commit(topic: &Topic, group: &Arc<Group>, number: usize) -> Commit {
+fn number_commit(topic: &Arc<Topic>, group: &Arc<Group>, number: usize) -> Commit {
     Commit {
         appends: topic.partitions().iter().map(|partition| number_append(partition, number)).collect(),
         offsets: vec![OffsetChange {
             group: group.clone(),
-            topic: topic.id(),
+            topic: topic.clone(),
             partition: 0,
             offset: offset(number + 1),
             expected: Some((number > 0).then(|| offset(number))),

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use millstream_broker::clock::{Clock, SystemClock};
@@ -22,6 +23,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use crate::disk::Disk;
+use crate::running::Limit;
 
 fn number_of(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap())
@@ -29,18 +31,33 @@ fn number_of(variable: &str) -> Option<u64> {
 
 /// Runs a case for each seed, on two threads, and says which seed failed.
 pub fn for_seeds(cases: u64, case: impl Fn(u64) + Sync) {
-    let next = std::sync::atomic::AtomicU64::new(0);
+    for_seeds_until(cases, || true, case);
+}
+
+/// As [`for_seeds`], and goes on with further seeds until there is `enough`: of what depends on how threads run, a busy
+/// machine may see little. With one seed, that one alone counts.
+///
+/// # Panics
+/// Where a case does, and where it is not enough within two minutes.
+pub fn for_seeds_until(cases: u64, enough: impl Fn() -> bool + Sync, case: impl Fn(u64) + Sync) {
+    let next = AtomicU64::new(0);
+    let failed = AtomicBool::new(false);
     let count = cases * number_of("MILLSTREAM_TEST_CASES").unwrap_or(1);
-    let (first, count) = number_of("MILLSTREAM_TEST_SEED").map_or((0, count), |seed| (seed, 1));
+    let one = number_of("MILLSTREAM_TEST_SEED");
+    let (first, count) = one.map_or((0, count), |seed| (seed, 1));
+    let limit = Limit::new("enough of what the cases look for");
     let work = || {
-        loop {
-            let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        while !failed.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= count {
-                return;
+                if one.is_some() || enough() {
+                    return;
+                }
+                limit.check();
             }
             let seed = first + number;
             if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| case(seed))) {
-                next.store(count, std::sync::atomic::Ordering::Relaxed);
+                failed.store(true, Ordering::Relaxed);
                 eprintln!("it failed with MILLSTREAM_TEST_SEED={seed}");
                 std::panic::resume_unwind(panic);
             }
@@ -433,9 +450,8 @@ fn to_commit(broker: &Broker, before: &Contents, step: &CommitStep) -> Commit {
         commit.appends.push(Append { partition: partition(broker, *place), batches });
     }
     let change = |name: &str, place: Place, at, expected| {
-        let partition = partition(broker, place);
-        let (topic, number) = (partition.topic_id(), partition.name().partition);
-        OffsetChange { group: group(broker, name), topic, partition: number, offset: offset(at), expected }
+        let (topic, partition) = (broker.topic(TOPICS[place.0]).unwrap(), place.1 as u32);
+        OffsetChange { group: group(broker, name), topic, partition, offset: offset(at), expected }
     };
     for (name, place, at) in &step.offsets {
         commit.offsets.push(change(name, *place, *at, None));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use millstream_broker::group::GroupKind;
 use millstream_broker::partition::{Partition, ReadRange};
@@ -20,7 +21,8 @@ use rand::{RngExt, SeedableRng};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 
 use millstream_tests::workload::{
-    Contents, Held, TOPICS, Workload, block_on, contents, difference, for_seeds, open_with, records_of, state_change,
+    Contents, Held, TOPICS, Workload, block_on, contents, difference, for_seeds, for_seeds_until, open_with,
+    records_of, state_change,
 };
 
 const DATABASE: &str = "millstream.redb";
@@ -312,8 +314,10 @@ fn a_missing_or_cut_off_database_is_told_with_the_rest() {
 
 #[test]
 fn a_missing_segment_costs_its_records_alone_and_a_repair_goes_on_past_them() {
-    let (costly, told) = (std::sync::atomic::AtomicU64::new(0), std::sync::atomic::AtomicU64::new(0));
-    for_seeds(10, |seed| {
+    let (costly, told) = (AtomicU64::new(0), AtomicU64::new(0));
+    // Segments that are read are missing.
+    let enough = || costly.load(Ordering::Relaxed) > 0 && told.load(Ordering::Relaxed) > 0;
+    for_seeds_until(10, enough, |seed| {
         let written = write(seed, Ended::Stopped);
         let data = written.data.path();
         let files = registered(&check(data, false).unwrap(), data);
@@ -328,7 +332,7 @@ fn a_missing_segment_costs_its_records_alone_and_a_repair_goes_on_past_them() {
                         let text = error.to_string();
                         let name = file.file_name().unwrap().to_str().unwrap();
                         assert!(text.contains(name) && text.contains("everything else goes on"), "{text}");
-                        told.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        told.fetch_add(1, Ordering::Relaxed);
                     }
                     read => drop(read.unwrap()),
                 }
@@ -339,13 +343,10 @@ fn a_missing_segment_costs_its_records_alone_and_a_repair_goes_on_past_them() {
         });
         let report = check(data, false).unwrap();
         // The records of a deleted topic are no longer anybody's.
-        costly.fetch_add(u64::from(lost_records(&report) > 0), std::sync::atomic::Ordering::Relaxed);
+        costly.fetch_add(u64::from(lost_records(&report) > 0), Ordering::Relaxed);
         assert!(check(data, true).unwrap().is_repaired());
         block_on(check_repaired(data, &written, lost_records(&report)));
     });
-    if std::env::var("MILLSTREAM_TEST_SEED").is_err() {
-        assert!(costly.into_inner() > 0 && told.into_inner() > 0, "segments that are read are missing");
-    }
 }
 
 /// The journal's values that are sealed, or those that are not: where they stand in the database's file.
@@ -372,8 +373,13 @@ fn journal_values(data: &Path, sealed: bool) -> Vec<Range<usize>> {
 
 #[test]
 fn a_flipped_bit_of_the_journal_costs_its_batch_at_most_and_a_repair_cuts_that_out() {
-    let [opened, costly, refused_by_redb] = [const { std::sync::atomic::AtomicU64::new(0) }; 3];
-    for_seeds(150, |seed| {
+    let [opened, costly, refused_by_redb] = [const { AtomicU64::new(0) }; 3];
+    // Bits of batches are flipped, and redb looks at every page after a kill.
+    let enough = || {
+        let at_least = |count: &AtomicU64, least| count.load(Ordering::Relaxed) > least;
+        at_least(&opened, 10) && at_least(&costly, 5) && at_least(&refused_by_redb, 10)
+    };
+    for_seeds_until(150, enough, |seed| {
         let ended = [Ended::Stopped, Ended::Killed][seed as usize / 10 % 2];
         let written = write(seed % 10, ended);
         let data = written.data.path();
@@ -389,11 +395,11 @@ fn a_flipped_bit_of_the_journal_costs_its_batch_at_most_and_a_repair_cuts_that_o
             Err(error) => {
                 assert!(ended == Ended::Killed || matches!(error, StoreError::Corrupt { .. }), "{error}");
                 assert!(error.to_string().contains("millstream check"), "{error}");
-                refused_by_redb.fetch_add(u64::from(ended == Ended::Killed), std::sync::atomic::Ordering::Relaxed);
+                refused_by_redb.fetch_add(u64::from(ended == Ended::Killed), Ordering::Relaxed);
                 None
             }
             Ok(broker) => block_on(async {
-                opened.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                opened.fetch_add(1, Ordering::Relaxed);
                 let costs = check_costs_one_batch_at_most(&broker, &written).await;
                 broker.stop();
                 Some(costs)
@@ -402,7 +408,7 @@ fn a_flipped_bit_of_the_journal_costs_its_batch_at_most_and_a_repair_cuts_that_o
         let report = check(data, false).unwrap();
         let lost = lost_records(&report);
         if let Some(costs) = costs {
-            costly.fetch_add(u64::from(costs), std::sync::atomic::Ordering::Relaxed);
+            costly.fetch_add(u64::from(costs), Ordering::Relaxed);
             assert_eq!(lost > 0, costs, "{report:#?}");
         } else {
             assert!(!report.is_sound());
@@ -413,34 +419,31 @@ fn a_flipped_bit_of_the_journal_costs_its_batch_at_most_and_a_repair_cuts_that_o
         assert!(repaired.is_repaired(), "{repaired:#?}");
         block_on(check_repaired(data, &written, lost));
     });
-    if std::env::var("MILLSTREAM_TEST_SEED").is_err() {
-        assert!(opened.into_inner() > 10 && costly.into_inner() > 5, "bits of batches are flipped");
-        assert!(refused_by_redb.into_inner() > 10, "redb looks at every page after a kill");
-    }
 }
 
 #[test]
 fn a_flipped_bit_of_what_is_sealed_and_still_in_the_journal_costs_nothing() {
-    let flipped = std::sync::atomic::AtomicU64::new(0);
-    for_seeds(40, |seed| {
-        let written = write(seed, Ended::Stopped);
-        let data = written.data.path();
-        let mut random = StdRng::seed_from_u64(seed);
-        let values: Vec<usize> = journal_values(data, true).into_iter().flatten().collect();
-        if values.is_empty() {
-            return;
-        }
-        let position = values[random.random_range(0..values.len())];
-        flip(&data.join(DATABASE), position, random.random_range(0..8));
-        let report = check(data, true).unwrap();
-        assert_eq!(lost_records(&report), 0, "{report:#?}");
-        assert!(report.is_repaired(), "{report:#?}");
-        flipped.fetch_add(u64::from(!report.is_sound()), std::sync::atomic::Ordering::Relaxed);
-        block_on(check_repaired(data, &written, 0));
-    });
-    if std::env::var("MILLSTREAM_TEST_SEED").is_err() {
-        assert!(flipped.into_inner() > 0, "bits of sealed values are flipped");
-    }
+    let flipped = AtomicU64::new(0);
+    for_seeds_until(
+        40,
+        || flipped.load(Ordering::Relaxed) > 0,
+        |seed| {
+            let written = write(seed, Ended::Stopped);
+            let data = written.data.path();
+            let mut random = StdRng::seed_from_u64(seed);
+            let values: Vec<usize> = journal_values(data, true).into_iter().flatten().collect();
+            if values.is_empty() {
+                return;
+            }
+            let position = values[random.random_range(0..values.len())];
+            flip(&data.join(DATABASE), position, random.random_range(0..8));
+            let report = check(data, true).unwrap();
+            assert_eq!(lost_records(&report), 0, "{report:#?}");
+            assert!(report.is_repaired(), "{report:#?}");
+            flipped.fetch_add(u64::from(!report.is_sound()), Ordering::Relaxed);
+            block_on(check_repaired(data, &written, 0));
+        },
+    );
 }
 
 #[test]
@@ -475,7 +478,7 @@ fn check_put_right_or_told(data: &Path, written: &Written) -> bool {
 #[test]
 fn a_flipped_bit_of_redbs_lists_of_free_pages_is_put_right_by_a_repair() {
     let written = [DATABASE, "tables.redb"].map(|name| (name, write(1, Ended::Stopped)));
-    let [told, anew] = [const { std::sync::atomic::AtomicU64::new(0) }; 2];
+    let [told, anew] = [const { AtomicU64::new(0) }; 2];
     for_seeds(100, |seed| {
         let (name, written) = &written[seed as usize % 2];
         let data = folder();
@@ -491,9 +494,9 @@ fn a_flipped_bit_of_redbs_lists_of_free_pages_is_put_right_by_a_repair() {
         flip(&file, at, random.random_range(0..8));
         // Who opens it and closes it in good order writes the list anew, with a checksum that it matches.
         let used = seed / 2 % 2 == 1 && std::panic::catch_unwind(|| drop(redb::Database::open(&file).unwrap())).is_ok();
-        anew.fetch_add(u64::from(used), std::sync::atomic::Ordering::Relaxed);
+        anew.fetch_add(u64::from(used), Ordering::Relaxed);
         let was_told = check_put_right_or_told(data.path(), written);
-        told.fetch_add(u64::from(was_told), std::sync::atomic::Ordering::Relaxed);
+        told.fetch_add(u64::from(was_told), Ordering::Relaxed);
     });
     if std::env::var("MILLSTREAM_TEST_SEED").is_err() {
         assert!(told.into_inner() > 10, "bits of these lists are flipped");

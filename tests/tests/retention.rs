@@ -10,7 +10,7 @@ use std::time::Duration;
 use millstream_broker::group::{Group, GroupKind};
 use millstream_broker::partition::{Partition, ReadRange, TopicPartition};
 use millstream_broker::store::{StorageBackend, StoreOptions};
-use millstream_broker::topic::{Change, Cleanup, TopicAlteration, TopicSettings};
+use millstream_broker::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
 use millstream_broker::{Broker, BrokerError, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Compression, Limits, split_batches};
 use millstream_tests::held::Held;
@@ -877,6 +877,56 @@ async fn nothing_is_left_of_a_deleted_topic_in_the_tables_also_where_the_server_
     }
 }
 
+/// Begins to delete topic `t`, and returns once its partitions are marked.
+async fn begin_to_delete(broker: &Broker, partition: &Partition) -> tokio::task::JoinHandle<Result<(), BrokerError>> {
+    let broker = broker.clone();
+    let deleting = tokio::spawn(async move { broker.delete_topic(&TopicName::new("t").unwrap()).await });
+    wait_until("it is being deleted", || partition.is_deleted()).await;
+    deleting
+}
+
+/// Holds the committer, with a commit under way.
+async fn hold_committer(running: &Running, held: &Held, topic: &Arc<Topic>) -> tokio::task::JoinHandle<()> {
+    held.hold();
+    let (broker, topic) = (running.broker.clone(), topic.clone());
+    let busy = tokio::spawn(async move { append(&broker, &topic, 0, batch_of_one(0, "k", Some("v"))).await.unwrap() });
+    wait_until("a commit is under way", || held.is_waited_for()).await;
+    busy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offset_that_is_committed_behind_its_topics_deletion_is_refused_and_leaves_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let held = Held::of_thread("committer");
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, held.options());
+    let topic = running.topic("t", 1, TopicSettings::default()).await;
+    let other = running.topic("other", 1, TopicSettings::default()).await;
+    let group = running.broker.groups().get_or_create(&GroupId::new("g").unwrap(), GroupKind::Consumer).unwrap();
+    for topic in [&topic, &other] {
+        running.produce(topic, 0, 0, &[("k", Some("v"))]).await;
+    }
+    let busy = hold_committer(&running, &held, &topic).await;
+    let partition = &topic.partitions()[0];
+    let deleting = begin_to_delete(&running.broker, partition).await;
+    let first = Offset::new(1).unwrap();
+    let offsets = [(partition.name().clone(), first)];
+    let broker = running.broker.clone();
+    let mut committing = std::pin::pin!(broker.set_offsets(&group, &offsets));
+    // The topic is still known by its name: what refuses the offset is the committer.
+    assert!(futures::poll!(&mut committing).is_pending());
+    held.release();
+    busy.await.unwrap();
+    deleting.await.unwrap().unwrap();
+    let refused = committing.await;
+    assert!(matches!(&refused, Err(BrokerError::UnknownTopic { topic }) if topic == "t"), "{refused:?}");
+    assert_eq!(group.all_committed(), []);
+    running.broker.set_offsets(&group, &[(other.partitions()[0].name().clone(), first)]).await.unwrap();
+    running.seal().await;
+    running.stop().await;
+    assert_eq!(rows_of(data.path(), topic.id().0), RowsOf::default());
+    assert_eq!(rows_of(data.path(), other.id().0).offsets, 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_start_that_moves_while_its_topic_is_deleted_leaves_nothing() {
     const ROUNDS: i64 = 20;
@@ -899,24 +949,14 @@ async fn a_log_start_that_moves_while_its_topic_is_deleted_leaves_nothing() {
         let topic = running.topic("t", 1, retained).await;
         ids.push(topic.id().0);
         running.produce(&topic, 0, now_ms, &[("k", Some("v"))]).await;
-        held.hold();
-        let busy = {
-            let (broker, topic) = (running.broker.clone(), topic.clone());
-            tokio::spawn(async move { append(&broker, &topic, 0, batch_of_one(now_ms, "k", Some("v"))).await })
-        };
-        wait_until("a commit is under way", || held.is_waited_for()).await;
-        let deleting = {
-            let broker = running.broker.clone();
-            tokio::spawn(async move { broker.delete_topic(&TopicName::new("t").unwrap()).await })
-        };
-        let partition = topic.partitions()[0].clone();
-        wait_until("it is being deleted", || partition.is_deleted()).await;
+        let busy = hold_committer(&running, &held, &topic).await;
+        let deleting = begin_to_delete(&running.broker, &topic.partitions()[0]).await;
         // Retention still sees the topic, and asks for a commit behind that of the deletion.
         let before = asked.load(Ordering::SeqCst);
         running.set_ms(now_ms + 6_000);
         wait_until("retention looks", || asked.load(Ordering::SeqCst) > before).await;
         held.release();
-        busy.await.unwrap().unwrap();
+        busy.await.unwrap();
         deleting.await.unwrap().unwrap();
     }
     running.stop().await;

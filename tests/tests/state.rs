@@ -8,6 +8,8 @@ use millstream_broker::Broker;
 use millstream_broker::state::{StateChange, StatePartition};
 use millstream_broker::store::{Commit, StoreOptions};
 use millstream_record::Column;
+use millstream_runtime::stage::aggregate::{Accumulators, Groups};
+use millstream_runtime::state::TaskState;
 use millstream_tests::folder;
 
 use millstream_tests::workload::{block_on, open_with};
@@ -59,6 +61,56 @@ fn a_scan_has_every_key_once_while_all_of_them_change_and_move_to_the_tables() {
         }
         done.store(true, Ordering::Relaxed);
         assert!(scans.await.unwrap() > 0);
+        broker.stop();
+    });
+}
+
+/// What one step of a task changes: keys, and their new accumulators.
+fn change(state: &mut TaskState, step: u64, entries: &[(&str, Option<&str>)]) -> StateChange {
+    let mut groups = Groups::new(state.hasher().clone());
+    let mut accumulators = Column::default();
+    for (key, accumulator) in entries {
+        groups.group_of(key.as_bytes());
+        accumulators.push(accumulator.map(str::as_bytes));
+    }
+    let mut before = Column::default();
+    state.look_up(&groups, &mut before).unwrap();
+    state.change(step, groups, &before, accumulators)
+}
+
+fn sees(state: &TaskState, keys: &[&str]) -> Vec<Option<String>> {
+    let mut groups = Groups::new(state.hasher().clone());
+    for key in keys {
+        groups.group_of(key.as_bytes());
+    }
+    let mut found = Column::default();
+    state.look_up(&groups, &mut found).unwrap();
+    found.iter().map(|entry| entry.map(|entry| String::from_utf8(entry.to_vec()).unwrap())).collect()
+}
+
+#[test]
+fn a_task_sees_its_steps_that_are_not_committed_and_forgets_them_once_they_are() {
+    let data = folder();
+    let broker = open_with(data.path(), StoreOptions::default()).unwrap();
+    let some = |text: &str| Some(text.to_owned());
+    block_on(async {
+        let mut state = TaskState::new(STORE.into(), 0, broker.state().partition(STORE, 0));
+        let first = change(&mut state, 0, &[("a", Some("a0")), ("b", Some("b0"))]);
+        assert_eq!(first.added, 2);
+        let second = change(&mut state, 1, &[("c", Some("c1")), ("a", None)]);
+        assert_eq!(second.added, 0);
+        assert_eq!(change(&mut state, 2, &[("b", Some("b2"))]).added, 0);
+        assert_eq!(sees(&state, &["a", "b", "c", "d"]), [None, some("b2"), some("c1"), None]);
+        // A step that does not come about is gone, and those before it are there still.
+        state.take_back(2);
+        assert_eq!(sees(&state, &["a", "b", "c"]), [None, some("b0"), some("c1")]);
+
+        broker.commit(Commit { state: vec![first], ..Commit::default() }).await.unwrap().await.unwrap();
+        state.committed_up_to(0);
+        assert_eq!(sees(&state, &["a", "b", "c"]), [None, some("b0"), some("c1")]);
+        // Not committed in truth: whether the task keeps what it was told is committed shows.
+        state.committed_up_to(1);
+        assert_eq!(sees(&state, &["a", "b", "c"]), [some("a0"), some("b0"), None]);
         broker.stop();
     });
 }

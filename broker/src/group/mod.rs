@@ -191,14 +191,14 @@ impl Group {
     /// Committer only: whether the group stands where the change expects it.
     pub(crate) fn check_expected(&self, change: &OffsetChange) -> Result<(), BrokerError> {
         let Some(expected) = change.expected else { return Ok(()) };
-        let current = self.assigned.lock().get(&(change.topic, change.partition)).copied();
+        let current = self.assigned.lock().get(&(change.topic.id(), change.partition)).copied();
         if current == expected {
             return Ok(());
         }
         let shown = |offset: Option<Offset>| offset.map_or(-1, Offset::get);
         Err(BrokerError::StaleOffset {
             group: self.id.clone(),
-            topic_id: change.topic.0,
+            topic_id: change.topic.id().0,
             partition: change.partition,
             expected: shown(expected),
             current: shown(current),

@@ -34,6 +34,7 @@ use crate::name::TopicName;
 use crate::partition::{Offset, Partition, Run, TopicId};
 use crate::producer::Verdict;
 use crate::state::{StateChange, StateIndex};
+use crate::topic::Topic;
 
 /// The committer takes queued requests until they hold this many bytes: 16 full journal values,
 /// where a commit's cost a byte stops falling.
@@ -84,7 +85,7 @@ pub struct OffsetChange {
     /// Whose.
     pub group: Arc<Group>,
     /// In which topic.
-    pub topic: TopicId,
+    pub topic: Arc<Topic>,
     /// In which partition.
     pub partition: u32,
     /// The offset of the next record to read.
@@ -499,7 +500,7 @@ impl Committer {
                 writer.offset(&OffsetEntry {
                     group: change.group.id().as_str(),
                     kind: change.group.kind() as u8,
-                    topic: change.topic,
+                    topic: change.topic.id(),
                     partition: change.partition,
                     offset: change.offset.get(),
                 });
@@ -589,7 +590,7 @@ impl Committer {
                 self.state.drop_store(store, seq);
             }
             for change in &commit.offsets {
-                change.group.set_committed(change.topic, change.partition, change.offset);
+                change.group.set_committed(change.topic.id(), change.partition, change.offset);
             }
             for group in commit.drop_groups {
                 group.clear_offsets();
@@ -684,12 +685,16 @@ fn check(commit: &Commit) -> Result<(), BrokerError> {
     if let Some(fence) = &commit.fence {
         fence.group.check_generation(fence.generation)?;
     }
+    let deleted = |topic: &TopicName| Err(BrokerError::UnknownTopic { topic: topic.as_str().to_owned() });
     for change in &commit.offsets {
+        if change.topic.is_deleted() {
+            return deleted(change.topic.name());
+        }
         change.group.check_expected(change)?;
     }
     for append in &commit.appends {
         if append.partition.is_deleted() {
-            return Err(BrokerError::UnknownTopic { topic: append.partition.name().topic.as_str().to_owned() });
+            return deleted(&append.partition.name().topic);
         }
     }
     Ok(())
@@ -723,7 +728,7 @@ fn stored_before(commit: &Commit) -> Result<Option<Committed>, BrokerError> {
 
 fn assign(commit: &Commit, now_ms: i64) -> Committed {
     for change in &commit.offsets {
-        change.group.set_assigned(change.topic, change.partition, change.offset);
+        change.group.set_assigned(change.topic.id(), change.partition, change.offset);
     }
     let base_offsets = commit.appends.iter().map(|append| {
         let records = append.batches.iter().map(|batch| u64::from(batch.record_count())).sum();

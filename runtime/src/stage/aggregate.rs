@@ -153,12 +153,12 @@ fn fold(
         parts.add(guest, input, part, of_record, &groups)
     })?;
     let failed = failed_records(input, &failures);
-    let (accumulators, values, updated) = match (whole, parts) {
-        (Some((accumulators, values)), _) => (accumulators, values, None),
+    let (accumulators, values) = match (whole, parts) {
+        (Some(whole), _) => whole,
         (None, Some(parts)) => parts.finish(),
-        (None, None) => (Column::default(), Column::default(), None),
+        (None, None) => Default::default(),
     };
-    let output = updates(input, of_record, &groups, values, &failures, updated.as_deref());
+    let output = updates(input, of_record, &groups, values, &failures);
     Ok(Aggregated { outcome: Outcome { output, failures, failed }, groups, before, accumulators })
 }
 
@@ -213,13 +213,12 @@ fn live_groups(of_record: &[u32], groups: usize, failures: &[(u32, String)]) -> 
 struct Parts {
     accumulators: Vec<Option<Vec<u8>>>,
     values: Vec<Option<Vec<u8>>>,
-    updated: Vec<bool>,
 }
 
 impl Parts {
     fn new(before: &Column) -> Self {
         let accumulators: Vec<_> = before.iter().map(|entry| entry.map(<[u8]>::to_vec)).collect();
-        Self { values: vec![None; accumulators.len()], updated: vec![false; accumulators.len()], accumulators }
+        Self { values: vec![None; accumulators.len()], accumulators }
     }
 
     fn add(
@@ -253,26 +252,19 @@ impl Parts {
             let group = group as usize;
             self.accumulators[group] = accumulators.get(at).map(<[u8]>::to_vec);
             self.values[group] = values.get(at).map(<[u8]>::to_vec);
-            self.updated[group] = true;
         }
         Ok(evaluated.failures)
     }
 
-    fn finish(self) -> (Column, Column, Option<Vec<bool>>) {
+    /// Accumulators and values.
+    fn finish(self) -> (Column, Column) {
         let column = |entries: &[Option<Vec<u8>>]| entries.iter().map(Option::as_deref).collect();
-        (column(&self.accumulators), column(&self.values), Some(self.updated))
+        (column(&self.accumulators), column(&self.values))
     }
 }
 
 /// One output a key that had a record which did not fail.
-fn updates(
-    input: &Columns,
-    of_record: &[u32],
-    groups: &Groups,
-    values: Column,
-    failures: &[Failure],
-    updated: Option<&[bool]>,
-) -> Columns {
+fn updates(input: &Columns, of_record: &[u32], groups: &Groups, values: Column, failures: &[Failure]) -> Columns {
     let mut offsets = vec![-1; groups.len()];
     let mut timestamps_ms = vec![i64::MIN; groups.len()];
     let mut failed = failures.iter().map(|failure| failure.index as usize).peekable();
@@ -284,9 +276,7 @@ fn updates(
         offsets[group] = input.offsets[index];
         timestamps_ms[group] = timestamps_ms[group].max(input.timestamps_ms[index]);
     }
-    let kept: Vec<u8> = (0..groups.len())
-        .map(|group| u8::from(offsets[group] >= 0 && updated.is_none_or(|updated| updated[group])))
-        .collect();
+    let kept: Vec<u8> = offsets.iter().map(|offset| u8::from(*offset >= 0)).collect();
     let all = Columns { offsets, timestamps_ms, keys: groups.keys.clone(), values, ..Columns::default() };
     if kept.contains(&0) { all.select(&kept) } else { all }
 }
