@@ -37,16 +37,12 @@ enum End {
 }
 
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut backoff = Backoff::new(shared.settings.retry_backoff_ms);
-    let mut ever_joined = false;
+    let mut attempts = Attempts { backoff: Backoff::new(shared.settings.retry_backoff_ms), ever_joined: false };
     let channel = shared.client.own_channel();
     loop {
         let mut session = Session::new(&shared);
         let end = session.run(channel.clone()).await;
-        if session.joined {
-            backoff.reset();
-            ever_joined = true;
-        }
+        let joined = session.joined;
         shared.left();
         let error = match end {
             End::Closed => break,
@@ -56,12 +52,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
             End::Lost(error) => error,
         };
-        let reconnect_timeout = Duration::from_millis(shared.settings.reconnect_timeout_ms);
-        if !ever_joined || shared.lost(&error).elapsed() > reconnect_timeout {
+        let Some(wait) = attempts.wait_after(joined, &shared, &error) else {
             shared.push_error(error);
             break;
-        }
-        let wait = backoff.next();
+        };
         tracing::debug!("joining again in {wait:?}: {error}");
         tokio::select! {
             () = shared.closing() => break,
@@ -69,6 +63,25 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
     }
     shared.end();
+}
+
+/// Streams so far.
+struct Attempts {
+    backoff: Backoff,
+    ever_joined: bool,
+}
+
+impl Attempts {
+    /// How long to wait after a stream that was lost; `None` where it is time to give up. `joined` is whether the
+    /// server took it.
+    fn wait_after(&mut self, joined: bool, shared: &Shared, error: &ClientError) -> Option<Duration> {
+        if joined {
+            self.backoff.reset();
+            self.ever_joined = true;
+        }
+        let reconnect_timeout = Duration::from_millis(shared.settings.reconnect_timeout_ms);
+        (self.ever_joined && shared.lost(error).elapsed() <= reconnect_timeout).then(|| self.backoff.next())
+    }
 }
 
 /// One stream's life.
@@ -315,6 +328,13 @@ async fn until(deadline: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use futures::{StreamExt, poll};
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+    use tonic::codec::Codec;
+    use tonic::codegen::{Bytes, http};
+    use tonic_prost::ProstCodec;
+
     use super::*;
     use crate::{Client, ConsumerSettings};
 
@@ -327,10 +347,116 @@ mod tests {
         v1::Revoke { generation: 2, partitions: vec![v1::TopicPartition { topic: "t".into(), partition }] }
     }
 
+    fn shared(settings: ConsumerSettings) -> Shared {
+        Shared::new(Client::new("127.0.0.1:1").unwrap(), settings.group("g"))
+    }
+
+    fn records(partition: u32, next_offset: u64, bytes: usize) -> v1::PartitionRecords {
+        let batches = if bytes == 0 { Vec::new() } else { vec![Bytes::from(vec![0; bytes])] };
+        v1::PartitionRecords { topic: "t".into(), partition, batches, next_offset, ..Default::default() }
+    }
+
+    /// What a server says on a member's stream, as the transport gives it.
+    fn answers() -> (mpsc::UnboundedSender<FromServer>, Streaming<v1::MemberResponse>) {
+        let (say, said) = mpsc::unbounded_channel();
+        let frames = UnboundedReceiverStream::new(said).map(|message| {
+            let message = prost::Message::encode_to_vec(&v1::MemberResponse { message: Some(message) });
+            // Not compressed, and how long it is.
+            let mut frame = vec![0];
+            frame.extend_from_slice(&(message.len() as u32).to_be_bytes());
+            frame.extend_from_slice(&message);
+            Ok::<_, tonic::Status>(Frame::data(Bytes::from(frame)))
+        });
+        let decoder = ProstCodec::<v1::MemberRequest, v1::MemberResponse>::default().decoder();
+        (say, Streaming::new_response(decoder, StreamBody::new(frames), http::StatusCode::OK, None, None))
+    }
+
+    #[tokio::test]
+    async fn who_leaves_hears_first_what_became_of_its_commits() {
+        let shared = shared(ConsumerSettings::topic("t"));
+        let (requests, mut sent) = mpsc::unbounded_channel();
+        shared.joined(requests);
+        let mut session = Session::new(&shared);
+        session.assigned(assigned(0..1));
+        let (answer, mut told) = tokio::sync::oneshot::channel();
+        shared.commit_as_member(Vec::new(), Vec::new(), Some(answer)).unwrap();
+        let (say, answers) = answers();
+        let mut leaving = std::pin::pin!(session.leave(answers));
+        say.send(FromServer::Records(records(0, 1, 10))).unwrap();
+        assert!(poll!(&mut leaving).is_pending());
+        assert!(!sent.is_closed() && told.try_recv().is_err(), "it waits for the answer");
+        say.send(FromServer::Committed(v1::Committed { id: 1, error: None })).unwrap();
+        assert!(poll!(&mut leaving).is_pending());
+        assert!(matches!(told.try_recv(), Ok(Ok(()))));
+        while sent.try_recv().is_ok() {}
+        assert!(matches!(sent.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)), "its requests end");
+        // The server is through with it.
+        drop(say);
+        assert!(matches!(leaving.await, End::Closed));
+    }
+
+    #[tokio::test]
+    async fn credit_for_records_of_a_partition_that_was_given_back_is_given_again() {
+        let shared = shared(ConsumerSettings { buffer_bytes_max: 1_000, ..ConsumerSettings::topic("t") });
+        let (requests, mut sent) = mpsc::unbounded_channel();
+        shared.joined(requests);
+        let mut session = Session::new(&shared);
+        session.assigned(assigned(0..2));
+        session.revoke(&revoke(1));
+        session.give_back();
+        while sent.try_recv().is_ok() {}
+        session.records(records(1, 5, 1_000));
+        let granted = sent.try_recv().unwrap().message;
+        assert!(matches!(granted, Some(ToServer::Credit(v1::Credit { bytes: 1_000 }))), "{granted:?}");
+        // What is kept for the application is not.
+        session.records(records(0, 5, 1_000));
+        assert!(sent.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_member_is_at_the_end_once_each_of_its_partitions_is() {
+        let shared = shared(ConsumerSettings::topic("t"));
+        let mut session = Session::new(&shared);
+        session.ends = Some((0..3).map(|partition| (("t".to_owned(), partition), 5)).collect());
+        // Without partitions it waits for some.
+        session.check_end();
+        session.assigned(assigned(0..2));
+        for (partition, next_offset) in [(0, 5), (1, 4)] {
+            session.records(records(partition, next_offset, 10));
+            assert_eq!(shared.take().await.unwrap().unwrap().partition.number, partition);
+            assert!(poll!(std::pin::pin!(shared.take())).is_pending(), "partition 1 has more");
+        }
+        session.records(records(1, 5, 10));
+        assert!(shared.take().await.is_some());
+        assert!(shared.take().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn who_was_a_member_waits_longer_each_time_until_it_is_one_again() {
+        let shared = shared(ConsumerSettings { reconnect_timeout_ms: 3_600_000, ..ConsumerSettings::topic("t") });
+        let error = shared.membership_lost();
+        let mut attempts = Attempts { backoff: Backoff::new(100), ever_joined: false };
+        assert_eq!(attempts.wait_after(false, &shared, &error), None);
+        let waits = [true, false, false, true, true, false];
+        let waits = waits.map(|joined| attempts.wait_after(joined, &shared, &error).unwrap().as_millis());
+        assert_eq!(waits, [100, 200, 400, 100, 100, 200]);
+    }
+
+    #[test]
+    fn who_was_too_slow_joins_again_and_who_is_refused_does_not() {
+        use v1::ErrorCode as E;
+        let ended = |code: E| end(ClientError::refused(v1::Error { code: code as i32, message: String::new() }));
+        for code in [E::StaleGeneration, E::ShuttingDown, E::TimedOut] {
+            assert!(matches!(ended(code), End::Lost(_)), "{code:?}");
+        }
+        for code in [E::InvalidRequest, E::UnknownTopic] {
+            assert!(matches!(ended(code), End::Failed(_)), "{code:?}");
+        }
+    }
+
     #[tokio::test]
     async fn a_deadline_is_that_of_the_first_revoke_that_is_not_answered() {
-        let client = Client::new("127.0.0.1:1").unwrap();
-        let shared = Shared::new(client, ConsumerSettings::topic("t").group("g"));
+        let shared = shared(ConsumerSettings::topic("t"));
         let mut session = Session::new(&shared);
         session.assigned(assigned(0..4));
         // Nothing is in hand: it is answered at once.

@@ -400,19 +400,9 @@ mod tests {
     use super::*;
     use crate::client::Client;
     use std::collections::HashMap;
-    use tokio::sync::Semaphore;
 
     fn shared(settings: ProducerSettings) -> Shared {
-        Shared {
-            client: Client::new("127.0.0.1:1").unwrap(),
-            room: Semaphore::new(room_units(settings.buffer_bytes_max)),
-            settings,
-            topics: Default::default(),
-            describing: Default::default(),
-            outbox: Outbox::default(),
-            closed: AtomicBool::new(false),
-            trouble: Default::default(),
-        }
+        Shared::new(Client::new("127.0.0.1:1").unwrap(), settings)
     }
 
     fn topic(partitions: u32, batch_bytes_max: Option<u32>, shared: &Shared) -> Topic {

@@ -132,16 +132,7 @@ struct Shared {
 
 impl Producer {
     pub(crate) fn start(client: Client, settings: ProducerSettings) -> Self {
-        let shared = Arc::new(Shared {
-            room: Semaphore::new(room_units(settings.buffer_bytes_max)),
-            client,
-            settings,
-            topics: RwLock::default(),
-            describing: tokio::sync::Mutex::default(),
-            outbox: Outbox::default(),
-            closed: AtomicBool::new(false),
-            trouble: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(client, settings));
         let sender = tokio::spawn(Sender::new(shared.clone()).run());
         // A millisecond at least: what never ages would be looked up without end.
         let metadata_max_age = Duration::from_millis(shared.settings.metadata_max_age_ms.max(1));
@@ -294,6 +285,19 @@ impl TopicProducer {
 const CLOSED: ClientError = ClientError::Closed { what: "producer" };
 
 impl Shared {
+    fn new(client: Client, settings: ProducerSettings) -> Self {
+        Self {
+            room: Semaphore::new(room_units(settings.buffer_bytes_max)),
+            client,
+            settings,
+            topics: RwLock::default(),
+            describing: tokio::sync::Mutex::default(),
+            outbox: Outbox::default(),
+            closed: AtomicBool::new(false),
+            trouble: Mutex::default(),
+        }
+    }
+
     fn check_open(&self) -> Result<(), ClientError> {
         if self.closed.load(Ordering::Relaxed) { Err(CLOSED) } else { Ok(()) }
     }

@@ -556,3 +556,134 @@ async fn until(deadline: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use millstream_record::{BatchBuilder, Compression};
+
+    use super::super::ProducerSettings;
+    use super::*;
+    use crate::client::Client;
+
+    /// One that never runs: a test says what its server answers.
+    struct Scripted(Sender);
+
+    impl Scripted {
+        fn start(idempotent: bool) -> Self {
+            let settings = ProducerSettings { idempotent, retry_backoff_ms: 1, ..Default::default() };
+            let client = Client::new("127.0.0.1:1").unwrap();
+            let mut sender = Sender::new(Arc::new(Shared::new(client, settings)));
+            if idempotent {
+                sender.sequences.begin(&v1::ProducerIdentity { producer_id: 7, epoch: 0 }).unwrap();
+            }
+            Self(sender)
+        }
+
+        /// A batch of one record that waits to be sent.
+        fn queue(&mut self, partition: u32) -> Arc<Batch> {
+            let batch = Batch::open("t".into(), partition);
+            let mut builder = BatchBuilder::new(Compression::None);
+            builder.push(0, None, Some(b"x"), []);
+            self.0.enqueue(Sealed { batch: batch.clone(), builder, room: 0 });
+            batch
+        }
+
+        /// A batch of one record that is on its way.
+        fn send(&mut self, partition: u32) -> Arc<Batch> {
+            let batch = self.queue(partition);
+            let mut pending = self.0.queue.pop_back().unwrap();
+            if self.0.shared.settings.idempotent {
+                pending.encoded = self.0.sequences.number(&batch, pending.encoded);
+                pending.numbered = true;
+            }
+            self.0.in_flight.push_back(pending);
+            batch
+        }
+
+        /// The server stored the first that is on its way.
+        fn stored(&mut self, base_offset: u64) {
+            let partition = self.0.in_flight[0].batch.partition;
+            let appended = vec![v1::Appended { partition, base_offset, record_count: 1, ..Default::default() }];
+            self.0.answered(Answer::Is(v1::ProduceResponse { appended, ..Default::default() }));
+        }
+
+        /// The server refused the first that is on its way.
+        fn refused(&mut self, code: v1::ErrorCode) {
+            let error = Some(v1::Error { code: code as i32, message: "no".to_owned() });
+            self.0.answered(Answer::Is(v1::ProduceResponse { error, ..Default::default() }));
+        }
+
+        fn partitions_queued(&self) -> Vec<u32> {
+            self.0.queue.iter().map(|pending| pending.batch.partition).collect()
+        }
+    }
+
+    fn outcome(batch: &Arc<Batch>) -> Option<Result<u64, ClientError>> {
+        super::super::delivery::Delivery::new(batch.clone(), 0, 0).outcome().map(|outcome| outcome.map(|at| at.offset))
+    }
+
+    #[tokio::test]
+    async fn what_was_refused_is_not_sent_behind_what_followed_it_and_is_stored() {
+        let mut sender = Scripted::start(false);
+        let (overtaken, other, later) = (sender.send(0), sender.send(1), sender.send(0));
+        let queued = sender.queue(0);
+        sender.refused(v1::ErrorCode::TimedOut);
+        sender.refused(v1::ErrorCode::TimedOut);
+        assert!(outcome(&overtaken).is_none() && sender.0.in_flight.len() == 1);
+        sender.stored(40);
+        assert!(matches!(outcome(&later), Some(Ok(40))));
+        let told = outcome(&overtaken).unwrap().unwrap_err().to_string();
+        assert!(told.contains("records that follow these are stored already"), "{told}");
+        // The other partition's goes first, before what was never sent.
+        assert_eq!(sender.partitions_queued(), [1, 0]);
+        assert!(outcome(&other).is_none() && outcome(&queued).is_none());
+        assert!(sender.0.retry_at.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_numbered_batch_that_waits_is_given_up_once_a_later_one_turns_out_stored() {
+        let mut sender = Scripted::start(true);
+        let (given_up, earlier, later) = (sender.send(0), sender.send(0), sender.send(0));
+        let elsewhere = sender.send(1);
+        sender.refused(v1::ErrorCode::InvalidRequest);
+        assert!(outcome(&given_up).unwrap().is_err());
+        // Its number is missing: nothing is numbered until the next epoch.
+        assert!(sender.0.must_begin());
+        let waits = sender.0.in_flight.pop_front().unwrap();
+        sender.0.queue.push_back(waits);
+        sender.stored(7);
+        assert!(matches!(outcome(&later), Some(Ok(7))));
+        assert!(outcome(&earlier).unwrap().is_err());
+        sender.stored(0);
+        assert!(matches!(outcome(&elsewhere), Some(Ok(0))));
+        assert!(sender.0.queue.is_empty() && sender.0.outstanding.is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_a_number_that_was_given_is_missing() {
+        let mut sender = Scripted::start(true);
+        sender.queue(0);
+        let never_sent = sender.0.queue.pop_back().unwrap();
+        sender.0.give_up(never_sent, CLOSED);
+        assert!(!sender.0.must_begin());
+        sender.send(0);
+        sender.refused(v1::ErrorCode::TimedOut);
+        assert!(!sender.0.must_begin(), "it is sent again under its numbers");
+    }
+
+    #[tokio::test]
+    async fn waits_grow_with_each_failure_and_begin_anew_once_something_is_stored() {
+        let mut sender = Scripted::start(true);
+        for attempt in 0..3 {
+            let batch = sender.send(0);
+            sender.refused(v1::ErrorCode::TimedOut);
+            assert!(outcome(&batch).is_none(), "attempt {attempt}");
+            sender.0.queue.clear();
+        }
+        assert_eq!(sender.0.backoff.next(), Duration::from_millis(8));
+        sender.send(0);
+        sender.stored(0);
+        assert_eq!(sender.0.backoff.next(), Duration::from_millis(1));
+        assert_eq!(*sender.0.shared.trouble.lock(), None);
+    }
+}
