@@ -2,6 +2,7 @@
 
 use millstream_client::{Compression, ProducerSettings, v1};
 use millstream_tests::measure::report::{Figure, Report, Unit};
+use millstream_tests::measure::samples::median;
 use millstream_tests::measure::turns::order;
 use millstream_tests::server::Server;
 
@@ -21,10 +22,11 @@ const CODECS: [(&str, Compression); 5] = [
 ];
 
 /// What one codec did.
-struct Round {
-    produced: Produced,
-    stored_bytes: f64,
-    consumed: Consumed,
+#[derive(Default)]
+struct Measured {
+    produced: Vec<Produced>,
+    stored_bytes: Vec<f64>,
+    consumed: Vec<Consumed>,
 }
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) {
@@ -33,48 +35,57 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path());
+    let mut server = Server::start(folder.path());
     let lines: Vec<Vec<u8>> = millstream_tests::flights().into_iter().map(|flight| flight.line.into_bytes()).collect();
     let records = plan.records(RECORDS);
     produce(&server, "warm-up", Compression::None, &lines, records / 5).await;
-    let mut rounds = CODECS.map(|_| Vec::new());
+    // Without compression it is measured in any case: it is what the others stand beside.
+    let measured_ones: Vec<usize> = (0..CODECS.len()).filter(|index| *index == 0 || wanted(CODECS[*index].0)).collect();
+    let mut measured = CODECS.map(|_| Measured::default());
+    let topic = |round: usize, index: usize| format!("t{round}-{index}");
     for round in 0..plan.rounds(ROUNDS) {
-        for index in order(round, &[0, 1, 2, 3, 4]) {
-            // Without compression it is measured in any case: it is what the others stand beside.
-            if index == 0 || wanted(CODECS[index].0) {
-                let topic = format!("t{round}-{index}");
-                let measured = measure(&server, &topic, CODECS[index].1, &lines, records).await;
-                rounds[index].push(measured);
-            }
+        for index in order(round, &measured_ones) {
+            let (topic, of) = (topic(round, index), &mut measured[index]);
+            of.produced.push(produce(&server, &topic, CODECS[index].1, &lines, records).await);
+            let described = server.client().admin().describe_topic(&topic).await.unwrap().topic.unwrap();
+            of.stored_bytes.push(described.bytes as f64 / records as f64);
         }
     }
-    for ((codec, _), measured) in CODECS.iter().zip(&rounds).filter(|(_, measured)| !measured.is_empty()) {
-        add(report, &format!("compression, {codec}"), measured, (*codec != "none").then_some(&rounds[0]));
+    load::push_to_segments(&server).await;
+    // A restart leaves nothing in the server's memory.
+    assert!(server.terminate().success());
+    server.restart();
+    for round in 0..plan.rounds(ROUNDS) {
+        for index in order(round, &measured_ones) {
+            let consumed = load::consume_cold(&server, folder.path(), &topic(round, index), records).await;
+            measured[index].consumed.push(consumed);
+        }
+    }
+    for index in measured_ones {
+        let name = format!("compression, {}", CODECS[index].0);
+        add(report, &name, &measured[index], (index > 0).then_some(&measured[0]));
     }
 }
 
-fn add(report: &mut Report, name: &str, measured: &[Round], without: Option<&Vec<Round>>) {
-    let mut add = |what: &str, of: fn(&Round) -> f64, unit: Unit| {
-        let figure = Figure::new(format!("{name}, {what}"), median_of(measured, of), unit);
+fn add(report: &mut Report, name: &str, measured: &Measured, without: Option<&Measured>) {
+    let mut add = |what: &str, of: fn(&Measured) -> f64, unit: Unit| {
+        let figure = Figure::new(format!("{name}, {what}"), of(measured), unit);
         report.add(match without {
-            Some(without) => figure.beside("not compressed", median_of(without, of)),
+            Some(without) => figure.beside("not compressed", of(without)),
             None => figure,
         });
     };
-    add("produce", |of| of.produced.records_per_s, Unit::RecordsPerSecond);
-    add("produce, server CPU, sealing included", |of| of.produced.server_cpu_us, Unit::MicrosecondsPerRecord);
-    add("produce, client CPU", |of| of.produced.client_cpu_us, Unit::MicrosecondsPerRecord);
-    add("stored", |of| of.stored_bytes, Unit::BytesPerRecord);
-    add("consume", |of| of.consumed.records_per_s, Unit::RecordsPerSecond);
-    add("consume, server CPU", |of| of.consumed.server_cpu_us, Unit::MicrosecondsPerRecord);
-    add("consume, client CPU", |of| of.consumed.client_cpu_us, Unit::MicrosecondsPerRecord);
-}
-
-async fn measure(server: &Server, topic: &str, codec: Compression, lines: &[Vec<u8>], records: u64) -> Round {
-    let produced = produce(server, topic, codec, lines, records).await;
-    let described = server.client().admin().describe_topic(topic).await.unwrap().topic.unwrap();
-    let consumed = load::consume(server, topic, records).await;
-    Round { produced, stored_bytes: described.bytes as f64 / records as f64, consumed }
+    add("produce", |of| median_of(&of.produced, |of| of.records_per_s), Unit::RecordsPerSecond);
+    let server_cpu = |of: &Measured| median_of(&of.produced, |of| of.server_cpu_us);
+    add("produce, server CPU, sealing included", server_cpu, Unit::MicrosecondsPerRecord);
+    add("produce, client CPU", |of| median_of(&of.produced, |of| of.client_cpu_us), Unit::MicrosecondsPerRecord);
+    add("stored", |of| median(of.stored_bytes.clone()), Unit::BytesPerRecord);
+    add("consume, cold", |of| median_of(&of.consumed, |of| of.records_per_s), Unit::RecordsPerSecond);
+    add("consume, cold, server CPU", |of| median_of(&of.consumed, |of| of.server_cpu_us), Unit::MicrosecondsPerRecord);
+    add("consume, cold, client CPU", |of| median_of(&of.consumed, |of| of.client_cpu_us), Unit::MicrosecondsPerRecord);
+    // The check that it was cold: the least of all rounds.
+    let from_disk = measured.consumed.iter().map(|of| of.from_disk * 100.0).fold(f64::INFINITY, f64::min);
+    report.add(Figure::new(format!("{name}, consume, read from the disk"), from_disk, Unit::Percent).at_least(90.0));
 }
 
 async fn produce(server: &Server, topic: &str, codec: Compression, lines: &[Vec<u8>], records: u64) -> Produced {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use millstream_client::ProducerSettings;
-use millstream_tests::measure::kafka::{Flushing, Jars, Load, Node, Produced, VERSION};
+use millstream_tests::measure::kafka::{Flushing, Jars, Load, Node, Produced, StreamsLoad, VERSION};
 use millstream_tests::measure::page_cache::ColdFiles;
 use millstream_tests::measure::report::Report;
 use millstream_tests::root;
@@ -54,6 +54,12 @@ impl Kafka {
         let node = self.node.as_ref()?;
         let consumed = ColdFiles::of(&node.data()).map_err(Into::into).and_then(|_| node.consume(topic, records));
         self.keep(consumed, report).map(|consumed| consumed.records_per_s)
+    }
+
+    /// Runs Kafka Streams over what is in a topic already. Records a second.
+    pub(crate) fn streams(&mut self, load: StreamsLoad, report: &mut Report) -> Option<f64> {
+        let rate = self.node.as_ref()?.streams(load);
+        self.keep(rate, report)
     }
 
     fn keep<T>(&mut self, outcome: Result<T>, report: &mut Report) -> Option<T> {

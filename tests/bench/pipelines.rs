@@ -3,22 +3,25 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use millstream_client::{Client, ConsumerSettings, Position, ProducerSettings, RecordRef, v1};
+use millstream_tests::measure::kafka::{StreamsLoad, VERSION};
 use millstream_tests::measure::open_loop::OpenLoop;
 use millstream_tests::measure::process::{cpu_seconds, resident_bytes};
 use millstream_tests::measure::report::{Figure, Report, Unit};
 use millstream_tests::measure::samples::{Latency, median};
+use millstream_tests::measure::turns::{Side, sides};
 use millstream_tests::server::Server;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+use crate::kafka::Kafka;
 use crate::latency::{LOADS_PERCENT, SAMPLES_A_SECOND, part_of};
 use crate::plan::Plan;
 use crate::yardstick::mix;
 
 const ROUNDS: usize = 3;
 const PARTITIONS: u32 = 4;
-/// Measured once, on a machine of this kind: Kafka 4.2, 1,000 keys.
-const KAFKA_STREAMS: (&str, f64) = ("Kafka Streams, exactly once, 1,000 keys", 242_000.0);
+/// It is slower: its rounds take as long with fewer records.
+const STREAMS_RECORDS: u64 = 1_500_000;
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     for (keys, records, least) in [(1_000, 4_000_000, 1_200_000.0), (1_000_000, 4_000_000, 400_000.0)] {
@@ -26,12 +29,20 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
         if plan.wants(&name) {
             // To warm up.
             pipeline(keys, plan.records(records) / 5).await;
-            let mut rates = Vec::new();
-            for _ in 0..plan.rounds(ROUNDS) {
-                rates.push(pipeline(keys, plan.records(records)).await);
+            let (mut ours, mut of_kafka) = (Vec::new(), Vec::new());
+            for round in 0..plan.rounds(ROUNDS) {
+                for side in sides(round) {
+                    match side {
+                        Side::Ours => ours.push(pipeline(keys, plan.records(records)).await),
+                        Side::Yardstick => of_kafka.extend(kafka_streams(plan, keys, report)),
+                    }
+                }
             }
-            let figure = Figure::new(name, median(rates), Unit::RecordsPerSecond);
-            report.add(figure.beside_another_run(KAFKA_STREAMS.0, KAFKA_STREAMS.1).at_least(least));
+            let mut figure = Figure::new(name, median(ours), Unit::RecordsPerSecond);
+            if !of_kafka.is_empty() {
+                figure = figure.beside(format!("Kafka Streams {VERSION}, exactly once"), median(of_kafka));
+            }
+            report.add(figure.at_least(least));
         }
     }
     latency(plan, report).await;
@@ -100,6 +111,15 @@ async fn pipeline(keys: u64, records: u64) -> f64 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     records as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// The same work on a node of its own, with a thread a core.
+fn kafka_streams(plan: &Plan, keys: u64, report: &mut Report) -> Option<f64> {
+    let folder = tempfile::tempdir().unwrap();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let records = plan.records(STREAMS_RECORDS);
+    let load = StreamsLoad { records, warm_up: STREAMS_RECORDS / 3, keys, threads };
+    Kafka::start(folder.path(), report).streams(load, report)
 }
 
 /// From when a record was due at the producer until the consumer has what a pipeline made of it: at steady rates, and at

@@ -1,10 +1,12 @@
-//! How long a group takes until its partitions are with their new owners, when a member joins and when one leaves.
+//! How long a group takes until its partitions are with their new owners, when a member joins, when one leaves, and when
+//! one is gone without a word, as where its process is killed: its connection ends, and that is all.
 
 use std::time::Instant;
 
-use millstream_client::{Assignment, ConsumerSettings, Position, v1};
+use millstream_client::{Assignment, Client, ConsumerSettings, Position, v1};
 use millstream_tests::measure::report::{Figure, Report, Unit};
 use millstream_tests::measure::samples::{Latency, milliseconds};
+use millstream_tests::proxy::Proxy;
 use millstream_tests::server::Server;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -13,7 +15,7 @@ use crate::load;
 use crate::plan::Plan;
 
 const NAME: &str = "rebalance";
-/// Joins and leaves that are timed.
+/// Joins, leaves and deaths that are timed.
 const CHANGES: u64 = 100;
 const PARTITIONS: usize = 100;
 /// Members that stay. With one more there are four: 25 partitions each.
@@ -29,13 +31,13 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     load::produce(&server, "t", 100, plan.records(100_000)).await;
     let mut members: Vec<Member> = Vec::new();
     for _ in 0..MEMBERS {
-        members.push(Member::join(&server));
+        members.push(Member::join(&server.client()));
     }
     balanced(&mut members).await;
-    let (mut joining_ms, mut leaving_ms) = (Vec::new(), Vec::new());
+    let (mut joining_ms, mut leaving_ms, mut dying_ms) = (Vec::new(), Vec::new(), Vec::new());
     for change in 0..=plan.records(CHANGES) {
         let begun = Instant::now();
-        members.push(Member::join(&server));
+        members.push(Member::join(&server.client()));
         balanced(&mut members).await;
         let joined = begun.elapsed();
         // The one that is there longest leaves.
@@ -44,13 +46,29 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
         balanced(&mut members).await;
         let left = begun.elapsed();
         leaving.await.unwrap();
+        let proxy = Proxy::start(&server).await;
+        members.push(Member::join(&proxy.client()));
+        balanced(&mut members).await;
+        let dying = members.pop().unwrap();
+        proxy.pass_to_nobody();
+        let begun = Instant::now();
+        proxy.cut();
+        balanced(&mut members).await;
+        let died = begun.elapsed();
+        dying.reading.abort();
         // The first is a warm-up.
         if change > 0 {
             joining_ms.push(milliseconds(joined));
             leaving_ms.push(milliseconds(left));
+            dying_ms.push(milliseconds(died));
         }
     }
-    for (what, took) in [("a 4th member joins", joining_ms), ("1 of 4 members leaves", leaving_ms)] {
+    let all = [
+        ("a 4th member joins", joining_ms),
+        ("1 of 4 members leaves", leaving_ms),
+        ("the connection of 1 of 4 members ends", dying_ms),
+    ];
+    for (what, took) in all {
         let name = format!("{NAME}, {PARTITIONS} partitions, until all are owned after {what}");
         let took = Latency::of(took);
         report.add(Figure::new(format!("{name}, median"), took.p50_ms, Unit::Milliseconds));
@@ -69,9 +87,9 @@ struct Member {
 }
 
 impl Member {
-    fn join(server: &Server) -> Self {
+    fn join(client: &Client) -> Self {
         let settings = ConsumerSettings::topic("t").group("g").from(Position::Earliest);
-        let mut consumer = server.client().consumer(settings).unwrap();
+        let mut consumer = client.consumer(settings).unwrap();
         let assignment = consumer.assignments();
         let (leave, mut left) = oneshot::channel();
         let reading = tokio::spawn(async move {

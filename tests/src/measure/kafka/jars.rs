@@ -11,7 +11,7 @@ pub const VERSION: &str = "4.4.0";
 /// The broker needs this Java or a newer one.
 const JAVA_MIN: u32 = 17;
 
-/// The file that says which version the folder of jars has: it is written last.
+/// The file that says which jars the folder has: it is written last.
 const COMPLETE: &str = "COMPLETE";
 
 /// Kafka's jars in a folder.
@@ -29,16 +29,16 @@ impl Jars {
         check_java()?;
         let jars = Self { folder: folder.to_owned() };
         let complete = folder.join(COMPLETE);
-        if std::fs::read_to_string(&complete).is_ok_and(|version| version == VERSION) {
+        if std::fs::read_to_string(&complete).is_ok_and(|jars| jars == pom_xml()) {
             return Ok(jars);
         }
         if folder.exists() {
-            // Of another version, or of a download that was cut off.
+            // Of other jars, or of a download that was cut off.
             std::fs::remove_dir_all(folder).with_context(|| format!("can't remove {}", folder.display()))?;
         }
         std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
         download(folder)?;
-        std::fs::write(&complete, VERSION).with_context(|| format!("can't write {}", complete.display()))?;
+        std::fs::write(&complete, pom_xml()).with_context(|| format!("can't write {}", complete.display()))?;
         Ok(jars)
     }
 
@@ -54,6 +54,7 @@ impl Jars {
     /// # Errors
     /// Where it fails, with the last lines that it printed.
     pub fn run(&self, class: &str, arguments: &[&str]) -> Result<String> {
+        // The path of a source file is a class too: Java compiles it.
         let output = self.java().arg(class).args(arguments).output().context("can't run java")?;
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
@@ -104,7 +105,7 @@ fn download(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Broker, tools, and a logger that says why a broker ends.
+/// Broker, tools, Kafka Streams, and a logger that says why a broker ends.
 fn pom_xml() -> String {
     let dependency = |group: &str, artifact: &str, version: &str| {
         format!(
@@ -117,6 +118,7 @@ fn pom_xml() -> String {
         "  <groupId>millstream</groupId><artifactId>kafka-yardstick</artifactId><version>1</version>\n  <dependencies>\n",
         &dependency("org.apache.kafka", "kafka_2.13", VERSION),
         &dependency("org.apache.kafka", "kafka-tools", VERSION),
+        &dependency("org.apache.kafka", "kafka-streams", VERSION),
         // Kafka logs by slf4j 1.7.
         &dependency("org.apache.logging.log4j", "log4j-slf4j-impl", "2.24.3"),
         "  </dependencies>\n</project>\n",

@@ -4,7 +4,9 @@
 mod jars;
 mod load;
 mod node;
+mod streams;
 
 pub use jars::{Jars, VERSION};
 pub use load::{Consumed, Flushing, Load, Produced};
 pub use node::Node;
+pub use streams::StreamsLoad;

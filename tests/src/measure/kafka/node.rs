@@ -143,6 +143,8 @@ fn properties(folder: &Path, broker: u16, controller: u16) -> String {
         ("log.dirs", &data(folder).to_string_lossy()),
         ("offsets.topic.replication.factor", "1"),
         ("offsets.topic.num.partitions", "1"),
+        ("transaction.state.log.replication.factor", "1"),
+        ("transaction.state.log.min.isr", "1"),
         ("group.initial.rebalance.delay.ms", "0"),
     ] {
         writeln!(out, "{name}={value}").expect("a string takes it");
