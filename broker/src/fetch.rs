@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::partition::{Offset, Partition, ReadRange, Slice};
+use crate::readers::giving_way;
 
 /// What to read and how long to wait for it.
 #[derive(Clone, Debug)]
@@ -98,7 +99,8 @@ impl Broker {
             return Ok(slice);
         }
         let (store, of) = (self.store().clone(), partition.clone());
-        let read = self.readers().run(move || of.read(&store, range)).await;
+        let bytes = |read: &Result<Slice, BrokerError>| read.as_ref().map_or(0, Slice::bytes);
+        let read = self.readers().run(move || giving_way(&store, || of.read(&store, range), bytes)).await;
         match read.unwrap_or(Err(BrokerError::ShuttingDown)) {
             Err(BrokerError::Unreadable(source)) => {
                 let (partition, offset) = (partition.name().clone(), range.from);

@@ -1,12 +1,14 @@
 //! The threads that read what is not in memory. They have a lower priority than all others: who catches up with
 //! old records gets what the processors have left, and slows nobody who produces or reads what is new.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
-use crate::store::StoreError;
+use crate::store::pause::Pause;
+use crate::store::{Store, StoreError};
 
 /// Reads at a time; more of them wait for each other. The threads are made when they are needed.
 const THREADS_MAX: usize = 32;
@@ -37,6 +39,22 @@ impl Readers {
         let runtime = self.0.as_ref().expect("it is there until it is dropped");
         runtime.spawn_blocking(read)
     }
+}
+
+thread_local! {
+    static PAUSE: RefCell<Option<Pause>> = const { RefCell::new(None) };
+}
+
+/// Reads records on a thread of [`Readers`], which rests as long as it read while there are commits: these find the disk
+/// free half of the time. `bytes` says how much was read.
+pub(crate) fn giving_way<T>(store: &Store, read: impl FnOnce() -> T, bytes: impl FnOnce(&T) -> usize) -> T {
+    PAUSE.with_borrow_mut(|pause| {
+        let pause = pause.get_or_insert_with(|| Pause::new(store.commits()));
+        pause.resume();
+        let done = read();
+        pause.after(bytes(&done) as u64, store.commits());
+        done
+    })
 }
 
 impl Drop for Readers {

@@ -17,7 +17,7 @@ mod files;
 mod journal;
 pub(crate) mod merge;
 mod output;
-mod pause;
+pub(crate) mod pause;
 pub(crate) mod recovery;
 mod registry;
 mod retention;

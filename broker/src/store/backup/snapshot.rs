@@ -33,6 +33,7 @@ use bytes::{Bytes, BytesMut};
 use redb::{ReadTransaction, ReadableDatabase, StorageBackend};
 
 use super::super::error::StoreError;
+use super::super::pause::Pause;
 use super::super::registry::Pin;
 use super::super::segment::SegmentFile;
 use super::super::{Store, recovery};
@@ -170,10 +171,13 @@ fn copy_segment(
     let file = store.registry().open_file(segment.id)?;
     let mut out = PieceWriter::new(&name, emit);
     let mut buffer = vec![0; PIECE_BYTES];
+    let mut pause = Pause::new(store.commits());
     let mut at = 0;
     while at < segment.bytes {
         let part = &mut buffer[..(segment.bytes - at).min(PIECE_BYTES as u64) as usize];
+        pause.resume();
         file.read(at, part).map_err(|source| BackupError::io("read", &path, source))?;
+        pause.after(part.len() as u64, store.commits());
         out.write(part)?;
         at += part.len() as u64;
     }
