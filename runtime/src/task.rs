@@ -424,3 +424,45 @@ impl Run<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+
+    use futures::poll;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    type Answer = oneshot::Sender<Result<(), LogError>>;
+    type Receipt = Pin<Box<dyn Future<Output = Result<(), LogError>>>>;
+
+    /// A step on its way, and what answers it.
+    fn step() -> (Answer, Receipt) {
+        let (answer, answered) = oneshot::channel();
+        (answer, Box::pin(async { answered.await.expect("the test answers") }))
+    }
+
+    #[tokio::test]
+    async fn a_step_waits_only_while_as_many_as_may_be_are_on_their_way() {
+        let mut in_flight = InFlight::default();
+        let mut states = States::new();
+        let mut answers = VecDeque::new();
+        for number in 0..IN_FLIGHT_MAX as u64 {
+            assert!(poll!(std::pin::pin!(in_flight.wait_for_room(&mut states))).is_ready(), "step {number}");
+            let (answer, receipt) = step();
+            answers.push_back(answer);
+            in_flight.push(number, receipt);
+        }
+        {
+            let mut waiting = std::pin::pin!(in_flight.wait_for_room(&mut states));
+            assert!(poll!(&mut waiting).is_pending());
+            answers.pop_front().unwrap().send(Ok(())).unwrap();
+            assert!(matches!(poll!(&mut waiting), std::task::Poll::Ready(Ok(()))));
+        }
+        let mut all = std::pin::pin!(in_flight.wait_for_all(&mut states));
+        assert!(poll!(&mut all).is_pending());
+        answers.pop_front().unwrap().send(Err(LogError::ShuttingDown)).unwrap();
+        assert!(matches!(poll!(&mut all), std::task::Poll::Ready(Err(LogError::ShuttingDown))));
+    }
+}

@@ -26,8 +26,9 @@ const ROUNDS: usize = 3;
 const SECONDS_A_ROUND: u64 = 10;
 const PARTITIONS: u32 = 4;
 const VALUE_BYTES: usize = 100;
-/// Records of the closed loop that finds the maximum.
-const RECORDS: u64 = 5_000_000;
+/// Records of the closed loop that finds the maximum: about ten seconds of them, so that it seals meanwhile as the open
+/// loops do.
+const RECORDS: u64 = 20_000_000;
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     let name = "latency, open loop, 100 B";
@@ -81,7 +82,7 @@ pub(crate) fn part_of(most: f64, percent: u64, seconds: u64) -> OpenLoop {
 /// Records a second that the server takes at most, after a warm-up.
 async fn maximum(plan: &Plan, server: &Server) -> f64 {
     let mut rates = Vec::new();
-    for (topic, records) in [("warm-up", RECORDS / 5), ("most0", RECORDS), ("most1", RECORDS), ("most2", RECORDS)] {
+    for (topic, records) in [("warm-up", RECORDS / 20), ("most0", RECORDS), ("most1", RECORDS), ("most2", RECORDS)] {
         create(server, topic).await;
         rates.push(load::produce(server, topic, VALUE_BYTES, plan.records(records)).await.records_per_s);
     }

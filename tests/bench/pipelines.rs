@@ -144,7 +144,8 @@ async fn latency(plan: &Plan, report: &mut Report) {
     if plan.wants(&name) {
         let mut most = Vec::new();
         for _ in 0..plan.rounds(ROUNDS) {
-            most.push(PassedOn::start().await.at_full_speed(plan.records(3_000_000)).await);
+            // About ten seconds, as the open loops take.
+            most.push(PassedOn::start().await.at_full_speed(plan.records(10_000_000)).await);
         }
         let most = median(most);
         report.add(Figure::new(format!("{name}, the maximum (closed loop)"), most, Unit::RecordsPerSecond));

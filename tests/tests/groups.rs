@@ -11,7 +11,10 @@ use millstream_api::v1::reset_group_request::To;
 use millstream_api::v1::topics_client::TopicsClient;
 use millstream_api::v1::{ErrorCode, Format};
 use millstream_api::{MESSAGE_BYTES_MAX, v1};
-use millstream_tests::guest;
+use millstream_broker::topic::TopicSettings;
+use millstream_broker::{GroupId, TopicName};
+use millstream_tests::running::Running;
+use millstream_tests::{folder, guest};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
@@ -556,4 +559,24 @@ async fn a_pipelines_group_is_the_pipelines() {
     let mistake = &applied.mistakes[0];
     assert_eq!((mistake.line, mistake.column), (1, 11), "{applied:?}");
     assert!(mistake.message.contains("group g belongs to consumers"), "{mistake:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_no_member_any_more_ends_no_generation_by_leaving() {
+    let data = folder();
+    let running = Running::open(data.path(), 0);
+    running.topic("t", 4, TopicSettings::default()).await;
+    let join = || {
+        let topics = BTreeSet::from([TopicName::new("t").unwrap()]);
+        running.broker.join_group(&GroupId::new("g").unwrap(), "tester", topics).unwrap()
+    };
+    let (group, gone, _events) = join();
+    let (_, stays, _events) = join();
+    running.broker.leave_group(&group, &gone);
+    let generation = group.generation();
+    running.broker.leave_group(&group, &gone);
+    assert_eq!(group.generation(), generation);
+    running.broker.leave_group(&group, &stays);
+    assert!(group.generation() > generation);
+    running.stop().await;
 }

@@ -16,6 +16,7 @@ use millstream_api::v1::topics_client::TopicsClient;
 use millstream_api::v1::{ErrorCode, Format};
 use millstream_api::{ERROR_TRAILER, MESSAGE_BYTES_MAX, v1};
 use millstream_record::{BatchBuilder, Compression, Limits, Record, RecordBatch, split_batches};
+use millstream_tests::measure::process::settled;
 use millstream_tests::server::{Server, run};
 use millstream_tests::target_dir;
 use tempfile::TempDir;
@@ -609,7 +610,7 @@ async fn a_member_that_does_not_read_makes_the_server_inflate_no_more_than_an_an
     let mut member = Member::join(&connection, join("g")).await.unwrap();
     member.say(ToServer::Credit(v1::Credit { bytes: u32::MAX }));
     // All that it is sent at first waits for it to look.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(settled(served.server.pid()).await, "the server goes on working");
     let grown = peak_bytes(served.server.pid()) - before;
     assert!(grown < GROWTH_BYTES_MAX, "the server grew by {grown} bytes");
     // It is still there, and gets every record once it reads and gives credit.

@@ -786,7 +786,7 @@ impl Drop for OnPanic<'_> {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use millstream_record::{BatchBuilder, Compression};
+    use millstream_record::{BatchBuilder, Column, Compression};
     use prometheus_client::registry::Registry;
     use redb::ReadableDatabase;
 
@@ -825,6 +825,30 @@ mod tests {
 
     async fn stop(broker: Broker) {
         tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_commit_counts_all_that_it_holds() {
+        let data = tempfile::tempdir().unwrap();
+        let (broker, partition) = open(data.path()).await;
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.push(0, None, Some(&[b'v'; 1_000]), []);
+        let batch = builder.finish().unwrap();
+        let batch_bytes = batch.as_bytes().len();
+        let appends = vec![Append { partition, batches: vec![batch.clone(), batch] }];
+        let (mut keys, mut accumulators) = (Column::default(), Column::default());
+        for key in [&b"first"[..], b"second"] {
+            keys.push(Some(key));
+            accumulators.push(Some(b"12345678"));
+        }
+        let state = vec![StateChange { store: "p/s".into(), partition: 0, keys, accumulators, added: 2 }];
+        let catalog =
+            vec![CatalogChange::put("k".to_owned(), Bytes::from_static(b"123")), CatalogChange::remove("l".to_owned())];
+        let commit = Commit { appends, state, catalog, ..Commit::default() };
+        // What it holds, eight bytes for each key, and twice what a request costs by itself.
+        assert_eq!(commit.bytes(), 2 * batch_bytes + (5 + 6) + 2 * 8 + 2 * 8 + 3 + 2 * REQUEST_OVERHEAD_BYTES);
+        assert_eq!(Commit::default().bytes(), REQUEST_OVERHEAD_BYTES);
+        stop(broker).await;
     }
 
     #[tokio::test]

@@ -31,16 +31,45 @@ impl Pause {
         self.since = Instant::now();
     }
 
-    /// Rests once enough was read or written: as long as that took.
-    pub(crate) fn after(&mut self, bytes: u64, commits: u64) {
+    /// Rests once enough was read or written, as long as that took. Returns for how long.
+    pub(crate) fn after(&mut self, bytes: u64, commits: u64) -> Duration {
         self.bytes += bytes;
         self.worked += self.since.elapsed();
         self.resume();
-        if self.bytes >= STEP_BYTES {
-            if commits > self.commits {
-                std::thread::sleep(self.worked.min(REST_MAX));
-            }
-            *self = Self::new(commits);
+        if self.bytes < STEP_BYTES {
+            return Duration::ZERO;
         }
+        let rest = if commits > self.commits { self.worked.min(REST_MAX) } else { Duration::ZERO };
+        std::thread::sleep(rest);
+        *self = Self::new(commits);
+        rest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_done_enough_rests_where_there_were_commits_meanwhile() {
+        let mut pause = Pause::new(5);
+        assert_eq!(pause.after(STEP_BYTES - 1, 6), Duration::ZERO, "not enough yet");
+        pause.resume();
+        assert!(pause.after(1, 6) > Duration::ZERO);
+        assert_eq!(pause.after(STEP_BYTES, 6), Duration::ZERO, "no commit since");
+        assert!(pause.after(2 * STEP_BYTES, 9) > Duration::ZERO);
+        assert_eq!(pause.after(1, 10), Duration::ZERO, "another step begins");
+    }
+
+    #[test]
+    fn nobody_rests_for_what_was_not_work_nor_for_long() {
+        let mut pause = Pause::new(0);
+        pause.since -= Duration::from_secs(3_600);
+        pause.resume();
+        pause.since -= Duration::from_millis(1);
+        let rest = pause.after(STEP_BYTES, 1);
+        assert!(rest >= Duration::from_millis(1) && rest <= REST_MAX, "{rest:?}");
+        pause.since -= Duration::from_secs(3_600);
+        assert_eq!(pause.after(STEP_BYTES, 2), REST_MAX);
     }
 }

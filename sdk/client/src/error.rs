@@ -229,6 +229,16 @@ mod tests {
     }
 
     #[test]
+    fn who_ran_out_of_time_hears_why_the_last_attempt_failed() {
+        let told = |last: Option<&str>| {
+            let last = last.map(str::to_owned);
+            ClientError::Timeout { what: "sending".to_owned(), after_ms: 30, last }.to_string()
+        };
+        assert_eq!(told(None), "sending: not done within 30 ms");
+        assert_eq!(told(Some("refused")), "sending: not done within 30 ms; the last attempt: refused");
+    }
+
+    #[test]
     fn a_broken_connection_says_what_the_transport_said() {
         let status = Status::from_error(Box::new(std::io::Error::other("connection reset")));
         let mut unavailable = Status::unavailable("tcp connect error");

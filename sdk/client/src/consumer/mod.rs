@@ -420,3 +420,76 @@ impl Current {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::{Bytes, BytesMut};
+    use futures::poll;
+    use millstream_api::v1;
+    use millstream_record::{BatchBuilder, Compression, patch_batch};
+
+    use super::shared::{Fetched, UpTo};
+    use super::*;
+
+    /// A batch of four records from offset 100 on.
+    fn run() -> Bytes {
+        let mut builder = BatchBuilder::new(Compression::None);
+        (0..4).for_each(|_| builder.push(7, None, Some(b"value"), []));
+        let mut run = BytesMut::from(&builder.finish().unwrap().as_bytes()[..]);
+        patch_batch(&mut run, 100, 0);
+        run.freeze()
+    }
+
+    /// A member whose task a test plays.
+    fn member() -> Consumer {
+        let client = Client::new("127.0.0.1:1").unwrap();
+        let shared = Arc::new(Shared::new(client, ConsumerSettings::topic("t").group("g")));
+        let partition = Assigned::new("t".into(), 0, 100);
+        shared.assign(1, [partition.clone()]);
+        let fetched =
+            Fetched { partition, runs: vec![run()], bytes: 1, from: 100, next_offset: 104, log_end_offset: 104 };
+        shared.push(fetched);
+        Consumer { shared, task: None, current: None, broken: false }
+    }
+
+    fn revoke(consumer: &Consumer) {
+        consumer.shared.revoke(2, &[v1::TopicPartition { topic: "t".to_owned(), partition: 0 }]);
+    }
+
+    #[tokio::test]
+    async fn a_set_has_what_is_left_after_single_records() {
+        let mut consumer = member();
+        for offset in [100, 101] {
+            assert_eq!(consumer.next().await.unwrap().unwrap().offset, offset);
+        }
+        let rest = consumer.next_batch().await.unwrap().unwrap();
+        assert_eq!((rest.first_offset(), rest.next_offset()), (102, 104));
+        assert!(poll!(std::pin::pin!(consumer.next_batch())).is_pending());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_a_set_whose_records_were_all_handed_out_or_whose_partition_is_revoked() {
+        for is_revoked in [false, true] {
+            let mut consumer = member();
+            let taken = if is_revoked { 2 } else { 4 };
+            for _ in 0..taken {
+                consumer.next().await.unwrap().unwrap();
+            }
+            if is_revoked {
+                revoke(&consumer);
+            }
+            assert!(poll!(std::pin::pin!(consumer.next_batch())).is_pending(), "revoked: {is_revoked}");
+            let to_commit: Vec<_> =
+                consumer.shared.to_commit(UpTo::Handed).into_iter().map(|(_, offset)| offset).collect();
+            assert_eq!(to_commit, [100 + taken], "revoked: {is_revoked}");
+        }
+    }
+
+    #[tokio::test]
+    async fn single_records_of_a_partition_that_is_revoked_are_not_handed_out() {
+        let mut consumer = member();
+        consumer.next().await.unwrap().unwrap();
+        revoke(&consumer);
+        assert!(poll!(std::pin::pin!(consumer.next())).is_pending());
+    }
+}
