@@ -101,7 +101,12 @@ impl Broker {
         let (store, of) = (self.store().clone(), partition.clone());
         let bytes = |read: &Result<Slice, BrokerError>| read.as_ref().map_or(0, Slice::bytes);
         let read = self.readers().run(move || giving_way(&store, || of.read(&store, range), bytes)).await;
-        match read.unwrap_or(Err(BrokerError::ShuttingDown)) {
+        let (read, rest) = read.unwrap_or((Err(BrokerError::ShuttingDown), Duration::ZERO));
+        // Not on the thread that read: others may read on it.
+        if rest > Duration::ZERO {
+            tokio::time::sleep(rest).await;
+        }
+        match read {
             Err(BrokerError::Unreadable(source)) => {
                 let (partition, offset) = (partition.name().clone(), range.from);
                 tracing::error!(%partition, %offset, error = %source, "records cannot be read");

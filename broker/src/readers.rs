@@ -45,15 +45,15 @@ thread_local! {
     static PAUSE: RefCell<Option<Pause>> = const { RefCell::new(None) };
 }
 
-/// Reads records on a thread of [`Readers`], which rests as long as it read while there are commits: these find the disk
-/// free half of the time. `bytes` says how much was read.
-pub(crate) fn giving_way<T>(store: &Store, read: impl FnOnce() -> T, bytes: impl FnOnce(&T) -> usize) -> T {
+/// Reads records on a thread of [`Readers`]. Returns what it read, and how long the answer is to wait, as [`Pause`] has
+/// it: commits find the disk free half of the time that one reader takes. `bytes` says how much was read.
+pub(crate) fn giving_way<T>(store: &Store, read: impl FnOnce() -> T, bytes: impl FnOnce(&T) -> usize) -> (T, Duration) {
     PAUSE.with_borrow_mut(|pause| {
         let pause = pause.get_or_insert_with(|| Pause::new(store.commits()));
-        pause.resume();
+        pause.resume(store.commits());
         let done = read();
-        pause.after(bytes(&done) as u64, store.commits());
-        done
+        let rest = pause.after(bytes(&done) as u64, store.commits());
+        (done, rest)
     })
 }
 

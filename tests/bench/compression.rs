@@ -55,6 +55,8 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     // A restart leaves nothing in the server's memory.
     assert!(server.terminate().success());
     server.restart();
+    load::settle(&server).await;
+    load::consume_cold(&server, folder.path(), "warm-up", records / 5).await;
     for round in 0..plan.rounds(ROUNDS) {
         for index in order(round, &measured_ones) {
             let consumed = load::consume_cold(&server, folder.path(), &topic(round, index), records).await;

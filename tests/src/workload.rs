@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use millstream_broker::clock::{Clock, SystemClock};
@@ -45,7 +45,8 @@ pub fn for_seeds_until(cases: u64, enough: impl Fn() -> bool + Sync, case: impl 
     let count = cases * number_of("MILLSTREAM_TEST_CASES").unwrap_or(1);
     let one = number_of("MILLSTREAM_TEST_SEED");
     let (first, count) = one.map_or((0, count), |seed| (seed, 1));
-    let limit = Limit::new("enough of what the cases look for");
+    // It begins with the first seed that would not have to be.
+    let limit = OnceLock::new();
     let work = || {
         while !failed.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -53,7 +54,7 @@ pub fn for_seeds_until(cases: u64, enough: impl Fn() -> bool + Sync, case: impl 
                 if one.is_some() || enough() {
                     return;
                 }
-                limit.check();
+                limit.get_or_init(|| Limit::new("enough of what the cases look for")).check();
             }
             let seed = first + number;
             if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| case(seed))) {

@@ -609,12 +609,12 @@ async fn a_member_that_does_not_read_makes_the_server_inflate_no_more_than_an_an
     let connection = connect(&served.server).await;
     let mut member = Member::join(&connection, join("g")).await.unwrap();
     member.say(ToServer::Credit(v1::Credit { bytes: u32::MAX }));
+    member.assigned().await;
     // All that it is sent at first waits for it to look.
     assert!(settled(served.server.pid()).await, "the server goes on working");
     let grown = peak_bytes(served.server.pid()) - before;
     assert!(grown < GROWTH_BYTES_MAX, "the server grew by {grown} bytes");
     // It is still there, and gets every record once it reads and gives credit.
-    member.assigned().await;
     let mut left = 4 * PARTITIONS as usize;
     while left > 0 {
         let FromServer::Records(records) = member.hear().await else { continue };

@@ -69,7 +69,7 @@ impl<'a> Output<'a> {
 
     /// Gives way to the commits, and ends early when the store closes.
     pub(super) fn wrote(&mut self, bytes: u64) -> Result<(), Ended> {
-        self.pause.after(bytes, self.cleaner.store.commits());
+        std::thread::sleep(self.pause.after(bytes, self.cleaner.store.commits()));
         if self.cleaner.is_closing() { Err(Ended::Closing) } else { Ok(()) }
     }
 

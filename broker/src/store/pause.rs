@@ -26,21 +26,24 @@ impl Pause {
         Self { bytes: 0, worked: Duration::ZERO, since: Instant::now(), commits }
     }
 
-    /// Work goes on: the time since it was last done does not count.
-    pub(crate) fn resume(&mut self) {
+    /// Work goes on: the time since it was last done does not count, and after a long time another step begins.
+    pub(crate) fn resume(&mut self, commits: u64) {
+        if self.since.elapsed() > REST_MAX {
+            *self = Self::new(commits);
+        }
         self.since = Instant::now();
     }
 
-    /// Rests once enough was read or written, as long as that took. Returns for how long.
+    /// How long to rest now: once enough was read or written, as long as that took.
+    #[must_use = "who calls it rests"]
     pub(crate) fn after(&mut self, bytes: u64, commits: u64) -> Duration {
         self.bytes += bytes;
         self.worked += self.since.elapsed();
-        self.resume();
+        self.since = Instant::now();
         if self.bytes < STEP_BYTES {
             return Duration::ZERO;
         }
         let rest = if commits > self.commits { self.worked.min(REST_MAX) } else { Duration::ZERO };
-        std::thread::sleep(rest);
         *self = Self::new(commits);
         rest
     }
@@ -54,7 +57,7 @@ mod tests {
     fn who_has_done_enough_rests_where_there_were_commits_meanwhile() {
         let mut pause = Pause::new(5);
         assert_eq!(pause.after(STEP_BYTES - 1, 6), Duration::ZERO, "not enough yet");
-        pause.resume();
+        pause.resume(6);
         assert!(pause.after(1, 6) > Duration::ZERO);
         assert_eq!(pause.after(STEP_BYTES, 6), Duration::ZERO, "no commit since");
         assert!(pause.after(2 * STEP_BYTES, 9) > Duration::ZERO);
@@ -64,12 +67,16 @@ mod tests {
     #[test]
     fn nobody_rests_for_what_was_not_work_nor_for_long() {
         let mut pause = Pause::new(0);
+        assert_eq!(pause.after(STEP_BYTES - 1, 1), Duration::ZERO);
         pause.since -= Duration::from_secs(3_600);
-        pause.resume();
+        pause.resume(1);
+        // Neither the hour nor the commit before it counts.
+        assert_eq!(pause.after(STEP_BYTES, 1), Duration::ZERO);
+        pause.resume(1);
         pause.since -= Duration::from_millis(1);
-        let rest = pause.after(STEP_BYTES, 1);
+        let rest = pause.after(STEP_BYTES, 2);
         assert!(rest >= Duration::from_millis(1) && rest <= REST_MAX, "{rest:?}");
         pause.since -= Duration::from_secs(3_600);
-        assert_eq!(pause.after(STEP_BYTES, 2), REST_MAX);
+        assert_eq!(pause.after(STEP_BYTES, 3), REST_MAX);
     }
 }

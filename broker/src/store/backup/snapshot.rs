@@ -122,8 +122,9 @@ impl Snapshot {
         rows::write(Database::Tables, &self.tables, 0, |bytes| out.write(bytes))?;
         files.push(out.finish()?);
         drop(self.tables);
+        let mut pause = Pause::new(self.store.commits());
         for segment in &self.segments {
-            files.push(copy_segment(&self.store, *segment, &mut emit)?);
+            files.push(copy_segment(&self.store, *segment, &mut pause, &mut emit)?);
         }
         drop(self.pin);
         Ok(Manifest::new(self.created_at_ms, files))
@@ -164,6 +165,7 @@ fn copy_journal(
 fn copy_segment(
     store: &Store,
     segment: SegmentFile,
+    pause: &mut Pause,
     emit: &mut dyn FnMut(Piece) -> ControlFlow<()>,
 ) -> Result<BackupFile, BackupError> {
     let name = segment.id.file_name();
@@ -171,13 +173,12 @@ fn copy_segment(
     let file = store.registry().open_file(segment.id)?;
     let mut out = PieceWriter::new(&name, emit);
     let mut buffer = vec![0; PIECE_BYTES];
-    let mut pause = Pause::new(store.commits());
     let mut at = 0;
     while at < segment.bytes {
         let part = &mut buffer[..(segment.bytes - at).min(PIECE_BYTES as u64) as usize];
-        pause.resume();
+        pause.resume(store.commits());
         file.read(at, part).map_err(|source| BackupError::io("read", &path, source))?;
-        pause.after(part.len() as u64, store.commits());
+        std::thread::sleep(pause.after(part.len() as u64, store.commits()));
         out.write(part)?;
         at += part.len() as u64;
     }

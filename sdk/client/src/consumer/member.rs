@@ -392,7 +392,8 @@ mod tests {
         assert!(matches!(sent.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)), "its requests end");
         // The server is through with it.
         drop(say);
-        assert!(matches!(leaving.await, End::Closed));
+        let left = tokio::time::timeout(LEAVE_TIMEOUT / 2, leaving).await;
+        assert!(matches!(left, Ok(End::Closed)), "it waits for nothing more");
     }
 
     #[tokio::test]
@@ -440,6 +441,12 @@ mod tests {
         let waits = [true, false, false, true, true, false];
         let waits = waits.map(|joined| attempts.wait_after(joined, &shared, &error).unwrap().as_millis());
         assert_eq!(waits, [100, 200, 400, 100, 100, 200]);
+        // Until its time is over.
+        let impatient = self::shared(ConsumerSettings { reconnect_timeout_ms: 0, ..ConsumerSettings::topic("t") });
+        let mut attempts = Attempts { backoff: Backoff::new(100), ever_joined: false };
+        impatient.lost(&error);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(attempts.wait_after(true, &impatient, &error), None);
     }
 
     #[test]

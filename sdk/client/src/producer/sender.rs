@@ -603,7 +603,7 @@ mod tests {
         /// The server stored the first that is on its way.
         fn stored(&mut self, base_offset: u64) {
             let partition = self.0.in_flight[0].batch.partition;
-            let appended = vec![v1::Appended { partition, base_offset, record_count: 1, ..Default::default() }];
+            let appended = vec![v1::Appended { partition, base_offset, record_count: 1 }];
             self.0.answered(Answer::Is(v1::ProduceResponse { appended, ..Default::default() }));
         }
 

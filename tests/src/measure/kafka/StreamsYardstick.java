@@ -2,7 +2,7 @@
 //
 // java StreamsYardstick.java BOOTSTRAP_SERVER STATE_FOLDER THREADS KEYS WARM_UP RECORDS
 //
-// Prints the records a second from the moment that it may read to the commit of the last one.
+// Prints the records a second from the moment that it may process to the commit of the last one.
 
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -45,7 +45,7 @@ public class StreamsYardstick {
             produce(server, keys, warmUp);
             streams.start();
             waitUntilCommitted(admin, streams, warmUp);
-            // It keeps its tasks, and reads nothing.
+            // It keeps its tasks and processes nothing; a little is fetched already.
             streams.pause();
             produce(server, keys, records);
             long begun = System.nanoTime();

@@ -21,7 +21,7 @@ pub struct StreamsLoad {
 
 impl Node {
     /// Runs filter, map and aggregate exactly once over what is in a topic already, with all else at its default. Records a
-    /// second, from when it may read to the commit of the last one. A node can do it once: the topics are its own.
+    /// second, from when it may process to the commit of the last one. A node can do it once: the topics are its own.
     ///
     /// # Errors
     /// Where the program can't be compiled or fails: it needs a JDK.
