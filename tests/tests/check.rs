@@ -371,6 +371,18 @@ fn journal_values(data: &Path, sealed: bool) -> Vec<Range<usize>> {
     found
 }
 
+/// Flips a bit of one of those values. Whether there is one.
+fn flip_a_journal_value(data: &Path, sealed: bool, seed: u64) -> bool {
+    let mut random = StdRng::seed_from_u64(seed);
+    let values: Vec<usize> = journal_values(data, sealed).into_iter().flatten().collect();
+    if values.is_empty() {
+        return false;
+    }
+    let position = values[random.random_range(0..values.len())];
+    flip(&data.join(DATABASE), position, random.random_range(0..8));
+    true
+}
+
 #[test]
 fn a_flipped_bit_of_the_journal_costs_its_batch_at_most_and_a_repair_cuts_that_out() {
     let [opened, costly, refused_by_redb] = [const { AtomicU64::new(0) }; 3];
@@ -383,13 +395,9 @@ fn a_flipped_bit_of_the_journal_costs_its_batch_at_most_and_a_repair_cuts_that_o
         let ended = [Ended::Stopped, Ended::Killed][seed as usize / 10 % 2];
         let written = write(seed % 10, ended);
         let data = written.data.path();
-        let mut random = StdRng::seed_from_u64(seed);
-        let values: Vec<usize> = journal_values(data, false).into_iter().flatten().collect();
-        if values.is_empty() {
+        if !flip_a_journal_value(data, false, seed) {
             return;
         }
-        let position = values[random.random_range(0..values.len())];
-        flip(&data.join(DATABASE), position, random.random_range(0..8));
         let costs = match open_with(data, StoreOptions::default()) {
             // What is no record batch must be whole, and after a kill redb looks at every page itself.
             Err(error) => {
@@ -424,26 +432,19 @@ fn a_flipped_bit_of_the_journal_costs_its_batch_at_most_and_a_repair_cuts_that_o
 #[test]
 fn a_flipped_bit_of_what_is_sealed_and_still_in_the_journal_costs_nothing() {
     let flipped = AtomicU64::new(0);
-    for_seeds_until(
-        40,
-        || flipped.load(Ordering::Relaxed) > 0,
-        |seed| {
-            let written = write(seed, Ended::Stopped);
-            let data = written.data.path();
-            let mut random = StdRng::seed_from_u64(seed);
-            let values: Vec<usize> = journal_values(data, true).into_iter().flatten().collect();
-            if values.is_empty() {
-                return;
-            }
-            let position = values[random.random_range(0..values.len())];
-            flip(&data.join(DATABASE), position, random.random_range(0..8));
-            let report = check(data, true).unwrap();
-            assert_eq!(lost_records(&report), 0, "{report:#?}");
-            assert!(report.is_repaired(), "{report:#?}");
-            flipped.fetch_add(u64::from(!report.is_sound()), Ordering::Relaxed);
-            block_on(check_repaired(data, &written, 0));
-        },
-    );
+    let enough = || flipped.load(Ordering::Relaxed) > 0;
+    for_seeds_until(40, enough, |seed| {
+        let written = write(seed, Ended::Stopped);
+        let data = written.data.path();
+        if !flip_a_journal_value(data, true, seed) {
+            return;
+        }
+        let report = check(data, true).unwrap();
+        assert_eq!(lost_records(&report), 0, "{report:#?}");
+        assert!(report.is_repaired(), "{report:#?}");
+        flipped.fetch_add(u64::from(!report.is_sound()), Ordering::Relaxed);
+        block_on(check_repaired(data, &written, 0));
+    });
 }
 
 #[test]

@@ -885,11 +885,17 @@ async fn begin_to_delete(broker: &Broker, partition: &Partition) -> tokio::task:
     deleting
 }
 
-/// Holds the committer, with a commit under way.
-async fn hold_committer(running: &Running, held: &Held, topic: &Arc<Topic>) -> tokio::task::JoinHandle<()> {
+/// Holds the committer, with a commit under way: of a record of this time.
+async fn hold_committer(
+    running: &Running,
+    held: &Held,
+    topic: &Arc<Topic>,
+    timestamp_ms: i64,
+) -> tokio::task::JoinHandle<()> {
     held.hold();
     let (broker, topic) = (running.broker.clone(), topic.clone());
-    let busy = tokio::spawn(async move { append(&broker, &topic, 0, batch_of_one(0, "k", Some("v"))).await.unwrap() });
+    let batch = batch_of_one(timestamp_ms, "k", Some("v"));
+    let busy = tokio::spawn(async move { append(&broker, &topic, 0, batch).await.unwrap() });
     wait_until("a commit is under way", || held.is_waited_for()).await;
     busy
 }
@@ -905,7 +911,7 @@ async fn an_offset_that_is_committed_behind_its_topics_deletion_is_refused_and_l
     for topic in [&topic, &other] {
         running.produce(topic, 0, 0, &[("k", Some("v"))]).await;
     }
-    let busy = hold_committer(&running, &held, &topic).await;
+    let busy = hold_committer(&running, &held, &topic, 0).await;
     let partition = &topic.partitions()[0];
     let deleting = begin_to_delete(&running.broker, partition).await;
     let first = Offset::new(1).unwrap();
@@ -949,7 +955,7 @@ async fn a_log_start_that_moves_while_its_topic_is_deleted_leaves_nothing() {
         let topic = running.topic("t", 1, retained).await;
         ids.push(topic.id().0);
         running.produce(&topic, 0, now_ms, &[("k", Some("v"))]).await;
-        let busy = hold_committer(&running, &held, &topic).await;
+        let busy = hold_committer(&running, &held, &topic, now_ms).await;
         let deleting = begin_to_delete(&running.broker, &topic.partitions()[0]).await;
         // Retention still sees the topic, and asks for a commit behind that of the deletion.
         let before = asked.load(Ordering::SeqCst);

@@ -65,24 +65,25 @@ fn a_scan_has_every_key_once_while_all_of_them_change_and_move_to_the_tables() {
     });
 }
 
+fn groups<'k>(state: &TaskState, keys: impl IntoIterator<Item = &'k str>) -> Groups {
+    let mut groups = Groups::new(state.hasher().clone());
+    for key in keys {
+        groups.group_of(key.as_bytes());
+    }
+    groups
+}
+
 /// What one step of a task changes: keys, and their new accumulators.
 fn change(state: &mut TaskState, step: u64, entries: &[(&str, Option<&str>)]) -> StateChange {
-    let mut groups = Groups::new(state.hasher().clone());
-    let mut accumulators = Column::default();
-    for (key, accumulator) in entries {
-        groups.group_of(key.as_bytes());
-        accumulators.push(accumulator.map(str::as_bytes));
-    }
+    let groups = groups(state, entries.iter().map(|(key, _)| *key));
+    let accumulators = entries.iter().map(|(_, accumulator)| accumulator.map(str::as_bytes)).collect();
     let mut before = Column::default();
     state.look_up(&groups, &mut before).unwrap();
     state.change(step, groups, &before, accumulators)
 }
 
 fn sees(state: &TaskState, keys: &[&str]) -> Vec<Option<String>> {
-    let mut groups = Groups::new(state.hasher().clone());
-    for key in keys {
-        groups.group_of(key.as_bytes());
-    }
+    let groups = groups(state, keys.iter().copied());
     let mut found = Column::default();
     state.look_up(&groups, &mut found).unwrap();
     found.iter().map(|entry| entry.map(|entry| String::from_utf8(entry.to_vec()).unwrap())).collect()

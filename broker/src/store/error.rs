@@ -167,3 +167,25 @@ macro_rules! from_redb {
     )*};
 }
 from_redb!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_way_of_a_file_is_told_with_what_to_do() {
+        use std::io::ErrorKind as K;
+        for (action, kind, advice) in [
+            ("make", K::AlreadyExists, "name another folder"),
+            ("open", K::NotADirectory, "name a folder, not a file"),
+            ("make", K::NotFound, "make its folder first"),
+            ("open", K::PermissionDenied, "the user whom this runs as may not"),
+            ("write", K::StorageFull, "make room, and try again"),
+        ] {
+            let told = StoreError::Io { action, path: "data".into(), source: kind.into() }.to_string();
+            assert!(told.contains(advice), "{told}");
+        }
+        let told = StoreError::Io { action: "open", path: "data".into(), source: K::NotFound.into() }.to_string();
+        assert!(!told.contains(';'), "there is nothing to advise: {told}");
+    }
+}

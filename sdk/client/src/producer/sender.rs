@@ -562,6 +562,7 @@ mod tests {
     use millstream_record::{BatchBuilder, Compression};
 
     use super::super::ProducerSettings;
+    use super::super::delivery::Delivery;
     use super::*;
     use crate::client::Client;
 
@@ -619,7 +620,7 @@ mod tests {
     }
 
     fn outcome(batch: &Arc<Batch>) -> Option<Result<u64, ClientError>> {
-        super::super::delivery::Delivery::new(batch.clone(), 0, 0).outcome().map(|outcome| outcome.map(|at| at.offset))
+        Delivery::new(batch.clone(), 0, 0).outcome().map(|outcome| outcome.map(|at| at.offset))
     }
 
     #[tokio::test]
