@@ -69,7 +69,7 @@ impl<'a> Output<'a> {
 
     /// Gives way to the commits, and ends early when the store closes.
     pub(super) fn wrote(&mut self, bytes: u64) -> Result<(), Ended> {
-        std::thread::sleep(self.pause.after(bytes, self.cleaner.store.commits()));
+        self.pause.rest_after(bytes, self.cleaner.store.commits());
         if self.cleaner.is_closing() { Err(Ended::Closing) } else { Ok(()) }
     }
 

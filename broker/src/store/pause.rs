@@ -47,6 +47,12 @@ impl Pause {
         *self = Self::new(commits);
         rest
     }
+
+    /// Rests on this thread as long as [`Pause::after`] says. The rest is no work.
+    pub(crate) fn rest_after(&mut self, bytes: u64, commits: u64) {
+        std::thread::sleep(self.after(bytes, commits));
+        self.since = Instant::now();
+    }
 }
 
 #[cfg(test)]
@@ -62,6 +68,17 @@ mod tests {
         assert_eq!(pause.after(STEP_BYTES, 6), Duration::ZERO, "no commit since");
         assert!(pause.after(2 * STEP_BYTES, 9) > Duration::ZERO);
         assert_eq!(pause.after(1, 10), Duration::ZERO, "another step begins");
+    }
+
+    #[test]
+    fn a_rest_is_no_work_that_the_next_one_is_for() {
+        const WORKED: Duration = Duration::from_millis(5);
+        let mut pause = Pause::new(0);
+        let begun = Instant::now();
+        pause.since = begun - WORKED;
+        pause.rest_after(STEP_BYTES, 1);
+        assert!(pause.since >= begun + WORKED, "the next step begins after the rest");
+        assert_eq!(pause.worked, Duration::ZERO);
     }
 
     #[test]

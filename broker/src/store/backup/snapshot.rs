@@ -178,7 +178,7 @@ fn copy_segment(
         let part = &mut buffer[..(segment.bytes - at).min(PIECE_BYTES as u64) as usize];
         pause.resume(store.commits());
         file.read(at, part).map_err(|source| BackupError::io("read", &path, source))?;
-        std::thread::sleep(pause.after(part.len() as u64, store.commits()));
+        pause.rest_after(part.len() as u64, store.commits());
         out.write(part)?;
         at += part.len() as u64;
     }
