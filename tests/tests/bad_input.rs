@@ -512,11 +512,12 @@ async fn a_compressed_bomb_is_refused_before_it_is_unpacked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_inflate_a_hundredfold_are_read_in_pieces() {
     let sound = Sound::start().await;
-    const RECORDS: u64 = 6 * 24;
+    const BATCHES: usize = 16;
+    const RECORDS: u64 = BATCHES as u64 * 24;
     // Each batch is allowed: 24 records of a megabyte, a kilobyte or so as sent.
     let record = vec![b'0'; 1 << 20];
     let batch = built(Compression::Zstd, std::iter::repeat_n(record.as_slice(), 24)).into_bytes();
-    let batches = std::iter::repeat_n(batch.as_ref(), 6).collect::<Vec<_>>().concat();
+    let batches = std::iter::repeat_n(batch.as_ref(), BATCHES).collect::<Vec<_>>().concat();
     sound.log().produce(batch_to("good", 1, batches.into())).await.unwrap();
     let before = peak_bytes(sound.server.pid());
     let mut next = 0;
@@ -533,8 +534,10 @@ async fn records_that_inflate_a_hundredfold_are_read_in_pieces() {
         next = partition.next_offset;
     }
     assert_eq!(records(&sound.log(), "good", 1).await.len() as u64, RECORDS);
+    // 384 MiB are read twice. A stream holds four answers at most (one being built, two waiting, one being sent). The
+    // records of an answer keep alive up to two inflated batches of 24 MiB, and its message is a copy of 16 MiB.
     let grown = peak_bytes(sound.server.pid()) - before;
-    assert!(grown < 160 << 20, "the server grew by {grown} bytes");
+    assert!(grown < 256 << 20, "the server grew by {grown} bytes");
     sound.ends_sound().await;
 }
 

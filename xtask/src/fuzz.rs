@@ -40,8 +40,18 @@ pub(crate) fn run(root: &Path, seconds: u32, only: Option<&str>, seed: Option<u3
         bail!("there is no fuzz target {:?}: there are {}", only.unwrap_or_default(), targets.join(", "));
     }
     let programs = build(root)?;
-    for name in chosen {
-        fuzz(root, &programs.join(name), name, seconds, seed)?;
+    // A target uses one core: as many run at once as there are cores.
+    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+    for names in chosen.chunks(at_once) {
+        std::thread::scope(|scope| {
+            let start = |name: &String| {
+                let (program, name) = (programs.join(name), name.clone());
+                scope.spawn(move || fuzz(root, &program, &name, seconds, seed))
+            };
+            let running: Vec<_> = names.iter().map(|name| start(name)).collect();
+            let ended = running.into_iter().map(|target| target.join().expect("fuzzing does not panic"));
+            ended.collect::<Result<Vec<()>>>()
+        })?;
     }
     Ok(())
 }
