@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use millstream_record::BatchError;
 
+use crate::log::producers::BATCHES_REMEMBERED;
+use crate::name::ProducerId;
 use crate::name::{GroupId, TopicName};
-use crate::partition::Offset;
-use crate::producer::{BATCHES_REMEMBERED, ProducerId};
+use crate::store::place::Offset;
 
 /// What was wrong, with which value, and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -318,7 +319,7 @@ pub enum BrokerError {
     )]
     UnreadableRecords {
         /// Where they are.
-        partition: crate::partition::TopicPartition,
+        partition: crate::name::TopicPartition,
         /// The first that was asked for.
         offset: Offset,
         /// What the disk says.
@@ -356,7 +357,7 @@ impl From<crate::store::StoreError> for BrokerError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::partition::TopicPartition;
+    use crate::name::TopicPartition;
     use crate::store::StoreError;
 
     #[test]

@@ -14,8 +14,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::broker::WeakBroker;
+use crate::log::partition::{Partition, PartitionSize};
 use crate::name::TopicName;
-use crate::partition::{Partition, PartitionSize};
 
 /// Labels of a topic's series.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

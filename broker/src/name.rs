@@ -75,6 +75,52 @@ name!(
     "group"
 );
 
+/// A partition's name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    /// The topic.
+    pub topic: TopicName,
+    /// From 0.
+    pub partition: u32,
+}
+
+impl fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.topic, self.partition)
+    }
+}
+
+/// Names an idempotent producer. The broker hands each out once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProducerId(i64);
+
+impl ProducerId {
+    /// `None` for a negative number: Kafka's -1 means that there is no producer.
+    pub fn new(id: i64) -> Option<Self> {
+        (id >= 0).then_some(Self(id))
+    }
+
+    /// The id as record batches hold it.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for ProducerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Who sends: an id, and how often its sequences began anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProducerIdentity {
+    /// The producer.
+    pub id: ProducerId,
+    /// From 0.
+    pub epoch: i16,
+}
+
 /// What an error shows of a name that may be megabytes long.
 pub(crate) fn shortened(name: &str) -> String {
     const SHOWN_CHARS: usize = 300;

@@ -4,10 +4,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use millstream_broker::group::Group;
-use millstream_broker::partition::{Partition, ReadRange};
-use millstream_broker::state::StatePartition;
-use millstream_broker::store::{Append, Commit, Fence, OffsetChange, Receipt};
+use millstream_broker::groups::Group;
+use millstream_broker::log::commit::{Append, Commit, Fence, OffsetChange};
+use millstream_broker::log::partition::Partition;
+use millstream_broker::log::queue::Receipt;
+use millstream_broker::log::reader::ReadRange;
+use millstream_broker::log::state::StatePartition;
 use millstream_broker::{Broker, BrokerError, Offset, TopicPartition};
 
 use crate::log::{Log, LogError, ReadBatches, Step};

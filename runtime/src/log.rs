@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millstream_broker::state::{StateChange, StatePartition};
+use millstream_broker::log::state::StatePartition;
+use millstream_broker::store::StateChange;
 use millstream_broker::{Offset, TopicPartition};
 use millstream_record::RecordBatch;
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millstream_broker::Broker;
+use millstream_broker::log::commit::Commit;
 use millstream_broker::name;
-use millstream_broker::store::{CatalogChange, Commit, StoreError};
+use millstream_broker::store::{CatalogChange, StoreError};
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 

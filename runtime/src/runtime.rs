@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
-use millstream_broker::group::{Group, GroupKind, PipelineState};
-use millstream_broker::store::{CatalogChange, Commit, OffsetChange};
-use millstream_broker::topic::{Topic, TopicSettings, TopicUse};
+use millstream_broker::groups::{Group, GroupKind, PipelineState};
+use millstream_broker::log::commit::{Commit, OffsetChange};
+use millstream_broker::log::topic::{Topic, TopicSettings, TopicUse};
+use millstream_broker::store::CatalogChange;
 use millstream_broker::{Broker, BrokerError, GroupId, TopicName};
 use millstream_record::Column;
 use parking_lot::{Mutex, RwLock};

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use millstream_broker::hash::SeededState;
-use millstream_broker::state::{StateChange, StatePartition};
+use millstream_broker::log::state::StatePartition;
+use millstream_broker::store::StateChange;
 use millstream_record::{Column, ColumnReader};
 
 use crate::stage::aggregate::{Accumulators, Groups};

@@ -277,7 +277,7 @@ impl<R: Future<Output = Result<(), LogError>> + Unpin> InFlight<R> {
 struct Ran {
     next: Offset,
     outputs: Vec<(TopicPartition, Vec<RecordBatch>)>,
-    state: Vec<millstream_broker::state::StateChange>,
+    state: Vec<millstream_broker::store::StateChange>,
     /// The stages can't go on after `next`.
     stopped: Option<Stopped>,
 }

@@ -1,6 +1,6 @@
 //! Durable append in this process, beside a bare redb loop and a plain file below it.
 
-use millstream_broker::topic::TopicSettings;
+use millstream_broker::log::topic::TopicSettings;
 use millstream_tests::measure::report::{Figure, Report, Unit};
 use millstream_tests::measure::samples::median;
 use millstream_tests::measure::turns::order;

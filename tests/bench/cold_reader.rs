@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use millstream_broker::partition::ReadRange;
-use millstream_broker::topic::{Topic, TopicSettings};
+use millstream_broker::log::reader::ReadRange;
+use millstream_broker::log::topic::{Topic, TopicSettings};
 use millstream_broker::{Broker, Offset};
 use millstream_record::RecordBatch;
 use millstream_tests::measure::page_cache::ColdFiles;

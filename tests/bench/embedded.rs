@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millstream_broker::clock::SystemClock;
-use millstream_broker::store::{Receipt, StoreOptions};
-use millstream_broker::topic::{Topic, TopicSettings};
+use millstream_broker::log::queue::Receipt;
+use millstream_broker::log::topic::{Topic, TopicSettings};
+use millstream_broker::store::StoreOptions;
 use millstream_broker::{Broker, BrokerSettings, TopicName};
 use millstream_record::RecordBatch;
 use millstream_tests::measure::samples::{Latency, milliseconds};

@@ -1,6 +1,6 @@
 //! Small batches, ten records of 100 bytes each, spread over more and more partitions.
 
-use millstream_broker::topic::TopicSettings;
+use millstream_broker::log::topic::TopicSettings;
 use millstream_tests::measure::report::{Figure, Report, Unit};
 use millstream_tests::measure::samples::Latency;
 use millstream_tests::measure::turns::order;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millstream_broker::topic::TopicSettings;
+use millstream_broker::log::topic::TopicSettings;
 use millstream_tests::measure::report::{Figure, Report, Unit};
 
 use crate::embedded::{self, IN_FLIGHT};

@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use millstream_broker::Broker;
-use millstream_broker::state::StateChange;
-use millstream_broker::store::Commit;
+use millstream_broker::log::commit::Commit;
+use millstream_broker::store::StateChange;
 use millstream_record::{Columns, Limits, RecordBatch};
 use millstream_runtime::host::{CallLimits, Engine, EngineSettings, Guest, LogContext};
 use millstream_runtime::stage::aggregate::Aggregated;

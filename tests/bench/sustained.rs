@@ -1,6 +1,6 @@
 //! 10 GB through the journal into segments, in this process, beside the bare loops before and after.
 
-use millstream_broker::topic::TopicSettings;
+use millstream_broker::log::topic::TopicSettings;
 use millstream_tests::measure::report::{Figure, Report, Unit};
 use millstream_tests::measure::samples::median;
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use millstream_broker::store::{Commit, StoreOptions};
+use millstream_broker::log::commit::Commit;
+use millstream_broker::store::StoreOptions;
 use millstream_broker::{Broker, BrokerError};
 use millstream_tests::disk::Disk;
 use millstream_tests::workload::{Workload, block_on, open_with_reserve};

@@ -4,10 +4,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use millstream_broker::group::{Group, GroupKind};
-use millstream_broker::partition::{Partition, ReadRange};
-use millstream_broker::store::{Append, Commit, Fence, OffsetChange};
-use millstream_broker::topic::{Topic, TopicSettings};
+use millstream_broker::groups::{Group, GroupKind};
+use millstream_broker::log::commit::{Append, Commit, Fence, OffsetChange};
+use millstream_broker::log::partition::Partition;
+use millstream_broker::log::reader::ReadRange;
+use millstream_broker::log::topic::{Topic, TopicSettings};
 use millstream_broker::{Broker, BrokerError, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Compression, RecordBatch};
 use millstream_tests::disk::{BROKEN, Call, Disk, Effect, Fault};

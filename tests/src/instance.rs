@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_broker::clock::SystemClock;
-use millstream_broker::group::GroupKind;
-use millstream_broker::partition::ReadRange;
+use millstream_broker::groups::GroupKind;
+use millstream_broker::log::reader::ReadRange;
+use millstream_broker::log::topic::TopicSettings;
 use millstream_broker::store::StoreOptions;
-use millstream_broker::topic::TopicSettings;
 use millstream_broker::{Broker, BrokerSettings, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Compression, Limits, Record, split_batches};
 use millstream_runtime::{Runtime, RuntimeSettings};

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use millstream_broker::clock::Clock;
-use millstream_broker::partition::{Partition, ReadRange};
+use millstream_broker::log::partition::Partition;
+use millstream_broker::log::reader::ReadRange;
+use millstream_broker::log::topic::{Topic, TopicSettings};
 use millstream_broker::store::StoreOptions;
-use millstream_broker::topic::{Topic, TopicSettings};
 use millstream_broker::{Broker, BrokerError, BrokerSettings, Offset, TopicName};
 use millstream_record::{BatchBuilder, Compression, Limits, Record, RecordBatch, split_batches};
 use parking_lot::{Condvar, Mutex};

@@ -15,9 +15,9 @@ use millstream_api::v1::topics_client::TopicsClient;
 use millstream_api::{CLIENT_ID_METADATA, ERROR_TRAILER, MESSAGE_BYTES_MAX, v1};
 use millstream_broker::clock::SystemClock;
 use millstream_broker::grpc::{self, ServeSettings};
+use millstream_broker::log::topic::TopicSettings;
 use millstream_broker::quota::{ClientId, QuotaSettings, Rates};
 use millstream_broker::store::StoreOptions;
-use millstream_broker::topic::TopicSettings;
 use millstream_broker::{Broker, BrokerSettings, TopicName};
 use millstream_client::{
     Client, ClientError, ClientSettings, ConsumerSettings, Position, ProducerRecord, ProducerSettings, RecordRef,

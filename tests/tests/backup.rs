@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use millstream_broker::clock::SystemClock;
-use millstream_broker::group::{Group, GroupKind};
+use millstream_broker::groups::{Group, GroupKind};
+use millstream_broker::log::topic::TopicSettings;
 use millstream_broker::store::StoreOptions;
 use millstream_broker::store::backup::{BackupError, BackupFolder, Manifest, Snapshot, restore};
-use millstream_broker::topic::TopicSettings;
 use millstream_broker::{Broker, BrokerSettings, GroupId, Offset, TopicName, TopicPartition};
 use millstream_client::{ClientError, v1};
 use millstream_runtime::{Runtime, RuntimeSettings};

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream_broker::group::GroupKind;
-use millstream_broker::partition::TopicPartition;
-use millstream_broker::state::StateChange;
+use millstream_broker::groups::GroupKind;
+use millstream_broker::name::TopicPartition;
+use millstream_broker::store::StateChange;
 use millstream_broker::{BrokerError, GroupId, Offset};
 use millstream_client::{Client, CommitMode, ConsumerSettings, Position, ProducerRecord, ProducerSettings, v1};
 use millstream_record::{BatchBuilder, Column, Compression, Record, partition_for_key};
@@ -171,7 +171,7 @@ pub(super) fn last_counts(updates: &[Pair]) -> BTreeMap<String, usize> {
     last
 }
 
-fn group_of(instance: &Instance, pipeline: &str) -> Arc<millstream_broker::group::Group> {
+fn group_of(instance: &Instance, pipeline: &str) -> Arc<millstream_broker::groups::Group> {
     instance.runtime.pipeline(pipeline).unwrap().group().clone()
 }
 

@@ -11,7 +11,7 @@ use millstream_api::v1::reset_group_request::To;
 use millstream_api::v1::topics_client::TopicsClient;
 use millstream_api::v1::{ErrorCode, Format};
 use millstream_api::{MESSAGE_BYTES_MAX, v1};
-use millstream_broker::topic::TopicSettings;
+use millstream_broker::log::topic::TopicSettings;
 use millstream_broker::{GroupId, TopicName};
 use millstream_tests::running::Running;
 use millstream_tests::{folder, guest};

@@ -10,8 +10,8 @@ use millstream_api::v1::ErrorCode;
 use millstream_api::v1::log_client::LogClient;
 use millstream_api::{ERROR_TRAILER, v1};
 use millstream_broker::clock::Clock;
+use millstream_broker::log::topic::{Topic, TopicSettings};
 use millstream_broker::store::StoreOptions;
-use millstream_broker::topic::{Topic, TopicSettings};
 use millstream_broker::{Broker, BrokerError, BrokerSettings, TopicName};
 use millstream_client::{
     Client, ClientError, Compression, Delivery, Position, Producer, ProducerRecord, ProducerSettings,

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use millstream_broker::group::{Group, GroupKind};
-use millstream_broker::partition::{Partition, ReadRange, TopicPartition};
+use millstream_broker::groups::{Group, GroupKind};
+use millstream_broker::log::partition::Partition;
+use millstream_broker::log::reader::ReadRange;
+use millstream_broker::log::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
+use millstream_broker::name::TopicPartition;
 use millstream_broker::store::{StorageBackend, StoreOptions};
-use millstream_broker::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
 use millstream_broker::{Broker, BrokerError, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Compression, Limits, split_batches};
 use millstream_tests::held::Held;

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use millstream_broker::Broker;
-use millstream_broker::state::{StateChange, StatePartition};
-use millstream_broker::store::{Commit, StoreOptions};
+use millstream_broker::log::commit::Commit;
+use millstream_broker::log::state::StatePartition;
+use millstream_broker::store::StateChange;
+use millstream_broker::store::StoreOptions;
 use millstream_record::Column;
 use millstream_runtime::stage::aggregate::{Accumulators, Groups};
 use millstream_runtime::state::TaskState;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use millstream_broker::topic::{Change, Cleanup, TopicAlteration, TopicSettings};
+use millstream_broker::log::topic::{Change, Cleanup, TopicAlteration, TopicSettings};
 use millstream_broker::{BrokerError, TopicName};
 use millstream_client::{
     Client, ClientError, ConsumerSettings, Position, Producer, ProducerRecord, ProducerSettings, v1,

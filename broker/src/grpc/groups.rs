@@ -25,11 +25,13 @@ use super::status;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::fetch::{Fetch, FetchFrom, Fetched};
-use crate::group::members::MemberEvent;
-use crate::group::{Group, GroupKind};
+use crate::groups::members::MemberEvent;
+use crate::groups::{Group, GroupKind};
+use crate::log::partition::Partition;
+use crate::log::queue::Receipt;
+use crate::name::TopicPartition;
 use crate::name::{GroupId, TopicName};
-use crate::partition::{Offset, Partition, TopicId, TopicPartition};
-use crate::store::Receipt;
+use crate::store::place::{Offset, TopicId};
 
 /// How long a member may take to give partitions back, unless it says otherwise.
 const REBALANCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);

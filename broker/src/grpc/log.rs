@@ -17,10 +17,12 @@ use super::status;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::fetch::{Fetch, FetchFrom};
-use crate::partition::{Offset, Partition};
-use crate::producer::{ProducerId, ProducerIdentity};
-use crate::store::{Append, Commit, Receipt};
-use crate::topic::Topic;
+use crate::log::commit::{Append, Commit};
+use crate::log::partition::Partition;
+use crate::log::queue::Receipt;
+use crate::log::topic::Topic;
+use crate::name::{ProducerId, ProducerIdentity};
+use crate::store::place::Offset;
 
 /// A stop waits this long for a client to notice that its stream has ended.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -337,7 +339,7 @@ pub(super) fn answer(
     room: &mut PlainRoom,
 ) -> v1::PartitionRecords {
     let topic = fetched.partition.name().topic.clone();
-    let bytes = fetched.slice.as_ref().map_or(0, crate::partition::Slice::bytes);
+    let bytes = fetched.slice.as_ref().map_or(0, crate::log::reader::Slice::bytes);
     let records = to_partition_records(fetched, from, format, limits, room);
     if bytes > 0 {
         broker.metrics().fetched(&topic, records.next_offset.saturating_sub(from), bytes as u64);

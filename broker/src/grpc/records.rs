@@ -8,8 +8,9 @@ use millstream_record::{BatchBuilder, BatchError, Compression, Limits, RecordBat
 use super::status;
 use crate::error::BrokerError;
 use crate::fetch::Fetched;
-use crate::partition::{Partition, Slice};
-use crate::topic::Topic;
+use crate::log::partition::Partition;
+use crate::log::reader::Slice;
+use crate::log::topic::Topic;
 
 /// Batches built from plain records are cut at this size, in bytes: one journal value.
 const PLAIN_BATCH_BYTES: usize = 64_000;

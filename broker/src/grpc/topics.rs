@@ -6,8 +6,8 @@ use tonic::{Request, Response, Status};
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
+use crate::log::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
 use crate::name::TopicName;
-use crate::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
 
 pub(super) struct Service {
     broker: Broker,

@@ -83,11 +83,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(super) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source }
     }
 
-    pub(super) fn open(path: &Path, source: redb::DatabaseError) -> Self {
+    pub(crate) fn open(path: &Path, source: redb::DatabaseError) -> Self {
         match source {
             redb::DatabaseError::DatabaseAlreadyOpen => {
                 let path = path.parent().unwrap_or(path).to_owned();
@@ -105,12 +105,12 @@ impl StoreError {
     }
 
     /// A thread of the store panicked.
-    pub(super) fn panicked(who: &str) -> Self {
+    pub(crate) fn panicked(who: &str) -> Self {
         Self::Stopped(format!("{who} panicked, see the log; if redb did, `millstream check --repair` may help"))
     }
 
     /// Whether what was stored does not come back, and not what was to be written that failed.
-    pub(super) fn is_of_reading(&self) -> bool {
+    pub(crate) fn is_of_reading(&self) -> bool {
         matches!(self, Self::Io { action: "open" | "read", .. } | Self::Corrupt { .. })
     }
 

@@ -18,8 +18,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use millstream_record::Column;
 
 use super::error::StoreError;
-use crate::partition::{Offset, Run, TopicId};
-use crate::state::StateChange;
+use crate::store::place::{Offset, TopicId};
 
 /// The largest journal value: 64 KiB less the 16 bytes of a redb leaf's overhead, so that a value
 /// fills its page. Smaller pages cost more commits a byte, larger ones measured slower.
@@ -53,6 +52,17 @@ pub(crate) struct Location {
     /// From the blob's begin.
     pub(crate) pos: u32,
     pub(crate) len: u32,
+}
+
+/// Batches that one commit appended to one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) base: Offset,
+    /// The offset after the run's last record.
+    pub(crate) end: Offset,
+    pub(crate) first_timestamp_ms: i64,
+    pub(crate) max_timestamp_ms: i64,
+    pub(crate) at: Location,
 }
 
 /// Reads a location, given how to read one value.
@@ -104,6 +114,21 @@ pub(crate) struct RunHeader {
     /// Of the first record.
     pub(crate) first_timestamp_ms: i64,
     pub(crate) max_timestamp_ms: i64,
+}
+
+/// Changes that one step makes to one partition of a store.
+#[derive(Clone, Debug)]
+pub struct StateChange {
+    /// `pipeline/stage`.
+    pub store: Arc<str>,
+    /// The task's partition.
+    pub partition: u32,
+    /// Keys, one a change; none is null and none is there twice.
+    pub keys: Column,
+    /// The new accumulators, as many as keys. Null removes the key.
+    pub accumulators: Column,
+    /// Keys that had no accumulator before, less those that have none after.
+    pub added: i64,
 }
 
 /// One entry, read back.

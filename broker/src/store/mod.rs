@@ -1,31 +1,27 @@
-//! The only place that knows redb: the data directory, the journal, the catalog, the committer.
+//! The only place that knows redb: the data directory, its files, the journal, segments and tables. It knows partitions
+//! by their numbers, rows and bytes, and nothing of topics' settings, groups or producers.
 //!
-//! `committer.rs` is a write's whole way; `recovery.rs` rebuilds at start what the journal says.
+//! `write.rs` is what one commit writes; `recovery.rs` reads at start what the journal says.
 
 pub mod backup;
 mod blobs;
 pub(crate) mod catalog;
 mod check;
-pub(crate) mod cleaner;
-pub(crate) mod committer;
-mod compaction;
 mod database;
 mod directory;
 mod error;
 mod file_system;
 mod files;
-mod journal;
-pub(crate) mod merge;
-mod output;
+pub(crate) mod journal;
 pub(crate) mod pause;
+pub mod place;
 pub(crate) mod recovery;
 mod registry;
-mod retention;
 mod room;
-pub(crate) mod sealer;
 pub(crate) mod segment;
 mod sum;
 mod tables;
+mod write;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,7 +36,6 @@ use redb::{Builder, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTa
 use blobs::BlobCache;
 pub use catalog::CatalogChange;
 pub use check::{Damage, Report, check, check_on};
-pub use committer::{Append, Commit, Committed, Fence, OffsetChange, Receipt};
 use database::OpenDatabase;
 use directory::DirectoryLock;
 pub use error::StoreError;
@@ -48,12 +43,14 @@ pub use file_system::{Entry, FileSystem, Lock, Open, system_files};
 use files::Files;
 pub use files::WrapFile;
 pub(crate) use journal::Location;
+pub use journal::StateChange;
 /// What a test harness puts under the store to break it.
 pub use redb::{BackendError, StorageBackend};
 pub(crate) use registry::Registry;
 pub use room::FreeBytes;
 use room::Room;
-pub(crate) use tables::{Count, Tables};
+pub(crate) use tables::{Count, SLICE_ROWS, Tables};
+pub(crate) use write::Write;
 
 /// Every commit's blob, cut into values of at most [`journal::CHUNK_BYTES`], by sequence number.
 const JOURNAL: TableDefinition<u64, &[u8]> = TableDefinition::new("journal");
@@ -78,7 +75,7 @@ const SEALED_TO: &str = "sealed-to";
 const PAGE_CACHE_BYTES: usize = 16 << 20;
 
 /// A segment that the cleaner writes is closed once it has this many bytes: as many as the sealer's have.
-const SEGMENT_BYTES: u64 = 64 << 20;
+pub(crate) const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// The leader epoch that batches get: one node is always the leader.
 pub(crate) const LEADER_EPOCH: i32 = 0;
@@ -316,7 +313,7 @@ fn open_table<K: redb::Key, V: redb::Value>(
 }
 
 /// Starts one of the store's threads.
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
     let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
     spawned.map_err(|source| StoreError::Stopped(format!("no thread: {source}")))
 }

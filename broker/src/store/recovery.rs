@@ -8,7 +8,7 @@ pub(crate) use super::journal::Entry;
 use super::journal::{self, Location};
 use super::segment::{Extent, SegmentFile, SegmentId, SegmentMeta};
 use super::{JOURNAL, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store, StoreError, open_table};
-use crate::partition::TopicId;
+use crate::store::place::TopicId;
 
 /// What the journal holds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,7 +97,7 @@ pub(super) fn segments_by_topic(read: &ReadTransaction) -> Result<(Vec<SegmentFi
 
 impl Store {
     /// What the registry lists of a segment.
-    pub(super) fn segment_meta(&self, id: SegmentId) -> Result<SegmentMeta, StoreError> {
+    pub(crate) fn segment_meta(&self, id: SegmentId) -> Result<SegmentMeta, StoreError> {
         let Some(table) = open_table(&self.db.begin_read()?, SEGMENTS)? else { return Err(StoreError::Moved) };
         let row = table.get(id.0)?.ok_or(StoreError::Moved)?;
         segment(id, row.value())

@@ -40,7 +40,7 @@ struct Pins {
 impl Registry {
     /// With the segments that the table lists. Files that it does not list are removed: what wrote
     /// them did not come to its end.
-    pub(super) fn open(files: Arc<Files>, segments: Vec<SegmentFile>) -> Result<Self, StoreError> {
+    pub(crate) fn open(files: Arc<Files>, segments: Vec<SegmentFile>) -> Result<Self, StoreError> {
         // A crash may have come between a folder that was made and its sync.
         files.make_folder(FOLDER)?;
         let segments: BTreeMap<_, _> = segments.into_iter().map(|segment| (segment.id, segment)).collect();
@@ -64,11 +64,11 @@ impl Registry {
     }
 
     /// A new segment, not yet part of the store.
-    pub(super) fn create(&self) -> Result<SegmentWriter, StoreError> {
+    pub(crate) fn create(&self) -> Result<SegmentWriter, StoreError> {
         SegmentWriter::create(&self.files, SegmentId(self.next.fetch_add(1, Ordering::Relaxed)))
     }
 
-    pub(super) fn finish(&self, writer: SegmentWriter) -> Result<SegmentMeta, StoreError> {
+    pub(crate) fn finish(&self, writer: SegmentWriter) -> Result<SegmentMeta, StoreError> {
         writer.finish()
     }
 
@@ -146,12 +146,12 @@ impl Registry {
     }
 
     /// A commit made them part of the store.
-    pub(super) fn added(&self, metas: &[SegmentMeta]) {
+    pub(crate) fn added(&self, metas: &[SegmentMeta]) {
         self.segments.write().extend(metas.iter().map(|meta| (meta.file.id, meta.file)));
     }
 
     /// A commit took them out of the store: their files go, once nobody copies them.
-    pub(super) fn removed(&self, ids: &[SegmentId]) {
+    pub(crate) fn removed(&self, ids: &[SegmentId]) {
         {
             let mut segments = self.segments.write();
             for id in ids {
@@ -168,7 +168,7 @@ impl Registry {
     }
 
     /// Removes the files of segments that are no part of the store.
-    pub(super) fn unlink(&self, ids: &[SegmentId]) {
+    pub(crate) fn unlink(&self, ids: &[SegmentId]) {
         for id in ids {
             if let Err(error) = self.files.remove(&id.file_name()) {
                 // The next start removes what is not registered.

@@ -25,7 +25,7 @@ pub(crate) struct Room {
 
 impl Room {
     /// Without `free_bytes`, the file system is asked what it leaves to us.
-    pub(super) fn new(
+    pub(crate) fn new(
         system: &Arc<dyn FileSystem>,
         path: &Path,
         free_bytes: Option<FreeBytes>,
@@ -42,17 +42,17 @@ impl Room {
     ///
     /// # Errors
     /// [`BrokerError::DiskFull`] where they may not.
-    pub(super) fn for_appends(&self) -> Result<(), BrokerError> {
+    pub(crate) fn for_appends(&self) -> Result<(), BrokerError> {
         if self.is_left(self.reserve_bytes)? { Ok(()) } else { Err(self.full()?) }
     }
 
     /// Whether a step of sealing may be made: a segment, or a transaction of the tables.
-    pub(super) fn for_sealing(&self) -> Result<bool, StoreError> {
+    pub(crate) fn for_sealing(&self) -> Result<bool, StoreError> {
         self.is_left(self.reserve_bytes / SEALING_FRACTION)
     }
 
     /// Whether so many bytes may be written that only put in order what is sealed.
-    pub(super) fn for_cleaning(&self, bytes: u64) -> Result<bool, StoreError> {
+    pub(crate) fn for_cleaning(&self, bytes: u64) -> Result<bool, StoreError> {
         self.is_left(self.reserve_bytes.saturating_add(bytes))
     }
 
@@ -60,7 +60,7 @@ impl Room {
     ///
     /// # Errors
     /// [`BackupError::NoRoomForJournal`] where they may not.
-    pub(super) fn for_backup(&self, bytes: u64) -> Result<(), BackupError> {
+    pub(crate) fn for_backup(&self, bytes: u64) -> Result<(), BackupError> {
         if self.for_cleaning(bytes)? {
             return Ok(());
         }
@@ -69,7 +69,7 @@ impl Room {
     }
 
     /// What appends are refused with.
-    pub(super) fn full(&self) -> Result<BrokerError, StoreError> {
+    pub(crate) fn full(&self) -> Result<BrokerError, StoreError> {
         let (free_bytes, reserve_bytes) = (self.free()?, self.reserve_bytes);
         Ok(BrokerError::DiskFull { free_bytes, reserve_bytes, path: self.path.clone() })
     }

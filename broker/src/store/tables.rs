@@ -14,7 +14,8 @@ use super::database::OpenDatabase;
 use super::error::StoreError;
 use super::files::Files;
 use super::open_table;
-use crate::producer::{Producer, ProducerId};
+use crate::log::producers::Producer;
+use crate::name::ProducerId;
 
 pub(super) const FILE: &str = "tables.redb";
 
@@ -23,7 +24,7 @@ pub(super) const FILE: &str = "tables.redb";
 const CACHE_BYTES: usize = 128 << 20;
 
 /// Rows that one transaction writes: some tens of milliseconds of work beside the commits.
-pub(super) const SLICE_ROWS: usize = 8_192;
+pub(crate) const SLICE_ROWS: usize = 8_192;
 
 /// Committed offsets. Key: group, 0, topic u32, partition u32 (big-endian). Value: kind u8, offset i64.
 pub(super) const OFFSETS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("offsets");

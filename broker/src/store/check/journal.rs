@@ -253,7 +253,7 @@ fn run(body: &Bytes, sound: bool, fault: &mut Option<String>) -> Content {
 
 /// What the batches themselves say of their run. Topic and partition they do not.
 fn guess(batches: &Bytes) -> Option<RunHeader> {
-    use crate::partition::{Offset, TopicId};
+    use crate::store::place::{Offset, TopicId};
 
     let first = BatchHeader::parse(batches).ok()?;
     let mut run = RunHeader {
@@ -336,10 +336,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::partition::{Offset, TopicId};
     use crate::seeded::seeded;
     use crate::store::LEADER_EPOCH;
     use crate::store::journal::{BlobWriter, OffsetEntry};
+    use crate::store::place::{Offset, TopicId};
 
     /// The lengths of the commits that these values are taken for.
     fn lengths(values: &[Vec<u8>]) -> Vec<(usize, bool)> {

@@ -13,7 +13,7 @@ use super::super::{JOURNAL, SEGMENTS, tables};
 use super::journal::Content;
 use super::rebuild::{rebuild, replace};
 use super::{BlobFound, Checked, SegmentFound, caught, to_text};
-use crate::partition::Offset;
+use crate::store::place::Offset;
 
 impl Checked {
     /// Keeps all that is sound, and says in the report what was put right.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::super::segment::BlockFault;
-use crate::partition::Offset;
+use crate::store::place::Offset;
 
 /// What was read, and every damage.
 #[derive(Clone, Debug, Default, Serialize)]

@@ -18,10 +18,10 @@ mod read;
 mod write;
 
 pub(crate) use read::{BlockFault, OpenSegment, Piece, Sealed, pieces, sound_part};
-pub(super) use write::SegmentWriter;
+pub(crate) use write::SegmentWriter;
 
 use super::error::StoreError;
-use crate::partition::{Offset, TopicId};
+use crate::store::place::{Offset, TopicId};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"MSSG");
 const VERSION: u32 = 2;
@@ -34,7 +34,7 @@ const BLOCK_ENTRY_BYTES: usize = 24;
 const BLOCK_BYTES: usize = 64 << 10;
 
 /// The folder of segments in the data directory.
-pub(super) const FOLDER: &str = "segments";
+pub(crate) const FOLDER: &str = "segments";
 
 /// Names a segment. Numbers ascend and are never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,11 +42,11 @@ pub(crate) struct SegmentId(pub(crate) u64);
 
 impl SegmentId {
     /// Its file in the data directory.
-    pub(super) fn file_name(self) -> String {
+    pub(crate) fn file_name(self) -> String {
         format!("{FOLDER}/{:016x}.segment", self.0)
     }
 
-    pub(super) fn from_file_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_file_name(name: &str) -> Option<Self> {
         let hex = name.strip_suffix(".segment")?;
         u64::from_str_radix(hex, 16).ok().map(Self)
     }
@@ -103,7 +103,7 @@ pub(crate) struct SegmentMeta {
 impl SegmentMeta {
     /// As the registry's table holds it: file bytes u64, extent bytes u64, then extents as in the file's
     /// index.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(16 + self.extents.len() * EXTENT_BYTES);
         out.extend_from_slice(&self.file.bytes.to_le_bytes());
         out.extend_from_slice(&self.file.extent_bytes.to_le_bytes());
@@ -111,7 +111,7 @@ impl SegmentMeta {
         out
     }
 
-    pub(super) fn decode(id: SegmentId, row: &[u8]) -> Result<Self, StoreError> {
+    pub(crate) fn decode(id: SegmentId, row: &[u8]) -> Result<Self, StoreError> {
         let corrupt = || StoreError::Corrupt {
             what: format!("the registry's entry of segment {:016x}", id.0),
             reason: format!("{} bytes are no list of extents", row.len()),
@@ -177,7 +177,7 @@ pub(crate) struct Block {
     pub(crate) crc: u32,
 }
 
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut four = [0; 4];
     four.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(four)

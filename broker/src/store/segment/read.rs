@@ -15,8 +15,8 @@ use super::{
     BLOCK_ENTRY_BYTES, Block, EXTENT_BYTES, Extent, FOOTER_BYTES, HEADER_BYTES, MAGIC, SegmentFile, SegmentId,
     SegmentMeta, VERSION, decode_extents, u32_at, u64_at,
 };
-use crate::partition::Offset;
 use crate::store::LEADER_EPOCH;
+use crate::store::place::Offset;
 
 /// A segment that is open for reading.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ impl OpenSegment {
     }
 
     /// Bytes of memory that its index takes.
-    pub(in crate::store) fn index_bytes(&self) -> usize {
+    pub(crate) fn index_bytes(&self) -> usize {
         self.blocks.as_ref().map_or(0, |blocks| blocks.len() * size_of::<Block>())
     }
 
@@ -188,7 +188,7 @@ impl OpenSegment {
     }
 
     /// Reads an extent block by block and calls `visit` with each sound batch and each damaged part.
-    pub(in crate::store) fn visit<E: From<StoreError>>(
+    pub(crate) fn visit<E: From<StoreError>>(
         &self,
         extent: &Extent,
         mut visit: impl FnMut(&Bytes, Piece) -> Result<(), E>,
@@ -226,7 +226,7 @@ impl OpenSegment {
     }
 
     /// Bytes of the file.
-    pub(in crate::store) fn len(&self) -> Result<u64, StoreError> {
+    pub(crate) fn len(&self) -> Result<u64, StoreError> {
         self.file.len().map_err(|source| self.failed(source))
     }
 
@@ -235,7 +235,7 @@ impl OpenSegment {
     }
 
     /// Whether the file begins as a segment does.
-    pub(in crate::store) fn has_header(&self) -> Result<bool, StoreError> {
+    pub(crate) fn has_header(&self) -> Result<bool, StoreError> {
         let header = self.bytes_at(0, HEADER_BYTES as usize)?;
         Ok(u32_at(&header, 0) == MAGIC && u32_at(&header, 4) == VERSION)
     }

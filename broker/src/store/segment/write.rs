@@ -10,7 +10,7 @@ use super::{
     BLOCK_BYTES, BLOCK_ENTRY_BYTES, Block, Extent, FOLDER, FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, Piece,
     SegmentFile, SegmentId, SegmentMeta, VERSION, encode_extent,
 };
-use crate::partition::{Offset, TopicId};
+use crate::store::place::{Offset, TopicId};
 
 /// Bytes gathered for one write.
 const WRITE_BYTES: usize = 1 << 20;
@@ -19,7 +19,7 @@ const WRITE_BYTES: usize = 1 << 20;
 const SYNC_BYTES: usize = 2 << 20;
 
 /// A segment in the making. Dropped before `finish`, it removes its file; after a crash the next start does.
-pub(in crate::store) struct SegmentWriter {
+pub(crate) struct SegmentWriter {
     id: SegmentId,
     file: Backend,
     files: Files,
@@ -44,7 +44,7 @@ struct OpenBlock {
 }
 
 impl SegmentWriter {
-    pub(in crate::store) fn create(files: &Files, id: SegmentId) -> Result<Self, StoreError> {
+    pub(crate) fn create(files: &Files, id: SegmentId) -> Result<Self, StoreError> {
         let file = files.create(&id.file_name())?;
         let mut buffer = Vec::with_capacity(WRITE_BYTES + BLOCK_BYTES);
         buffer.extend_from_slice(&MAGIC.to_le_bytes());
@@ -65,7 +65,7 @@ impl SegmentWriter {
     }
 
     /// Begins the extent of a partition at `base`. Extents come sorted.
-    pub(in crate::store) fn begin(&mut self, topic: TopicId, partition: u32, base: Offset, compacted: bool) {
+    pub(crate) fn begin(&mut self, topic: TopicId, partition: u32, base: Offset, compacted: bool) {
         self.close_block();
         let extent = Extent {
             segment: self.id,
@@ -84,7 +84,7 @@ impl SegmentWriter {
     }
 
     /// Appends one sound batch to the open extent.
-    pub(in crate::store) fn push(&mut self, batch: &[u8], header: &BatchHeader) -> Result<(), StoreError> {
+    pub(crate) fn push(&mut self, batch: &[u8], header: &BatchHeader) -> Result<(), StoreError> {
         let offsets = [header.base_offset, header.next_offset()].map(|at| Offset::new(at).unwrap_or_default());
         self.append(batch, offsets, header.max_timestamp_ms, false)?;
         if let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() {
@@ -96,7 +96,7 @@ impl SegmentWriter {
     }
 
     /// Appends a batch, or bytes without a sound one, of `bytes` to the open extent.
-    pub(in crate::store) fn push_piece(&mut self, bytes: &[u8], piece: &Piece) -> Result<(), StoreError> {
+    pub(crate) fn push_piece(&mut self, bytes: &[u8], piece: &Piece) -> Result<(), StoreError> {
         match piece {
             Piece::Batch { at, header } => self.push(&bytes[*at..at + header.batch_bytes], header),
             Piece::Damaged { bytes: range, fault } => self.push_damaged(&bytes[range.clone()], fault.base),
@@ -104,19 +104,19 @@ impl SegmentWriter {
     }
 
     /// Appends bytes of the open extent that are known to be damaged, as they are.
-    pub(in crate::store) fn push_damaged(&mut self, bytes: &[u8], base: Offset) -> Result<(), StoreError> {
+    pub(crate) fn push_damaged(&mut self, bytes: &[u8], base: Offset) -> Result<(), StoreError> {
         self.append(bytes, [base, base], i64::MIN, true)
     }
 
     /// Says when tombstones that the open extent has may go.
-    pub(in crate::store) fn tombstones_due(&mut self, due_ms: i64) {
+    pub(crate) fn tombstones_due(&mut self, due_ms: i64) {
         if let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() {
             extent.tombstones_due_ms = extent.tombstones_due_ms.min(due_ms);
         }
     }
 
     /// Ends the open extent; `end` is the offset after its range. An extent without a batch is no extent.
-    pub(in crate::store) fn end(&mut self, end: Offset) {
+    pub(crate) fn end(&mut self, end: Offset) {
         self.close_block();
         let (position, blocks) = (self.position(), self.blocks.len() as u32);
         let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() else { return };
@@ -130,12 +130,12 @@ impl SegmentWriter {
     }
 
     /// Bytes so far.
-    pub(in crate::store) fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.at + self.buffer.len() as u64
     }
 
     /// Writes index and footer and makes the file durable. The registry makes it part of the store.
-    pub(in crate::store) fn finish(mut self) -> Result<SegmentMeta, StoreError> {
+    pub(crate) fn finish(mut self) -> Result<SegmentMeta, StoreError> {
         self.close_block();
         let index_pos = self.position();
         let mut index = Vec::with_capacity(4 + self.blocks.len() * BLOCK_ENTRY_BYTES);

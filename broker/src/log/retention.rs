@@ -4,10 +4,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::cleaner::Cleaner;
-use super::committer::{Ended, Upkeep};
-use crate::partition::{Offset, Partition, Place};
-use crate::topic::Topic;
+use crate::log::cleaner::Cleaner;
+use crate::log::commit::Upkeep;
+use crate::log::partition::Partition;
+use crate::log::queue::Ended;
+use crate::log::topic::Topic;
+use crate::store::place::{Offset, Place};
 
 /// What earlier rounds saw.
 #[derive(Default)]

@@ -15,16 +15,18 @@ use std::time::{Duration, Instant};
 use millstream_record::Limits;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::committer::{Ended, Upkeep, WeakCommitQueue};
-use super::compaction::{KEYS_MAX, compact};
-use super::error::StoreError;
-use super::merge::{EXTENTS_MAX, Live, merge};
-use super::retention::{self, retain};
-use super::segment::{Extent, OwnedExtent, SegmentFile, SegmentId};
-use super::{Store, StoreOptions, spawn};
-use crate::broker::Domain;
-use crate::partition::{Partition, Place};
-use crate::topic::Topic;
+use crate::log::commit::Upkeep;
+use crate::log::compaction::{KEYS_MAX, compact};
+use crate::log::domain::Domain;
+use crate::log::merge::{EXTENTS_MAX, Live, merge};
+use crate::log::partition::Partition;
+use crate::log::queue::{Ended, WeakCommitQueue};
+use crate::log::retention::{self, retain};
+use crate::log::topic::Topic;
+use crate::store::StoreError;
+use crate::store::place::Place;
+use crate::store::segment::{Extent, OwnedExtent, SegmentFile, SegmentId};
+use crate::store::{Store, StoreOptions, spawn};
 
 /// A partition that could not be compacted waits for so long.
 const COMPACT_AGAIN: Duration = Duration::from_secs(60);

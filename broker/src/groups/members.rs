@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::assign::{Assignment, MemberId, assign};
 use crate::name::TopicName;
-use crate::partition::TopicPartition;
+use crate::name::TopicPartition;
 
 /// What the group tells a member.
 #[derive(Clone, Debug, PartialEq, Eq)]

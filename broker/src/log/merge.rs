@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::cleaner::Cleaner;
-use super::committer::Ended;
-use super::output::Output;
-use super::segment::{Extent, SegmentFile, SegmentId};
-use crate::partition::{Partition, Place};
+use crate::log::cleaner::Cleaner;
+use crate::log::output::Output;
+use crate::log::partition::Partition;
+use crate::log::queue::Ended;
+use crate::store::place::Place;
+use crate::store::segment::{Extent, SegmentFile, SegmentId};
 
 /// A segment below this size is small: some of them are merged into one.
 const SMALL_BYTES: u64 = 16 << 20;
@@ -182,8 +183,8 @@ fn adjoining(extents: &[Extent]) -> impl Iterator<Item = &[Extent]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::partition::TopicId;
     use crate::store::SEGMENT_BYTES;
+    use crate::store::place::TopicId;
 
     /// A segment of a topic's partitions, with an extent of each.
     fn segment(id: u64, partitions: std::ops::Range<u32>, bytes: u64) -> Weighed {

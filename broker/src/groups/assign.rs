@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::name::TopicName;
-use crate::partition::TopicPartition;
+use crate::name::TopicPartition;
 
 /// A member's name, unique in its group.
 pub type MemberId = String;

@@ -6,35 +6,28 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use crate::hash::HashMap;
 use bytes::Bytes;
 use millstream_record::{RecordBatch, patch_batch};
-use redb::ReadableTable;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use super::catalog::CatalogChange;
-use super::error::StoreError;
-use super::journal::{BlobWriter, CHUNK_BYTES, Location, OffsetEntry, RunHeader};
-use super::recovery::{Replayed, segment_row};
+use super::commit::{Commit, Committed, Upkeep};
+use super::domain::Domain;
+use super::partition::Partition;
+use super::producers::Verdict;
+use super::queue::{CommitQueue, Request};
 use super::sealer::{SealJob, SealerHandle};
-use super::segment::{Extent, SegmentId, SegmentMeta};
-use super::sum::RowsSum;
-use super::{CATALOG, JOURNAL, LEADER_EPOCH, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store, spawn};
-use crate::broker::Domain;
+use super::state::StateIndex;
 use crate::error::BrokerError;
-use crate::group::Group;
+use crate::hash::HashMap;
 use crate::metrics::BrokerMetrics;
 use crate::name::TopicName;
-use crate::partition::{Offset, Partition, Run, TopicId};
-use crate::producer::Verdict;
-use crate::state::{StateChange, StateIndex};
-use crate::topic::Topic;
+use crate::store::journal::{BlobWriter, CHUNK_BYTES, Location, OffsetEntry, Run, RunHeader};
+use crate::store::place::Offset;
+use crate::store::recovery::Replayed;
+use crate::store::{LEADER_EPOCH, Store, StoreError, Write, spawn};
 
 /// The committer takes queued requests until they hold this many bytes: 16 full journal values,
 /// where a commit's cost a byte stops falling.
@@ -44,260 +37,6 @@ pub(crate) const COMMIT_BYTES_MAX: usize = 16 * CHUNK_BYTES;
 /// a few more. Removing one reads it.
 const TRIM_A_VALUE: u64 = 2;
 const TRIM_VALUES_MIN: u64 = 4;
-
-/// A small request's own cost in bytes, so that a flood of empty ones is bounded too.
-const REQUEST_OVERHEAD_BYTES: usize = 128;
-
-/// What happens wholly or not at all.
-#[derive(Debug, Default)]
-pub struct Commit {
-    /// Record batches to append. A commit whose batches are all stored already (by their producers'
-    /// sequence numbers) was done before: nothing of it is done again.
-    pub appends: Vec<Append>,
-    /// Committed offsets to set.
-    pub offsets: Vec<OffsetChange>,
-    /// Accumulators to set.
-    pub state: Vec<StateChange>,
-    /// Stores whose state is removed, `pipeline/stage`.
-    pub drop_state: Vec<Arc<str>>,
-    /// Groups whose offsets are removed.
-    pub drop_groups: Vec<Arc<Group>>,
-    /// Catalog entries to set or remove.
-    pub catalog: Vec<CatalogChange>,
-    /// Topics that the catalog has no more: where their logs start is forgotten.
-    pub deleted_topics: Vec<TopicId>,
-    /// Refuses the commit where the group's generation is no longer this.
-    pub fence: Option<Fence>,
-}
-
-/// Batches for one partition, in order.
-#[derive(Clone, Debug)]
-pub struct Append {
-    /// Where to.
-    pub partition: Arc<Partition>,
-    /// What; their base offsets are assigned by the commit.
-    pub batches: Vec<RecordBatch>,
-}
-
-/// One committed offset.
-#[derive(Clone, Debug)]
-pub struct OffsetChange {
-    /// Whose.
-    pub group: Arc<Group>,
-    /// In which topic.
-    pub topic: Arc<Topic>,
-    /// In which partition.
-    pub partition: u32,
-    /// The offset of the next record to read.
-    pub offset: Offset,
-    /// `Some` refuses the commit where the group stands elsewhere; `Some(None)` where it stands
-    /// anywhere.
-    pub expected: Option<Option<Offset>>,
-}
-
-/// What the store's own threads change, in a commit of its own or with others.
-#[derive(Debug, Default)]
-pub(crate) struct Upkeep {
-    /// Segments that become part of the store, or whose extents in use change.
-    pub(crate) segments: Vec<SegmentMeta>,
-    /// Segments that are no longer part of it.
-    pub(crate) removed: Vec<SegmentId>,
-    /// Journal values before this sequence number are in segments and tables now.
-    pub(crate) sealed_to: Option<u64>,
-    /// Whose extents change, with those that it gets: instead of runs where a part of the journal was
-    /// sealed, else instead of the extents with these offsets.
-    pub(crate) extents: Vec<(Arc<Partition>, Vec<Extent>)>,
-    /// Records below these offsets are no longer kept.
-    pub(crate) log_starts: Vec<(Arc<Partition>, Offset)>,
-    /// The sealer waits for it, and commits may be waiting for the sealer.
-    pub(crate) is_of_sealer: bool,
-}
-
-impl Upkeep {
-    /// A new segment becomes part of the store. Each of `partitions` has one extent in it, in that order.
-    pub(super) fn add_segment(&mut self, meta: SegmentMeta, partitions: impl Iterator<Item = Arc<Partition>>) {
-        self.extents.extend(partitions.zip(meta.extents.iter().map(|owned| vec![owned.extent])));
-        self.segments.push(meta);
-    }
-}
-
-/// Proof that the sender still owns what it writes for.
-#[derive(Clone, Debug)]
-pub struct Fence {
-    /// The group.
-    pub group: Arc<Group>,
-    /// The generation in which the sender was assigned.
-    pub generation: u64,
-}
-
-/// What a commit did.
-#[derive(Clone, Debug, Default)]
-pub struct Committed {
-    /// For each [`Append`] the offset of its first record.
-    pub base_offsets: Vec<Offset>,
-}
-
-impl Commit {
-    /// Whether it makes what is stored more: settings, offsets and removals do not, or hardly.
-    fn grows(&self) -> bool {
-        let large = |change: &CatalogChange| change.value.as_ref().is_some_and(|value| value.len() > CHUNK_BYTES);
-        !self.appends.is_empty() || !self.state.is_empty() || self.catalog.iter().any(large)
-    }
-
-    /// About how many bytes it adds to the journal.
-    pub fn bytes(&self) -> usize {
-        let batches = self.appends.iter().flat_map(|append| &append.batches);
-        let state = self
-            .state
-            .iter()
-            .map(|change| change.keys.bytes.len() + change.accumulators.bytes.len() + 8 * change.keys.lengths.len());
-        let catalog = self.catalog.iter().filter_map(|change| change.value.as_ref());
-        REQUEST_OVERHEAD_BYTES * (1 + self.appends.len() + self.offsets.len())
-            + batches.map(|batch| batch.as_bytes().len()).sum::<usize>()
-            + state.sum::<usize>()
-            + catalog.map(Bytes::len).sum::<usize>()
-    }
-}
-
-/// The answer to a queued commit. Dropping it does not take the commit back.
-#[derive(Debug)]
-pub struct Receipt(oneshot::Receiver<Result<Committed, BrokerError>>);
-
-impl Future for Receipt {
-    type Output = Result<Committed, BrokerError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(BrokerError::ShuttingDown)))
-    }
-}
-
-/// Where a commit is answered. Every commit is: one that a panic of the committer takes along is answered with that.
-struct Answer(Option<oneshot::Sender<Result<Committed, BrokerError>>>);
-
-impl Answer {
-    fn send(mut self, answer: Result<Committed, BrokerError>) {
-        if let Some(sender) = self.0.take() {
-            // The requester may have disconnected; what was committed stands.
-            let _ = sender.send(answer);
-        }
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        if let Some(sender) = self.0.take().filter(|_| std::thread::panicking()) {
-            let _ = sender.send(Err(BrokerError::Storage(Arc::new(StoreError::panicked("the committer")))));
-        }
-    }
-}
-
-/// Hands commits to the committer, in order.
-#[derive(Clone)]
-pub(crate) struct CommitQueue {
-    requests: mpsc::UnboundedSender<Request>,
-    store: Arc<Store>,
-}
-
-impl CommitQueue {
-    /// `permit` is held until the commit is answered: it bounds what is queued.
-    pub(crate) fn push(&self, commit: Commit, permit: Option<OwnedSemaphorePermit>) -> Receipt {
-        self.send(commit, None, permit)
-    }
-
-    /// A handle that does not keep the committer running.
-    pub(crate) fn downgrade(&self) -> WeakCommitQueue {
-        WeakCommitQueue { requests: self.requests.downgrade(), store: self.store.clone() }
-    }
-
-    fn send(&self, commit: Commit, upkeep: Option<Box<Upkeep>>, permit: Option<OwnedSemaphorePermit>) -> Receipt {
-        let (answer, receipt) = oneshot::channel();
-        let request = Request { commit, upkeep, answer: Answer(Some(answer)), _permit: permit };
-        if let Err(mpsc::error::SendError(request)) = self.requests.send(request) {
-            // The committer ended before the queue did: it panicked.
-            let failure = self.store.failure().map_or(BrokerError::ShuttingDown, BrokerError::Storage);
-            request.answer.send(Err(failure));
-        }
-        Receipt(receipt)
-    }
-}
-
-/// Why the store's own threads do not come to the end of what they do.
-pub(super) enum Ended {
-    /// The store closes; what was there before is there.
-    Closing,
-    Failed(StoreError),
-}
-
-impl From<StoreError> for Ended {
-    fn from(error: StoreError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-/// The queue, for those who work for the committer and end with it.
-#[derive(Clone)]
-pub(crate) struct WeakCommitQueue {
-    requests: mpsc::WeakUnboundedSender<Request>,
-    store: Arc<Store>,
-}
-
-impl WeakCommitQueue {
-    /// `None` once the committer ends. Upkeep waits for no permit: who writes may be waiting for it.
-    pub(super) fn push_upkeep(&self, upkeep: Upkeep) -> Option<Receipt> {
-        let queue = CommitQueue { requests: self.requests.upgrade()?, store: self.store.clone() };
-        Some(queue.send(Commit::default(), Some(Box::new(upkeep)), None))
-    }
-
-    /// Commits upkeep, and waits on a thread that may block.
-    pub(super) fn commit_upkeep(&self, upkeep: Upkeep) -> Result<(), Ended> {
-        let receipt = self.push_upkeep(upkeep).ok_or(Ended::Closing)?;
-        // A committer that ended says why itself.
-        receipt.0.blocking_recv().ok().and_then(Result::ok).map(drop).ok_or(Ended::Closing)
-    }
-
-    /// Whether the committer ends.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.requests.strong_count() == 0
-    }
-
-    /// Fails the store, and wakes the committer, which tells everyone.
-    pub(super) fn fail(&self, error: StoreError) {
-        self.store.fail(Arc::new(error));
-        drop(self.push_upkeep(Upkeep::default()));
-    }
-
-    /// Makes a panic of the thread that holds it a failure of the store: nobody does that thread's work any more.
-    pub(super) fn fail_on_panic(&self, thread: &'static str) -> FailOnPanic<'_> {
-        FailOnPanic { queue: self, thread }
-    }
-}
-
-/// See [`WeakCommitQueue::fail_on_panic`].
-pub(super) struct FailOnPanic<'a> {
-    queue: &'a WeakCommitQueue,
-    thread: &'static str,
-}
-
-impl Drop for FailOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.queue.fail(StoreError::panicked(self.thread));
-        }
-    }
-}
-
-struct Request {
-    commit: Commit,
-    upkeep: Option<Box<Upkeep>>,
-    answer: Answer,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Request {
-    fn is_of_sealer(&self) -> bool {
-        self.upkeep.as_ref().is_some_and(|upkeep| upkeep.is_of_sealer)
-    }
-}
 
 /// A request whose offsets are assigned.
 struct Accepted {
@@ -354,7 +93,7 @@ impl Committer {
             failure,
         };
         let thread = spawn("committer", move || committer.run())?;
-        Ok((CommitQueue { requests: sender, store: queue_store }, thread))
+        Ok((CommitQueue::new(sender, queue_store), thread))
     }
 
     fn run(mut self) {
@@ -516,51 +255,31 @@ impl Committer {
     /// One durable transaction. Returns the sequence number of the blob's first value.
     fn commit(&mut self, blob: &Bytes, accepted: &[Accepted]) -> Result<u64, StoreError> {
         let seq = self.next_seq;
-        let transaction = self.store.db.begin_write()?;
-        {
-            let mut journal = transaction.open_table(JOURNAL)?;
-            for value in blob.chunks(CHUNK_BYTES) {
-                journal.insert(self.next_seq, value)?;
-                self.next_seq += 1;
-            }
-            let trimmed = (TRIM_VALUES_MIN + TRIM_A_VALUE * (self.next_seq - seq)).min(self.trim.end - self.trim.start);
-            for value in self.trim.start..self.trim.start + trimmed {
-                journal.remove(value)?;
-            }
-            self.trim.start += trimmed;
+        let values = blob.len().div_ceil(CHUNK_BYTES) as u64;
+        let trimmed = (TRIM_VALUES_MIN + TRIM_A_VALUE * values).min(self.trim.end - self.trim.start);
+        let mut write = Write { seq, blob, trim: self.trim.start..self.trim.start + trimmed, ..Write::default() };
+        for Accepted { request: Request { commit, upkeep, .. }, .. } in accepted {
+            write.catalog.extend(&commit.catalog);
+            write.deleted_topics.extend(&commit.deleted_topics);
+            let Some(upkeep) = upkeep.as_deref() else { continue };
+            write.segments.extend(&upkeep.segments);
+            write.removed.extend(&upkeep.removed);
+            // A deletion may have come between the decision and this: nothing would remove the row any more.
+            let kept = upkeep.log_starts.iter().filter(|(partition, _)| !partition.is_deleted());
+            write.log_starts.extend(kept.map(|(partition, start)| (partition.place(), *start)));
+            write.sealed_to = upkeep.sealed_to.or(write.sealed_to);
         }
-        let mut sum = RowsSum::default();
-        let mut changes = accepted.iter().flat_map(|a| &a.request.commit.catalog).peekable();
-        if changes.peek().is_some() {
-            let mut catalog = transaction.open_table(CATALOG)?;
-            for change in changes {
-                sum.set(&mut catalog, change.key.as_str(), change.value.as_deref())?;
-            }
-        }
-        for topic in accepted.iter().flat_map(|a| &a.request.commit.deleted_topics) {
-            let mut starts = transaction.open_table(LOG_STARTS)?;
-            let rows = starts.range((topic.0, 0)..=(topic.0, u32::MAX))?;
-            let of_topic: Vec<(u32, u32)> = rows.map(|row| Ok(row?.0.value())).collect::<Result<_, StoreError>>()?;
-            for place in of_topic {
-                sum.set(&mut starts, place, None)?;
-            }
-        }
-        for upkeep in accepted.iter().filter_map(|accepted| accepted.request.upkeep.as_deref()) {
-            write_upkeep(&transaction, upkeep, &mut sum)?;
-        }
-        sum.write(&transaction)?;
-        transaction.commit()?;
+        self.store.write(&write)?;
+        self.next_seq += values;
+        self.trim.start += trimmed;
         Ok(seq)
     }
 
     /// Makes the commit's records visible, and wakes who waits for them.
     fn publish(&mut self, seq: u64, blob: Bytes, runs: Vec<(Arc<Partition>, Run)>) {
-        self.store.commits.fetch_add(1, Ordering::Relaxed);
         // What a run takes in the index counts too: a journal of tiny commits must end as well.
         self.unsealed_bytes += (blob.len() + runs.len() * size_of::<Run>()) as u64;
-        if !blob.is_empty() {
-            self.store.blobs.push(seq, blob);
-        }
+        self.store.written(seq, blob);
         self.count(&runs);
         for (partition, run) in runs {
             partition.publish(run);
@@ -656,30 +375,6 @@ impl Drop for OnEnd {
     }
 }
 
-fn write_upkeep(transaction: &redb::WriteTransaction, upkeep: &Upkeep, sum: &mut RowsSum) -> Result<(), StoreError> {
-    if !upkeep.segments.is_empty() || !upkeep.removed.is_empty() {
-        let mut segments = transaction.open_table(SEGMENTS)?;
-        for meta in &upkeep.segments {
-            segments.insert(meta.file.id.0, segment_row(meta).as_slice())?;
-        }
-        for id in &upkeep.removed {
-            segments.remove(id.0)?;
-        }
-    }
-    if !upkeep.log_starts.is_empty() {
-        let mut starts = transaction.open_table(LOG_STARTS)?;
-        // A deletion may have come between the decision and this: nothing would remove the row any more.
-        for (partition, start) in upkeep.log_starts.iter().filter(|(partition, _)| !partition.is_deleted()) {
-            let place = (partition.topic_id().0, partition.name().partition);
-            sum.set(&mut starts, place, Some(start.get()))?;
-        }
-    }
-    if let Some(to) = upkeep.sealed_to {
-        sum.set(&mut transaction.open_table(MARKS)?, SEALED_TO, Some(to))?;
-    }
-    Ok(())
-}
-
 /// Why this commit must not be written, if so.
 fn check(commit: &Commit) -> Result<(), BrokerError> {
     if let Some(fence) = &commit.fence {
@@ -690,7 +385,9 @@ fn check(commit: &Commit) -> Result<(), BrokerError> {
         if change.topic.is_deleted() {
             return deleted(change.topic.name());
         }
-        change.group.check_expected(change)?;
+        if let Some(expected) = change.expected {
+            change.group.check_expected(change.topic.id(), change.partition, expected)?;
+        }
     }
     for append in &commit.appends {
         if append.partition.is_deleted() {
@@ -786,26 +483,17 @@ impl Drop for OnPanic<'_> {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use millstream_record::{BatchBuilder, Column, Compression};
+    use millstream_record::{BatchBuilder, Compression};
     use prometheus_client::registry::Registry;
-    use redb::ReadableDatabase;
 
+    use super::super::commit::Append;
     use super::*;
     use crate::clock::SystemClock;
-    use crate::store::{StoreOptions, recovery};
-    use crate::topic::TopicSettings;
+    use crate::log::topic::TopicSettings;
+    use crate::store::StoreOptions;
     use crate::{Broker, BrokerSettings};
 
     const JOURNAL_BYTES: u64 = 1 << 20;
-
-    /// Journal values that are sealed and still there, and those that are not sealed.
-    fn values(store: &Store) -> (u64, u64) {
-        let read = store.db.begin_read().unwrap();
-        let sealed_to = recovery::sealed_to(&read).unwrap();
-        let journal = read.open_table(JOURNAL).unwrap();
-        let count = |range| journal.range(range).unwrap().count() as u64;
-        (count(0..sealed_to), count(sealed_to..u64::MAX))
-    }
 
     async fn open(data: &std::path::Path) -> (Broker, Arc<Partition>) {
         let settings = BrokerSettings { journal_bytes_max: JOURNAL_BYTES, ..BrokerSettings::default() };
@@ -828,30 +516,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_commit_counts_all_that_it_holds() {
-        let data = tempfile::tempdir().unwrap();
-        let (broker, partition) = open(data.path()).await;
-        let mut builder = BatchBuilder::new(Compression::None);
-        builder.push(0, None, Some(&[b'v'; 1_000]), []);
-        let batch = builder.finish().unwrap();
-        let batch_bytes = batch.as_bytes().len();
-        let appends = vec![Append { partition, batches: vec![batch.clone(), batch] }];
-        let (mut keys, mut accumulators) = (Column::default(), Column::default());
-        for key in [&b"first"[..], b"second"] {
-            keys.push(Some(key));
-            accumulators.push(Some(b"12345678"));
-        }
-        let state = vec![StateChange { store: "p/s".into(), partition: 0, keys, accumulators, added: 2 }];
-        let catalog =
-            vec![CatalogChange::put("k".to_owned(), Bytes::from_static(b"123")), CatalogChange::remove("l".to_owned())];
-        let commit = Commit { appends, state, catalog, ..Commit::default() };
-        // What it holds, eight bytes for each key, and twice what a request costs by itself.
-        assert_eq!(commit.bytes(), 2 * batch_bytes + (5 + 6) + 2 * 8 + 2 * 8 + 3 + 2 * REQUEST_OVERHEAD_BYTES);
-        assert_eq!(Commit::default().bytes(), REQUEST_OVERHEAD_BYTES);
-        stop(broker).await;
-    }
-
-    #[tokio::test]
     async fn values_that_are_sealed_are_removed_by_the_commits_that_follow() {
         // Two full values each, and the rest of its bytes.
         const VALUES_A_COMMIT: u64 = 3;
@@ -861,7 +525,7 @@ mod tests {
         let mut most_sealed = 0;
         for _ in 0..200 {
             append(&broker, &partition, 2 * CHUNK_BYTES).await;
-            let (sealed, unsealed) = values(broker.store());
+            let (sealed, unsealed) = broker.store().journal_values();
             assert!(unsealed <= 2 * part + 2 * VALUES_A_COMMIT, "{unsealed} values are not sealed");
             // What was left of the part before is gone before another is sealed: a commit removes twice what it adds.
             assert!(
@@ -881,8 +545,8 @@ mod tests {
         // A part of the journal by itself, of more values than a commit removes.
         append(&broker, &partition, 10 * CHUNK_BYTES).await;
         let limit = Instant::now() + Duration::from_secs(120);
-        while values(broker.store()) != (0, 0) {
-            assert!(Instant::now() < limit, "sealed and other values are left: {:?}", values(broker.store()));
+        while broker.store().journal_values() != (0, 0) {
+            assert!(Instant::now() < limit, "sealed and other values are left: {:?}", broker.store().journal_values());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert!(broker.store().size().segments > 0);

@@ -15,14 +15,14 @@
 //! A partition forgets a producer that is idle for long, so one that it does not know may begin
 //! anywhere (KIP-360).
 
-use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use crate::hash::HashMap;
 use millstream_record::{BatchHeader, RecordBatch, sequence_after};
 
 use crate::error::BrokerError;
-use crate::partition::{Offset, TopicPartition};
+use crate::name::{ProducerId, TopicPartition};
+use crate::store::place::Offset;
 
 /// Batches of a producer that a partition remembers: as many as Kafka, whose clients have no more on
 /// their way.
@@ -33,37 +33,6 @@ pub(crate) const PRODUCER_IDS_RESERVED: i64 = 1_000;
 
 /// Sequence numbers are compared on a circle: what lies up to this far back is older.
 const SEQUENCES_HALF: u32 = 1 << 30;
-
-/// Names an idempotent producer. The broker hands each out once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ProducerId(i64);
-
-impl ProducerId {
-    /// `None` for a negative number: Kafka's -1 means that there is no producer.
-    pub fn new(id: i64) -> Option<Self> {
-        (id >= 0).then_some(Self(id))
-    }
-
-    /// The id as record batches hold it.
-    pub fn get(self) -> i64 {
-        self.0
-    }
-}
-
-impl fmt::Display for ProducerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// Who sends: an id, and how often its sequences began anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ProducerIdentity {
-    /// The producer.
-    pub id: ProducerId,
-    /// From 0.
-    pub epoch: i16,
-}
 
 /// What a batch's sequence numbers say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -416,7 +385,7 @@ impl ProducerIds {
 
     /// Whether it was ever handed out.
     pub(crate) fn knows(&self, id: ProducerId) -> bool {
-        id.0 < self.next.load(Ordering::Acquire)
+        id.get() < self.next.load(Ordering::Acquire)
     }
 
     /// The next id. `reserve` makes it durable that all ids below its argument are taken.
@@ -432,7 +401,7 @@ impl ProducerIds {
             *reserved_until = until;
         }
         self.next.store(next.saturating_add(1), Ordering::Release);
-        Ok(ProducerId(next))
+        Ok(ProducerId::new(next).expect("ids grow from 0"))
     }
 }
 
@@ -487,7 +456,11 @@ mod tests {
     }
 
     /// A refusal's name and its numbers.
-    fn refusal<T: fmt::Debug>(result: Result<T, BrokerError>) -> (&'static str, i64, i64) {
+    fn id(id: i64) -> ProducerId {
+        ProducerId::new(id).unwrap()
+    }
+
+    fn refusal<T: std::fmt::Debug>(result: Result<T, BrokerError>) -> (&'static str, i64, i64) {
         match result {
             Err(BrokerError::OutOfOrderSequence { expected, found, partition: 3, .. }) => {
                 ("gap", expected.into(), found.into())
@@ -524,7 +497,7 @@ mod tests {
     fn sequences_go_on_at_zero_after_the_largest() {
         let mut log = Log::default();
         assert_eq!(log.send(1, 0, i32::MAX - 1, 4).unwrap(), Verdict::New);
-        assert_eq!(log.producers.get(ProducerId(1)).unwrap().next_sequence(), 2);
+        assert_eq!(log.producers.get(id(1)).unwrap().next_sequence(), 2);
         assert_eq!(refusal(log.send(1, 0, 3, 1)), ("gap", 2, 3));
         assert_eq!(log.send(1, 0, i32::MAX - 1, 4).unwrap(), duplicate(0));
         for n in 0..5 {
@@ -560,13 +533,13 @@ mod tests {
         let whole = [batch(1, 0, 0, 5), batch(1, 0, 5, 5)];
         assert_eq!(log.request(&whole).unwrap(), Verdict::New);
         assert_eq!(log.request(&whole).unwrap(), duplicate(0));
-        let before = log.producers.get(ProducerId(1)).copied();
+        let before = log.producers.get(id(1)).copied();
         assert_eq!(refusal(log.request(&[batch(1, 0, 5, 5), batch(1, 0, 10, 5)])), ("gap", 10, 10));
         assert_eq!(refusal(log.request(&[batch(1, 0, 10, 5), batch(1, 0, 10, 5)])), ("gap", 15, 10));
         assert_eq!(refusal(log.request(&[batch(1, 0, 10, 5), batch(1, 0, 16, 5)])), ("gap", 15, 16));
         let several = log.request(&[batch(1, 0, 10, 5), batch(2, 0, 0, 5)]);
         assert!(matches!(several, Err(BrokerError::Protocol(_))), "{several:?}");
-        assert_eq!(log.producers.get(ProducerId(1)).copied(), before, "a refused request leaves no trace");
+        assert_eq!(log.producers.get(id(1)).copied(), before, "a refused request leaves no trace");
 
         // Stored one by one, with another's record between them: no one answer is true of both.
         log.send(1, 0, 10, 5).unwrap();
@@ -588,8 +561,8 @@ mod tests {
     fn what_is_no_producers_state_is_refused() {
         let mut log = Log::default();
         log.send(1, 2, 0, 5).unwrap();
-        let sound = log.producers.get(ProducerId(1)).unwrap().encode();
-        assert_eq!(Producer::decode(&sound).as_ref(), Ok(log.producers.get(ProducerId(1)).unwrap()));
+        let sound = log.producers.get(id(1)).unwrap().encode();
+        assert_eq!(Producer::decode(&sound).as_ref(), Ok(log.producers.get(id(1)).unwrap()));
         for len in 0..sound.len() {
             assert!(Producer::decode(&sound[..len]).is_err(), "{len} bytes");
         }
@@ -612,13 +585,13 @@ mod tests {
                     Ok(())
                 };
                 let id = ids.next(reserve).await.unwrap();
-                assert!(id.get() < durable && ids.knows(id) && !ids.knows(ProducerId(id.get() + 1)));
+                assert!(id.get() < durable && ids.knows(id) && !ids.knows(self::id(id.get() + 1)));
                 handed_out.push(id);
             }
             // What the disk refused to reserve is not handed out.
             let full = ProducerIds::new(durable);
             assert!(full.next(async |_| Err(BrokerError::ShuttingDown)).await.is_err());
-            assert!(!full.knows(ProducerId(durable)));
+            assert!(!full.knows(self::id(durable)));
         }
         assert!(handed_out.is_sorted_by(|a, b| a < b));
     }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::log::topic::{Topic, TopicMeta};
 use crate::name::TopicName;
 use crate::store::{Store, StoreError};
-use crate::topic::{Topic, TopicMeta};
 
 pub(crate) const TOPIC_PREFIX: &str = "topic/";
 /// The id of the next topic: ids are never used again, so records of a deleted topic stay dead.

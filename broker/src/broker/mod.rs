@@ -10,25 +10,32 @@ use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::catalog::{NEXT_PRODUCER_ID, NEXT_TOPIC_ID, catalog_number, load_topics, to_json, topic_key};
 use crate::clock::Clock;
 use crate::error::BrokerError;
-use crate::group::assign::MemberId;
-use crate::group::members::MemberEvent;
-use crate::group::{Group, GroupKind, Groups};
+use crate::groups::assign::MemberId;
+use crate::groups::members::MemberEvent;
+use crate::groups::{Group, GroupKind, Groups};
+use crate::log::catalog::{NEXT_PRODUCER_ID, NEXT_TOPIC_ID, catalog_number, load_topics, to_json, topic_key};
+use crate::log::cleaner::{Cleaner, CleanerOptions};
+use crate::log::commit::{Append, Commit, Fence, OffsetChange};
+use crate::log::committer::Committer;
+use crate::log::domain::Domain;
+use crate::log::partition::Partition;
+use crate::log::producers::ProducerIds;
+use crate::log::queue::CommitQueue;
+use crate::log::queue::Receipt;
+use crate::log::readers::Readers;
+use crate::log::sealer::sealer;
+use crate::log::start::Restoring;
+use crate::log::state::StateIndex;
+use crate::log::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};
 use crate::metrics::{BrokerCollector, BrokerMetrics};
+use crate::name::TopicPartition;
 use crate::name::{GroupId, TopicName};
-use crate::partition::{Offset, Partition, TopicId, TopicPartition};
-use crate::producer::{ProducerId, ProducerIdentity, ProducerIds};
+use crate::name::{ProducerId, ProducerIdentity};
 use crate::quota::{QuotaSettings, Quotas};
-use crate::readers::Readers;
-use crate::start::Restoring;
-use crate::state::StateIndex;
-use crate::store::cleaner::{Cleaner, CleanerOptions};
-use crate::store::committer::{CommitQueue, Committer};
-use crate::store::sealer::sealer;
-use crate::store::{Append, CatalogChange, Commit, Fence, OffsetChange, Receipt, Store, StoreError, StoreOptions};
-use crate::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};
+use crate::store::place::{Offset, TopicId};
+use crate::store::{CatalogChange, Store, StoreError, StoreOptions};
 
 /// Bytes that may wait for the committer: half a second of a slow disk. A write beyond waits.
 const QUEUED_BYTES_MAX_DEFAULT: usize = 64 << 20;
@@ -97,13 +104,6 @@ impl WeakBroker {
     pub fn upgrade(&self) -> Option<Broker> {
         self.0.upgrade().map(Broker)
     }
-}
-
-/// Topics, groups and time: what the store's own threads see of the domain.
-pub(crate) struct Domain {
-    pub(crate) topics: Arc<RwLock<BTreeMap<TopicName, Arc<Topic>>>>,
-    pub(crate) groups: Arc<Groups>,
-    pub(crate) clock: Arc<dyn Clock>,
 }
 
 struct Inner {

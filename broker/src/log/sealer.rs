@@ -20,16 +20,21 @@ use bytes::Bytes;
 use millstream_record::BatchHeader;
 use parking_lot::{Condvar, Mutex};
 
-use super::committer::{Ended, Upkeep, WeakCommitQueue};
-use super::error::StoreError;
-use super::segment::{Piece, SegmentMeta, SegmentWriter, pieces};
-use super::tables::{Count, SLICE_ROWS, Tables};
-use super::{Store, spawn};
-use crate::broker::Domain;
+use crate::log::commit::Upkeep;
+use crate::log::domain::Domain;
+use crate::log::index::Unsealed;
+use crate::log::partition::Partition;
+use crate::log::producers::Producers;
+use crate::log::queue::{Ended, WeakCommitQueue};
+use crate::log::state::Frozen;
 use crate::name::GroupId;
-use crate::partition::{Partition, Place, Run, TopicId, Unsealed};
-use crate::producer::{ProducerId, Producers};
-use crate::state::Frozen;
+use crate::name::ProducerId;
+use crate::store::StoreError;
+use crate::store::journal::Run;
+use crate::store::place::{Place, TopicId};
+use crate::store::segment::{Piece, SegmentMeta, SegmentWriter, pieces};
+use crate::store::{Count, SLICE_ROWS, Tables};
+use crate::store::{Store, spawn};
 
 /// A topic with at least this many bytes in a part of the journal gets a segment of its own; the others
 /// share one, so that many small topics cost no file each.

@@ -6,8 +6,10 @@ use millstream_record::{Limits, RecordBatch};
 use serde::{Deserialize, Serialize};
 
 use crate::error::BrokerError;
+use crate::log::partition::Partition;
 use crate::name::TopicName;
-use crate::partition::{Partition, TopicId, TopicPartition};
+use crate::name::TopicPartition;
+use crate::store::place::TopicId;
 
 /// Partitions that one topic may have: what the curve of commits over partitions was measured to.
 pub const PARTITIONS_MAX: u32 = 10_000;

@@ -14,8 +14,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::BrokerError;
 use crate::name::GroupId;
-use crate::partition::{Offset, Place, TopicId};
-use crate::store::OffsetChange;
+use crate::store::place::{Offset, Place, TopicId};
 use members::Members;
 
 /// Who a group's readers are.
@@ -188,18 +187,22 @@ impl Group {
         Err(BrokerError::StaleGeneration { group: self.id.clone(), generation, current })
     }
 
-    /// Committer only: whether the group stands where the change expects it.
-    pub(crate) fn check_expected(&self, change: &OffsetChange) -> Result<(), BrokerError> {
-        let Some(expected) = change.expected else { return Ok(()) };
-        let current = self.assigned.lock().get(&(change.topic.id(), change.partition)).copied();
+    /// Whether the group stands where a change expects it. Committer only.
+    pub(crate) fn check_expected(
+        &self,
+        topic: TopicId,
+        partition: u32,
+        expected: Option<Offset>,
+    ) -> Result<(), BrokerError> {
+        let current = self.assigned.lock().get(&(topic, partition)).copied();
         if current == expected {
             return Ok(());
         }
         let shown = |offset: Option<Offset>| offset.map_or(-1, Offset::get);
         Err(BrokerError::StaleOffset {
             group: self.id.clone(),
-            topic_id: change.topic.id().0,
-            partition: change.partition,
+            topic_id: topic.0,
+            partition,
             expected: shown(expected),
             current: shown(current),
         })

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use super::SEGMENT_BYTES;
-use super::cleaner::Cleaner;
-use super::committer::{Ended, Upkeep};
-use super::error::StoreError;
-use super::pause::Pause;
-use super::segment::{Extent, SegmentWriter};
-use crate::partition::{Offset, Partition};
+use crate::log::cleaner::Cleaner;
+use crate::log::commit::Upkeep;
+use crate::log::partition::Partition;
+use crate::log::queue::Ended;
+use crate::store::SEGMENT_BYTES;
+use crate::store::StoreError;
+use crate::store::pause::Pause;
+use crate::store::place::Offset;
+use crate::store::segment::{Extent, SegmentWriter};
 
 /// New segments in the making, and the extents that partitions get in them.
 pub(super) struct Output<'a> {

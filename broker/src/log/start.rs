@@ -8,16 +8,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millstream_record::BatchHeader;
 
-use crate::group::{Group, GroupKind, Groups};
+use crate::groups::{Group, GroupKind, Groups};
+use crate::log::partition::Partition;
+use crate::log::producers::Producer;
+use crate::log::sealer::SealerHandle;
+use crate::log::state::StateIndex;
+use crate::log::topic::Topic;
+use crate::name::ProducerId;
 use crate::name::{GroupId, TopicName};
-use crate::partition::{Offset, Partition, Place, TopicId};
-use crate::producer::{Producer, ProducerId};
-use crate::state::StateIndex;
+use crate::store::place::{Offset, Place, TopicId};
 use crate::store::recovery::{Entry, Replayed, TopicExtents, location};
-use crate::store::sealer::SealerHandle;
 use crate::store::segment::{Piece, pieces};
 use crate::store::{Store, StoreError, Tables};
-use crate::topic::Topic;
 
 /// What is rebuilt, and from what.
 pub(crate) struct Restoring<'a> {

@@ -14,22 +14,7 @@ use crate::hash::{HashMap, HashSet};
 use millstream_record::{Column, ColumnReader};
 use parking_lot::RwLock;
 
-use crate::store::{Count, StoreError, Tables};
-
-/// Changes that one step makes to one partition of a store.
-#[derive(Clone, Debug)]
-pub struct StateChange {
-    /// `pipeline/stage`.
-    pub store: Arc<str>,
-    /// The task's partition.
-    pub partition: u32,
-    /// Keys, one a change; none is null and none is there twice.
-    pub keys: Column,
-    /// The new accumulators, as many as keys. Null removes the key.
-    pub accumulators: Column,
-    /// Keys that had no accumulator before, less those that have none after.
-    pub added: i64,
-}
+use crate::store::{Count, StateChange, StoreError, Tables};
 
 /// A key and its accumulator.
 pub type KeyAndAccumulator = (Vec<u8>, Vec<u8>);

@@ -8,8 +8,10 @@ use tokio::time::Instant;
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
-use crate::partition::{Offset, Partition, ReadRange, Slice};
-use crate::readers::giving_way;
+use crate::log::partition::Partition;
+use crate::log::reader::{ReadRange, Slice};
+use crate::log::readers::giving_way;
+use crate::store::place::Offset;
 
 /// What to read and how long to wait for it.
 #[derive(Clone, Debug)]

@@ -10,12 +10,14 @@ use bytes::Bytes;
 use millstream_record::{BatchHeader, RecordBatch, RecordView, Retained};
 use sha2::{Digest, Sha256};
 
-use super::cleaner::Cleaner;
-use super::committer::{Ended, Upkeep};
-use super::error::StoreError;
-use super::output::Output;
-use super::segment::{Extent, Piece};
-use crate::partition::{Offset, Partition};
+use crate::log::cleaner::Cleaner;
+use crate::log::commit::Upkeep;
+use crate::log::output::Output;
+use crate::log::partition::Partition;
+use crate::log::queue::Ended;
+use crate::store::StoreError;
+use crate::store::place::Offset;
+use crate::store::segment::{Extent, Piece};
 
 /// Keys that one pass remembers, and those of a batch: 64 MiB of memory. What is beyond waits for the next pass.
 pub(super) const KEYS_MAX: usize = 1 << 20;

@@ -11,7 +11,7 @@ use super::status;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::fetch::{Fetch, Fetched};
-use crate::partition::Slice;
+use crate::log::reader::Slice;
 use crate::quota::{ClientId, QuotaKind};
 
 /// Who makes a call. Cheap to clone; every request carries it (`calls.rs`).

@@ -1,0 +1,159 @@
+//! What a commit holds: appends, offsets, state, catalog entries, and the upkeep of the store's own threads.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream_record::RecordBatch;
+
+use super::partition::Partition;
+use super::topic::Topic;
+use crate::groups::Group;
+use crate::store::journal::CHUNK_BYTES;
+use crate::store::place::{Offset, TopicId};
+use crate::store::segment::{Extent, SegmentId, SegmentMeta};
+use crate::store::{CatalogChange, StateChange};
+
+/// A small request's own cost in bytes, so that a flood of empty ones is bounded too.
+const REQUEST_OVERHEAD_BYTES: usize = 128;
+
+/// What happens wholly or not at all.
+#[derive(Debug, Default)]
+pub struct Commit {
+    /// Record batches to append. A commit whose batches are all stored already (by their producers'
+    /// sequence numbers) was done before: nothing of it is done again.
+    pub appends: Vec<Append>,
+    /// Committed offsets to set.
+    pub offsets: Vec<OffsetChange>,
+    /// Accumulators to set.
+    pub state: Vec<StateChange>,
+    /// Stores whose state is removed, `pipeline/stage`.
+    pub drop_state: Vec<Arc<str>>,
+    /// Groups whose offsets are removed.
+    pub drop_groups: Vec<Arc<Group>>,
+    /// Catalog entries to set or remove.
+    pub catalog: Vec<CatalogChange>,
+    /// Topics that the catalog has no more: where their logs start is forgotten.
+    pub deleted_topics: Vec<TopicId>,
+    /// Refuses the commit where the group's generation is no longer this.
+    pub fence: Option<Fence>,
+}
+
+/// Batches for one partition, in order.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// Where to.
+    pub partition: Arc<Partition>,
+    /// What; their base offsets are assigned by the commit.
+    pub batches: Vec<RecordBatch>,
+}
+
+/// One committed offset.
+#[derive(Clone, Debug)]
+pub struct OffsetChange {
+    /// Whose.
+    pub group: Arc<Group>,
+    /// In which topic.
+    pub topic: Arc<Topic>,
+    /// In which partition.
+    pub partition: u32,
+    /// The offset of the next record to read.
+    pub offset: Offset,
+    /// `Some` refuses the commit where the group stands elsewhere; `Some(None)` where it stands
+    /// anywhere.
+    pub expected: Option<Option<Offset>>,
+}
+
+/// What the store's own threads change, in a commit of its own or with others.
+#[derive(Debug, Default)]
+pub(crate) struct Upkeep {
+    /// Segments that become part of the store, or whose extents in use change.
+    pub(crate) segments: Vec<SegmentMeta>,
+    /// Segments that are no longer part of it.
+    pub(crate) removed: Vec<SegmentId>,
+    /// Journal values before this sequence number are in segments and tables now.
+    pub(crate) sealed_to: Option<u64>,
+    /// Whose extents change, with those that it gets: instead of runs where a part of the journal was
+    /// sealed, else instead of the extents with these offsets.
+    pub(crate) extents: Vec<(Arc<Partition>, Vec<Extent>)>,
+    /// Records below these offsets are no longer kept.
+    pub(crate) log_starts: Vec<(Arc<Partition>, Offset)>,
+    /// The sealer waits for it, and commits may be waiting for the sealer.
+    pub(crate) is_of_sealer: bool,
+}
+
+impl Upkeep {
+    /// A new segment becomes part of the store. Each of `partitions` has one extent in it, in that order.
+    pub(crate) fn add_segment(&mut self, meta: SegmentMeta, partitions: impl Iterator<Item = Arc<Partition>>) {
+        self.extents.extend(partitions.zip(meta.extents.iter().map(|owned| vec![owned.extent])));
+        self.segments.push(meta);
+    }
+}
+
+/// Proof that the sender still owns what it writes for.
+#[derive(Clone, Debug)]
+pub struct Fence {
+    /// The group.
+    pub group: Arc<Group>,
+    /// The generation in which the sender was assigned.
+    pub generation: u64,
+}
+
+/// What a commit did.
+#[derive(Clone, Debug, Default)]
+pub struct Committed {
+    /// For each [`Append`] the offset of its first record.
+    pub base_offsets: Vec<Offset>,
+}
+
+impl Commit {
+    /// Whether it makes what is stored more: settings, offsets and removals do not, or hardly.
+    pub(super) fn grows(&self) -> bool {
+        let large = |change: &CatalogChange| change.value.as_ref().is_some_and(|value| value.len() > CHUNK_BYTES);
+        !self.appends.is_empty() || !self.state.is_empty() || self.catalog.iter().any(large)
+    }
+
+    /// About how many bytes it adds to the journal.
+    pub fn bytes(&self) -> usize {
+        let batches = self.appends.iter().flat_map(|append| &append.batches);
+        let state = self
+            .state
+            .iter()
+            .map(|change| change.keys.bytes.len() + change.accumulators.bytes.len() + 8 * change.keys.lengths.len());
+        let catalog = self.catalog.iter().filter_map(|change| change.value.as_ref());
+        REQUEST_OVERHEAD_BYTES * (1 + self.appends.len() + self.offsets.len())
+            + batches.map(|batch| batch.as_bytes().len()).sum::<usize>()
+            + state.sum::<usize>()
+            + catalog.map(Bytes::len).sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millstream_record::{BatchBuilder, Column, Compression};
+
+    use super::*;
+    use crate::name::{TopicName, TopicPartition};
+
+    #[test]
+    fn a_commit_counts_all_that_it_holds() {
+        let name = TopicPartition { topic: TopicName::new("t").unwrap(), partition: 0 };
+        let partition = Arc::new(Partition::new(TopicId(1), name));
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.push(0, None, Some(&[b'v'; 1_000]), []);
+        let batch = builder.finish().unwrap();
+        let batch_bytes = batch.as_bytes().len();
+        let appends = vec![Append { partition, batches: vec![batch.clone(), batch] }];
+        let (mut keys, mut accumulators) = (Column::default(), Column::default());
+        for key in [&b"first"[..], b"second"] {
+            keys.push(Some(key));
+            accumulators.push(Some(b"12345678"));
+        }
+        let state = vec![StateChange { store: "p/s".into(), partition: 0, keys, accumulators, added: 2 }];
+        let catalog =
+            vec![CatalogChange::put("k".to_owned(), Bytes::from_static(b"123")), CatalogChange::remove("l".to_owned())];
+        let commit = Commit { appends, state, catalog, ..Commit::default() };
+        // What it holds, eight bytes for each key, and twice what a request costs by itself.
+        assert_eq!(commit.bytes(), 2 * batch_bytes + (5 + 6) + 2 * 8 + 2 * 8 + 3 + 2 * REQUEST_OVERHEAD_BYTES);
+        assert_eq!(Commit::default().bytes(), REQUEST_OVERHEAD_BYTES);
+    }
+}

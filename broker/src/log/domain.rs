@@ -1,0 +1,18 @@
+//! What the log's own threads see of the domain.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::topic::Topic;
+use crate::clock::Clock;
+use crate::groups::Groups;
+use crate::name::TopicName;
+
+/// Topics, groups and time.
+pub(crate) struct Domain {
+    pub(crate) topics: Arc<RwLock<BTreeMap<TopicName, Arc<Topic>>>>,
+    pub(crate) groups: Arc<Groups>,
+    pub(crate) clock: Arc<dyn Clock>,
+}

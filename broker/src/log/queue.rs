@@ -1,0 +1,157 @@
+//! The queue of the committer: requests in their order, and the answer to each.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::commit::{Commit, Committed, Upkeep};
+use crate::error::BrokerError;
+use crate::store::{Store, StoreError};
+
+/// The answer to a queued commit. Dropping it does not take the commit back.
+#[derive(Debug)]
+pub struct Receipt(oneshot::Receiver<Result<Committed, BrokerError>>);
+
+impl Future for Receipt {
+    type Output = Result<Committed, BrokerError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(BrokerError::ShuttingDown)))
+    }
+}
+
+/// Where a commit is answered. Every commit is: one that a panic of the committer takes along is answered with that.
+pub(super) struct Answer(Option<oneshot::Sender<Result<Committed, BrokerError>>>);
+
+impl Answer {
+    pub(super) fn send(mut self, answer: Result<Committed, BrokerError>) {
+        if let Some(sender) = self.0.take() {
+            // The requester may have disconnected; what was committed stands.
+            let _ = sender.send(answer);
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(sender) = self.0.take().filter(|_| std::thread::panicking()) {
+            let _ = sender.send(Err(BrokerError::Storage(Arc::new(StoreError::panicked("the committer")))));
+        }
+    }
+}
+
+/// Hands commits to the committer, in order.
+#[derive(Clone)]
+pub(crate) struct CommitQueue {
+    requests: mpsc::UnboundedSender<Request>,
+    store: Arc<Store>,
+}
+
+impl CommitQueue {
+    /// The queue whose requests a committer of this store takes.
+    pub(super) fn new(requests: mpsc::UnboundedSender<Request>, store: Arc<Store>) -> Self {
+        Self { requests, store }
+    }
+
+    /// `permit` is held until the commit is answered: it bounds what is queued.
+    pub(crate) fn push(&self, commit: Commit, permit: Option<OwnedSemaphorePermit>) -> Receipt {
+        self.send(commit, None, permit)
+    }
+
+    /// A handle that does not keep the committer running.
+    pub(crate) fn downgrade(&self) -> WeakCommitQueue {
+        WeakCommitQueue { requests: self.requests.downgrade(), store: self.store.clone() }
+    }
+
+    fn send(&self, commit: Commit, upkeep: Option<Box<Upkeep>>, permit: Option<OwnedSemaphorePermit>) -> Receipt {
+        let (answer, receipt) = oneshot::channel();
+        let request = Request { commit, upkeep, answer: Answer(Some(answer)), _permit: permit };
+        if let Err(mpsc::error::SendError(request)) = self.requests.send(request) {
+            // The committer ended before the queue did: it panicked.
+            let failure = self.store.failure().map_or(BrokerError::ShuttingDown, BrokerError::Storage);
+            request.answer.send(Err(failure));
+        }
+        Receipt(receipt)
+    }
+}
+
+/// Why the store's own threads do not come to the end of what they do.
+pub(super) enum Ended {
+    /// The store closes; what was there before is there.
+    Closing,
+    Failed(StoreError),
+}
+
+impl From<StoreError> for Ended {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// The queue, for those who work for the committer and end with it.
+#[derive(Clone)]
+pub(crate) struct WeakCommitQueue {
+    requests: mpsc::WeakUnboundedSender<Request>,
+    store: Arc<Store>,
+}
+
+impl WeakCommitQueue {
+    /// `None` once the committer ends. Upkeep waits for no permit: who writes may be waiting for it.
+    pub(super) fn push_upkeep(&self, upkeep: Upkeep) -> Option<Receipt> {
+        let queue = CommitQueue { requests: self.requests.upgrade()?, store: self.store.clone() };
+        Some(queue.send(Commit::default(), Some(Box::new(upkeep)), None))
+    }
+
+    /// Commits upkeep, and waits on a thread that may block.
+    pub(super) fn commit_upkeep(&self, upkeep: Upkeep) -> Result<(), Ended> {
+        let receipt = self.push_upkeep(upkeep).ok_or(Ended::Closing)?;
+        // A committer that ended says why itself.
+        receipt.0.blocking_recv().ok().and_then(Result::ok).map(drop).ok_or(Ended::Closing)
+    }
+
+    /// Whether the committer ends.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.requests.strong_count() == 0
+    }
+
+    /// Fails the store, and wakes the committer, which tells everyone.
+    pub(super) fn fail(&self, error: StoreError) {
+        self.store.fail(Arc::new(error));
+        drop(self.push_upkeep(Upkeep::default()));
+    }
+
+    /// Makes a panic of the thread that holds it a failure of the store: nobody does that thread's work any more.
+    pub(super) fn fail_on_panic(&self, thread: &'static str) -> FailOnPanic<'_> {
+        FailOnPanic { queue: self, thread }
+    }
+}
+
+/// See [`WeakCommitQueue::fail_on_panic`].
+pub(super) struct FailOnPanic<'a> {
+    queue: &'a WeakCommitQueue,
+    thread: &'static str,
+}
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.queue.fail(StoreError::panicked(self.thread));
+        }
+    }
+}
+
+/// A commit in the queue.
+pub(super) struct Request {
+    pub(super) commit: Commit,
+    pub(super) upkeep: Option<Box<Upkeep>>,
+    pub(super) answer: Answer,
+    pub(super) _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Request {
+    pub(super) fn is_of_sealer(&self) -> bool {
+        self.upkeep.as_ref().is_some_and(|upkeep| upkeep.is_of_sealer)
+    }
+}

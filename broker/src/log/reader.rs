@@ -1,0 +1,340 @@
+//! Reading a partition: by offset, and by time.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use millstream_record::{BATCH_HEADER_BYTES, BatchHeader, Limits, RecordBatch, split_batches};
+
+use super::index::Piece;
+use super::partition::Partition;
+use crate::error::BrokerError;
+use crate::store::journal::Run;
+use crate::store::place::Offset;
+use crate::store::segment::{BlockFault, Extent, Sealed, sound_part};
+use crate::store::{Store, StoreError};
+
+/// What to read of a partition.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadRange {
+    /// The first record wanted.
+    pub from: Offset,
+    /// Batches that begin here or later are not wanted; `None` for the log end offset.
+    pub until: Option<Offset>,
+    /// Of all batches.
+    pub bytes_max: usize,
+    /// One batch is read even where it is larger than that.
+    pub one_at_least: bool,
+}
+
+/// What a read found: whole batches, in order.
+#[derive(Clone, Debug)]
+pub struct Slice {
+    /// Each element holds one or more batches back to back. The first batch may begin below the
+    /// asked offset.
+    pub runs: Vec<Bytes>,
+    /// The offset to read from next; the asked one where nothing was found.
+    pub next: Offset,
+    /// The first offset that is kept.
+    pub start: Offset,
+    /// The log end offset at the time of the read.
+    pub end: Offset,
+}
+
+impl Slice {
+    /// Bytes of all batches.
+    pub fn bytes(&self) -> usize {
+        self.runs.iter().map(Bytes::len).sum()
+    }
+}
+
+/// Records move while they are read when they are sealed or merged, seconds apart: a read that meets that
+/// so often does not find what the index lists.
+const MOVES_MAX: u32 = 1_000;
+
+impl Partition {
+    /// Reads whole batches from the one that holds the range's first offset: at least one where
+    /// there is one, and no more than `bytes_max` beyond that. Blocks on the disk for what memory does not hold.
+    ///
+    /// # Errors
+    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::Damaged`], or [`BrokerError::Unreadable`] where the
+    /// disk fails.
+    pub fn read(&self, store: &Store, range: ReadRange) -> Result<Slice, BrokerError> {
+        for _ in 0..MOVES_MAX {
+            let read = self.read_with(range, |piece, from, room| match piece {
+                Piece::Run(run) => self.read_run(store, &run, from).map(Some),
+                Piece::Extent(extent) => self.read_extent(store, &extent, from, room).map(Some),
+            });
+            match read {
+                // Sealed or merged meanwhile: it is looked up anew.
+                Err(ReadError::Moved) => {}
+                Err(ReadError::Broker(error)) => return Err(error),
+                Ok(slice) => return Ok(slice.expect("a blocking read finds every piece")),
+            }
+        }
+        Err(StoreError::Moved.into())
+    }
+
+    /// As [`Partition::read`], from memory alone: `None` where the disk would be needed.
+    ///
+    /// # Errors
+    /// [`BrokerError::OffsetOutOfRange`].
+    pub fn read_in_memory(&self, store: &Store, range: ReadRange) -> Result<Option<Slice>, BrokerError> {
+        let read = self.read_with(range, |piece, _, _| {
+            let Piece::Run(run) = piece else { return Ok(None) };
+            Ok(store.read_in_memory(run.at).map(|bytes| (bytes, run.end)))
+        });
+        read.map_err(|error| match error {
+            ReadError::Broker(error) => error,
+            ReadError::Moved => unreachable!("what is in memory does not move"),
+        })
+    }
+
+    /// `fetch` gives batches of a piece, from the one that holds an offset on, and the offset up to which
+    /// that is all there is.
+    fn read_with(
+        &self,
+        ReadRange { from: offset, until, bytes_max, one_at_least }: ReadRange,
+        fetch: impl Fn(Piece, Offset, usize) -> Result<Option<(Bytes, Offset)>, ReadError>,
+    ) -> Result<Option<Slice>, ReadError> {
+        let end = self.end();
+        let until = until.unwrap_or(end).min(end);
+        // As of one moment: what follows is not mistaken for what retention takes.
+        let (start, pieces) = {
+            let index = self.index.read();
+            (index.start, index.pieces_from(offset, until, bytes_max))
+        };
+        if offset < start || offset > end {
+            return Err(self.out_of_range(offset).into());
+        }
+        let mut slice = Slice { runs: Vec::new(), next: offset, start, end };
+        let mut room = bytes_max;
+        'pieces: for piece in pieces {
+            let piece_end = match piece {
+                Piece::Extent(extent) => extent.end,
+                Piece::Run(run) => run.end,
+            };
+            while slice.next < piece_end {
+                let fetched = match fetch(piece, slice.next, room) {
+                    Ok(Some(fetched)) => fetched,
+                    // What there is so far is an answer too.
+                    Ok(None) | Err(_) if !slice.runs.is_empty() => break 'pieces,
+                    Ok(None) => return Ok(None),
+                    Err(error) => return Err(error),
+                };
+                let (bytes, fetched_to) = fetched;
+                let taken = take_batches(&bytes, slice.next..until, room, one_at_least && slice.runs.is_empty())
+                    .map_err(|source| self.corrupt(source))?;
+                match taken {
+                    Took::Batches(batches) => {
+                        room = room.saturating_sub(batches.bytes.len());
+                        slice.next = batches.next;
+                        if batches.all {
+                            slice.next = slice.next.max(fetched_to.min(until));
+                        }
+                        slice.runs.push(batches.bytes);
+                        if !batches.all {
+                            break 'pieces;
+                        }
+                    }
+                    Took::NoRoom => break 'pieces,
+                    // Compaction left nothing there.
+                    Took::Nothing => slice.next = fetched_to.min(until).max(slice.next),
+                }
+                if slice.next >= until {
+                    break 'pieces;
+                }
+            }
+        }
+        Ok(Some(slice))
+    }
+
+    fn read_run(&self, store: &Store, run: &Run, from: Offset) -> Result<(Bytes, Offset), ReadError> {
+        if let Some(bytes) = store.read_in_memory(run.at) {
+            return Ok((bytes, run.end));
+        }
+        let bytes = store.read(run.at)?;
+        match sound_part(&bytes, run.base..run.end, run.base) {
+            // What memory holds is not checked again.
+            Ok(all) if all.bytes.len() == bytes.len() => {
+                store.keep(run.at, bytes.clone());
+                Ok((bytes, run.end))
+            }
+            _ => self.sound(sound_part(&bytes, run.base..run.end, from)),
+        }
+    }
+
+    fn read_extent(
+        &self,
+        store: &Store,
+        extent: &Extent,
+        from: Offset,
+        room: usize,
+    ) -> Result<(Bytes, Offset), ReadError> {
+        self.sound(store.registry().segment_of(extent)?.read(extent, from, room)?)
+    }
+
+    fn sound(&self, read: Result<Sealed, BlockFault>) -> Result<(Bytes, Offset), ReadError> {
+        read.map(|Sealed { bytes, end }| (bytes, end)).map_err(|fault| self.damaged(fault).into())
+    }
+
+    /// The offset of the first record whose timestamp is `timestamp_ms` or later; the log end
+    /// offset where there is none. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`BrokerError::Unreadable`], [`BrokerError::Damaged`], or [`BrokerError::Batch`] for a batch that does
+    /// not parse.
+    pub fn offset_at(&self, store: &Store, timestamp_ms: i64, limits: &Limits) -> Result<Offset, BrokerError> {
+        for _ in 0..MOVES_MAX {
+            match self.try_offset_at(store, timestamp_ms, limits) {
+                Err(ReadError::Moved) => {}
+                Err(ReadError::Broker(error)) => return Err(error),
+                Ok(offset) => return Ok(offset),
+            }
+        }
+        Err(StoreError::Moved.into())
+    }
+
+    fn try_offset_at(&self, store: &Store, timestamp_ms: i64, limits: &Limits) -> Result<Offset, ReadError> {
+        let (start, end) = (self.start(), self.end());
+        let candidates: Vec<Piece> = {
+            let index = self.index.read();
+            let extents = index.extents.iter().filter(|extent| extent.max_timestamp_ms >= timestamp_ms);
+            let runs = index.runs.iter().filter(|run| run.max_timestamp_ms >= timestamp_ms);
+            extents.map(|extent| Piece::Extent(*extent)).chain(runs.map(|run| Piece::Run(*run))).collect()
+        };
+        for piece in candidates {
+            let found = match piece {
+                Piece::Run(run) => {
+                    let (bytes, _) = self.read_run(store, &run, run.base)?;
+                    self.first_at(bytes, start, timestamp_ms, limits)?
+                }
+                Piece::Extent(extent) => {
+                    let mut found = None;
+                    let segment = store.registry().segment_of(&extent)?;
+                    for base in segment.blocks_at(&extent, start, timestamp_ms) {
+                        let (bytes, _) = self.read_extent(store, &extent, base, 0)?;
+                        found = self.first_at(bytes, start, timestamp_ms, limits)?;
+                        if found.is_some() {
+                            break;
+                        }
+                    }
+                    found
+                }
+            };
+            if let Some(offset) = found {
+                return Ok(offset.min(end));
+            }
+        }
+        Ok(end)
+    }
+
+    fn first_at(
+        &self,
+        batches: Bytes,
+        start: Offset,
+        timestamp_ms: i64,
+        limits: &Limits,
+    ) -> Result<Option<Offset>, ReadError> {
+        for batch in split_batches(batches) {
+            let batch = batch.map_err(|source| self.corrupt(source))?;
+            if batch.max_timestamp_ms() < timestamp_ms || batch.next_offset() <= start.get() {
+                continue;
+            }
+            let found = first_at(&batch, start, timestamp_ms, limits).map_err(|source| self.corrupt(source))?;
+            if let Some(offset) = found.and_then(Offset::new) {
+                return Ok(Some(offset));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Why a read did not give what was asked.
+enum ReadError {
+    /// It stands elsewhere by now.
+    Moved,
+    Broker(BrokerError),
+}
+
+impl From<StoreError> for ReadError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Moved => Self::Moved,
+            other => Self::Broker(other.into()),
+        }
+    }
+}
+
+impl From<BrokerError> for ReadError {
+    fn from(error: BrokerError) -> Self {
+        Self::Broker(error)
+    }
+}
+
+fn first_at(
+    batch: &RecordBatch,
+    start: Offset,
+    timestamp_ms: i64,
+    limits: &Limits,
+) -> Result<Option<i64>, millstream_record::BatchError> {
+    for record in batch.records(limits)?.iter() {
+        let record = record?;
+        if record.timestamp_ms >= timestamp_ms && record.offset >= start.get() {
+            return Ok(Some(record.offset));
+        }
+    }
+    Ok(None)
+}
+
+enum Took {
+    Batches(Batches),
+    /// There is a wanted batch, but no room for it.
+    NoRoom,
+    /// There is no wanted batch.
+    Nothing,
+}
+
+struct Batches {
+    bytes: Bytes,
+    /// The offset after the last batch.
+    next: Offset,
+    /// No wanted batch follows.
+    all: bool,
+}
+
+/// Cuts from batches back to back those that hold `wanted`, up to `room` bytes; one at least where
+/// `at_least_one`.
+fn take_batches(
+    batches: &Bytes,
+    wanted: Range<Offset>,
+    room: usize,
+    at_least_one: bool,
+) -> Result<Took, millstream_record::BatchError> {
+    let mut begin = None;
+    let mut at = 0;
+    let mut next = wanted.start;
+    let mut all = true;
+    while at + BATCH_HEADER_BYTES <= batches.len() {
+        let header = BatchHeader::parse(&batches[at..])?;
+        if header.base_offset >= wanted.end.get() {
+            break;
+        }
+        let batch_end = at + header.batch_bytes;
+        let next_offset = header.next_offset();
+        if next_offset > wanted.start.get() {
+            let begin = *begin.get_or_insert(at);
+            let first = at == begin && at_least_one;
+            if batch_end - begin > room && !first {
+                all = false;
+                break;
+            }
+            next = Offset::known(next_offset);
+        }
+        at = batch_end;
+    }
+    Ok(match begin {
+        None => Took::Nothing,
+        Some(begin) if at > begin => Took::Batches(Batches { bytes: batches.slice(begin..at), next, all }),
+        Some(_) => Took::NoRoom,
+    })
+}
