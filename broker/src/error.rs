@@ -1,29 +1,19 @@
 //! Why the broker refuses a request. `grpc/status.rs` maps these to gRPC's codes.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use millstream_record::BatchError;
 
-use crate::log::producers::BATCHES_REMEMBERED;
-use crate::name::ProducerId;
-use crate::name::{GroupId, TopicName};
+use crate::name::{GroupId, InvalidName, ProducerId, TopicName, TopicPartition};
 use crate::store::place::Offset;
+use crate::store::{DiskFull, StoreError};
 
 /// What was wrong, with which value, and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum BrokerError {
     /// A name outside Kafka's rule.
-    #[error(
-        "{what} name {name:?} is not allowed: use 1 to 249 of the characters a-z A-Z 0-9 . _ - \
-         (and not \".\" or \"..\")"
-    )]
-    InvalidName {
-        /// "topic", "group", …
-        what: &'static str,
-        /// The name as given.
-        name: String,
-    },
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
     /// A setting or argument outside its range.
     #[error("{what}: {value} is not allowed; {allowed}")]
     InvalidArgument {
@@ -165,7 +155,7 @@ pub enum BrokerError {
     /// A batch that was stored, too long ago to say where.
     #[error(
         "topic {topic}, partition {partition}: sequence number {found} of producer id {producer_id} (epoch {epoch}) was \
-         stored before, but where is known only from {oldest} on: the last {BATCHES_REMEMBERED} batches; have no more \
+         stored before, but where is known only from {oldest} on: the last {remembered} batches; have no more \
          than so many on their way"
     )]
     DuplicateSequence {
@@ -181,6 +171,8 @@ pub enum BrokerError {
         found: i32,
         /// The oldest that is remembered.
         oldest: i32,
+        /// How many batches of a producer are remembered.
+        remembered: usize,
     },
     /// The broker never handed that id out.
     #[error("producer id {producer_id} was never handed out here: ask for one with InitProducer")]
@@ -296,22 +288,16 @@ pub enum BrokerError {
     #[error(
         "the disk of {path} is nearly full: {free_bytes} bytes are free, and {reserve_bytes} are kept free to put in order \
          what is stored already; make room, or delete topics or shorten their retention: writes are then taken again, \
-         without a restart; nothing of this request was stored", path = .path.display()
+         without a restart; nothing of this request was stored", path = .0.path.display(), free_bytes = .0.free_bytes,
+        reserve_bytes = .0.reserve_bytes
     )]
-    DiskFull {
-        /// Bytes that there is room for.
-        free_bytes: u64,
-        /// Bytes that are kept free (`disk_reserve_bytes`).
-        reserve_bytes: u64,
-        /// The data directory.
-        path: PathBuf,
-    },
+    DiskFull(DiskFull),
     /// The store failed; nothing is written any more.
     #[error("storage failed, the server takes no more writes{until}: {0}", until = until(.0))]
-    Storage(Arc<crate::store::StoreError>),
+    Storage(Arc<StoreError>),
     /// A read failed; everything else goes on.
     #[error("the disk did not give what was asked for, everything else goes on: {0}")]
-    Unreadable(Arc<crate::store::StoreError>),
+    Unreadable(Arc<StoreError>),
     /// So it was with a partition's records.
     #[error(
         "topic {}, partition {}: the records from offset {offset} on cannot be read, everything else goes on: {source}{}",
@@ -319,11 +305,11 @@ pub enum BrokerError {
     )]
     UnreadableRecords {
         /// Where they are.
-        partition: crate::name::TopicPartition,
+        partition: TopicPartition,
         /// The first that was asked for.
         offset: Offset,
         /// What the disk says.
-        source: Arc<crate::store::StoreError>,
+        source: Arc<StoreError>,
     },
 }
 
@@ -339,17 +325,17 @@ fn them(pipelines: &[String]) -> &'static str {
 }
 
 /// The source may say so already.
-fn what_is_lost(source: &crate::store::StoreError) -> &'static str {
+fn what_is_lost(source: &StoreError) -> &'static str {
     if source.is_of_damage() { "" } else { "; `millstream check` says what is lost" }
 }
 
 /// What brings writes back.
-fn until(error: &crate::store::StoreError) -> &'static str {
+fn until(error: &StoreError) -> &'static str {
     if error.is_disk_full() { " until there is room on the disk and it is started again; reads go on" } else { "" }
 }
 
-impl From<crate::store::StoreError> for BrokerError {
-    fn from(error: crate::store::StoreError) -> Self {
+impl From<StoreError> for BrokerError {
+    fn from(error: StoreError) -> Self {
         Self::Unreadable(Arc::new(error))
     }
 }
@@ -357,8 +343,7 @@ impl From<crate::store::StoreError> for BrokerError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::TopicPartition;
-    use crate::store::StoreError;
+    use StoreError;
 
     #[test]
     fn what_cannot_be_read_sends_to_the_check_once() {

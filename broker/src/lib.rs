@@ -7,14 +7,13 @@
 pub mod broker;
 pub mod clock;
 pub mod error;
-pub mod fetch;
 pub mod groups;
 pub mod grpc;
 pub mod hash;
 pub mod log;
 pub mod metrics;
 pub mod name;
-pub mod quota;
+mod net;
 #[cfg(test)]
 #[path = "../../sdk/record/tests/seeded/mod.rs"]
 mod seeded;

@@ -4,8 +4,6 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::BrokerError;
-
 /// The longest name, in bytes: Kafka's limit, which keeps `name-partition` a valid file name.
 pub const NAME_BYTES_MAX: usize = 249;
 
@@ -18,6 +16,19 @@ pub fn is_valid(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
+/// A name outside Kafka's rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{what} name {name:?} is not allowed: use 1 to 249 of the characters a-z A-Z 0-9 . _ - \
+     (and not \".\" or \"..\")"
+)]
+pub struct InvalidName {
+    /// "topic", "group", …
+    what: &'static str,
+    /// The name as given.
+    name: String,
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal) => {
         $(#[$doc])*
@@ -28,13 +39,13 @@ macro_rules! name {
             /// Checks the name.
             ///
             /// # Errors
-            /// [`BrokerError::InvalidName`] for a name that is not 1 to 249 of
+            /// [`InvalidName`] for a name that is not 1 to 249 of
             /// `a-z A-Z 0-9 . _ -`, or is `.` or `..`.
-            pub fn new(name: &str) -> Result<Self, BrokerError> {
+            pub fn new(name: &str) -> Result<Self, InvalidName> {
                 if is_valid(name) {
                     Ok(Self(name.into()))
                 } else {
-                    Err(BrokerError::InvalidName { what: $what, name: shortened(name) })
+                    Err(InvalidName { what: $what, name: shortened(name) })
                 }
             }
 

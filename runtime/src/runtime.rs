@@ -523,7 +523,7 @@ impl Runtime {
             let corrupt = |reason: String| RuntimeError::Stored(format!("catalog entry {key:?}: {reason}"));
             let mut stored: Stored = serde_json::from_slice(&value).map_err(|error| corrupt(error.to_string()))?;
             let name = stored.spec.name.value.clone();
-            let id = GroupId::new(&name)?;
+            let id = GroupId::new(&name).map_err(BrokerError::from)?;
             let group = self.0.broker.groups().get_or_create(&id, GroupKind::Pipeline)?;
             let ready = match self.load_ready(&stored) {
                 Ok(ready) => Some(ready),
@@ -584,7 +584,7 @@ impl Runtime {
     }
 
     fn group_for(&self, spec: &PipelineSpec) -> Result<Arc<Group>, RuntimeError> {
-        let id = GroupId::new(&spec.name.value)?;
+        let id = GroupId::new(&spec.name.value).map_err(BrokerError::from)?;
         self.0.broker.groups().get_or_create(&id, GroupKind::Pipeline).map_err(|error| {
             let place = spec.name.place;
             let mistake = Mistake { line: place.line, column: place.column, message: error.to_string() };

@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use millstream_broker::broker::check::check_on;
 use millstream_broker::log::commit::Commit;
-use millstream_broker::store::{StoreOptions, check_on};
+use millstream_broker::store::StoreOptions;
 use millstream_broker::{Broker, BrokerError};
 use millstream_tests::disk::{Call, Disk, Effect, Fault, Kind};
 use millstream_tests::workload::{Workload, block_on, open_with};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use millstream_broker::log::commit::Commit;
-use millstream_broker::store::StoreOptions;
+use millstream_broker::store::{DiskFull, StoreOptions};
 use millstream_broker::{Broker, BrokerError};
 use millstream_tests::disk::Disk;
 use millstream_tests::workload::{Workload, block_on, open_with_reserve};
@@ -83,7 +83,7 @@ pub(crate) fn reserve(run: &mut Run) {
             let room = disk.used_bytes() + RESERVE_BYTES + random.random_range(0..400_000);
             disk.set_room(room);
             let error = workload.run_until_refused(&broker, &mut random).await;
-            let BrokerError::DiskFull { free_bytes, reserve_bytes, .. } = error else { panic!("{error}") };
+            let BrokerError::DiskFull(DiskFull { free_bytes, reserve_bytes, .. }) = error else { panic!("{error}") };
             assert!(free_bytes < reserve_bytes && reserve_bytes == RESERVE_BYTES);
             // Nothing is broken: what is there is read, and what takes no room is taken.
             workload.check(&broker).await;

@@ -4,8 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use millstream_broker::Broker;
+use millstream_broker::broker::check::check_on;
+use millstream_broker::store::Report;
 use millstream_broker::store::backup::{BackupError, BackupFolder, Snapshot, restore_on};
-use millstream_broker::store::{Report, check_on};
 use millstream_tests::disk::{BROKEN, Disk, Effect, Fault};
 use millstream_tests::workload::{Workload, block_on, open_with};
 use rand::rngs::StdRng;

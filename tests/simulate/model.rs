@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millstream_broker::broker::fetch::{Fetch, FetchFrom};
 use millstream_broker::clock::SystemClock;
-use millstream_broker::fetch::{Fetch, FetchFrom};
 use millstream_broker::groups::{Group, GroupKind};
 use millstream_broker::log::commit::{Append, Commit, Fence, OffsetChange};
 use millstream_broker::log::partition::Partition;

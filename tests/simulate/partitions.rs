@@ -4,10 +4,11 @@
 use std::path::Path;
 
 use millstream_broker::Offset;
+use millstream_broker::broker::check::check_on;
 use millstream_broker::log::commit::{Append, Commit};
 use millstream_broker::log::reader::ReadRange;
 use millstream_broker::log::topic::TopicSettings;
-use millstream_broker::store::{StoreOptions, check_on};
+use millstream_broker::store::StoreOptions;
 use millstream_broker::{Broker, BrokerError, TopicName};
 use millstream_record::{BatchBuilder, Compression, RecordBatch};
 use millstream_tests::disk::{Disk, Effect, Fault};

@@ -7,8 +7,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use millstream_broker::broker::check::check_on;
 use millstream_broker::log::reader::ReadRange;
-use millstream_broker::store::{FileSystem, Open, StoreOptions, check_on};
+use millstream_broker::store::{FileSystem, Open, StoreOptions};
 use millstream_broker::{Broker, BrokerError, Offset};
 use millstream_tests::disk::{Disk, Effect, Fault};
 use millstream_tests::root;

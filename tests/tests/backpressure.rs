@@ -13,10 +13,10 @@ use millstream_api::v1::log_client::LogClient;
 use millstream_api::v1::position::At;
 use millstream_api::v1::topics_client::TopicsClient;
 use millstream_api::{CLIENT_ID_METADATA, ERROR_TRAILER, MESSAGE_BYTES_MAX, v1};
+use millstream_broker::broker::quota::{ClientId, QuotaSettings, Rates};
 use millstream_broker::clock::SystemClock;
 use millstream_broker::grpc::{self, ServeSettings};
 use millstream_broker::log::topic::TopicSettings;
-use millstream_broker::quota::{ClientId, QuotaSettings, Rates};
 use millstream_broker::store::StoreOptions;
 use millstream_broker::{Broker, BrokerSettings, TopicName};
 use millstream_client::{

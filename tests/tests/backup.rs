@@ -546,7 +546,7 @@ fn a_restore_that_is_killed_leaves_the_whole_directory_or_none() {
     server.run(&["backup", "--to", text(&backup)]).ok();
     drop(server);
     let whole = |data: &Path| {
-        let report = millstream_broker::store::check(data, false).unwrap();
+        let report = millstream_broker::broker::check::check(data, false).unwrap();
         assert!(report.is_sound(), "{report:#?}");
         // As many as `with_megabytes` writes.
         assert_eq!((report.batches, report.unregistered.len()), (48, 0));

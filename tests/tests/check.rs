@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use millstream_broker::broker::check::check;
 use millstream_broker::groups::GroupKind;
 use millstream_broker::log::commit::Commit;
 use millstream_broker::log::partition::Partition;
 use millstream_broker::log::reader::ReadRange;
 use millstream_broker::log::topic::TopicSettings;
-use millstream_broker::store::{Report, StoreError, StoreOptions, check};
+use millstream_broker::store::{Report, StoreError, StoreOptions};
 use millstream_broker::{Broker, BrokerError, GroupId, Offset};
 use millstream_record::{BatchBuilder, Compression, split_batches};
 use millstream_tests::folder;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use millstream_api::ERROR_TRAILER;
 use millstream_broker::grpc::status::to_status;
-use millstream_broker::store::StoreOptions;
+use millstream_broker::store::{DiskFull, StoreOptions};
 use millstream_broker::{BrokerError, Offset};
 use millstream_runtime::{Runtime, RuntimeSettings};
 use millstream_tests::folder;
@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 #[test]
 fn a_full_disk_is_told_as_such_and_may_be_tried_again() {
-    let error = BrokerError::DiskFull { free_bytes: 10, reserve_bytes: 20, path: "/data".into() };
+    let error = BrokerError::DiskFull(DiskFull { free_bytes: 10, reserve_bytes: 20, path: "/data".into() });
     let status = to_status(&error);
     assert_eq!(status.code(), tonic::Code::ResourceExhausted);
     assert_eq!(status.metadata().get(ERROR_TRAILER).unwrap(), "DISK_FULL");

@@ -11,10 +11,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millstream_broker::broker::check::check;
 use millstream_broker::groups::GroupKind;
 use millstream_broker::log::topic::{Change, Cleanup, TopicAlteration, TopicSettings};
 use millstream_broker::name::{ProducerId, ProducerIdentity};
-use millstream_broker::store::{StoreError, StoreOptions, check};
+use millstream_broker::store::{StoreError, StoreOptions};
 use millstream_broker::{Broker, BrokerSettings, GroupId, Offset, TopicName, TopicPartition};
 use millstream_record::{BatchBuilder, Compression, RecordBatch};
 use millstream_runtime::{Runtime, RuntimeSettings};

@@ -654,7 +654,7 @@ async fn retention_and_deletion_free_the_disk_while_a_partition_is_compacted() {
         };
         check(&running).await;
         running.stop().await;
-        let report = millstream_broker::store::check(data.path(), false).unwrap();
+        let report = millstream_broker::broker::check::check(data.path(), false).unwrap();
         assert!(report.is_sound(), "{report:#?}");
         let running = Running::open(data.path(), 16_000);
         check(&running).await;
@@ -971,6 +971,6 @@ async fn a_log_start_that_moves_while_its_topic_is_deleted_leaves_nothing() {
     for id in ids {
         assert_eq!(rows_of(data.path(), id), RowsOf::default(), "topic {id}");
     }
-    let report = millstream_broker::store::check(data.path(), false).unwrap();
+    let report = millstream_broker::broker::check::check(data.path(), false).unwrap();
     assert!(report.is_sound(), "{report:#?}");
 }

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use millstream_broker::broker::check::check;
 use millstream_broker::log::topic::{Topic, TopicSettings};
-use millstream_broker::store::{StoreOptions, check};
+use millstream_broker::store::StoreOptions;
 use millstream_broker::{Broker, BrokerError, Offset, TopicName};
 use millstream_tests::held::Held;
 use millstream_tests::hooked::{self, Call, is_thread};

@@ -1,64 +1,69 @@
 //! Who makes a call, and what it waits for before it may go on: its client's quota, and its
-//! connection's room.
+//! connection's bytes in flight.
 
-use millstream_api::{CLIENT_ID_METADATA, v1};
-use tokio::sync::OwnedSemaphorePermit;
-use tonic::codegen::http::HeaderMap;
-use tonic::{Code, Request, Status};
+use std::sync::Arc;
 
-use super::connection::{Peer, Room};
-use super::status;
-use crate::broker::Broker;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::fetch::{Fetch, Fetched};
+use super::quota::{ClientId, QuotaKind};
+use super::{Broker, PERMIT_BYTES};
 use crate::error::BrokerError;
-use crate::fetch::{Fetch, Fetched};
 use crate::log::reader::Slice;
-use crate::quota::{ClientId, QuotaKind};
 
-/// Who makes a call. Cheap to clone; every request carries it (`calls.rs`).
+/// Bounds the bytes of one connection's produce requests that wait for their commit. All calls of the connection share
+/// it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct BytesInFlight {
+    permits: Arc<Semaphore>,
+    permits_max: u32,
+}
+
+impl BytesInFlight {
+    /// Up to so many bytes.
+    pub(crate) fn up_to(bytes_max: usize) -> Self {
+        let permits_max = u32::try_from(bytes_max / PERMIT_BYTES).unwrap_or(u32::MAX).max(1);
+        // More than a semaphore counts is as good as no bound.
+        let permits = (permits_max as usize).min(Semaphore::MAX_PERMITS);
+        Self { permits: Arc::new(Semaphore::new(permits)), permits_max }
+    }
+
+    /// Waits until `bytes` may be in flight, first come, first served; one request that is larger than the bound gets
+    /// all of it. `None` never comes: nobody closes the semaphore.
+    async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let permits = u32::try_from(bytes / PERMIT_BYTES + 1).unwrap_or(u32::MAX).min(self.permits_max);
+        self.permits.clone().acquire_many_owned(permits).await.ok()
+    }
+}
+
+/// Who makes a call. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Caller {
+pub(crate) struct Caller {
     broker: Broker,
     client: ClientId,
-    room: Room,
+    in_flight: BytesInFlight,
 }
 
 impl Caller {
-    /// The client that the call's metadata names, or else the peer's address.
-    ///
-    /// # Errors
-    /// [`BrokerError::InvalidArgument`] for a client id that is not allowed.
-    pub(super) fn new(broker: &Broker, peer: &Peer, headers: &HeaderMap) -> Result<Self, BrokerError> {
-        let client = match headers.get(CLIENT_ID_METADATA) {
-            Some(id) => ClientId::new(&String::from_utf8_lossy(id.as_bytes()))?,
-            None => peer.ip.into(),
-        };
-        Ok(Self { broker: broker.clone(), client, room: peer.room.clone() })
-    }
-
-    /// Who made a request.
-    ///
-    /// # Errors
-    /// A status where the request did not come by way of `calls.rs`: a defect.
-    pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        let caller = request.extensions().get::<Self>().cloned();
-        caller.ok_or_else(|| status::status(v1::ErrorCode::Internal, Code::Internal, "a call without its caller"))
+    /// A client on a connection that bounds its bytes in flight.
+    pub(crate) fn new(broker: Broker, client: ClientId, in_flight: BytesInFlight) -> Self {
+        Self { broker, client, in_flight }
     }
 
     /// Waits until the next produce request may be read at all.
-    pub(super) async fn may_produce(&self) {
+    pub(crate) async fn may_produce(&self) {
         self.broker.quotas().paid(&self.client, QuotaKind::Produce).await;
     }
 
-    /// Waits for the client's quota, then for the connection's room, which is kept until the permit
-    /// is dropped: when the request is answered. Nothing of the commit queue's room is held meanwhile.
+    /// Waits for the client's quota, then until `bytes` more of its connection may be in flight. They are until the
+    /// permit is dropped: when the request is answered. Nothing of the commit queue's bytes is held meanwhile.
     ///
     /// # Errors
     /// [`BrokerError::ShuttingDown`] where the broker stops first.
-    pub(super) async fn admit(&self, request: &v1::ProduceRequest) -> Result<OwnedSemaphorePermit, BrokerError> {
-        let bytes = request_bytes(request);
+    pub(crate) async fn admit(&self, bytes: usize) -> Result<OwnedSemaphorePermit, BrokerError> {
         let admitted = async {
             self.broker.quotas().take(&self.client, QuotaKind::Produce, bytes).await;
-            self.room.take(bytes).await
+            self.in_flight.take(bytes).await
         };
         tokio::select! {
             permit = admitted => permit.ok_or(BrokerError::ShuttingDown),
@@ -68,7 +73,7 @@ impl Caller {
 
     /// Reads for the client, once it may: it waits for its quota before it reads, and where others
     /// of its calls read meanwhile, again before it answers.
-    pub(super) async fn fetch(&self, fetch: &Fetch) -> Vec<Fetched> {
+    pub(crate) async fn fetch(&self, fetch: &Fetch) -> Vec<Fetched> {
         let quotas = self.broker.quotas();
         quotas.paid(&self.client, QuotaKind::Fetch).await;
         let fetched = self.broker.fetch(fetch).await;
@@ -78,12 +83,22 @@ impl Caller {
     }
 }
 
-/// What a produce request counts for, in bytes: its batches, or its records' keys, values and headers.
-fn request_bytes(request: &v1::ProduceRequest) -> usize {
-    let len = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
-    let record = |record: &v1::Record| {
-        let headers = record.headers.iter().map(|header| header.name.len() + len(&header.value));
-        len(&record.key) + len(&record.value) + headers.sum::<usize>()
-    };
-    request.batches.len() + request.records.iter().map(record).sum::<usize>()
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn the_bytes_in_flight_are_bounded_and_one_request_of_any_size_is_let_in() {
+        let in_flight = BytesInFlight::up_to(10 * PERMIT_BYTES);
+        let first = in_flight.take(4 * PERMIT_BYTES).now_or_never().expect("there is room");
+        assert!(in_flight.take(6 * PERMIT_BYTES).now_or_never().is_none(), "more than fits was let in");
+        let second = in_flight.take(5 * PERMIT_BYTES - 1).now_or_never().expect("there is room");
+        drop((first, second));
+        let whole = in_flight.take(usize::MAX).now_or_never().expect("one is always let in");
+        assert!(in_flight.take(0).now_or_never().is_none());
+        drop(whole);
+        assert!(in_flight.take(0).now_or_never().is_some());
+    }
 }

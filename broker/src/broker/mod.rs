@@ -1,6 +1,15 @@
-//! What the servers and the runtime call: topics, writing, reading, groups.
+//! What the edges and the runtime call: topics, writing, reading, groups.
 
-use std::collections::{BTreeMap, BTreeSet};
+pub(crate) mod caller;
+pub mod check;
+mod collector;
+pub mod fetch;
+mod groups;
+mod producers;
+pub mod quota;
+mod topics;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -8,34 +17,30 @@ use std::thread::JoinHandle;
 use millstream_record::{Limits, RecordBatch};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 
+use self::collector::BrokerCollector;
+pub use self::groups::GroupOffset;
+use self::quota::{QuotaSettings, Quotas};
 use crate::clock::Clock;
 use crate::error::BrokerError;
-use crate::groups::assign::MemberId;
-use crate::groups::members::MemberEvent;
-use crate::groups::{Group, GroupKind, Groups};
-use crate::log::catalog::{NEXT_PRODUCER_ID, NEXT_TOPIC_ID, catalog_number, load_topics, to_json, topic_key};
+use crate::groups::Groups;
+use crate::log::catalog::{NEXT_PRODUCER_ID, catalog_number, load_topics};
 use crate::log::cleaner::{Cleaner, CleanerOptions};
-use crate::log::commit::{Append, Commit, Fence, OffsetChange};
+use crate::log::commit::{Append, Commit};
 use crate::log::committer::Committer;
 use crate::log::domain::Domain;
 use crate::log::partition::Partition;
 use crate::log::producers::ProducerIds;
-use crate::log::queue::CommitQueue;
-use crate::log::queue::Receipt;
+use crate::log::queue::{CommitQueue, Receipt};
 use crate::log::readers::Readers;
 use crate::log::sealer::sealer;
 use crate::log::start::Restoring;
 use crate::log::state::StateIndex;
-use crate::log::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};
-use crate::metrics::{BrokerCollector, BrokerMetrics};
-use crate::name::TopicPartition;
-use crate::name::{GroupId, TopicName};
-use crate::name::{ProducerId, ProducerIdentity};
-use crate::quota::{QuotaSettings, Quotas};
-use crate::store::place::{Offset, TopicId};
-use crate::store::{CatalogChange, Store, StoreError, StoreOptions};
+use crate::log::topic::{Topic, TopicUse};
+use crate::metrics::BrokerMetrics;
+use crate::name::{ProducerId, TopicName};
+use crate::store::{Store, StoreError, StoreOptions};
 
 /// Bytes that may wait for the committer: half a second of a slow disk. A write beyond waits.
 const QUEUED_BYTES_MAX_DEFAULT: usize = 64 << 20;
@@ -129,19 +134,6 @@ struct Inner {
     stopping: watch::Sender<bool>,
     /// The store's threads.
     threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-/// Where one group stands in one partition.
-#[derive(Clone, Debug)]
-pub struct GroupOffset {
-    /// The partition.
-    pub partition: TopicPartition,
-    /// The next record to read, where one was committed.
-    pub committed: Option<Offset>,
-    /// The log end offset.
-    pub end: Offset,
-    /// Records between the two.
-    pub lag: u64,
 }
 
 impl Broker {
@@ -288,187 +280,6 @@ impl Broker {
         }
     }
 
-    // ---- topics
-
-    /// Makes a topic.
-    ///
-    /// # Errors
-    /// [`BrokerError::TopicExists`], [`BrokerError::InvalidArgument`], [`BrokerError::Storage`].
-    pub async fn create_topic(
-        &self,
-        name: &TopicName,
-        partitions: u32,
-        settings: TopicSettings,
-        internal: bool,
-    ) -> Result<Arc<Topic>, BrokerError> {
-        check_partitions(partitions, 1)?;
-        settings.check(self.0.settings.journal_bytes_max)?;
-        let _changing = self.0.changing_topics.lock().await;
-        if self.0.topics.read().contains_key(name) {
-            return Err(BrokerError::TopicExists { topic: name.clone() });
-        }
-        let id = catalog_number(&self.0.store, NEXT_TOPIC_ID)?.unwrap_or(1);
-        let created_at_ms = self.0.clock.now_ms();
-        let meta = TopicMeta { id, partitions, settings, internal, keys_moved: false, created_at_ms };
-        let catalog = vec![
-            CatalogChange::put(topic_key(name), to_json(&meta)),
-            CatalogChange::put(NEXT_TOPIC_ID, (id + 1).to_string().into_bytes()),
-        ];
-        self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
-        let topic = Arc::new(Topic::new(name.clone(), meta));
-        self.0.topics.write().insert(name.clone(), topic.clone());
-        self.topics_changed(name);
-        Ok(topic)
-    }
-
-    /// Changes a topic's settings, and adds partitions to it, while it is read and written. What began
-    /// before goes on with what it knew; requests that come afterwards see the change. Groups that read the
-    /// topic begin at the first record of each new partition, also those that began at the latest.
-    ///
-    /// # Errors
-    /// [`BrokerError::UnknownTopic`], [`BrokerError::TopicInternal`], [`BrokerError::PartitionsInUse`],
-    /// [`BrokerError::InvalidArgument`], [`BrokerError::Storage`]. Nothing was changed then.
-    pub async fn alter_topic(&self, name: &TopicName, change: &TopicAlteration) -> Result<Arc<Topic>, BrokerError> {
-        let _changing = self.0.changing_topics.lock().await;
-        let before = self.topic(name.as_str())?;
-        if before.meta().internal {
-            return Err(BrokerError::TopicInternal { topic: name.clone() });
-        }
-        let current = before.partition_count();
-        let partitions = change.partitions.unwrap_or(current);
-        check_partitions(partitions, current)?;
-        let settings = change.settings(&before.meta().settings);
-        settings.check(self.0.settings.journal_bytes_max)?;
-        if partitions > current {
-            self.check_no_state(name, partitions, current)?;
-        }
-        // Also where nothing is stored yet: producers that don't know of the new partitions go on with the old.
-        let keys_moved = before.meta().keys_moved || partitions > current;
-        let meta = TopicMeta { partitions, settings, keys_moved, ..before.meta().clone() };
-        if meta == *before.meta() {
-            return Ok(before);
-        }
-        let catalog = vec![CatalogChange::put(topic_key(name), to_json(&meta))];
-        let offsets = self.offsets_of_added(&before, partitions);
-        self.commit(Commit { catalog, offsets, ..Commit::default() }).await?.await?;
-        let topic = Arc::new(before.altered(meta));
-        self.0.topics.write().insert(name.clone(), topic.clone());
-        if partitions > current {
-            self.topics_changed(name);
-        }
-        self.0.altered.send_modify(|times| *times += 1);
-        Ok(topic)
-    }
-
-    /// Refuses to move keys away from the state of an aggregate that takes the topic's partitioning as its own.
-    fn check_no_state(&self, topic: &TopicName, partitions: u32, current: u32) -> Result<(), BrokerError> {
-        for (pipeline, topics) in self.0.in_use.read().iter() {
-            if let Some(stage) = topics.get(topic).and_then(|of| of.aggregate.clone()) {
-                let (topic, pipeline) = (topic.clone(), pipeline.clone());
-                return Err(BrokerError::PartitionsInUse { topic, partitions, current, pipeline, stage });
-            }
-        }
-        Ok(())
-    }
-
-    /// Every group that reads a topic begins new partitions at their first record: a group that began at the
-    /// latest must not miss what is written before its members learn of them.
-    fn offsets_of_added(&self, topic: &Arc<Topic>, partitions: u32) -> Vec<OffsetChange> {
-        let added = topic.partition_count()..partitions;
-        if added.is_empty() {
-            return Vec::new();
-        }
-        let mut groups = self.0.groups.all();
-        groups.retain(|group| group.members().reads(topic.name()) || group.has_committed(topic.id()));
-        let offset = |group: &Arc<Group>, partition| OffsetChange {
-            group: group.clone(),
-            topic: topic.clone(),
-            partition,
-            offset: Offset::ZERO,
-            expected: None,
-        };
-        groups.iter().flat_map(|group| added.clone().map(|partition| offset(group, partition))).collect()
-    }
-
-    /// Wakes when a topic was altered.
-    pub fn watch_altered(&self) -> watch::Receiver<u64> {
-        self.0.altered.subscribe()
-    }
-
-    /// Waits until no topic is being made, altered or deleted, and keeps it so until the answer is dropped.
-    pub async fn hold_topics(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.0.changing_topics.lock().await
-    }
-
-    /// Pipelines that use a topic.
-    fn users(&self, topic: &TopicName) -> Vec<String> {
-        let in_use = self.0.in_use.read();
-        in_use.iter().filter(|(_, topics)| topics.contains_key(topic)).map(|(pipeline, _)| pipeline.clone()).collect()
-    }
-
-    /// Deletes a topic, its records, and every group's offsets in it.
-    ///
-    /// # Errors
-    /// [`BrokerError::UnknownTopic`], [`BrokerError::TopicInUse`], [`BrokerError::Storage`].
-    pub async fn delete_topic(&self, name: &TopicName) -> Result<(), BrokerError> {
-        let _changing = self.0.changing_topics.lock().await;
-        let topic = self.topic(name.as_str())?;
-        let pipelines = self.users(name);
-        if !pipelines.is_empty() {
-            return Err(BrokerError::TopicInUse { topic: name.clone(), pipelines });
-        }
-        // From here on the committer refuses writes to it.
-        topic.partitions().iter().for_each(|partition| partition.set_deleted(true));
-        let catalog = vec![CatalogChange::remove(topic_key(name))];
-        let deletion = Commit { catalog, deleted_topics: vec![topic.id()], ..Commit::default() };
-        let removed = async { self.commit(deletion).await?.await };
-        if let Err(error) = removed.await {
-            // It may be there: what it holds can be read.
-            topic.partitions().iter().for_each(|partition| partition.set_deleted(false));
-            return Err(error);
-        }
-        self.0.topics.write().remove(name);
-        self.0.store.registry().touch();
-        for group in self.0.groups.all() {
-            group.forget_topic(topic.id());
-        }
-        self.0.metrics.forget(name);
-        self.topics_changed(name);
-        Ok(())
-    }
-
-    /// Says which topics a pipeline uses, and how: they can't be deleted, nor what their use forbids. None of
-    /// them ends that.
-    pub fn set_topics_in_use(&self, pipeline: &str, topics: BTreeMap<TopicName, TopicUse>) {
-        let mut in_use = self.0.in_use.write();
-        match topics.is_empty() {
-            true => in_use.remove(pipeline),
-            false => in_use.insert(pipeline.to_owned(), topics),
-        };
-    }
-
-    /// A topic by name.
-    ///
-    /// # Errors
-    /// [`BrokerError::UnknownTopic`].
-    pub fn topic(&self, name: &str) -> Result<Arc<Topic>, BrokerError> {
-        let topics = self.0.topics.read();
-        topics.get(name).cloned().ok_or_else(|| BrokerError::UnknownTopic { topic: name.to_owned() })
-    }
-
-    /// Every topic, by name.
-    pub fn topics(&self) -> Vec<Arc<Topic>> {
-        self.0.topics.read().values().cloned().collect()
-    }
-
-    fn partition_by_id(&self, topic: TopicId, partition: u32) -> Option<Arc<Partition>> {
-        let topics = self.0.topics.read();
-        let topic = topics.values().find(|candidate| candidate.id() == topic)?;
-        topic.partitions().get(partition as usize).cloned()
-    }
-
-    // ---- writing
-
     /// Queues a commit, once there is room for it in the queue.
     ///
     /// # Errors
@@ -520,231 +331,4 @@ impl Broker {
         let append = Append { partition: partition.clone(), batches };
         self.commit(Commit { appends: vec![append], ..Commit::default() }).await
     }
-
-    // ---- idempotent producers
-
-    /// Gives a producer an id of its own, or the one that it has the next epoch (KIP-98, KIP-360). An
-    /// epoch that is the last gives way to a new id.
-    ///
-    /// # Errors
-    /// [`BrokerError::UnknownProducerId`], [`BrokerError::InvalidArgument`] for a negative epoch,
-    /// [`BrokerError::ShuttingDown`], [`BrokerError::Storage`].
-    pub async fn init_producer(&self, current: Option<ProducerIdentity>) -> Result<ProducerIdentity, BrokerError> {
-        if let Some(ProducerIdentity { id, epoch }) = current {
-            self.check_handed_out(id)?;
-            if epoch < 0 {
-                return Err(BrokerError::InvalidArgument {
-                    what: "producer epoch",
-                    value: epoch.to_string(),
-                    allowed: format!("use 0 to {}", i16::MAX),
-                });
-            }
-            if let Some(epoch) = epoch.checked_add(1) {
-                return Ok(ProducerIdentity { id, epoch });
-            }
-        }
-        let reserve = async |until: i64| {
-            let catalog = vec![CatalogChange::put(NEXT_PRODUCER_ID, until.to_string().into_bytes())];
-            self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
-            // What many short-lived producers leave behind is bounded by this.
-            self.forget_idle_producers();
-            Ok(())
-        };
-        Ok(ProducerIdentity { id: self.0.producer_ids.next(reserve).await?, epoch: 0 })
-    }
-
-    /// Forgets, in every partition, the producers that were idle for longer than
-    /// [`BrokerSettings::producer_expiry_ms`].
-    pub fn forget_idle_producers(&self) {
-        let expiry_ms = i64::try_from(self.0.settings.producer_expiry_ms).unwrap_or(i64::MAX);
-        let before_ms = self.0.clock.now_ms().saturating_sub(expiry_ms);
-        for topic in self.topics() {
-            topic.partitions().iter().for_each(|partition| partition.producers().forget_idle(before_ms));
-        }
-    }
-
-    fn check_handed_out(&self, producer_id: ProducerId) -> Result<(), BrokerError> {
-        if self.0.producer_ids.knows(producer_id) {
-            return Ok(());
-        }
-        Err(BrokerError::UnknownProducerId { producer_id })
-    }
-
-    // ---- groups
-
-    /// Where a group stands in each partition that it has committed, or that its members read.
-    pub fn group_offsets(&self, group: &Group) -> Vec<GroupOffset> {
-        let mut partitions: BTreeMap<TopicPartition, (Arc<Partition>, Option<Offset>)> = BTreeMap::new();
-        for (topic, partition, offset) in group.all_committed() {
-            if let Some(found) = self.partition_by_id(topic, partition) {
-                partitions.insert(found.name().clone(), (found, Some(offset)));
-            }
-        }
-        let topics = group.members().topics();
-        for topic in topics.iter().filter_map(|name| self.topic(name.as_str()).ok()) {
-            for partition in topic.partitions() {
-                partitions.entry(partition.name().clone()).or_insert_with(|| (partition.clone(), None));
-            }
-        }
-        let offset = |(name, (partition, committed)): (TopicPartition, (Arc<Partition>, Option<Offset>))| {
-            let end = partition.end();
-            let lag = end.since(committed.unwrap_or(partition.start()));
-            GroupOffset { partition: name, committed, end, lag }
-        };
-        partitions.into_iter().map(offset).collect()
-    }
-
-    /// Adds a member to a consumer group.
-    ///
-    /// # Errors
-    /// [`BrokerError::GroupOfOtherKind`], [`BrokerError::UnknownTopic`].
-    pub fn join_group(
-        &self,
-        id: &GroupId,
-        client_id: &str,
-        topics: BTreeSet<TopicName>,
-    ) -> Result<(Arc<Group>, MemberId, mpsc::UnboundedReceiver<MemberEvent>), BrokerError> {
-        for topic in &topics {
-            self.topic(topic.as_str())?;
-        }
-        loop {
-            let group = self.0.groups.get_or_create(id, GroupKind::Consumer)?;
-            let mut members = group.members();
-            if group.is_removed() {
-                continue;
-            }
-            let mut counts = self.partition_counts(&members.topics());
-            counts.extend(self.partition_counts(&topics));
-            let (member, events) = members.join(client_id, topics, &counts, group.next_generation());
-            drop(members);
-            return Ok((group, member, events));
-        }
-    }
-
-    /// Removes a member; its partitions go to the others.
-    pub fn leave_group(&self, group: &Group, member: &str) {
-        let mut members = group.members();
-        if members.contains(member) {
-            let counts = self.partition_counts(&members.topics());
-            members.leave(member, &counts, group.next_generation());
-        }
-    }
-
-    /// A member gave partitions back.
-    pub fn revoked(&self, group: &Group, member: &str, partitions: &[TopicPartition]) {
-        group.members().revoked(member, partitions, group.generation());
-    }
-
-    /// Queues a member's offsets, where it owns the partitions.
-    ///
-    /// # Errors
-    /// [`BrokerError::NotAssigned`], [`BrokerError::OffsetOutOfRange`],
-    /// [`BrokerError::UnknownTopic`]; the receipt has the rest.
-    pub async fn commit_as_member(
-        &self,
-        group: &Arc<Group>,
-        member: &str,
-        offsets: &[(TopicPartition, Offset)],
-    ) -> Result<Receipt, BrokerError> {
-        let commit = {
-            let members = group.members();
-            if let Some((partition, _)) = offsets.iter().find(|(partition, _)| !members.owns(member, partition)) {
-                return Err(BrokerError::NotAssigned {
-                    group: group.id().clone(),
-                    member: member.to_owned(),
-                    topic: partition.topic.clone(),
-                    partition: partition.partition,
-                });
-            }
-            self.offsets_commit(group, offsets)?
-        };
-        self.commit(commit).await
-    }
-
-    /// Sets a group's offsets from outside, where nobody reads in it.
-    ///
-    /// # Errors
-    /// [`BrokerError::GroupInUse`], [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`],
-    /// [`BrokerError::Storage`].
-    pub async fn set_offsets(
-        &self,
-        group: &Arc<Group>,
-        offsets: &[(TopicPartition, Offset)],
-    ) -> Result<(), BrokerError> {
-        let fence = unused(group)?;
-        let commit = Commit { fence: Some(fence), ..self.offsets_commit(group, offsets)? };
-        self.commit(commit).await?.await.map(drop)
-    }
-
-    fn offsets_commit(&self, group: &Arc<Group>, offsets: &[(TopicPartition, Offset)]) -> Result<Commit, BrokerError> {
-        let mut commit = Commit::default();
-        for (name, offset) in offsets {
-            let topic = self.topic(name.topic.as_str())?;
-            let partition = topic.partition(name.partition)?;
-            if *offset < partition.start() || *offset > partition.end() {
-                return Err(partition.out_of_range(*offset));
-            }
-            commit.offsets.push(OffsetChange {
-                group: group.clone(),
-                topic: topic.clone(),
-                partition: name.partition,
-                offset: *offset,
-                expected: None,
-            });
-        }
-        Ok(commit)
-    }
-
-    /// Deletes a group that nobody reads in, with its offsets.
-    ///
-    /// # Errors
-    /// [`BrokerError::UnknownGroup`], [`BrokerError::GroupInUse`],
-    /// [`BrokerError::GroupOfOtherKind`] for a pipeline's, [`BrokerError::Storage`].
-    pub async fn delete_group(&self, id: &str) -> Result<(), BrokerError> {
-        let group = self.0.groups.get(id)?;
-        if group.kind() == GroupKind::Pipeline {
-            let by = format!("it belongs to a pipeline; `millstream pipeline delete {id}` deletes both");
-            return Err(BrokerError::GroupInUse { group: group.id().clone(), by });
-        }
-        let fence = Some(unused(&group)?);
-        self.commit(Commit { drop_groups: vec![group], fence, ..Commit::default() }).await?.await.map(drop)
-    }
-
-    fn topics_changed(&self, topic: &TopicName) {
-        for group in self.0.groups.all() {
-            let mut members = group.members();
-            if members.reads(topic) {
-                let counts = self.partition_counts(&members.topics());
-                members.rebalance(&counts, group.next_generation());
-            }
-        }
-    }
-
-    fn partition_counts(&self, topics: &BTreeSet<TopicName>) -> BTreeMap<TopicName, u32> {
-        let known = self.0.topics.read();
-        let count = |name: &TopicName| known.get(name).map(|topic| (name.clone(), topic.partition_count()));
-        topics.iter().filter_map(count).collect()
-    }
-}
-
-/// A group that nobody reads in; whoever joins or resumes meanwhile ends the fence's generation.
-fn unused(group: &Arc<Group>) -> Result<Fence, BrokerError> {
-    let fence = Fence { group: group.clone(), generation: group.generation() };
-    group.check_unused()?;
-    if group.is_removed() {
-        return Err(BrokerError::UnknownGroup { group: group.id().to_string() });
-    }
-    Ok(fence)
-}
-
-fn check_partitions(partitions: u32, min: u32) -> Result<(), BrokerError> {
-    if (min..=PARTITIONS_MAX).contains(&partitions) {
-        return Ok(());
-    }
-    let why = if min > 1 { ": partitions can be added, not removed" } else { "" };
-    Err(BrokerError::InvalidArgument {
-        what: "partitions",
-        value: partitions.to_string(),
-        allowed: format!("use {min} to {PARTITIONS_MAX}{why}"),
-    })
 }

@@ -2,7 +2,7 @@
 //!
 //! A client over its quota waits; nothing is refused. A bucket a client and kind holds a second of
 //! its rate. What is taken may be more than it holds: the next one then waits until that is paid.
-//! This file knows nothing of requests: `grpc/caller.rs` says what is waited for, and when.
+//! This file knows nothing of requests: `caller.rs` says what is waited for, and when.
 
 use std::collections::BTreeMap;
 use std::fmt;

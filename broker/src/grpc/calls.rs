@@ -10,19 +10,22 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use millstream_api::v1;
+use millstream_api::{CLIENT_ID_METADATA, v1};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tonic::service::Routes;
+use tonic::transport::server::Connected;
 use tonic::{Code, Status};
 
-use super::caller::Caller;
-use super::connection::Peer;
 use super::log::FETCH_WAIT_MAX;
 use super::status;
 use crate::broker::Broker;
+use crate::broker::caller::Caller;
+use crate::broker::quota::ClientId;
+use crate::error::BrokerError;
+use crate::net::connection::{Connection, Peer};
 
 /// A call that may wait for records before it answers.
 const LONG_POLL: &str = "/millstream.v1.Log/Fetch";
@@ -72,7 +75,7 @@ impl Service<Request<Body>> for Calls {
         // less of it.
         let begun = Instant::now();
         let caller = match request.extensions().get::<Peer>() {
-            Some(peer) => Caller::new(&self.broker, peer, request.headers()).map_err(Status::from),
+            Some(peer) => caller(&self.broker, peer, request.headers()).map_err(Status::from),
             None => Err(internal("a request without its connection")),
         };
         let caller = match caller {
@@ -101,6 +104,35 @@ impl Service<Request<Body>> for Calls {
             }
         })
     }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer().clone()
+    }
+}
+
+/// The client that a call's metadata names, or else the peer's address.
+///
+/// # Errors
+/// [`BrokerError::InvalidArgument`] for a client id that is not allowed.
+fn caller(broker: &Broker, peer: &Peer, headers: &HeaderMap) -> Result<Caller, BrokerError> {
+    let client = match headers.get(CLIENT_ID_METADATA) {
+        Some(id) => ClientId::new(&String::from_utf8_lossy(id.as_bytes()))?,
+        None => peer.ip.into(),
+    };
+    Ok(Caller::new(broker.clone(), client, peer.in_flight.clone()))
+}
+
+/// Who made a request.
+///
+/// # Errors
+/// A status where the request did not pass [`Calls`]: a defect.
+pub(super) fn caller_of<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| internal("a call without its caller"))
 }
 
 fn runs_to_its_end(path: &str) -> bool {

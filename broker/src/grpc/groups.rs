@@ -18,13 +18,14 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::caller::Caller;
+use super::calls::caller_of;
 use super::log::{answer, resolve, to_format, to_offset, wanted_partitions};
 use super::records::PlainRoom;
 use super::status;
-use crate::broker::Broker;
+use crate::broker::caller::Caller;
+use crate::broker::fetch::{Fetch, FetchFrom, Fetched};
+use crate::broker::{Broker, GroupOffset};
 use crate::error::BrokerError;
-use crate::fetch::{Fetch, FetchFrom, Fetched};
 use crate::groups::members::MemberEvent;
 use crate::groups::{Group, GroupKind};
 use crate::log::partition::Partition;
@@ -61,7 +62,7 @@ impl Groups for Service {
     type JoinStream = Answers;
 
     async fn join(&self, request: Request<Streaming<v1::MemberRequest>>) -> Result<Response<Answers>, Status> {
-        let caller = Caller::of(&request)?;
+        let caller = caller_of(&request)?;
         let mut requests = request.into_inner();
         let first = requests.message().await?.and_then(|request| request.message);
         let Some(FromMember::Join(join)) = first else {
@@ -106,7 +107,7 @@ impl Groups for Service {
                 partitions: partitions.iter().map(to_partition).collect(),
             })
             .collect();
-        let reader = |offset: &crate::broker::GroupOffset| {
+        let reader = |offset: &GroupOffset| {
             let wanted = to_partition(&offset.partition);
             members.iter().find(|member| member.partitions.contains(&wanted)).map(|member| member.member_id.clone())
         };
@@ -156,7 +157,7 @@ impl Groups for Service {
 }
 
 /// Where a group stands, for people.
-pub fn to_group_offset(offset: &crate::broker::GroupOffset, member_id: Option<String>) -> v1::GroupOffset {
+pub fn to_group_offset(offset: &GroupOffset, member_id: Option<String>) -> v1::GroupOffset {
     v1::GroupOffset {
         topic: offset.partition.topic.as_str().to_owned(),
         partition: offset.partition.partition,

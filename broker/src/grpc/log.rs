@@ -11,12 +11,13 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::caller::Caller;
+use super::calls::caller_of;
 use super::records::{PlainRoom, build_batches, check_batches, to_partition_records};
 use super::status;
 use crate::broker::Broker;
+use crate::broker::caller::Caller;
+use crate::broker::fetch::{Fetch, FetchFrom};
 use crate::error::BrokerError;
-use crate::fetch::{Fetch, FetchFrom};
 use crate::log::commit::{Append, Commit};
 use crate::log::partition::Partition;
 use crate::log::queue::Receipt;
@@ -99,7 +100,7 @@ async fn admit(
     caller: &Caller,
     request: v1::ProduceRequest,
 ) -> Result<(Queued, OwnedSemaphorePermit), BrokerError> {
-    let room = caller.admit(&request).await?;
+    let room = caller.admit(request_bytes(&request)).await?;
     Ok((queue(broker, request).await?, room))
 }
 
@@ -123,10 +124,20 @@ async fn queue_plain(broker: &Broker, topic: &Topic, request: &v1::ProduceReques
     Ok(Queued { receipt: broker.commit(commit).await?, appends })
 }
 
+/// What a produce request counts for, in bytes: its batches, or its records' keys, values and headers.
+fn request_bytes(request: &v1::ProduceRequest) -> usize {
+    let len = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
+    let record = |record: &v1::Record| {
+        let headers = record.headers.iter().map(|header| header.name.len() + len(&header.value));
+        len(&record.key) + len(&record.value) + headers.sum::<usize>()
+    };
+    request.batches.len() + request.records.iter().map(record).sum::<usize>()
+}
+
 #[tonic::async_trait]
 impl Log for Service {
     async fn produce(&self, request: Request<v1::ProduceRequest>) -> Result<Response<v1::ProduceResponse>, Status> {
-        let caller = Caller::of(&request)?;
+        let caller = caller_of(&request)?;
         let (queued, _room) = admit(&self.broker, &caller, request.into_inner()).await?;
         Ok(Response::new(queued.answer().await?))
     }
@@ -137,7 +148,7 @@ impl Log for Service {
         &self,
         request: Request<Streaming<v1::ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStreamStream>, Status> {
-        let caller = Caller::of(&request)?;
+        let caller = caller_of(&request)?;
         let mut requests = request.into_inner();
         let (sender, queued) = mpsc::channel(PRODUCE_IN_FLIGHT_MAX);
         let broker = self.broker.clone();
@@ -195,7 +206,7 @@ impl Log for Service {
     }
 
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
-        let caller = Caller::of(&request)?;
+        let caller = caller_of(&request)?;
         let request = request.into_inner();
         let format = to_format(request.format)?;
         if request.partitions.len() > FETCH_PARTITIONS_MAX {
@@ -244,7 +255,7 @@ impl Log for Service {
     type ConsumeStream = Answers<v1::ConsumeResponse>;
 
     async fn consume(&self, request: Request<v1::ConsumeRequest>) -> Result<Response<Self::ConsumeStream>, Status> {
-        let caller = Caller::of(&request)?;
+        let caller = caller_of(&request)?;
         let request = request.into_inner();
         let format = to_format(request.format)?;
         let topic = self.broker.topic(&request.topic)?;
@@ -332,7 +343,7 @@ impl Consumer {
 /// One partition's answer, counted.
 pub(super) fn answer(
     broker: &Broker,
-    fetched: crate::fetch::Fetched,
+    fetched: crate::broker::fetch::Fetched,
     from: u64,
     format: v1::Format,
     limits: &millstream_record::Limits,

@@ -1,9 +1,7 @@
 //! gRPC (`sdk/proto`): one file a service; protobuf to domain and back, errors to Status.
 
 mod admin;
-mod caller;
 mod calls;
-mod connection;
 pub mod groups;
 mod log;
 mod records;
@@ -23,6 +21,7 @@ use tonic::transport::Server;
 
 use self::calls::Calls;
 use crate::broker::Broker;
+use crate::net::listener::{self, NetSettings};
 
 /// Connections at once, by default: a few times what one machine's clients make, and 240 MB of memory
 /// where all of them are idle.
@@ -103,7 +102,13 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     routes.add_service(health).add_service(reflection);
-    let connections = connection::accept(listener, &settings, broker.metrics().clone());
+    let net = NetSettings {
+        connections_max: settings.connections_max,
+        connection_bytes_in_flight_max: settings.connection_bytes_in_flight_max,
+        // As long as a peer has to answer a ping.
+        stall_max: Duration::from_millis(settings.keepalive_interval_ms.saturating_add(settings.keepalive_timeout_ms)),
+    };
+    let connections = listener::accept(listener, &net, broker.metrics().clone());
     let calls = Calls::new(routes.routes(), broker, Duration::from_millis(settings.call_deadline_ms));
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

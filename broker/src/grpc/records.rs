@@ -6,8 +6,8 @@ use millstream_api::v1;
 use millstream_record::{BatchBuilder, BatchError, Compression, Limits, RecordBatch, partition_for_key, split_batches};
 
 use super::status;
+use crate::broker::fetch::Fetched;
 use crate::error::BrokerError;
-use crate::fetch::Fetched;
 use crate::log::partition::Partition;
 use crate::log::reader::Slice;
 use crate::log::topic::Topic;

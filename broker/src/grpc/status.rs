@@ -6,6 +6,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::error::BrokerError;
+use crate::name::InvalidName;
 
 /// An error as the contract has it.
 pub fn to_error(error: &BrokerError) -> v1::Error {
@@ -28,6 +29,12 @@ pub fn status(code: v1::ErrorCode, grpc: Code, message: impl Into<String>) -> St
 /// The status for a request that says nothing sensible.
 pub fn invalid(message: impl Into<String>) -> Status {
     status(v1::ErrorCode::InvalidRequest, Code::InvalidArgument, message)
+}
+
+impl From<InvalidName> for Status {
+    fn from(error: InvalidName) -> Self {
+        BrokerError::from(error).into()
+    }
 }
 
 impl From<BrokerError> for Status {

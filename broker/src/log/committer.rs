@@ -205,7 +205,9 @@ impl Committer {
 
     /// Refuses what grows while the disk has little room.
     fn check_room(&self) -> Result<(), BrokerError> {
-        if self.sealer.is_disk_full() { Err(self.store.room().full()?) } else { self.store.room().for_appends() }
+        let room = self.store.room();
+        let full = if self.sealer.is_disk_full() { Some(room.full()?) } else { room.for_appends()? };
+        full.map_or(Ok(()), |full| Err(BrokerError::DiskFull(full)))
     }
 
     /// One blob of everything, with each partition's batches back to back.

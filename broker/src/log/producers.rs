@@ -230,6 +230,7 @@ fn check(known: Option<&Producer>, at: &TopicPartition, batch: &Numbered) -> Res
             epoch: batch.epoch,
             found: batch.first,
             oldest,
+            remembered: BATCHES_REMEMBERED,
         });
     }
     Err(out_of_order(at, batch, expected))

@@ -24,7 +24,7 @@ use crate::log::commit::Upkeep;
 use crate::log::domain::Domain;
 use crate::log::index::Unsealed;
 use crate::log::partition::Partition;
-use crate::log::producers::Producers;
+use crate::log::producers::{Producer, Producers};
 use crate::log::queue::{Ended, WeakCommitQueue};
 use crate::log::state::Frozen;
 use crate::name::GroupId;
@@ -403,7 +403,12 @@ impl Sealer {
                 |id: ProducerId| Tables::producer_key(partition.topic_id().0, partition.name().partition, id.get());
             let ids: HashSet<ProducerId> = headers.iter().filter_map(|h| ProducerId::new(h.producer_id)).collect();
             let mut producers = Producers::default();
-            tables.producers_of(ids.iter().map(|id| (*id, key(*id))), |id, before| producers.restore(id, before))?;
+            tables.producers_of(ids.iter().map(|id| (id.get(), key(*id))), |id, row| {
+                let corrupt = |reason| StoreError::Corrupt { what: "table producers".into(), reason };
+                let before = Producer::decode(row).map_err(corrupt)?;
+                ProducerId::new(id).into_iter().for_each(|id| producers.restore(id, before));
+                Ok(())
+            })?;
             headers.iter().for_each(|header| producers.replay(header, now_ms));
             rows.extend(producers.iter().map(|(id, producer)| (key(id), Some(producer.encode()))));
         }

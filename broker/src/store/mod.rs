@@ -35,7 +35,8 @@ use redb::{Builder, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTa
 
 use blobs::BlobCache;
 pub use catalog::CatalogChange;
-pub use check::{Damage, Report, check, check_on};
+pub use check::{Damage, Report};
+pub(crate) use check::{KnownTopic, check};
 use database::OpenDatabase;
 use directory::DirectoryLock;
 pub use error::StoreError;
@@ -47,8 +48,8 @@ pub use journal::StateChange;
 /// What a test harness puts under the store to break it.
 pub use redb::{BackendError, StorageBackend};
 pub(crate) use registry::Registry;
-pub use room::FreeBytes;
 use room::Room;
+pub use room::{DiskFull, FreeBytes};
 pub(crate) use tables::{Count, SLICE_ROWS, Tables};
 pub(crate) use write::Write;
 

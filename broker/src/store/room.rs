@@ -8,13 +8,23 @@ use std::sync::Arc;
 use super::backup::BackupError;
 use super::error::StoreError;
 use super::file_system::FileSystem;
-use crate::error::BrokerError;
 
 /// Of the room that appends leave, sealing leaves this part to the commits.
 const SEALING_FRACTION: u64 = 4;
 
 /// Says how many bytes a disk has room for.
 pub type FreeBytes = Arc<dyn Fn() -> io::Result<u64> + Send + Sync>;
+
+/// The disk has too little room left for appends.
+#[derive(Clone, Debug)]
+pub struct DiskFull {
+    /// Bytes that there is room for.
+    pub free_bytes: u64,
+    /// Bytes that are kept free (`disk_reserve_bytes`).
+    pub reserve_bytes: u64,
+    /// The data directory.
+    pub path: PathBuf,
+}
 
 /// The room on a data directory's disk, and how much of it is kept free.
 pub(crate) struct Room {
@@ -38,12 +48,9 @@ impl Room {
         Self { path: path.to_owned(), free_bytes: free_bytes.unwrap_or_else(of_system), reserve_bytes }
     }
 
-    /// Whether records may be appended.
-    ///
-    /// # Errors
-    /// [`BrokerError::DiskFull`] where they may not.
-    pub(crate) fn for_appends(&self) -> Result<(), BrokerError> {
-        if self.is_left(self.reserve_bytes)? { Ok(()) } else { Err(self.full()?) }
+    /// Whether records may be appended; if not, how full the disk is.
+    pub(crate) fn for_appends(&self) -> Result<Option<DiskFull>, StoreError> {
+        if self.is_left(self.reserve_bytes)? { Ok(None) } else { self.full().map(Some) }
     }
 
     /// Whether a step of sealing may be made: a segment, or a transaction of the tables.
@@ -68,10 +75,9 @@ impl Room {
         Err(BackupError::NoRoomForJournal { path: self.path.clone(), free_bytes, reserve_bytes })
     }
 
-    /// What appends are refused with.
-    pub(crate) fn full(&self) -> Result<BrokerError, StoreError> {
-        let (free_bytes, reserve_bytes) = (self.free()?, self.reserve_bytes);
-        Ok(BrokerError::DiskFull { free_bytes, reserve_bytes, path: self.path.clone() })
+    /// How full the disk is, for those who are refused.
+    pub(crate) fn full(&self) -> Result<DiskFull, StoreError> {
+        Ok(DiskFull { free_bytes: self.free()?, reserve_bytes: self.reserve_bytes, path: self.path.clone() })
     }
 
     fn is_left(&self, bytes: u64) -> Result<bool, StoreError> {

@@ -14,8 +14,6 @@ use super::database::OpenDatabase;
 use super::error::StoreError;
 use super::files::Files;
 use super::open_table;
-use crate::log::producers::Producer;
-use crate::name::ProducerId;
 
 pub(super) const FILE: &str = "tables.redb";
 
@@ -247,18 +245,17 @@ impl Tables {
         [&topic.to_be_bytes()[..], &partition.to_be_bytes(), &producer.to_be_bytes()].concat()
     }
 
-    /// Calls `found` with what is remembered of each of these producers, given with their keys.
+    /// Calls `found` with the row of each of these producers, given with their keys.
     pub(crate) fn producers_of(
         &self,
-        of: impl Iterator<Item = (ProducerId, Vec<u8>)>,
-        mut found: impl FnMut(ProducerId, Producer),
+        of: impl Iterator<Item = (i64, Vec<u8>)>,
+        mut found: impl FnMut(i64, &[u8]) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let read = self.db.begin_read()?;
         let Some(table) = open_table(&read, PRODUCERS)? else { return Ok(()) };
         for (id, key) in of {
             if let Some(row) = table.get(key.as_slice())? {
-                let corrupt = |reason| StoreError::Corrupt { what: "table producers".into(), reason };
-                found(id, Producer::decode(row.value()).map_err(corrupt)?);
+                found(id, row.value())?;
             }
         }
         Ok(())

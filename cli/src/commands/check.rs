@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use millstream_broker::store::{Report, check};
+use millstream_broker::broker::check::check;
+use millstream_broker::store::Report;
 
 use crate::exit::REFUSED;
 use crate::output::{Out, OutputArgs};

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::ValueEnum;
+use millstream_broker::broker::quota::QuotaSettings;
 use millstream_broker::clock::SystemClock;
-use millstream_broker::quota::QuotaSettings;
 use millstream_broker::store::{StoreError, StoreOptions};
 use millstream_broker::{Broker, BrokerSettings};
 use millstream_runtime::host::EngineSettings;

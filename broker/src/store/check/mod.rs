@@ -29,40 +29,46 @@ use super::journal::{BATCHES, RunHeader};
 use super::segment::{BlockFault, Extent, FOLDER, OpenSegment, OwnedExtent, Piece, SegmentId, SegmentMeta};
 use super::tables::{self, Tables};
 use super::{CATALOG, JOURNAL, LOG_STARTS, SEGMENTS, recovery, sum};
-use crate::log::catalog::TOPIC_PREFIX;
-use crate::log::topic::TopicMeta;
 use crate::store::place::{Offset, TopicId};
 use journal::{Content, Found};
 use overlay::Overlay;
 pub use report::{Damage, Report};
 
-/// Reads all of a stopped data directory, and with `repair` keeps all that is sound of it: damaged batches are
-/// cut out and leave a hole in the offsets, damaged indexes are written anew. Without `repair` nothing is
+/// A topic that there is, as a catalog's entry says.
+pub(crate) struct KnownTopic {
+    pub(crate) id: TopicId,
+    pub(crate) name: String,
+    pub(crate) partitions: u32,
+}
+
+/// Reads a catalog's entry, given its key and value: `None` where it is no topic's, and what is wrong with one that
+/// can't be read.
+pub(crate) type ReadTopic = fn(&str, &[u8]) -> Option<Result<KnownTopic, String>>;
+
+/// Reads all of a stopped data directory on this file system, and with `repair` keeps all that is sound of it: damaged
+/// batches are cut out and leave a hole in the offsets, damaged indexes are written anew. Without `repair` nothing is
 /// changed. Blocks.
 ///
 /// # Errors
 /// [`StoreError::Locked`] where a server has the directory, [`StoreError::Format`] for one of another
 /// version, [`StoreError::Io`] where there is none or a file can't be read. Damage is no error.
-pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
-    check_on(&system_files(), data, repair)
-}
-
-/// As [`check`], of a data directory on this file system.
-///
-/// # Errors
-/// As [`check`].
-pub fn check_on(system: &Arc<dyn FileSystem>, data: &Path, repair: bool) -> Result<Report, StoreError> {
+pub(crate) fn check(
+    system: &Arc<dyn FileSystem>,
+    data: &Path,
+    repair: bool,
+    read_topic: ReadTopic,
+) -> Result<Report, StoreError> {
     if !system.exists(&data.join(directory::FORMAT_FILE)) {
         return Err(StoreError::NoDataDirectory { path: data.to_owned() });
     }
     let _lock = DirectoryLock::take(system, data)?;
     directory::check_format(system, data)?;
-    let mut checked = Checked::new(system, data, None);
+    let mut checked = Checked::new(system, data, None, read_topic);
     checked.run()?;
     if !checked.readable
         && let Some(rebuilt) = rebuilt(&checked.files)?
     {
-        let mut again = Checked::new(system, data, Some(rebuilt));
+        let mut again = Checked::new(system, data, Some(rebuilt), read_topic);
         again.damaged(DATABASE_FILE, "redb refuses it: a page is damaged, and it was not closed in good order");
         again.run()?;
         if again.readable {
@@ -90,12 +96,6 @@ fn rebuilt(files: &Files) -> Result<Option<TempDir>, StoreError> {
     }
 }
 
-/// A topic that there is.
-struct KnownTopic {
-    name: String,
-    partitions: u32,
-}
-
 /// A segment as the registry has it and as it was found.
 struct SegmentFound {
     meta: SegmentMeta,
@@ -118,6 +118,7 @@ struct Checked {
     /// What stands for the journal's database where redb refuses that.
     rebuilt: Option<(TempDir, Files)>,
     report: Report,
+    read_topic: ReadTopic,
     topics: BTreeMap<TopicId, KnownTopic>,
     /// A topic is not among them for its entry can't be read.
     catalog_is_damaged: bool,
@@ -138,7 +139,7 @@ struct Checked {
 }
 
 impl Checked {
-    fn new(system: &Arc<dyn FileSystem>, data: &Path, rebuilt: Option<TempDir>) -> Self {
+    fn new(system: &Arc<dyn FileSystem>, data: &Path, rebuilt: Option<TempDir>, read_topic: ReadTopic) -> Self {
         Self {
             files: overlaid(system, data),
             rebuilt: rebuilt.map(|folder| {
@@ -147,6 +148,7 @@ impl Checked {
                 (folder, files)
             }),
             report: Report::default(),
+            read_topic,
             topics: BTreeMap::new(),
             catalog_is_damaged: false,
             log_starts: BTreeMap::new(),
@@ -247,15 +249,10 @@ impl Checked {
 
     fn catalog(&mut self, database: &Database) -> Result<(), String> {
         let mut damages = Vec::new();
-        rows(database, CATALOG, |key, value| {
-            let Some(name) = key.strip_prefix(TOPIC_PREFIX) else { return };
-            match serde_json::from_slice::<TopicMeta>(value) {
-                Ok(meta) => {
-                    let topic = KnownTopic { name: name.to_owned(), partitions: meta.partitions };
-                    self.topics.insert(TopicId(meta.id), topic);
-                }
-                Err(error) => damages.push(format!("the catalog's entry {key:?}: {error}")),
-            }
+        rows(database, CATALOG, |key, value| match (self.read_topic)(key, value) {
+            None => {}
+            Some(Ok(topic)) => drop(self.topics.insert(topic.id, topic)),
+            Some(Err(reason)) => damages.push(format!("the catalog's entry {key:?}: {reason}")),
         })?;
         self.catalog_is_damaged |= !damages.is_empty();
         damages.into_iter().for_each(|reason| self.beyond_repair(DATABASE_FILE, reason));

@@ -2,8 +2,8 @@
 
 use std::num::NonZeroU64;
 
+use millstream_broker::broker::quota::{ClientId, QuotaSettings, Rates};
 use millstream_broker::grpc::ServeSettings;
-use millstream_broker::quota::{ClientId, QuotaSettings, Rates};
 
 use crate::amount;
 use crate::exit::Usage;

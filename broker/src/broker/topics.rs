@@ -1,0 +1,208 @@
+//! Topics: making, altering and deleting them, and which pipelines use them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::Broker;
+use crate::error::BrokerError;
+use crate::groups::Group;
+use crate::log::catalog::{NEXT_TOPIC_ID, catalog_number, to_json, topic_key};
+use crate::log::commit::{Commit, OffsetChange};
+use crate::log::partition::Partition;
+use crate::log::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};
+use crate::name::TopicName;
+use crate::store::CatalogChange;
+use crate::store::place::{Offset, TopicId};
+
+impl Broker {
+    /// Makes a topic.
+    ///
+    /// # Errors
+    /// [`BrokerError::TopicExists`], [`BrokerError::InvalidArgument`], [`BrokerError::Storage`].
+    pub async fn create_topic(
+        &self,
+        name: &TopicName,
+        partitions: u32,
+        settings: TopicSettings,
+        internal: bool,
+    ) -> Result<Arc<Topic>, BrokerError> {
+        check_partitions(partitions, 1)?;
+        settings.check(self.0.settings.journal_bytes_max)?;
+        let _changing = self.0.changing_topics.lock().await;
+        if self.0.topics.read().contains_key(name) {
+            return Err(BrokerError::TopicExists { topic: name.clone() });
+        }
+        let id = catalog_number(&self.0.store, NEXT_TOPIC_ID)?.unwrap_or(1);
+        let created_at_ms = self.0.clock.now_ms();
+        let meta = TopicMeta { id, partitions, settings, internal, keys_moved: false, created_at_ms };
+        let catalog = vec![
+            CatalogChange::put(topic_key(name), to_json(&meta)),
+            CatalogChange::put(NEXT_TOPIC_ID, (id + 1).to_string().into_bytes()),
+        ];
+        self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
+        let topic = Arc::new(Topic::new(name.clone(), meta));
+        self.0.topics.write().insert(name.clone(), topic.clone());
+        self.topics_changed(name);
+        Ok(topic)
+    }
+
+    /// Changes a topic's settings, and adds partitions to it, while it is read and written. What began
+    /// before goes on with what it knew; requests that come afterwards see the change. Groups that read the
+    /// topic begin at the first record of each new partition, also those that began at the latest.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownTopic`], [`BrokerError::TopicInternal`], [`BrokerError::PartitionsInUse`],
+    /// [`BrokerError::InvalidArgument`], [`BrokerError::Storage`]. Nothing was changed then.
+    pub async fn alter_topic(&self, name: &TopicName, change: &TopicAlteration) -> Result<Arc<Topic>, BrokerError> {
+        let _changing = self.0.changing_topics.lock().await;
+        let before = self.topic(name.as_str())?;
+        if before.meta().internal {
+            return Err(BrokerError::TopicInternal { topic: name.clone() });
+        }
+        let current = before.partition_count();
+        let partitions = change.partitions.unwrap_or(current);
+        check_partitions(partitions, current)?;
+        let settings = change.settings(&before.meta().settings);
+        settings.check(self.0.settings.journal_bytes_max)?;
+        if partitions > current {
+            self.check_no_state(name, partitions, current)?;
+        }
+        // Also where nothing is stored yet: producers that don't know of the new partitions go on with the old.
+        let keys_moved = before.meta().keys_moved || partitions > current;
+        let meta = TopicMeta { partitions, settings, keys_moved, ..before.meta().clone() };
+        if meta == *before.meta() {
+            return Ok(before);
+        }
+        let catalog = vec![CatalogChange::put(topic_key(name), to_json(&meta))];
+        let offsets = self.offsets_of_added(&before, partitions);
+        self.commit(Commit { catalog, offsets, ..Commit::default() }).await?.await?;
+        let topic = Arc::new(before.altered(meta));
+        self.0.topics.write().insert(name.clone(), topic.clone());
+        if partitions > current {
+            self.topics_changed(name);
+        }
+        self.0.altered.send_modify(|times| *times += 1);
+        Ok(topic)
+    }
+
+    /// Refuses to move keys away from the state of an aggregate that takes the topic's partitioning as its own.
+    fn check_no_state(&self, topic: &TopicName, partitions: u32, current: u32) -> Result<(), BrokerError> {
+        for (pipeline, topics) in self.0.in_use.read().iter() {
+            if let Some(stage) = topics.get(topic).and_then(|of| of.aggregate.clone()) {
+                let (topic, pipeline) = (topic.clone(), pipeline.clone());
+                return Err(BrokerError::PartitionsInUse { topic, partitions, current, pipeline, stage });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every group that reads a topic begins new partitions at their first record: a group that began at the
+    /// latest must not miss what is written before its members learn of them.
+    fn offsets_of_added(&self, topic: &Arc<Topic>, partitions: u32) -> Vec<OffsetChange> {
+        let added = topic.partition_count()..partitions;
+        if added.is_empty() {
+            return Vec::new();
+        }
+        let mut groups = self.0.groups.all();
+        groups.retain(|group| group.members().reads(topic.name()) || group.has_committed(topic.id()));
+        let offset = |group: &Arc<Group>, partition| OffsetChange {
+            group: group.clone(),
+            topic: topic.clone(),
+            partition,
+            offset: Offset::ZERO,
+            expected: None,
+        };
+        groups.iter().flat_map(|group| added.clone().map(|partition| offset(group, partition))).collect()
+    }
+
+    /// Wakes when a topic was altered.
+    pub fn watch_altered(&self) -> watch::Receiver<u64> {
+        self.0.altered.subscribe()
+    }
+
+    /// Waits until no topic is being made, altered or deleted, and keeps it so until the answer is dropped.
+    pub async fn hold_topics(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.changing_topics.lock().await
+    }
+
+    /// Pipelines that use a topic.
+    fn users(&self, topic: &TopicName) -> Vec<String> {
+        let in_use = self.0.in_use.read();
+        in_use.iter().filter(|(_, topics)| topics.contains_key(topic)).map(|(pipeline, _)| pipeline.clone()).collect()
+    }
+
+    /// Deletes a topic, its records, and every group's offsets in it.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownTopic`], [`BrokerError::TopicInUse`], [`BrokerError::Storage`].
+    pub async fn delete_topic(&self, name: &TopicName) -> Result<(), BrokerError> {
+        let _changing = self.0.changing_topics.lock().await;
+        let topic = self.topic(name.as_str())?;
+        let pipelines = self.users(name);
+        if !pipelines.is_empty() {
+            return Err(BrokerError::TopicInUse { topic: name.clone(), pipelines });
+        }
+        // From here on the committer refuses writes to it.
+        topic.partitions().iter().for_each(|partition| partition.set_deleted(true));
+        let catalog = vec![CatalogChange::remove(topic_key(name))];
+        let deletion = Commit { catalog, deleted_topics: vec![topic.id()], ..Commit::default() };
+        let removed = async { self.commit(deletion).await?.await };
+        if let Err(error) = removed.await {
+            // It may be there: what it holds can be read.
+            topic.partitions().iter().for_each(|partition| partition.set_deleted(false));
+            return Err(error);
+        }
+        self.0.topics.write().remove(name);
+        self.0.store.registry().touch();
+        for group in self.0.groups.all() {
+            group.forget_topic(topic.id());
+        }
+        self.0.metrics.forget(name);
+        self.topics_changed(name);
+        Ok(())
+    }
+
+    /// Says which topics a pipeline uses, and how: they can't be deleted, nor what their use forbids. None of
+    /// them ends that.
+    pub fn set_topics_in_use(&self, pipeline: &str, topics: BTreeMap<TopicName, TopicUse>) {
+        let mut in_use = self.0.in_use.write();
+        match topics.is_empty() {
+            true => in_use.remove(pipeline),
+            false => in_use.insert(pipeline.to_owned(), topics),
+        };
+    }
+
+    /// A topic by name.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownTopic`].
+    pub fn topic(&self, name: &str) -> Result<Arc<Topic>, BrokerError> {
+        let topics = self.0.topics.read();
+        topics.get(name).cloned().ok_or_else(|| BrokerError::UnknownTopic { topic: name.to_owned() })
+    }
+
+    /// Every topic, by name.
+    pub fn topics(&self) -> Vec<Arc<Topic>> {
+        self.0.topics.read().values().cloned().collect()
+    }
+
+    pub(super) fn partition_by_id(&self, topic: TopicId, partition: u32) -> Option<Arc<Partition>> {
+        let topics = self.0.topics.read();
+        let topic = topics.values().find(|candidate| candidate.id() == topic)?;
+        topic.partitions().get(partition as usize).cloned()
+    }
+}
+
+fn check_partitions(partitions: u32, min: u32) -> Result<(), BrokerError> {
+    if (min..=PARTITIONS_MAX).contains(&partitions) {
+        return Ok(());
+    }
+    let why = if min > 1 { ": partitions can be added, not removed" } else { "" };
+    Err(BrokerError::InvalidArgument {
+        what: "partitions",
+        value: partitions.to_string(),
+        allowed: format!("use {min} to {PARTITIONS_MAX}{why}"),
+    })
+}
