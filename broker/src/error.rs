@@ -90,6 +90,23 @@ pub enum BrokerError {
         /// Which record of the request, from 0.
         index: usize,
     },
+    /// A record's timestamp that its topic does not allow.
+    #[error(
+        "topic {topic}, partition {partition}: record {index} of a batch (from 0) has the timestamp {timestamp_ms} ms since \
+         1970; {allowed}; nothing of this request was stored"
+    )]
+    InvalidTimestamp {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// Which record of its batch, from 0.
+        index: usize,
+        /// In ms since the epoch.
+        timestamp_ms: i64,
+        /// What is allowed.
+        allowed: String,
+    },
     /// A record batch that is not sound.
     #[error("topic {topic}, partition {partition}: {source}; nothing of this request was stored")]
     Batch {

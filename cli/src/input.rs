@@ -2,6 +2,7 @@
 //! taken from fields of the line where they are asked for. Every line becomes a record or an error
 //! that names it; none is dropped.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -36,6 +37,9 @@ pub(crate) struct FieldArgs {
     /// `YYYY/MM/DD HH:MM` (UTC where no zone is given), or seconds or milliseconds since 1970
     #[arg(long, value_name = "FIELD")]
     pub(crate) timestamp_field: Option<String>,
+    /// What the timestamp counts where it is a number [default: seconds or milliseconds, by its size]
+    #[arg(long, value_name = "UNIT", value_enum, requires = "timestamp_field")]
+    pub(crate) timestamp_unit: Option<timestamp::Unit>,
 }
 
 /// One line.
@@ -255,7 +259,7 @@ fn to_line(value: Bytes, number: u64, fields: &FieldArgs) -> Result<Line, String
         line.key = Some(to_key(&line.value, name, key)?);
     }
     if let Some(name) = wanted[1] {
-        line.timestamp_ms = Some(to_timestamp(&line.value, name, time)?);
+        line.timestamp_ms = Some(to_timestamp(&line.value, name, fields.timestamp_unit, time)?);
     }
     Ok(line)
 }
@@ -274,16 +278,30 @@ fn to_key(line: &Bytes, name: &str, found: Option<&RawValue>) -> Result<Bytes, S
     }
 }
 
-fn to_timestamp(line: &Bytes, name: &str, found: Option<&RawValue>) -> Result<i64, String> {
+fn to_timestamp(
+    line: &Bytes,
+    name: &str,
+    unit: Option<timestamp::Unit>,
+    found: Option<&RawValue>,
+) -> Result<i64, String> {
     let found = found.ok_or_else(|| lacks(line, name))?.get();
-    let time = match found.as_bytes().first() {
-        Some(b'"') => match plain_string(found) {
-            Some(text) => timestamp::parse(text),
-            None => timestamp::parse(&unescaped(found)?),
-        },
-        _ => timestamp::parse(found),
+    let text = match found.as_bytes().first() {
+        Some(b'"') => {
+            plain_string(found).map_or_else(|| unescaped(found).map(Cow::Owned), |text| Ok(Cow::Borrowed(text)))?
+        }
+        _ => Cow::Borrowed(found),
     };
-    time.ok_or_else(|| format!("field {name:?} holds {}, which is no time: use {}", shortened(found), timestamp::FORMS))
+    let time = timestamp::parse_in(unit, &text);
+    time.ok_or_else(|| {
+        let shown = shortened(found);
+        if unit.is_none() && timestamp::is_finer_than_ms(&text) {
+            return format!(
+                "field {name:?} holds {shown}, which is too large for milliseconds: if it counts micro- or nanoseconds, say so \
+                 with --timestamp-unit us or ns"
+            );
+        }
+        format!("field {name:?} holds {shown}, which is no time: use {}", timestamp::FORMS)
+    })
 }
 
 /// The inside of a JSON string that has no escapes.
@@ -416,7 +434,11 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8], key: Option<&str>, time: Option<&str>) -> Vec<Result<Line, String>> {
-        let fields = FieldArgs { key_field: key.map(str::to_owned), timestamp_field: time.map(str::to_owned) };
+        let fields = FieldArgs {
+            key_field: key.map(str::to_owned),
+            timestamp_field: time.map(str::to_owned),
+            timestamp_unit: None,
+        };
         // One byte a read: no line may depend on where reads end.
         let reads = OneByOne(bytes.to_vec().into());
         let mut input = Input::new("f.ndjson", Box::new(reads), fields);

@@ -1,5 +1,6 @@
 //! Times as people and files write them, to and from milliseconds since the epoch.
 
+use clap::ValueEnum;
 use time::{Date, Month, OffsetDateTime, Time, UtcOffset};
 
 /// What [`parse`] takes, for error messages.
@@ -10,19 +11,55 @@ pub(crate) const FORMS: &str = "RFC 3339 (2024-05-01T12:00:00Z), YYYY-MM-DD HH:M
 /// as milliseconds it is March 1973.
 const MILLISECONDS_FROM: f64 = 1e11;
 
-/// Reads a time in any of the [`FORMS`], as milliseconds since the epoch.
-pub(crate) fn parse(text: &str) -> Option<i64> {
-    let text = text.trim();
-    parse_date(text).or_else(|| parse_number(text))
+/// Numbers from here on are no milliseconds: as milliseconds this is the year 5138, as microseconds it is March 1973.
+const MICROSECONDS_FROM: f64 = 1e14;
+
+/// What a time that is written as a number counts, since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Unit {
+    /// Seconds
+    S,
+    /// Milliseconds
+    Ms,
+    /// Microseconds
+    Us,
+    /// Nanoseconds
+    Ns,
 }
 
-/// Reads seconds or milliseconds since the epoch.
-fn parse_number(text: &str) -> Option<i64> {
-    if !text.starts_with(|first: char| first.is_ascii_digit()) {
-        return None;
-    }
-    let number: f64 = text.parse().ok()?;
-    let ms = if number < MILLISECONDS_FROM { number * 1000.0 } else { number };
+/// Reads a time in any of the [`FORMS`], as milliseconds since the epoch.
+pub(crate) fn parse(text: &str) -> Option<i64> {
+    parse_in(None, text)
+}
+
+/// As [`parse`], where a number counts this unit. Without one it is seconds or milliseconds, and numbers too large for
+/// either are refused.
+pub(crate) fn parse_in(unit: Option<Unit>, text: &str) -> Option<i64> {
+    let text = text.trim();
+    parse_date(text).or_else(|| parse_number(unit, text))
+}
+
+/// Whether a number without a unit is so large that it counts micro- or nanoseconds.
+pub(crate) fn is_finer_than_ms(text: &str) -> bool {
+    number(text.trim()).is_some_and(|number| number >= MICROSECONDS_FROM)
+}
+
+fn number(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|_| text.starts_with(|first: char| first.is_ascii_digit()))
+}
+
+fn parse_number(unit: Option<Unit>, text: &str) -> Option<i64> {
+    // Exact where it can be: a double has no room for nanoseconds.
+    let whole: Option<i64> = text.parse().ok().filter(|whole| *whole >= 0);
+    let number = number(text)?;
+    let ms = match unit {
+        None if number >= MICROSECONDS_FROM => return None,
+        None if number >= MILLISECONDS_FROM => number,
+        None | Some(Unit::S) => number * 1e3,
+        Some(Unit::Ms) => number,
+        Some(Unit::Us) => whole.map_or(number / 1e3, |whole| (whole / 1_000) as f64),
+        Some(Unit::Ns) => whole.map_or(number / 1e6, |whole| (whole / 1_000_000) as f64),
+    };
     (ms < i64::MAX as f64).then_some(ms.round() as i64)
 }
 
@@ -139,6 +176,25 @@ mod tests {
         }
         for text in ["-5", "1969-12-31", "nan", "inf", "1e400", "2024-05-01T12:00:00.Z", "2024-05-01 12:00 "] {
             assert_eq!(parse(text), None.or((text == "2024-05-01 12:00 ").then_some(1_714_564_800_000)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_counts_the_unit_that_is_named_and_nothing_is_guessed_to_be_finer_than_milliseconds() {
+        let text = "1714564800123456789";
+        assert_eq!(parse_in(Some(Unit::Ns), text), Some(1_714_564_800_123));
+        assert_eq!(parse_in(Some(Unit::Us), &text[..16]), Some(1_714_564_800_123));
+        assert_eq!(parse_in(Some(Unit::Ms), &text[..13]), Some(1_714_564_800_123));
+        assert_eq!(parse_in(Some(Unit::S), "1714564800.123"), Some(1_714_564_800_123));
+        assert_eq!(parse_in(Some(Unit::Ms), "5"), Some(5), "not seconds");
+        assert_eq!(parse_in(Some(Unit::S), "100000000000"), Some(100_000_000_000_000), "not milliseconds");
+        assert_eq!(parse_in(Some(Unit::Ns), "2024-05-01"), parse("2024-05-01"), "a date has no unit");
+        for finer in [text, &text[..16], "1.7145648e18", "1e14"] {
+            assert_eq!(parse(finer), None, "{finer}");
+            assert!(is_finer_than_ms(finer), "{finer}");
+        }
+        for plain in [&text[..13], "99999999999999", "soon", "-1e15", ""] {
+            assert!(!is_finer_than_ms(plain), "{plain}");
         }
     }
 

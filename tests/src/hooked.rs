@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use millstream_broker::store::{StorageBackend, StoreOptions};
+use millstream_broker::store::{Entry, FileSystem, Lock, Open, StorageBackend, StoreOptions, system_files};
 
 pub use crate::disk::Call;
 
@@ -18,6 +18,62 @@ pub fn options(hook: impl Fn(&Path, Call) -> io::Result<()> + Send + Sync + 'sta
         Box::new(HookedFile { path: path.into(), disk, hook: hook.clone() })
     };
     StoreOptions { wrap: Some(Arc::new(wrap)), ..StoreOptions::default() }
+}
+
+/// The machine's file system, which calls `removed` with the path of each file before it is removed.
+pub fn telling_of_removals(removed: impl Fn(&Path) + Send + Sync + 'static) -> Arc<dyn FileSystem> {
+    Arc::new(TellingFileSystem { system: system_files(), removed: Box::new(removed) })
+}
+
+struct TellingFileSystem {
+    system: Arc<dyn FileSystem>,
+    removed: Box<dyn Fn(&Path) + Send + Sync>,
+}
+
+impl std::fmt::Debug for TellingFileSystem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TellingFileSystem")
+    }
+}
+
+impl FileSystem for TellingFileSystem {
+    fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn StorageBackend>> {
+        self.system.open(path, how)
+    }
+    fn scratch(&self, folder: &Path) -> io::Result<Box<dyn StorageBackend>> {
+        self.system.scratch(folder)
+    }
+    fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
+        self.system.entry(path)
+    }
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
+        self.system.names(folder)
+    }
+    fn make_folder(&self, path: &Path) -> io::Result<()> {
+        self.system.make_folder(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.system.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        (self.removed)(path);
+        self.system.remove(path)
+    }
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        self.system.remove_folder(path)
+    }
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        self.system.sync_folder(path)
+    }
+    fn lock(&self, path: &Path, holder: &str) -> io::Result<Lock> {
+        self.system.lock(path, holder)
+    }
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.system.free_bytes(path)
+    }
+    fn is_mount_point(&self, path: &Path) -> bool {
+        self.system.is_mount_point(path)
+    }
 }
 
 /// Whether this is the store's thread of that name.

@@ -413,6 +413,7 @@ mod field {
     pub(super) const CRC: usize = 17;
     pub(super) const ATTRIBUTES: usize = 21;
     pub(super) const LAST_OFFSET_DELTA: usize = 23;
+    pub(super) const MAX_TIMESTAMP: usize = 35;
     pub(super) const RECORD_COUNT: usize = 57;
 }
 
@@ -466,7 +467,12 @@ async fn a_batch_that_lies_is_refused_for_its_lie() {
     sound.refuses_batch(lying(field::MAGIC, &[1]), code, &["(magic) 1 is not supported"]).await;
     sound.refuses_batch(lying(field::ATTRIBUTES, &[0, 5]), code, &["compression codec 5 is unknown"]).await;
     sound.refuses_batch(lying(field::ATTRIBUTES, &[0, 0x20]), code, &["a control batch cannot be produced"]).await;
-    sound.refuses_batch(lying(field::ATTRIBUTES, &[0x80, 0]), code, &["have bits set that are not in use"]).await;
+    for unused in [[0x80, 0], [0, 0x80], [0, 0x40]] {
+        sound.refuses_batch(lying(field::ATTRIBUTES, &unused), code, &["have bits set that are not in use"]).await;
+    }
+    let transactional = ["is part of a transaction", "transactional.id"];
+    sound.refuses_batch(lying(field::ATTRIBUTES, &[0, 0x10]), code, &transactional).await;
+    sound.refuses_batch(lying(field::ATTRIBUTES, &[0, 0x08]), code, &["timestamp type LogAppendTime"]).await;
     for codec in [Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd] {
         let lie = lying(field::ATTRIBUTES, &[0, codec as u8]);
         sound.refuses_batch(lie, code, &[&format!("{codec} body does not inflate")]).await;
@@ -476,6 +482,107 @@ async fn a_batch_that_lies_is_refused_for_its_lie() {
     // Text, and what is left of a batch.
     sound.refuses_batch("hello".as_bytes(), code, &["cut short: 5 bytes are there, 61 are needed"]).await;
     sound.refuses_batch([good_batch("x"), "tail".into()].concat(), code, &["4 bytes are there"]).await;
+    sound.ends_sound().await;
+}
+
+fn now_ms() -> i64 {
+    i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap()
+}
+
+fn timestamped(codec: Compression, timestamps: &[i64]) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(codec);
+    timestamps.iter().for_each(|timestamp_ms| builder.push(*timestamp_ms, None, Some(b"good"), []));
+    builder.finish().unwrap().into_bytes().to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_timestamp_of_a_batch_is_what_its_records_say() {
+    const YEAR_9999_MS: i64 = 253_402_300_799_000;
+    let sound = Sound::start().await;
+    let now_ms = now_ms();
+    let mut batches = 0;
+    for codec in [Compression::None, Compression::Zstd] {
+        for claimed in [-1, 0, now_ms - 1, YEAR_9999_MS] {
+            let mut lie = timestamped(codec, &[now_ms, now_ms + 1, now_ms + 2]);
+            lie[field::MAX_TIMESTAMP..field::MAX_TIMESTAMP + 8].copy_from_slice(&claimed.to_be_bytes());
+            let crc = crc32c(&lie[field::ATTRIBUTES..]).to_be_bytes();
+            lie[field::CRC..field::CRC + 4].copy_from_slice(&crc);
+            let topic = format!("t{batches}");
+            sound.server.client().admin().create_topic(&topic, Some(1), Default::default()).await.unwrap();
+            sound.log().produce(batch_to(&topic, 0, lie.into())).await.unwrap();
+            batches += 1;
+            let at = Some(v1::Position { at: Some(position::At::TimestampMs(now_ms + 1)) });
+            let request = v1::ListOffsetsRequest { topic: topic.clone(), partitions: vec![0], at };
+            let found = sound.log().list_offsets(request).await.unwrap().into_inner().offsets;
+            assert_eq!(found[0].offset, 1, "{codec}, the header says {claimed}");
+            let described = sound.server.client().admin().describe_topic(&topic).await.unwrap();
+            assert_eq!(described.partition_list[0].max_timestamp_ms, Some(now_ms + 2), "the header says {claimed}");
+            // Readers check the batch as it is stored.
+            let partition = v1::FetchPartition { topic, partition: 0, offset: 0 };
+            let fetch = v1::FetchRequest { partitions: vec![partition], ..Default::default() };
+            let fetched = sound.log().fetch(fetch).await.unwrap().into_inner().partitions.remove(0);
+            let stored = RecordBatch::from_log(fetched.batches[0].clone()).unwrap();
+            stored.verify_crc().unwrap();
+            assert_eq!(stored.max_timestamp_ms(), now_ms + 2);
+        }
+    }
+    sound.ends_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timestamp_far_from_the_servers_is_refused_and_a_missing_one_is_the_servers() {
+    const HOUR_MS: i64 = 3_600_000;
+    let sound = Sound::start().await;
+    let admin = sound.server.client().admin();
+    let settings = v1::TopicSettings {
+        timestamp_before_max_ms: Some(HOUR_MS as u64),
+        timestamp_after_max_ms: Some(10 * HOUR_MS as u64),
+        ..Default::default()
+    };
+    admin.create_topic("set", Some(1), settings).await.unwrap();
+    let plain = |topic: &str, timestamp_ms| {
+        let record = v1::Record { timestamp_ms, value: Some("good".into()), ..Default::default() };
+        let topic = topic.to_owned();
+        v1::ProduceRequest { topic, partition: Some(0), records: vec![record], ..Default::default() }
+    };
+    let begun_ms = now_ms();
+    for (topic, shift_ms, words) in [
+        ("good", 2 * HOUR_MS, &["up to 3600000 ms after that (timestamp_after_max_ms)", "nothing of this request"][..]),
+        ("good", i64::MAX / 2, &["is it in micro- or nanoseconds"]),
+        ("set", 11 * HOUR_MS, &["topic set", "36000000 ms after"]),
+        ("set", -2 * HOUR_MS, &["3600000 ms before that (timestamp_before_max_ms)"]),
+        ("good", -begun_ms - 5, &["the timestamp -5 ms since 1970", "use the time since 1970"]),
+    ] {
+        let timestamp_ms = begun_ms + shift_ms;
+        let (code, grpc) = (ErrorCode::InvalidTimestamp, Code::InvalidArgument);
+        refused(sound.log().produce(plain(topic, Some(timestamp_ms))).await, code, grpc, words);
+        for codec in [Compression::None, Compression::Gzip] {
+            // The first record is good, and nothing of the batch is stored.
+            let batch = timestamped(codec, &[begun_ms, timestamp_ms]);
+            let words = [words, &["record 1 of a batch"]].concat();
+            refused(sound.log().produce(batch_to(topic, 0, batch.into())).await, code, grpc, &words);
+        }
+    }
+    admin.create_topic("near", Some(1), Default::default()).await.unwrap();
+    for (topic, shift_ms) in [("near", HOUR_MS / 2), ("near", -begun_ms), ("set", 9 * HOUR_MS), ("set", -HOUR_MS / 2)] {
+        sound.log().produce(plain(topic, Some(begun_ms + shift_ms))).await.unwrap();
+    }
+    admin.create_topic("missing", Some(1), Default::default()).await.unwrap();
+    sound.log().produce(plain("missing", None)).await.unwrap();
+    sound.log().produce(plain("missing", Some(-1))).await.unwrap();
+    for codec in [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd] {
+        let batch = timestamped(codec, &[-1, begun_ms, -1]);
+        sound.log().produce(batch_to("missing", 0, batch.into())).await.unwrap();
+    }
+    let partition = v1::FetchPartition { topic: "missing".into(), partition: 0, offset: 0 };
+    let fetch = v1::FetchRequest { partitions: vec![partition], format: Format::Records as i32, ..Default::default() };
+    let fetched = sound.log().fetch(fetch).await.unwrap().into_inner().partitions.remove(0);
+    assert_eq!(fetched.records.len(), 2 + 5 * 3);
+    for record in fetched.records {
+        let timestamp_ms = record.timestamp_ms.unwrap();
+        assert!((begun_ms..=now_ms()).contains(&timestamp_ms), "{timestamp_ms} is not of now, {begun_ms}");
+        assert_eq!(record.value.as_deref(), Some(&b"good"[..]));
+    }
     sound.ends_sound().await;
 }
 
@@ -489,6 +596,8 @@ fn peak_bytes(pid: u32) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compressed_bomb_is_refused_before_it_is_unpacked() {
     let sound = Sound::start().await;
+    let settings = v1::TopicSettings { batch_bytes_max: Some(16 << 20), ..Default::default() };
+    sound.server.client().admin().create_topic("large", Some(1), settings).await.unwrap();
     let before = peak_bytes(sound.server.pid());
     // 256 MiB in 16 records, each within its limit.
     let record = vec![0; (16 << 20) - 100];
@@ -497,7 +606,7 @@ async fn a_compressed_bomb_is_refused_before_it_is_unpacked() {
         assert!(bomb.len() < 16 << 20, "{codec} packs zeros");
         let words = ["inflates to over 33554432 bytes"];
         refused(
-            sound.log().produce(batch_to("good", 0, bomb)).await,
+            sound.log().produce(batch_to("large", 0, bomb)).await,
             ErrorCode::InvalidBatch,
             Code::InvalidArgument,
             &words,

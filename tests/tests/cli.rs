@@ -157,7 +157,8 @@ fn topics_are_created_listed_described_and_deleted() {
 fn settings_of(retention_ms: Option<u64>, retention_bytes: Option<u64>, batch_bytes_max: Option<u64>) -> Value {
     json!({
         "cleanup": "delete", "retention_ms": retention_ms, "retention_bytes": retention_bytes,
-        "delete_retention_ms": null, "batch_bytes_max": batch_bytes_max,
+        "delete_retention_ms": null, "batch_bytes_max": batch_bytes_max, "timestamp_before_max_ms": null,
+        "timestamp_after_max_ms": null,
     })
 }
 

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use millstream_api::ERROR_TRAILER;
+use millstream_broker::groups::GroupKind;
 use millstream_broker::grpc::status::to_status;
+use millstream_broker::log::topic::TopicSettings;
 use millstream_broker::store::{DiskFull, StoreOptions};
-use millstream_broker::{BrokerError, Offset};
+use millstream_broker::{BrokerError, GroupId, Offset, TopicName};
 use millstream_runtime::{Runtime, RuntimeSettings};
 use millstream_tests::folder;
 use millstream_tests::instance::{Instance, wait_until};
-use millstream_tests::workload::open_with;
+use millstream_tests::running::{append, batch_of_one};
+use millstream_tests::workload::{open_with, open_with_reserve};
 use prometheus_client::registry::Registry;
 
 #[test]
@@ -22,6 +25,37 @@ fn a_full_disk_is_told_as_such_and_may_be_tried_again() {
     for said in ["/data", "10 bytes are free", "20 are kept free", "without a restart"] {
         assert!(status.message().contains(said), "{said:?} is not in {:?}", status.message());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_are_committed_on_a_full_disk_as_far_as_there_is_room_for_them() {
+    const RESERVE_BYTES: u64 = 40_000;
+    let data = folder();
+    let free = Arc::new(AtomicU64::new(u64::MAX));
+    let of_disk = free.clone();
+    let options = StoreOptions {
+        free_bytes: Some(Arc::new(move || Ok(of_disk.load(Ordering::SeqCst)))),
+        ..StoreOptions::default()
+    };
+    let broker = open_with_reserve(data.path(), options, RESERVE_BYTES);
+    let topic = broker.create_topic(&TopicName::new("t").unwrap(), 1, TopicSettings::default(), false).await.unwrap();
+    append(&broker, &topic, 0, batch_of_one(0, "k", Some("v"))).await.unwrap();
+    let group = broker.groups().get_or_create(&GroupId::new("g").unwrap(), GroupKind::Consumer).unwrap();
+    let partition = topic.partitions()[0].clone();
+    let commit =
+        async |offset| broker.set_offsets(&group, &[(partition.name().clone(), Offset::new(offset).unwrap())]).await;
+    free.store(RESERVE_BYTES - 1, Ordering::SeqCst);
+    let refused = append(&broker, &topic, 0, batch_of_one(0, "k", Some("v"))).await.unwrap_err();
+    assert!(matches!(refused, BrokerError::DiskFull(_)), "{refused}");
+    commit(1).await.expect("the reserve has room for it");
+    free.store(RESERVE_BYTES / 2 - 1, Ordering::SeqCst);
+    let refused = commit(0).await.unwrap_err();
+    assert!(matches!(refused, BrokerError::DiskFull(_)), "{refused}");
+    assert_eq!(group.committed(topic.id(), 0), Offset::new(1));
+    // What makes room is never refused.
+    broker.delete_topic(topic.name()).await.unwrap();
+    free.store(u64::MAX, Ordering::SeqCst);
+    tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
 }
 
 #[test]

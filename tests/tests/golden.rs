@@ -263,6 +263,7 @@ async fn write(data: &Path) -> Manifest {
         retention_bytes: Some(4 * JOURNAL_BYTES),
         delete_retention_ms: Some(2_000),
         batch_bytes_max: Some(200_000),
+        ..Default::default()
     };
     topic("both", 2, both).await;
     topic("gone", 2, TopicSettings::default()).await;

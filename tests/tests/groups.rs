@@ -13,6 +13,7 @@ use millstream_api::v1::{ErrorCode, Format};
 use millstream_api::{MESSAGE_BYTES_MAX, v1};
 use millstream_broker::log::topic::TopicSettings;
 use millstream_broker::{GroupId, TopicName};
+use millstream_record::{BatchBuilder, Compression};
 use millstream_tests::running::Running;
 use millstream_tests::{folder, guest};
 use tokio::sync::mpsc::UnboundedSender;
@@ -20,7 +21,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use super::grpc::{Served, code, connect, soon, values};
+use super::grpc::{Served, batch_to, code, connect, soon, values};
 
 /// A member: its stream, and what it was told.
 pub(super) struct Member {
@@ -204,6 +205,91 @@ async fn a_member_that_retention_overtook_stands_where_the_topic_begins() {
     let mut next = Member::join(&served.channel, join("idle")).await.unwrap();
     assert_eq!(next.assigned().await.1, BTreeMap::from([(0, 3)]));
     next.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_retention_overtakes_while_it_waits_is_told_and_goes_on() {
+    let served = Served::with_topic(1).await;
+    // Of long ago.
+    served.produce(0, &[1, 2, 3]).await;
+    let mut member = Member::join(&served.channel, join("g")).await.unwrap();
+    assert_eq!(member.assigned().await.1, BTreeMap::from([(0, 0)]));
+    let set = Some(v1::TopicSettings { retention_ms: Some(1_000), ..Default::default() });
+    let alteration = v1::AlterTopicRequest { name: "t".into(), set, ..Default::default() };
+    TopicsClient::new(served.channel.clone()).alter_topic(alteration).await.unwrap();
+    let deleted = async {
+        while served.offsets(&[0], At::Earliest(true)).await != [3] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("retention", deleted).await;
+    let set = Some(v1::TopicSettings { retention_ms: Some(3_600_000), ..Default::default() });
+    let alteration = v1::AlterTopicRequest { name: "t".into(), set, ..Default::default() };
+    TopicsClient::new(served.channel.clone()).alter_topic(alteration).await.unwrap();
+    let now_ms = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    served.produce(0, &[now_ms]).await;
+    member.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
+    match member.hear().await {
+        FromServer::Records(told) => {
+            assert_eq!((told.missed_records, told.next_offset, told.log_start_offset), (3, 3, 3));
+            assert_eq!((told.error, told.records.len()), (None, 0));
+        }
+        other => panic!("{other:?} instead of what was missed"),
+    }
+    assert_eq!(member.read(1).await, BTreeMap::from([(0, vec![now_ms.to_string()])]));
+    member.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_begins_at_the_end_stands_there_from_its_first_assignment_on() {
+    let served = Served::with_topic(2).await;
+    served.produce(0, &[1, 2, 3]).await;
+    let latest = || v1::Join { from_earliest: false, ..join("g") };
+    let mut first = Member::join(&served.channel, latest()).await.unwrap();
+    assert_eq!(first.assigned().await.1, BTreeMap::from([(0, 3), (1, 0)]));
+    let described = served.describe_group("g").await;
+    assert_eq!(described.group.unwrap().lag, 0);
+    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 3), (1, 0)]));
+    // It dies before its first commit, and records come before another joins.
+    first.leave().await;
+    served.produce(0, &[4, 5]).await;
+    served.produce(1, &[6]).await;
+    let mut second = Member::join(&served.channel, latest()).await.unwrap();
+    assert_eq!(second.assigned().await.1, BTreeMap::from([(0, 3), (1, 0)]));
+    second.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
+    let read = second.read(3).await;
+    assert_eq!(read, BTreeMap::from([(0, vec!["4".into(), "5".into()]), (1, vec!["6".into()])]));
+    second.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_partition_has_its_turn_however_far_behind_another_is() {
+    const FAR_BATCHES: u64 = 60;
+    let served = Served::with_topic(2).await;
+    let batch = || {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.push(1, None, Some(&[b'x'; 100_000]), []);
+        builder.finish().unwrap().into_bytes()
+    };
+    for _ in 0..FAR_BATCHES {
+        served.log().produce(batch_to(0, batch())).await.unwrap();
+    }
+    served.log().produce(batch_to(1, batch())).await.unwrap();
+    let by_batch = v1::Join { format: Format::Batches as i32, ..join("g") };
+    let mut member = Member::join(&served.channel, by_batch).await.unwrap();
+    member.assigned().await;
+    member.say(ToServer::Credit(v1::Credit { bytes: 32 << 20 }));
+    // An answer holds a megabyte: ten batches, and no eleventh.
+    let mut far = 0;
+    loop {
+        match member.hear().await {
+            FromServer::Records(records) if records.partition == 1 => break,
+            FromServer::Records(records) => far = records.next_offset,
+            other => panic!("{other:?} instead of Records"),
+        }
+    }
+    assert!(far < FAR_BATCHES / 2, "{far} of {FAR_BATCHES} batches came before the other partition's only one");
+    member.leave().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

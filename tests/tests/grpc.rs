@@ -110,7 +110,7 @@ pub(super) fn batch(timestamps: &[i64]) -> Bytes {
     builder.finish().unwrap().into_bytes()
 }
 
-fn batch_to(partition: u32, batches: Bytes) -> v1::ProduceRequest {
+pub(super) fn batch_to(partition: u32, batches: Bytes) -> v1::ProduceRequest {
     v1::ProduceRequest { topic: "t".into(), partition: Some(partition), batches, records: Vec::new() }
 }
 
@@ -311,7 +311,7 @@ async fn plain_records_and_batches_are_one_log_in_both_directions() {
             headers: vec![header("h", Some("1")), header("h", None), header("", Some(""))],
         },
         v1::Record { timestamp_ms: Some(3), key: Some("".into()), ..Default::default() },
-        v1::Record { timestamp_ms: Some(-1), value: Some("".into()), ..Default::default() },
+        v1::Record { timestamp_ms: Some(1), value: Some("".into()), ..Default::default() },
     ];
     let request = v1::ProduceRequest { topic: "t".into(), records: plain.clone(), ..Default::default() };
     served.log().produce(request).await.unwrap();

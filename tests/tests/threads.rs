@@ -14,7 +14,8 @@ use millstream_broker::{Broker, BrokerError, Offset, TopicName};
 use millstream_tests::held::Held;
 use millstream_tests::hooked::{self, Call, is_thread};
 use millstream_tests::instance::wait_until;
-use millstream_tests::running::{JOURNAL_BYTES, Running, append, batch_of_one, journal_bytes, read_from};
+use millstream_tests::running::{JOURNAL_BYTES, Limit, Running, append, batch_of_one, journal_bytes, read_from};
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 const VALUE_BYTES: usize = 20_000;
@@ -308,5 +309,50 @@ async fn a_start_seals_a_journal_that_is_long_enough_before_anybody_writes() {
     running.stop().await;
     let running = Running::open(copy.path(), 0);
     wait_until("it is sealed", || journal_bytes(&running.broker, |_| true) == 0).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_segments_are_not_removed_by_the_committer_and_their_numbers_are_not_used_again() {
+    let data = tempfile::tempdir().unwrap();
+    let removed: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
+    let told = removed.clone();
+    let file_system = hooked::telling_of_removals(move |path| {
+        let file = path.file_name().unwrap().to_string_lossy().into_owned();
+        if !file.ends_with(".segment") {
+            return;
+        }
+        told.lock().push((file, std::thread::current().name().unwrap_or_default().to_owned()));
+    });
+    let options = || all_the_time(StoreOptions { file_system: Some(file_system.clone()), ..StoreOptions::default() });
+    let segments = || {
+        let names = std::fs::read_dir(data.path().join("segments")).unwrap();
+        let mut names: Vec<_> = names.map(|name| name.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options());
+    let topic = running.topic("t", 1, TopicSettings::default()).await;
+    while segments().len() < 3 {
+        append_one(&running.broker, &topic).await.unwrap();
+    }
+    running.broker.delete_topic(topic.name()).await.unwrap();
+    wait_until("the deleted topic's segments are gone", || segments().is_empty()).await;
+    running.stop().await;
+    let removed = removed.lock().clone();
+    assert!(removed.len() >= 3, "{removed:?}");
+    assert!(removed.iter().all(|(_, thread)| thread != "committer"), "{removed:?}");
+
+    // The journal has no more of that topic to seal: what comes is of another.
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options());
+    let topic = running.topic("u", 1, TopicSettings::default()).await;
+    let limit = Limit::new("another segment");
+    while topic.partitions()[0].size().segments == 0 {
+        limit.check();
+        append_one(&running.broker, &topic).await.unwrap();
+    }
+    let largest = removed.iter().map(|(file, _)| file.clone()).max().unwrap();
+    let new = segments();
+    assert!(!new.is_empty() && new.iter().all(|file| *file > largest), "{new:?} after {largest}");
     running.stop().await;
 }

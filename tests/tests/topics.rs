@@ -492,6 +492,8 @@ async fn settings_and_partitions_survive_a_restart() {
         retention_bytes: Some(RETENTION_BYTES_MIN),
         delete_retention_ms: Some(0),
         batch_bytes_max: None,
+        timestamp_before_max_ms: Some(86_400_000),
+        timestamp_after_max_ms: Some(0),
     };
     let unset = vec![v1::TopicSetting::BatchBytesMax as i32];
     let alter = v1::AlterTopicRequest { name: "t".into(), set: Some(set), unset, partitions: Some(4) };

@@ -3,8 +3,10 @@
 pub(crate) mod caller;
 pub mod check;
 mod collector;
+pub(crate) mod consumer;
 pub mod fetch;
 mod groups;
+mod produce;
 mod producers;
 pub mod quota;
 mod topics;
@@ -14,23 +16,23 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
-use millstream_record::{Limits, RecordBatch};
+use millstream_record::Limits;
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, watch};
 
 use self::collector::BrokerCollector;
 pub use self::groups::GroupOffset;
+pub use self::produce::Queued;
 use self::quota::{QuotaSettings, Quotas};
 use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::groups::Groups;
 use crate::log::catalog::{NEXT_PRODUCER_ID, catalog_number, load_topics};
 use crate::log::cleaner::{Cleaner, CleanerOptions};
-use crate::log::commit::{Append, Commit};
+use crate::log::commit::Commit;
 use crate::log::committer::Committer;
 use crate::log::domain::Domain;
-use crate::log::partition::Partition;
 use crate::log::producers::ProducerIds;
 use crate::log::queue::{CommitQueue, Receipt};
 use crate::log::readers::Readers;
@@ -39,7 +41,7 @@ use crate::log::start::Restoring;
 use crate::log::state::StateIndex;
 use crate::log::topic::{Topic, TopicUse};
 use crate::metrics::BrokerMetrics;
-use crate::name::{ProducerId, TopicName};
+use crate::name::TopicName;
 use crate::store::{Store, StoreError, StoreOptions};
 
 /// Bytes that may wait for the committer: half a second of a slow disk. A write beyond waits.
@@ -130,6 +132,8 @@ struct Inner {
     quotas: Quotas,
     queue: RwLock<Option<CommitQueue>>,
     room: Arc<Semaphore>,
+    /// Checks of compressed batches at a time: one a core.
+    checks: Semaphore,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
     stopping: watch::Sender<bool>,
     /// The store's threads.
@@ -179,6 +183,7 @@ impl Broker {
         let [retention, cleaner] = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new(permits_max(&settings))),
+            checks: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             quotas: Quotas::new(settings.quotas.clone()),
             settings,
             clock,
@@ -297,38 +302,5 @@ impl Broker {
     /// Bytes of commits that wait to be on disk, in whole KiB.
     pub(crate) fn queued_bytes(&self) -> usize {
         (permits_max(&self.0.settings) - self.0.room.available_permits()) * PERMIT_BYTES
-    }
-
-    /// Appends batches to one partition; the receipt is answered when they are on disk. Batches of an
-    /// idempotent producer that are there already are not appended again: the receipt says where they
-    /// are.
-    ///
-    /// # Errors
-    /// [`BrokerError::BatchTooLarge`], [`BrokerError::NullKey`], [`BrokerError::UnknownProducerId`] and
-    /// [`BrokerError::ShuttingDown`]; the receipt has the rest.
-    pub async fn produce(
-        &self,
-        topic: &Topic,
-        partition: &Arc<Partition>,
-        batches: Vec<RecordBatch>,
-    ) -> Result<Receipt, BrokerError> {
-        let batch_bytes_max = topic.meta().settings.batch_bytes_max();
-        for batch in &batches {
-            let len = batch.as_bytes().len();
-            if len > batch_bytes_max {
-                return Err(BrokerError::BatchTooLarge {
-                    topic: topic.name().clone(),
-                    partition: partition.name().partition,
-                    bytes: len,
-                    batch_bytes_max,
-                });
-            }
-            if let Some(producer_id) = ProducerId::new(batch.producer_id()) {
-                self.check_handed_out(producer_id)?;
-            }
-        }
-        topic.check_keys(partition.name().partition, &batches, &self.0.settings.limits)?;
-        let append = Append { partition: partition.clone(), batches };
-        self.commit(Commit { appends: vec![append], ..Commit::default() }).await
     }
 }

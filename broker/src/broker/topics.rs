@@ -16,6 +16,9 @@ use crate::name::TopicName;
 use crate::store::CatalogChange;
 use crate::store::place::{Offset, TopicId};
 
+/// Offsets that one commit sets when partitions are added: about a megabyte.
+const OFFSETS_A_COMMIT_MAX: usize = 10_000;
+
 impl Broker {
     /// Makes a topic.
     ///
@@ -76,7 +79,13 @@ impl Broker {
             return Ok(before);
         }
         let catalog = vec![CatalogChange::put(topic_key(name), to_json(&meta))];
-        let offsets = self.offsets_of_added(&before, partitions);
+        // Many groups and many partitions are more than one commit should hold. An offset of a partition that does not exist
+        // yet harms nobody, should this not come to its end.
+        let mut offsets = self.offsets_of_added(&before, partitions);
+        while offsets.len() > OFFSETS_A_COMMIT_MAX {
+            let part = offsets.split_off(offsets.len() - OFFSETS_A_COMMIT_MAX);
+            self.commit(Commit { offsets: part, ..Commit::default() }).await?.await?;
+        }
         self.commit(Commit { catalog, offsets, ..Commit::default() }).await?.await?;
         let topic = Arc::new(before.altered(meta));
         self.0.topics.write().insert(name.clone(), topic.clone());

@@ -1,6 +1,5 @@
 //! `millstream.v1.Groups`: membership on one bidirectional stream, and offsets for people.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,36 +13,29 @@ use millstream_api::v1::member_request::Message as FromMember;
 use millstream_api::v1::member_response::Message as ToMember;
 use millstream_record::Limits;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::calls::caller_of;
-use super::log::{answer, resolve, to_format, to_offset, wanted_partitions};
+use super::log::{answer, resolve, to_format, wanted_partitions};
 use super::records::PlainRoom;
 use super::status;
 use crate::broker::caller::Caller;
-use crate::broker::fetch::{Fetch, FetchFrom, Fetched};
+use crate::broker::consumer::{Consumer, Event, Join};
+use crate::broker::fetch::Fetched;
 use crate::broker::{Broker, GroupOffset};
 use crate::error::BrokerError;
-use crate::groups::members::MemberEvent;
+use crate::groups::assign::MemberId;
 use crate::groups::{Group, GroupKind};
-use crate::log::partition::Partition;
-use crate::log::queue::Receipt;
-use crate::name::TopicPartition;
-use crate::name::{GroupId, TopicName};
-use crate::store::place::{Offset, TopicId};
-
-/// How long a member may take to give partitions back, unless it says otherwise.
-const REBALANCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+use crate::hash::HashMap;
+use crate::name::{GroupId, TopicName, TopicPartition};
+use crate::store::place::Offset;
 
 /// Credit that a member may have, in bytes: what it can make the server hold for it.
 const CREDIT_BYTES_MAX: usize = 32 << 20;
 
 /// The most that one message of records holds, in bytes; one batch more may come.
 const MESSAGE_RECORDS_BYTES: usize = 1 << 20;
-
-const FETCH_WAIT: Duration = Duration::from_secs(60);
 
 pub(super) struct Service {
     broker: Broker,
@@ -97,22 +89,23 @@ impl Groups for Service {
         request: Request<v1::DescribeGroupRequest>,
     ) -> Result<Response<v1::DescribeGroupResponse>, Status> {
         let group = self.broker.groups().get(&request.into_inner().name)?;
-        let members: Vec<v1::Member> = group
-            .members()
-            .describe()
-            .into_iter()
-            .map(|(member_id, client_id, partitions)| v1::Member {
-                member_id,
-                client_id,
-                partitions: partitions.iter().map(to_partition).collect(),
-            })
-            .collect();
-        let reader = |offset: &GroupOffset| {
-            let wanted = to_partition(&offset.partition);
-            members.iter().find(|member| member.partitions.contains(&wanted)).map(|member| member.member_id.clone())
-        };
+        let members = group.members().describe();
+        let mut readers: HashMap<&TopicPartition, &str> = HashMap::default();
+        for (member_id, _, partitions) in &members {
+            readers.extend(partitions.iter().map(|partition| (partition, member_id.as_str())));
+        }
         let offsets = self.broker.group_offsets(&group);
-        let offsets = offsets.iter().map(|offset| to_group_offset(offset, reader(offset))).collect();
+        let offsets = offsets.iter().map(|offset| {
+            let reader = readers.get(&offset.partition).copied();
+            to_group_offset(offset, reader.map(str::to_owned))
+        });
+        let offsets = offsets.collect();
+        let member = |(member_id, client_id, partitions): &(MemberId, String, Vec<TopicPartition>)| v1::Member {
+            member_id: member_id.clone(),
+            client_id: client_id.clone(),
+            partitions: partitions.iter().map(to_partition).collect(),
+        };
+        let members = members.iter().map(member).collect();
         Ok(Response::new(v1::DescribeGroupResponse { group: Some(to_group(&self.broker, &group)), members, offsets }))
     }
 
@@ -219,17 +212,7 @@ fn to_named_offset(
 ) -> Result<(TopicPartition, Offset), BrokerError> {
     let topic = broker.topic(&offset.topic)?;
     let partition = topic.partition(offset.partition)?;
-    Ok((partition.name().clone(), to_offset(partition, offset.offset)?))
-}
-
-/// The same for a member. Retention may be faster than it, and nobody reads what lies between.
-fn to_member_offset(
-    broker: &Broker,
-    mut offset: v1::TopicPartitionOffset,
-) -> Result<(TopicPartition, Offset), BrokerError> {
-    let start = broker.topic(&offset.topic)?.partition(offset.partition)?.start();
-    offset.offset = offset.offset.max(start.into());
-    to_named_offset(broker, &offset)
+    Ok((partition.name().clone(), partition.offset_in_range(offset.offset)?))
 }
 
 /// Answers that may wait to be sent before the member is heard again: who commits and never looks must not fill
@@ -272,28 +255,17 @@ fn is_of_records(answer: &Answer) -> bool {
     matches!(answer, Ok(v1::MemberResponse { message: Some(ToMember::Records(_)) }))
 }
 
-/// One member's stream: what it reads, what it may still be sent, what it has yet to give back.
+/// One member's stream: what may still be sent on it, and in which form.
 struct Session {
     broker: Broker,
-    caller: Caller,
-    group: Arc<Group>,
-    member: String,
-    events: mpsc::UnboundedReceiver<MemberEvent>,
+    consumer: Consumer,
     /// Unbounded, but batches in it are bounded by the member's credit, plain records by one answer of them, as each
     /// may keep a whole inflated batch in memory, and the others by [`UNSENT_MAX`].
     answers: mpsc::UnboundedSender<Answer>,
     unsent: Arc<Unsent>,
-    from_earliest: bool,
-    /// The topics as they were when it joined: partitions added since are read from their first record.
-    joined: BTreeMap<TopicId, u32>,
     format: v1::Format,
-    rebalance_timeout: Duration,
     credit_bytes: usize,
-    reading: BTreeMap<TopicPartition, (Arc<Partition>, Offset)>,
     commits: FuturesOrdered<Pin<Box<dyn Future<Output = v1::Committed> + Send + Sync>>>,
-    /// What it was asked to give back, and has not yet.
-    revoking: BTreeSet<TopicPartition>,
-    revoke_deadline: Option<Instant>,
     limits: Limits,
 }
 
@@ -302,51 +274,21 @@ type End = Option<Status>;
 
 impl Session {
     fn start(broker: Broker, caller: Caller, join: v1::Join) -> Result<(Self, Answers), Status> {
-        let group = GroupId::new(&join.group)?;
-        if join.topics.is_empty() {
-            return Err(status::invalid("Join names no topic"));
-        }
-        if !join.client_id.is_empty() {
-            // It becomes part of the member's name.
-            GroupId::new(&join.client_id).map_err(|_| {
-                status::invalid(format!(
-                    "client id {:?} is not allowed: use 1 to 249 of the characters a-z A-Z 0-9 . _ -",
-                    join.client_id
-                ))
-            })?;
-        }
         let format = to_format(join.format)?;
-        let topics: BTreeSet<TopicName> =
-            join.topics.iter().map(|name| TopicName::new(name)).collect::<Result<_, _>>()?;
-        let known = topics.iter().filter_map(|topic| broker.topic(topic.as_str()).ok());
-        let joined = known.map(|topic| (topic.id(), topic.partition_count())).collect();
-        let (group, member, events) = broker.join_group(&group, &join.client_id, topics)?;
+        let consumer = Consumer::join(broker.clone(), caller, to_join(join)?)?;
         let (answers, receiver) = mpsc::unbounded_channel();
         let unsent = Arc::new(Unsent::default());
-        let rebalance_timeout = match join.rebalance_timeout_ms {
-            0 => REBALANCE_TIMEOUT_DEFAULT,
-            ms => Duration::from_millis(ms.into()),
-        };
         let session = Self {
             limits: broker.settings().limits,
             broker,
-            caller,
-            group,
-            member,
-            events,
+            consumer,
             answers,
             unsent: unsent.clone(),
-            from_earliest: join.from_earliest,
-            joined,
             format,
-            rebalance_timeout,
             credit_bytes: 0,
-            reading: BTreeMap::new(),
             commits: FuturesOrdered::new(),
-            revoking: BTreeSet::new(),
-            revoke_deadline: None,
         };
-        session.send(ToMember::Joined(v1::Joined { member_id: session.member.clone() }));
+        session.send(ToMember::Joined(v1::Joined { member_id: session.consumer.member().to_owned() }));
         let answers = UnboundedReceiverStream::new(receiver).inspect(move |answer| unsent.sent(answer));
         Ok((session, Box::pin(answers)))
     }
@@ -357,20 +299,7 @@ impl Session {
         let end: End = loop {
             // Asked once: what is sent in between must wake it.
             let waits_to_send = self.waits_to_send();
-            let fetch = if waits_to_send { None } else { self.next_fetch() };
-            let fetching = async {
-                match &fetch {
-                    Some(fetch) => self.caller.fetch(fetch).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let revoke_deadline = self.revoke_deadline;
-            let too_late = async {
-                match revoke_deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let bytes_max = if waits_to_send { 0 } else { self.credit_bytes.min(MESSAGE_RECORDS_BYTES) };
             tokio::select! {
                 biased;
                 () = broker.stopped() => break Some(BrokerError::ShuttingDown.into()),
@@ -380,14 +309,8 @@ impl Session {
                     // Left, or lost: the same to the others.
                     Ok(None) | Err(_) => break None,
                 },
-                Some(event) = self.events.recv() => self.pass_on(event),
                 Some(committed) = self.commits.next() => self.send(ToMember::Committed(committed)),
-                () = too_late => break Some(status::status(
-                    v1::ErrorCode::StaleGeneration,
-                    Code::DeadlineExceeded,
-                    format!("member {} did not give partitions back within {:?} and was removed", self.member, self.rebalance_timeout),
-                )),
-                fetched = fetching => self.hand_out(fetched),
+                event = self.consumer.next(bytes_max) => if let Err(end) = self.pass_on(event) { break Some(end) },
                 () = self.answers.closed() => break None,
             }
         };
@@ -398,7 +321,7 @@ impl Session {
         if let Some(status) = end {
             self.answer(Err(status));
         }
-        // Dropping the session leaves the group.
+        // Dropping the consumer leaves the group.
     }
 
     /// Whether plain records wait to be sent: no others are read meanwhile.
@@ -406,37 +329,53 @@ impl Session {
         self.format == v1::Format::Records && self.unsent.has_records()
     }
 
-    /// What to read next: nothing without credit.
-    fn next_fetch(&self) -> Option<Fetch> {
-        if self.credit_bytes == 0 || self.reading.is_empty() {
-            return None;
+    fn pass_on(&mut self, event: Event) -> Result<(), Status> {
+        match event {
+            Event::Assigned { generation, added, all } => {
+                let added = added.iter().map(|(partition, offset)| to_partition_offset(partition, *offset)).collect();
+                let partitions = all.iter().map(to_partition).collect();
+                self.send(ToMember::Assigned(v1::Assigned { generation, added, partitions }));
+            }
+            Event::Revoke { generation, partitions } => {
+                let partitions = partitions.iter().map(to_partition).collect();
+                self.send(ToMember::Revoke(v1::Revoke { generation, partitions }));
+            }
+            Event::Fetched(fetched) => self.hand_out(fetched),
+            Event::Missed { partition, records, log_start } => {
+                self.send(ToMember::Records(v1::PartitionRecords {
+                    topic: partition.topic.as_str().to_owned(),
+                    partition: partition.partition,
+                    next_offset: log_start.into(),
+                    log_start_offset: log_start.into(),
+                    log_end_offset: log_start.into(),
+                    missed_records: records,
+                    ..Default::default()
+                }));
+            }
+            Event::Overdue(timeout) => {
+                let member = self.consumer.member();
+                return Err(status::status(
+                    v1::ErrorCode::StaleGeneration,
+                    Code::DeadlineExceeded,
+                    format!("member {member} did not give partitions back within {timeout:?} and was removed"),
+                ));
+            }
         }
-        let from = self.reading.values().map(|(partition, offset)| FetchFrom {
-            partition: partition.clone(),
-            // Retention may overtake a slow reader.
-            offset: (*offset).max(partition.start()),
-            until: None,
-        });
-        let mut from: Vec<FetchFrom> = from.collect();
-        // The one that was served last comes last.
-        from.sort_by_key(|from| std::cmp::Reverse(from.partition.end().since(from.offset)));
-        let bytes_max = self.credit_bytes.min(MESSAGE_RECORDS_BYTES);
-        Some(Fetch { from, bytes_min: 1, bytes_max, wait_max: FETCH_WAIT })
+        Ok(())
     }
 
     fn hand_out(&mut self, fetched: Vec<Fetched>) {
         let mut room = PlainRoom::up_to(self.credit_bytes);
         for fetched in fetched {
             let name = fetched.partition.name().clone();
-            let Some((_, offset)) = self.reading.get_mut(&name) else { continue };
             let stored_bytes = match &fetched.slice {
                 // What has no room is read again.
-                Ok(slice) if slice.next <= *offset || room.is_full() => continue,
+                Ok(_) if room.is_full() => continue,
                 Ok(slice) => slice.bytes(),
                 Err(_) => 0,
             };
-            let (from, used) = ((*offset).into(), room.used());
-            let failed = fetched.slice.is_err();
+            let from = self.consumer.position(&name).map_or(0, u64::from);
+            let used = room.used();
             let records = answer(&self.broker, fetched, from, self.format, &self.limits, &mut room);
             let bytes = match self.format {
                 v1::Format::Batches => stored_bytes,
@@ -449,11 +388,7 @@ impl Session {
                 continue;
             }
             if let Some(next) = i64::try_from(records.next_offset).ok().and_then(Offset::new) {
-                *offset = next;
-            }
-            if failed {
-                // Told once; the others are read on.
-                self.reading.remove(&name);
+                self.consumer.advance(&name, next);
             }
             self.send(ToMember::Records(records));
         }
@@ -467,9 +402,9 @@ impl Session {
                 self.credit_bytes = (self.credit_bytes + credit.bytes as usize).min(CREDIT_BYTES_MAX);
                 Ok(())
             }
-            Some(FromMember::Commit(commit)) => {
-                let id = commit.id;
-                let (queued, refused) = self.commit(commit).await;
+            Some(FromMember::Commit(v1::Commit { id, offsets })) => {
+                let offsets = offsets.iter().map(|offset| (offset.topic.as_str(), offset.partition, offset.offset));
+                let (queued, refused) = self.consumer.commit(offsets).await;
                 self.commits.push_back(Box::pin(async move {
                     let failed = match queued {
                         Ok(receipt) => receipt.await.err(),
@@ -485,68 +420,11 @@ impl Session {
                     self.send(ToMember::Committed(committed));
                 }
                 let mut partitions = Vec::with_capacity(revoked.partitions.len());
-                for partition in revoked.partitions {
-                    partitions.push(TopicPartition {
-                        topic: TopicName::new(&partition.topic)?,
-                        partition: partition.partition,
-                    });
+                for v1::TopicPartition { topic, partition } in revoked.partitions {
+                    partitions.push(TopicPartition { topic: TopicName::new(&topic)?, partition });
                 }
-                partitions.iter().for_each(|partition| drop(self.revoking.take(partition)));
-                if self.revoking.is_empty() {
-                    self.revoke_deadline = None;
-                }
-                self.broker.revoked(&self.group, &self.member, &partitions);
+                self.consumer.revoked(&partitions);
                 Ok(())
-            }
-        }
-    }
-
-    /// Commits the offsets that can be. Of the others, why the first can't: a topic that is deleted keeps back no
-    /// other's.
-    async fn commit(&self, commit: v1::Commit) -> (Result<Receipt, BrokerError>, Option<BrokerError>) {
-        let mut refused = None;
-        let mut offsets = Vec::with_capacity(commit.offsets.len());
-        for offset in commit.offsets {
-            match to_member_offset(&self.broker, offset) {
-                Ok(offset) => offsets.push(offset),
-                Err(error) => drop(refused.get_or_insert(error)),
-            }
-        }
-        match refused {
-            Some(error) if offsets.is_empty() => (Err(error), None),
-            refused => (self.broker.commit_as_member(&self.group, &self.member, &offsets).await, refused),
-        }
-    }
-
-    fn pass_on(&mut self, event: MemberEvent) {
-        match event {
-            MemberEvent::Assigned { generation, added, all } => {
-                let mut offsets = Vec::with_capacity(added.len());
-                for name in added {
-                    let topic = self.broker.topic(name.topic.as_str());
-                    // A topic deleted since is taken away by the next event.
-                    let Ok(partition) = topic.and_then(|topic| topic.partition(name.partition).cloned()) else {
-                        continue;
-                    };
-                    let known = self.joined.get(&partition.topic_id()).is_some_and(|count| name.partition < *count);
-                    let begin = if self.from_earliest || !known { partition.start() } else { partition.end() };
-                    let committed = self.group.committed(partition.topic_id(), name.partition);
-                    // Retention may have been faster than the group.
-                    let offset = committed.unwrap_or(begin).max(partition.start());
-                    offsets.push(to_partition_offset(&name, offset));
-                    self.reading.insert(name, (partition, offset));
-                }
-                let partitions = all.iter().map(to_partition).collect();
-                self.send(ToMember::Assigned(v1::Assigned { generation, added: offsets, partitions }));
-            }
-            MemberEvent::Revoke { generation, partitions } => {
-                for partition in &partitions {
-                    self.reading.remove(partition);
-                }
-                self.revoking.extend(partitions.iter().cloned());
-                self.revoke_deadline.get_or_insert_with(|| Instant::now() + self.rebalance_timeout);
-                let partitions = partitions.iter().map(to_partition).collect();
-                self.send(ToMember::Revoke(v1::Revoke { generation, partitions }));
             }
         }
     }
@@ -562,8 +440,24 @@ impl Session {
     }
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.broker.leave_group(&self.group, &self.member);
+fn to_join(join: v1::Join) -> Result<Join, Status> {
+    let group = GroupId::new(&join.group)?;
+    if join.topics.is_empty() {
+        return Err(status::invalid("Join names no topic"));
     }
+    if !join.client_id.is_empty() {
+        // It becomes part of the member's name.
+        GroupId::new(&join.client_id).map_err(|_| {
+            status::invalid(format!(
+                "client id {:?} is not allowed: use 1 to 249 of the characters a-z A-Z 0-9 . _ -",
+                join.client_id
+            ))
+        })?;
+    }
+    let topics = join.topics.iter().map(|name| TopicName::new(name)).collect::<Result<_, _>>()?;
+    let rebalance_timeout = match join.rebalance_timeout_ms {
+        0 => None,
+        ms => Some(Duration::from_millis(ms.into())),
+    };
+    Ok(Join { group, client_id: join.client_id, topics, from_earliest: join.from_earliest, rebalance_timeout })
 }

@@ -12,13 +12,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::calls::caller_of;
-use super::records::{PlainRoom, build_batches, check_batches, to_partition_records};
+use super::records::{PlainRoom, to_new_record, to_partition_records};
 use super::status;
-use crate::broker::Broker;
 use crate::broker::caller::Caller;
 use crate::broker::fetch::{Fetch, FetchFrom};
+use crate::broker::{Broker, Queued};
 use crate::error::BrokerError;
-use crate::log::commit::{Append, Commit};
 use crate::log::partition::Partition;
 use crate::log::queue::Receipt;
 use crate::log::topic::Topic;
@@ -59,69 +58,47 @@ impl Service {
 }
 
 /// A produce request that is queued.
-struct Queued {
+struct Pending {
     receipt: Receipt,
-    /// Partition and record count of each append.
-    appends: Vec<(u32, u32)>,
+    queued: Vec<Queued>,
 }
 
-impl Queued {
+impl Pending {
     async fn answer(self) -> Result<v1::ProduceResponse, BrokerError> {
         let committed = self.receipt.await?;
-        let appended = committed.base_offsets.iter().zip(self.appends).map(|(base, (partition, record_count))| {
-            v1::Appended { partition, base_offset: (*base).into(), record_count }
+        let appended = committed.base_offsets.iter().zip(self.queued).map(|(base, Queued { partition, records })| {
+            v1::Appended { partition, base_offset: (*base).into(), record_count: records }
         });
         Ok(v1::ProduceResponse { appended: appended.collect(), error: None })
     }
 }
 
-async fn queue(broker: &Broker, request: v1::ProduceRequest) -> Result<Queued, BrokerError> {
+async fn queue(broker: &Broker, request: v1::ProduceRequest) -> Result<Pending, BrokerError> {
     let topic = broker.topic(&request.topic)?;
-    let limits = broker.settings().limits;
-    if request.batches.is_empty() {
-        return queue_plain(broker, &topic, &request).await;
-    }
-    if !request.records.is_empty() {
-        return Err(BrokerError::Protocol("a produce request holds batches or records, not both".into()));
-    }
-    let Some(number) = request.partition else {
-        return Err(BrokerError::Protocol("a produce request with batches must name its partition".into()));
+    let protocol = |reason: &str| Err(BrokerError::Protocol(reason.to_owned()));
+    let (receipt, queued) = match (request.batches.is_empty(), request.records.is_empty(), request.partition) {
+        (false, false, _) => return protocol("a produce request holds batches or records, not both"),
+        (true, true, _) => return protocol("a produce request holds no records"),
+        (false, true, None) => return protocol("a produce request with batches must name its partition"),
+        (false, true, Some(partition)) => {
+            let (receipt, queued) = broker.produce_bytes(&topic, partition, request.batches).await?;
+            (receipt, vec![queued])
+        }
+        (true, false, partition) => {
+            broker.produce_records(&topic, partition, request.records.iter().map(to_new_record)).await?
+        }
     };
-    let partition = topic.partition(number)?;
-    let batches = check_batches(&topic, partition, request.batches, &limits)?;
-    let records = batches.iter().map(|batch| batch.record_count()).sum();
-    let receipt = broker.produce(&topic, partition, batches).await?;
-    Ok(Queued { receipt, appends: vec![(number, records)] })
+    Ok(Pending { receipt, queued })
 }
 
-/// Queues a request once its caller may; the permit is its room in the connection.
+/// Queues a request once its caller may; the permit is its part of the connection's bytes in flight.
 async fn admit(
     broker: &Broker,
     caller: &Caller,
     request: v1::ProduceRequest,
-) -> Result<(Queued, OwnedSemaphorePermit), BrokerError> {
-    let room = caller.admit(request_bytes(&request)).await?;
-    Ok((queue(broker, request).await?, room))
-}
-
-async fn queue_plain(broker: &Broker, topic: &Topic, request: &v1::ProduceRequest) -> Result<Queued, BrokerError> {
-    if request.records.is_empty() {
-        return Err(BrokerError::Protocol("a produce request holds no records".into()));
-    }
-    if let Some(partition) = request.partition {
-        topic.partition(partition)?;
-    }
-    let now_ms = broker.clock().now_ms();
-    let keyless = now_ms.unsigned_abs() as u32;
-    let built = build_batches(topic, request.partition, &request.records, now_ms, keyless)?;
-    let mut commit = Commit::default();
-    let mut appends = Vec::with_capacity(built.len());
-    for (number, batches) in built {
-        let records = batches.iter().map(|batch| batch.record_count()).sum();
-        appends.push((number, records));
-        commit.appends.push(Append { partition: topic.partition(number)?.clone(), batches });
-    }
-    Ok(Queued { receipt: broker.commit(commit).await?, appends })
+) -> Result<(Pending, OwnedSemaphorePermit), BrokerError> {
+    let in_flight = caller.admit(request_bytes(&request)).await?;
+    Ok((queue(broker, request).await?, in_flight))
 }
 
 /// What a produce request counts for, in bytes: its batches, or its records' keys, values and headers.
@@ -380,21 +357,8 @@ fn bytes_max(asked: u32) -> usize {
 fn fetch_from(broker: &Broker, wanted: &v1::FetchPartition) -> Result<FetchFrom, BrokerError> {
     let topic = broker.topic(&wanted.topic)?;
     let partition = topic.partition(wanted.partition)?.clone();
-    let offset = to_offset(&partition, wanted.offset)?;
+    let offset = partition.offset_in_range(wanted.offset)?;
     Ok(FetchFrom { partition, offset, until: None })
-}
-
-/// An offset from outside, in the partition's range.
-pub(super) fn to_offset(partition: &Partition, offset: u64) -> Result<Offset, BrokerError> {
-    let in_range = i64::try_from(offset).ok().and_then(Offset::new);
-    let in_range = in_range.filter(|offset| (partition.start()..=partition.end()).contains(offset));
-    in_range.ok_or_else(|| BrokerError::OffsetOutOfRange {
-        topic: partition.name().topic.clone(),
-        partition: partition.name().partition,
-        offset: i128::from(offset),
-        start: partition.start(),
-        end: partition.end(),
-    })
 }
 
 pub(super) fn wanted_partitions(topic: &Topic, wanted: &[u32]) -> Result<Vec<Arc<Partition>>, BrokerError> {
@@ -417,7 +381,7 @@ pub(super) async fn resolve(
     match position.and_then(|position| position.at.as_ref()) {
         None | Some(At::Latest(_)) => Ok(partition.end()),
         Some(At::Earliest(_)) => Ok(partition.start()),
-        Some(At::Offset(offset)) => to_offset(partition, *offset),
+        Some(At::Offset(offset)) => partition.offset_in_range(*offset),
         Some(At::TimestampMs(timestamp_ms)) => {
             let (store, limits) = (broker.store().clone(), broker.settings().limits);
             let (partition, timestamp_ms) = (partition.clone(), *timestamp_ms);

@@ -1,83 +1,21 @@
 //! Records between the wire's forms and the domain's: ready batches, or plain records.
 
-use crate::hash::HashMap;
-use bytes::Bytes;
 use millstream_api::v1;
-use millstream_record::{BatchBuilder, BatchError, Compression, Limits, RecordBatch, partition_for_key, split_batches};
+use millstream_record::{BatchError, Limits, split_batches};
 
 use super::status;
 use crate::broker::fetch::Fetched;
-use crate::error::BrokerError;
-use crate::log::partition::Partition;
 use crate::log::reader::Slice;
-use crate::log::topic::Topic;
+use crate::log::validate::NewRecord;
 
-/// Batches built from plain records are cut at this size, in bytes: one journal value.
-const PLAIN_BATCH_BYTES: usize = 64_000;
-
-/// Checks the batches of a request, whole and in order.
-pub(super) fn check_batches(
-    topic: &Topic,
-    partition: &Partition,
-    mut bytes: Bytes,
-    limits: &Limits,
-) -> Result<Vec<RecordBatch>, BrokerError> {
-    let mut batches = Vec::with_capacity(1);
-    let refuse = |source: BatchError| BrokerError::Batch {
-        topic: topic.name().clone(),
-        partition: partition.name().partition,
-        source,
-    };
-    while !bytes.is_empty() {
-        let header = millstream_record::BatchHeader::parse(&bytes).map_err(refuse)?;
-        batches.push(RecordBatch::check(bytes.split_to(header.batch_bytes), limits).map_err(refuse)?);
+/// A record as a client sends it.
+pub(super) fn to_new_record(record: &v1::Record) -> NewRecord<'_, impl Iterator<Item = (&str, Option<&[u8]>)> + Clone> {
+    NewRecord {
+        timestamp_ms: record.timestamp_ms,
+        key: record.key.as_deref(),
+        value: record.value.as_deref(),
+        headers: record.headers.iter().map(|header| (header.name.as_str(), header.value.as_deref())),
     }
-    Ok(batches)
-}
-
-/// Builds batches from plain records, for each partition that they go to.
-pub(super) fn build_batches(
-    topic: &Topic,
-    partition: Option<u32>,
-    records: &[v1::Record],
-    now_ms: i64,
-    keyless: u32,
-) -> Result<Vec<(u32, Vec<RecordBatch>)>, BrokerError> {
-    let batch_bytes_max = topic.meta().settings.batch_bytes_max();
-    let mut builders: HashMap<u32, (BatchBuilder, Vec<RecordBatch>)> = HashMap::default();
-    for (index, record) in records.iter().enumerate() {
-        let to = partition.unwrap_or_else(|| match &record.key {
-            Some(key) => partition_for_key(key, topic.partition_count()),
-            None => keyless % topic.partition_count(),
-        });
-        topic.check_key(to, index, record.key.as_deref())?;
-        let (builder, done) = builders.entry(to).or_insert_with(|| (BatchBuilder::new(Compression::None), Vec::new()));
-        let headers = record.headers.iter().map(|header| (header.name.as_str(), header.value.as_deref()));
-        let header_bytes: usize =
-            headers.clone().map(|(name, value)| 10 + name.len() + value.map_or(0, <[u8]>::len)).sum();
-        let (key, value) = (record.key.as_deref(), record.value.as_deref());
-        let record_bytes =
-            header_bytes + BatchBuilder::record_bytes_max(key.map_or(0, <[u8]>::len), value.map_or(0, <[u8]>::len));
-        if record_bytes + millstream_record::BATCH_HEADER_BYTES > batch_bytes_max {
-            return Err(BrokerError::BatchTooLarge {
-                topic: topic.name().clone(),
-                partition: to,
-                bytes: record_bytes,
-                batch_bytes_max,
-            });
-        }
-        if builder.encoded_bytes() + record_bytes > PLAIN_BATCH_BYTES.min(batch_bytes_max) {
-            done.extend(builder.finish());
-        }
-        builder.push(record.timestamp_ms.unwrap_or(now_ms), key, value, headers);
-    }
-    let finish = |(partition, (mut builder, mut done)): (u32, (BatchBuilder, Vec<RecordBatch>))| {
-        done.extend(builder.finish());
-        (partition, done)
-    };
-    let mut built: Vec<_> = builders.into_iter().map(finish).collect();
-    built.sort_by_key(|(partition, _)| *partition);
-    Ok(built)
 }
 
 /// What one answer may still hold of plain records, in bytes. Compressed batches are small as they are

@@ -55,6 +55,7 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         | BrokerError::PartitionsInUse { .. }
         | BrokerError::TopicInternal { .. }
         | BrokerError::GroupInUse { .. } => (E::InUse, Code::FailedPrecondition),
+        BrokerError::InvalidTimestamp { .. } => (E::InvalidTimestamp, Code::InvalidArgument),
         BrokerError::NullKey { .. } => (E::InvalidBatch, Code::InvalidArgument),
         BrokerError::Batch { source, .. } => match source {
             BatchError::TooLarge { .. } => (E::BatchTooLarge, Code::InvalidArgument),

@@ -94,6 +94,8 @@ fn to_set(settings: &v1::TopicSettings) -> Result<TopicAlteration, BrokerError> 
         retention_bytes: set(settings.retention_bytes),
         delete_retention_ms: set(settings.delete_retention_ms),
         batch_bytes_max: set(settings.batch_bytes_max.map(|bytes| bytes as usize)),
+        timestamp_before_max_ms: set(settings.timestamp_before_max_ms),
+        timestamp_after_max_ms: set(settings.timestamp_after_max_ms),
         partitions: None,
     })
 }
@@ -117,6 +119,12 @@ fn to_alteration(request: &v1::AlterTopicRequest) -> Result<TopicAlteration, Bro
             Ok(v1::TopicSetting::Cleanup) => unset(&mut alteration.cleanup, "cleanup")?,
             Ok(v1::TopicSetting::DeleteRetentionMs) => {
                 unset(&mut alteration.delete_retention_ms, "delete_retention_ms")?;
+            }
+            Ok(v1::TopicSetting::TimestampBeforeMaxMs) => {
+                unset(&mut alteration.timestamp_before_max_ms, "timestamp_before_max_ms")?;
+            }
+            Ok(v1::TopicSetting::TimestampAfterMaxMs) => {
+                unset(&mut alteration.timestamp_after_max_ms, "timestamp_after_max_ms")?;
             }
             Ok(v1::TopicSetting::Unspecified) | Err(_) => {
                 let allowed = "it names no setting: use one of TopicSetting".to_owned();
@@ -163,6 +171,8 @@ fn to_topic(topic: &Topic) -> v1::Topic {
             batch_bytes_max: meta.settings.batch_bytes_max.and_then(|bytes| u32::try_from(bytes).ok()),
             cleanup: Some(from_cleanup(meta.settings.cleanup) as i32),
             delete_retention_ms: meta.settings.delete_retention_ms,
+            timestamp_before_max_ms: meta.settings.timestamp_before_max_ms,
+            timestamp_after_max_ms: meta.settings.timestamp_after_max_ms,
         }),
         internal: meta.internal,
         records: topic.partitions().iter().map(|p| p.end().since(p.start())).sum(),

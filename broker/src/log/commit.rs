@@ -89,6 +89,18 @@ impl Upkeep {
     }
 }
 
+/// The room on the disk that a commit needs, the least first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Needs {
+    /// Hardly any: settings with what belongs to them, and removals, which make room.
+    #[default]
+    Nothing,
+    /// Little: offsets alone.
+    Offsets,
+    /// It makes what is stored more.
+    Room,
+}
+
 /// Proof that the sender still owns what it writes for.
 #[derive(Clone, Debug)]
 pub struct Fence {
@@ -106,10 +118,16 @@ pub struct Committed {
 }
 
 impl Commit {
-    /// Whether it makes what is stored more: settings, offsets and removals do not, or hardly.
-    pub(super) fn grows(&self) -> bool {
+    /// How much room on the disk it needs.
+    pub(super) fn needs(&self) -> Needs {
         let large = |change: &CatalogChange| change.value.as_ref().is_some_and(|value| value.len() > CHUNK_BYTES);
-        !self.appends.is_empty() || !self.state.is_empty() || self.catalog.iter().any(large)
+        if !self.appends.is_empty() || !self.state.is_empty() || self.catalog.iter().any(large) {
+            Needs::Room
+        } else if !self.offsets.is_empty() && self.catalog.is_empty() {
+            Needs::Offsets
+        } else {
+            Needs::Nothing
+        }
     }
 
     /// About how many bytes it adds to the journal.

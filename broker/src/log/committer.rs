@@ -13,7 +13,7 @@ use bytes::Bytes;
 use millstream_record::{RecordBatch, patch_batch};
 use tokio::sync::{mpsc, watch};
 
-use super::commit::{Commit, Committed, Upkeep};
+use super::commit::{Commit, Committed, Needs, Upkeep};
 use super::domain::Domain;
 use super::partition::Partition;
 use super::producers::Verdict;
@@ -27,7 +27,7 @@ use crate::name::TopicName;
 use crate::store::journal::{BlobWriter, CHUNK_BYTES, Location, OffsetEntry, Run, RunHeader};
 use crate::store::place::Offset;
 use crate::store::recovery::Replayed;
-use crate::store::{LEADER_EPOCH, Store, StoreError, Write, spawn};
+use crate::store::{DiskFull, LEADER_EPOCH, Store, StoreError, Write, spawn};
 
 /// The committer takes queued requests until they hold this many bytes: 16 full journal values,
 /// where a commit's cost a byte stops falling.
@@ -173,17 +173,19 @@ impl Committer {
     fn assign(&self, requests: Vec<Request>) -> Vec<Accepted> {
         let mut accepted = Vec::with_capacity(requests.len());
         let now_ms = self.domain.clock.now_ms();
-        let grows = requests.iter().any(|request| request.commit.grows());
-        let room = if grows { self.check_room() } else { Ok(()) };
+        let need = requests.iter().map(|request| request.commit.needs()).max().unwrap_or_default();
+        let (room, for_offsets) = self.check_room(need);
         for mut request in requests {
             let checked = check(&request.commit).and_then(|()| stored_before(&request.commit));
-            let checked = checked.and_then(|before| match (&before, &room) {
-                // What is stored already needs no room.
-                (None, Err(full)) if request.commit.grows() => {
-                    self.metrics.refuse_disk_full();
-                    Err(full.clone())
-                }
-                _ => Ok(before),
+            let checked = checked.and_then(|before| {
+                let room = match (&before, request.commit.needs()) {
+                    // What is stored already needs no room.
+                    (Some(_), _) | (_, Needs::Nothing) => &Ok(()),
+                    (_, Needs::Offsets) => &for_offsets,
+                    (_, Needs::Room) => &room,
+                };
+                let refused = room.clone().inspect_err(|_| self.metrics.refuse_disk_full());
+                refused.map(|()| before)
             });
             match checked {
                 Err(error) => {
@@ -203,11 +205,20 @@ impl Committer {
         accepted
     }
 
-    /// Refuses what grows while the disk has little room.
-    fn check_room(&self) -> Result<(), BrokerError> {
+    /// Refuses what grows while the disk has little room: appends, and offsets. The disk is asked for what is needed alone.
+    fn check_room(&self, need: Needs) -> (Result<(), BrokerError>, Result<(), BrokerError>) {
         let room = self.store.room();
-        let full = if self.sealer.is_disk_full() { Some(room.full()?) } else { room.for_appends()? };
-        full.map_or(Ok(()), |full| Err(BrokerError::DiskFull(full)))
+        let checked = |full: Result<Option<DiskFull>, StoreError>| match full {
+            Ok(None) => Ok(()),
+            Ok(Some(full)) => Err(BrokerError::DiskFull(full)),
+            Err(error) => Err(error.into()),
+        };
+        match need {
+            Needs::Nothing => (Ok(()), Ok(())),
+            Needs::Offsets => (Ok(()), checked(room.for_offsets())),
+            Needs::Room if self.sealer.is_disk_full() => (checked(room.full().map(Some)), checked(room.for_offsets())),
+            Needs::Room => (checked(room.for_appends()), checked(room.for_offsets())),
+        }
     }
 
     /// One blob of everything, with each partition's batches back to back.

@@ -21,3 +21,4 @@ pub(crate) mod sealer;
 pub(crate) mod start;
 pub mod state;
 pub mod topic;
+pub mod validate;

@@ -276,6 +276,22 @@ impl Partition {
         }
     }
 
+    /// An offset from outside: of a record that is kept, or the log end offset.
+    ///
+    /// # Errors
+    /// [`BrokerError::OffsetOutOfRange`].
+    pub fn offset_in_range(&self, offset: u64) -> Result<Offset, BrokerError> {
+        let in_range = i64::try_from(offset).ok().and_then(Offset::new);
+        let in_range = in_range.filter(|offset| (self.start()..=self.end()).contains(offset));
+        in_range.ok_or_else(|| BrokerError::OffsetOutOfRange {
+            topic: self.name.topic.clone(),
+            partition: self.name.partition,
+            offset: i128::from(offset),
+            start: self.start(),
+            end: self.end(),
+        })
+    }
+
     /// The error for an offset that is not kept.
     pub fn out_of_range(&self, offset: Offset) -> BrokerError {
         BrokerError::OffsetOutOfRange {

@@ -104,11 +104,13 @@ impl WeakCommitQueue {
         Some(queue.send(Commit::default(), Some(Box::new(upkeep)), None))
     }
 
-    /// Commits upkeep, and waits on a thread that may block.
+    /// Commits upkeep, and waits on a thread that may block. Files of segments that are no longer needed go here.
     pub(super) fn commit_upkeep(&self, upkeep: Upkeep) -> Result<(), Ended> {
         let receipt = self.push_upkeep(upkeep).ok_or(Ended::Closing)?;
         // A committer that ended says why itself.
-        receipt.0.blocking_recv().ok().and_then(Result::ok).map(drop).ok_or(Ended::Closing)
+        let committed = receipt.0.blocking_recv().ok().and_then(Result::ok);
+        self.store.registry().unlink_removed();
+        committed.map(drop).ok_or(Ended::Closing)
     }
 
     /// Whether the committer ends.

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::store::pause::Pause;
 use crate::store::{Store, StoreError};
@@ -34,10 +34,11 @@ impl Readers {
         Ok(Self(Some(runtime)))
     }
 
-    /// Begins a read; who waits for it may do so on any runtime.
-    pub(crate) fn run<T: Send + 'static>(&self, read: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    /// Begins a read; who waits for it may do so on any runtime. One that waits for its turn does not begin any more once
+    /// the answer is dropped.
+    pub(crate) fn run<T: Send + 'static>(&self, read: impl FnOnce() -> T + Send + 'static) -> AbortOnDropHandle<T> {
         let runtime = self.0.as_ref().expect("it is there until it is dropped");
-        runtime.spawn_blocking(read)
+        AbortOnDropHandle::new(runtime.spawn_blocking(read))
     }
 }
 
@@ -71,5 +72,45 @@ fn lower_priority() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::nice(NICENESS) {
         tracing::warn!(%error, "who reads old records has the priority of everything else");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_read_that_nobody_waits_for_any_more_does_not_begin() {
+        let readers = Readers::new().unwrap();
+        let (all_busy, released) = (Arc::new(Barrier::new(THREADS_MAX + 1)), Arc::new(Barrier::new(THREADS_MAX + 1)));
+        let busy: Vec<_> = (0..THREADS_MAX)
+            .map(|_| {
+                let (all_busy, released) = (all_busy.clone(), released.clone());
+                readers.run(move || {
+                    all_busy.wait();
+                    released.wait();
+                })
+            })
+            .collect();
+        all_busy.wait();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let count = |begun: &Arc<AtomicUsize>| {
+            let begun = begun.clone();
+            move || begun.fetch_add(1, Ordering::Relaxed)
+        };
+        let abandoned: Vec<_> = (0..1_000).map(|_| readers.run(count(&begun))).collect();
+        drop(abandoned);
+        let wanted = readers.run(count(&begun));
+        released.wait();
+        // It waits behind the others: they would have begun before it.
+        assert_eq!(wanted.await.unwrap(), 0);
+        for read in busy {
+            read.await.unwrap();
+        }
+        assert_eq!(begun.load(Ordering::Relaxed), 1);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use millstream_record::{Limits, RecordBatch};
 use serde::{Deserialize, Serialize};
 
 use crate::error::BrokerError;
@@ -25,6 +24,10 @@ pub const BATCH_BYTES_MAX_LIMIT: usize = 16 << 20;
 /// How long a tombstone of a compacted topic is kept unless its settings say otherwise: Kafka's
 /// `delete.retention.ms`, 24 hours.
 pub const DELETE_RETENTION_MS_DEFAULT: u64 = 24 * 3_600_000;
+
+/// How far after the server's time a record's timestamp may be unless the topic's settings say otherwise: Kafka's
+/// `message.timestamp.after.max.ms`, 1 hour.
+pub const TIMESTAMP_AFTER_MAX_MS_DEFAULT: u64 = 3_600_000;
 
 /// The shortest `retention_ms`: retention is looked at once a second.
 pub const RETENTION_MS_MIN: u64 = 1_000;
@@ -84,6 +87,12 @@ pub struct TopicSettings {
     /// The largest record batch that is taken, in bytes as sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_bytes_max: Option<usize>,
+    /// How far before the server's time a record's timestamp may be (KIP-937); without limit where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp_before_max_ms: Option<u64>,
+    /// How far after the server's time a record's timestamp may be (KIP-937).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp_after_max_ms: Option<u64>,
 }
 
 fn is_default(cleanup: &Cleanup) -> bool {
@@ -144,6 +153,11 @@ impl TopicSettings {
         self.batch_bytes_max.unwrap_or(BATCH_BYTES_MAX_DEFAULT)
     }
 
+    /// How far after the server's time a record's timestamp may be.
+    pub fn timestamp_after_max_ms(&self) -> u64 {
+        self.timestamp_after_max_ms.unwrap_or(TIMESTAMP_AFTER_MAX_MS_DEFAULT)
+    }
+
     /// How long a compacted topic keeps a record with a null value.
     pub fn delete_retention_ms(&self) -> u64 {
         self.delete_retention_ms.unwrap_or(DELETE_RETENTION_MS_DEFAULT)
@@ -187,6 +201,10 @@ pub struct TopicAlteration {
     pub delete_retention_ms: Change<u64>,
     /// See [`TopicSettings::batch_bytes_max`].
     pub batch_bytes_max: Change<usize>,
+    /// See [`TopicSettings::timestamp_before_max_ms`].
+    pub timestamp_before_max_ms: Change<u64>,
+    /// See [`TopicSettings::timestamp_after_max_ms`].
+    pub timestamp_after_max_ms: Change<u64>,
     /// How many partitions there are to be: as many as there are, or more.
     pub partitions: Option<u32>,
 }
@@ -200,6 +218,8 @@ impl TopicAlteration {
             retention_bytes: self.retention_bytes.of(before.retention_bytes),
             delete_retention_ms: self.delete_retention_ms.of(before.delete_retention_ms),
             batch_bytes_max: self.batch_bytes_max.of(before.batch_bytes_max),
+            timestamp_before_max_ms: self.timestamp_before_max_ms.of(before.timestamp_before_max_ms),
+            timestamp_after_max_ms: self.timestamp_after_max_ms.of(before.timestamp_after_max_ms),
         }
     }
 }
@@ -296,25 +316,6 @@ impl Topic {
             return Ok(());
         }
         Err(BrokerError::NullKey { topic: self.name.clone(), partition, index })
-    }
-
-    /// As [`Topic::check_key`], for batches. They are looked into only where the topic is compacted.
-    ///
-    /// # Errors
-    /// [`BrokerError::NullKey`], [`BrokerError::Batch`] for a batch that was not checked before.
-    pub fn check_keys(&self, partition: u32, batches: &[RecordBatch], limits: &Limits) -> Result<(), BrokerError> {
-        if !self.meta.settings.cleanup.compacts() {
-            return Ok(());
-        }
-        let refuse = |source| BrokerError::Batch { topic: self.name.clone(), partition, source };
-        let mut index = 0;
-        for batch in batches {
-            for record in &batch.records(limits).map_err(refuse)? {
-                self.check_key(partition, index, record.map_err(refuse)?.key)?;
-                index += 1;
-            }
-        }
-        Ok(())
     }
 
     /// How many partitions it has.

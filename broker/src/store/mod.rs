@@ -71,6 +71,9 @@ const MARKS: TableDefinition<&str, u64> = TableDefinition::new("marks");
 /// Journal values before this sequence number are in segments and tables.
 const SEALED_TO: &str = "sealed-to";
 
+/// No segment ever had this number, or a larger one.
+const NEXT_SEGMENT: &str = "next-segment";
+
 /// redb's page cache of the journal, in bytes. Tail reads come from [`BlobCache`] and commits from the
 /// committer's own buffers, so this needs to hold little but branch pages.
 const PAGE_CACHE_BYTES: usize = 16 << 20;
@@ -165,8 +168,9 @@ impl Store {
         let read = db.begin_read()?;
         sum::verify(&read)?;
         let (segments, extents) = recovery::segments_by_topic(&read)?;
+        let next_segment = recovery::mark(&read, NEXT_SEGMENT)?.unwrap_or(0);
         drop(read);
-        let registry = Arc::new(Registry::open(files, segments)?);
+        let registry = Arc::new(Registry::open(files, segments, next_segment)?);
         let store = Self {
             db: OpenDatabase::new(db),
             tables,

@@ -30,7 +30,7 @@ pub(crate) struct Registry {
     changes: AtomicU64,
 }
 
-/// Files that must outlast their segments: somebody copies them.
+/// Files that outlast their segments: nobody removed them yet, or somebody copies them.
 #[derive(Debug, Default)]
 struct Pins {
     held: usize,
@@ -38,13 +38,13 @@ struct Pins {
 }
 
 impl Registry {
-    /// With the segments that the table lists. Files that it does not list are removed: what wrote
-    /// them did not come to its end.
-    pub(crate) fn open(files: Arc<Files>, segments: Vec<SegmentFile>) -> Result<Self, StoreError> {
+    /// With the segments that the table lists; new ones get numbers from `next` on. Files that the table does not list are
+    /// removed: what wrote them did not come to its end.
+    pub(super) fn open(files: Arc<Files>, segments: Vec<SegmentFile>, next: u64) -> Result<Self, StoreError> {
         // A crash may have come between a folder that was made and its sync.
         files.make_folder(FOLDER)?;
         let segments: BTreeMap<_, _> = segments.into_iter().map(|segment| (segment.id, segment)).collect();
-        let mut next = segments.keys().next_back().map_or(0, |id| id.0 + 1);
+        let mut next = next.max(segments.keys().next_back().map_or(0, |id| id.0 + 1));
         for name in files.names(FOLDER)? {
             let Some(id) = SegmentId::from_file_name(&name) else { continue };
             next = next.max(id.0 + 1);
@@ -150,7 +150,7 @@ impl Registry {
         self.segments.write().extend(metas.iter().map(|meta| (meta.file.id, meta.file)));
     }
 
-    /// A commit took them out of the store: their files go, once nobody copies them.
+    /// A commit took them out of the store: their files go with the next [`Registry::unlink_removed`].
     pub(crate) fn removed(&self, ids: &[SegmentId]) {
         {
             let mut segments = self.segments.write();
@@ -159,12 +159,20 @@ impl Registry {
             }
         }
         self.open.lock().retain(|(id, _)| !ids.contains(id));
-        let mut pins = self.pins.lock();
-        if pins.held > 0 {
-            pins.removed.extend_from_slice(ids);
-        } else {
-            self.unlink(ids);
-        }
+        self.pins.lock().removed.extend_from_slice(ids);
+    }
+
+    /// Removes the files of removed segments, unless somebody copies them. It may take long: a file system frees what a
+    /// large file had while whoever unlinks it waits. So the committer does not do it.
+    pub(crate) fn unlink_removed(&self) {
+        let removed = {
+            let mut pins = self.pins.lock();
+            if pins.held > 0 {
+                return;
+            }
+            std::mem::take(&mut pins.removed)
+        };
+        self.unlink(&removed);
     }
 
     /// Removes the files of segments that are no part of the store.
@@ -190,11 +198,7 @@ pub(crate) struct Pin(Arc<Registry>);
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        let mut pins = self.0.pins.lock();
-        pins.held -= 1;
-        if pins.held == 0 {
-            let removed = std::mem::take(&mut pins.removed);
-            self.0.unlink(&removed);
-        }
+        self.0.pins.lock().held -= 1;
+        self.0.unlink_removed();
     }
 }

@@ -12,6 +12,10 @@ use super::file_system::FileSystem;
 /// Of the room that appends leave, sealing leaves this part to the commits.
 const SEALING_FRACTION: u64 = 4;
 
+/// Of the room that appends leave, commits of offsets leave this part: consumers can go on for a while, and can't fill the
+/// disk by committing for ever.
+const OFFSETS_FRACTION: u64 = 2;
+
 /// Says how many bytes a disk has room for.
 pub type FreeBytes = Arc<dyn Fn() -> io::Result<u64> + Send + Sync>;
 
@@ -51,6 +55,11 @@ impl Room {
     /// Whether records may be appended; if not, how full the disk is.
     pub(crate) fn for_appends(&self) -> Result<Option<DiskFull>, StoreError> {
         if self.is_left(self.reserve_bytes)? { Ok(None) } else { self.full().map(Some) }
+    }
+
+    /// Whether offsets may be committed; if not, how full the disk is.
+    pub(crate) fn for_offsets(&self) -> Result<Option<DiskFull>, StoreError> {
+        if self.is_left(self.reserve_bytes / OFFSETS_FRACTION)? { Ok(None) } else { self.full().map(Some) }
     }
 
     /// Whether a step of sealing may be made: a segment, or a transaction of the tables.

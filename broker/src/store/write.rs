@@ -13,7 +13,7 @@ use super::place::{Offset, Place, TopicId};
 use super::recovery::segment_row;
 use super::segment::{SegmentId, SegmentMeta};
 use super::sum::RowsSum;
-use super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store};
+use super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, NEXT_SEGMENT, SEALED_TO, SEGMENTS, Store};
 
 /// Everything that one transaction changes.
 #[derive(Debug, Default)]
@@ -87,6 +87,14 @@ impl Store {
         }
         if let Some(to) = write.sealed_to {
             sum.set(&mut transaction.open_table(MARKS)?, SEALED_TO, Some(to))?;
+        }
+        // A number that was given once is not given again, also where the segment is removed before the next start.
+        if let Some(next) = write.segments.iter().map(|meta| meta.file.id.0 + 1).max() {
+            let mut marks = transaction.open_table(MARKS)?;
+            let known = marks.get(NEXT_SEGMENT)?.map_or(0, |mark| mark.value());
+            if next > known {
+                sum.set(&mut marks, NEXT_SEGMENT, Some(next))?;
+            }
         }
         sum.write(&transaction)?;
         transaction.commit()?;

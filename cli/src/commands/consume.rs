@@ -8,6 +8,7 @@ use std::time::Duration;
 use millstream_client::{Client, Consumer, ConsumerSettings, Position};
 use tokio::time::sleep;
 
+use crate::exit;
 use crate::exit::Usage;
 use crate::interrupt::Interrupt;
 use crate::output::{self, Out, OutputArgs, OutputError};
@@ -98,6 +99,8 @@ struct Printing<'a> {
     /// Records that may still be printed.
     left: u64,
     printed: u64,
+    /// Records that retention took before they were read, as far as it was told.
+    missed: u64,
 }
 
 impl<'a> Printing<'a> {
@@ -110,6 +113,7 @@ impl<'a> Printing<'a> {
             progress,
             left: args.max.map_or(u64::MAX, NonZeroU64::get),
             printed: 0,
+            missed: 0,
         }
     }
 
@@ -143,6 +147,7 @@ impl<'a> Printing<'a> {
                 break;
             }
             trouble.tell("no records come", consumer.trouble(), &self.progress);
+            self.tell_missed(consumer.missed_records());
             self.progress.say(text::plural(self.printed, "record"));
         }
         Ok(self.out.flush()?)
@@ -166,6 +171,15 @@ impl<'a> Printing<'a> {
             self.count();
         }
         Ok(true)
+    }
+
+    /// `records` is how many were missed so far.
+    fn tell_missed(&mut self, records: u64) {
+        let more = records - std::mem::replace(&mut self.missed, records);
+        if more > 0 {
+            let more = text::plural(more, "record");
+            self.progress.aside(|| exit::say(format_args!("retention deleted {more} before this group read them")));
+        }
     }
 
     fn count(&mut self) {

@@ -75,6 +75,12 @@ struct Settings {
     /// The largest record batch that is taken, such as 1MiB [default: the server's]
     #[arg(long, value_name = "SIZE", value_parser = batch_bytes)]
     batch_bytes_max: Option<u32>,
+    /// How far before the server's time a record's timestamp may be, such as 30d [default: without limit]
+    #[arg(long, value_name = "DURATION", value_parser = amount::milliseconds)]
+    timestamp_before_max: Option<u64>,
+    /// How far after the server's time a record's timestamp may be [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = amount::milliseconds)]
+    timestamp_after_max: Option<u64>,
 }
 
 /// The words of `--cleanup`.
@@ -102,6 +108,8 @@ impl Settings {
             batch_bytes_max: self.batch_bytes_max,
             cleanup: cleanup.map(i32::from),
             delete_retention_ms: self.delete_retention,
+            timestamp_before_max_ms: self.timestamp_before_max,
+            timestamp_after_max_ms: self.timestamp_after_max,
         }
     }
 }
@@ -150,6 +158,12 @@ pub(crate) struct Alter {
     /// Take record batches as large as by default
     #[arg(long, conflicts_with = "batch_bytes_max")]
     no_batch_bytes_max: bool,
+    /// Take timestamps however far before the server's time
+    #[arg(long, conflicts_with = "timestamp_before_max")]
+    no_timestamp_before_max: bool,
+    /// Take timestamps as far after the server's time as by default
+    #[arg(long, conflicts_with = "timestamp_after_max")]
+    no_timestamp_after_max: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -193,6 +207,8 @@ async fn alter(args: Alter, client: &Client) -> anyhow::Result<ExitCode> {
         (args.no_retention_bytes, Setting::RetentionBytes),
         (args.no_delete_retention, Setting::DeleteRetentionMs),
         (args.no_batch_bytes_max, Setting::BatchBytesMax),
+        (args.no_timestamp_before_max, Setting::TimestampBeforeMaxMs),
+        (args.no_timestamp_after_max, Setting::TimestampAfterMaxMs),
     ];
     let request = v1::AlterTopicRequest {
         name: args.name,
@@ -290,7 +306,10 @@ fn fields(topic: &v1::Topic) -> Table {
         let kept = settings.delete_retention_ms.map_or_else(|| "the server's default".into(), text::milliseconds);
         fields.push(("tombstones", kept));
     }
+    let before = settings.timestamp_before_max_ms.map(|ms| format!("up to {} ago, ", text::milliseconds(ms)));
+    let after = settings.timestamp_after_max_ms.map_or_else(|| "the server's default".into(), text::milliseconds);
     fields.extend([
+        ("timestamps", format!("{}up to {after} ahead", before.unwrap_or_default())),
         ("batch size", batch_bytes_max.map_or_else(|| "the server's limit".into(), |max| format!("up to {max}"))),
         ("created", timestamp::format(topic.created_at_ms)),
     ]);
@@ -355,6 +374,8 @@ fn to_json(topic: &v1::Topic) -> Value {
             "retention_bytes": settings.retention_bytes,
             "delete_retention_ms": settings.delete_retention_ms,
             "batch_bytes_max": settings.batch_bytes_max,
+            "timestamp_before_max_ms": settings.timestamp_before_max_ms,
+            "timestamp_after_max_ms": settings.timestamp_after_max_ms,
         },
         "internal": topic.internal,
         "created_at_ms": topic.created_at_ms,

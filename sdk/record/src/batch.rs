@@ -10,9 +10,10 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::Limits;
+use crate::build::BatchBuilder;
 use crate::compression::{Compression, inflate};
 use crate::error::BatchError;
-use crate::records::{Records, walk};
+use crate::records::{NO_TIMESTAMP, Records, Survey, walk};
 
 /// Bytes of a batch before its records.
 pub const BATCH_HEADER_BYTES: usize = 61;
@@ -60,6 +61,8 @@ pub struct BatchHeader {
     pub base_offset: i64,
     /// Bytes of the whole batch, header included.
     pub batch_bytes: usize,
+    /// Whether the records are compressed, with whatever codec.
+    pub is_compressed: bool,
     /// Last record's offset less the base offset.
     pub last_offset_delta: i32,
     /// What the records' timestamps are relative to, in ms since the epoch.
@@ -108,6 +111,7 @@ impl BatchHeader {
         Ok(Self {
             base_offset,
             batch_bytes,
+            is_compressed: Compression::number(u16_at(bytes, at::ATTRIBUTES)) != 0,
             last_offset_delta,
             base_timestamp_ms: i64_at(bytes, at::BASE_TIMESTAMP),
             max_timestamp_ms: i64_at(bytes, at::MAX_TIMESTAMP),
@@ -137,11 +141,35 @@ pub struct RecordBatch {
 
 impl RecordBatch {
     /// Checks bytes from outside: exactly one batch, whose lengths, checksum, attributes, count and
-    /// every record are true. A compressed body is inflated for that, within the limits.
+    /// every record are true. A compressed body is inflated for that, within the limits. The largest timestamp is the
+    /// one exception: some clients leave it out or get it wrong, and the batch gets that of its records.
     ///
     /// # Errors
     /// [`BatchError`] with what is wrong.
     pub fn check(bytes: Bytes, limits: &Limits) -> Result<Self, BatchError> {
+        Self::survey(bytes, limits).map(|(batch, _)| batch)
+    }
+
+    /// Refuses what the log alone may say of a batch: that it is of a transaction, which is not supported yet, or that its
+    /// timestamps are those of the append.
+    ///
+    /// # Errors
+    /// [`BatchError::Transactional`], [`BatchError::LogAppendTime`].
+    pub fn check_producible(&self) -> Result<(), BatchError> {
+        if self.is_transactional() {
+            return Err(BatchError::Transactional);
+        }
+        if self.timestamp_type() == TimestampType::LogAppendTime {
+            return Err(BatchError::LogAppendTime);
+        }
+        Ok(())
+    }
+
+    /// As [`RecordBatch::check`], and says what it found of the records.
+    ///
+    /// # Errors
+    /// As [`RecordBatch::check`].
+    pub fn survey(bytes: Bytes, limits: &Limits) -> Result<(Self, Survey), BatchError> {
         let batch_bytes = BatchHeader::parse(&bytes)?.batch_bytes;
         if batch_bytes > limits.batch_bytes_max {
             return Err(BatchError::TooLarge { bytes: batch_bytes, bytes_max: limits.batch_bytes_max });
@@ -170,8 +198,29 @@ impl RecordBatch {
             return Err(BatchError::Count { claimed: i64::from(claimed), found });
         }
         let body = inflate(codec, batch.body(), limits.inflated_bytes_max)?;
-        walk(&body, claimed.unsigned_abs(), limits.record_bytes_max)?;
-        Ok(batch)
+        let survey = walk(&body, claimed.unsigned_abs(), batch.base_timestamp_ms(), limits.record_bytes_max)?;
+        drop(body);
+        let (_, latest_ms) = survey.latest;
+        if batch.max_timestamp_ms() == latest_ms || batch.timestamp_type() == TimestampType::LogAppendTime {
+            return Ok((batch, survey));
+        }
+        Ok((batch.with_fields(&[(at::MAX_TIMESTAMP, &latest_ms.to_be_bytes())]), survey))
+    }
+
+    /// The same records, where those without a timestamp have `timestamp_ms`. Encodes all of them anew.
+    ///
+    /// # Errors
+    /// [`BatchError`] for a batch that was not checked before.
+    pub fn fill_timestamps(&self, limits: &Limits, timestamp_ms: i64) -> Result<Self, BatchError> {
+        let mut builder = BatchBuilder::with_capacity(self.compression(), self.bytes.len());
+        builder.set_producer(self.producer_id(), self.producer_epoch(), self.base_sequence());
+        for record in &self.records(limits)? {
+            let record = record?;
+            let is_missing = record.timestamp_ms == NO_TIMESTAMP;
+            let timestamp_ms = if is_missing { timestamp_ms } else { record.timestamp_ms };
+            builder.push(timestamp_ms, record.key, record.value, record.headers());
+        }
+        builder.finish().ok_or_else(|| BatchError::Count { claimed: 0, found: "it holds none".to_owned() })
     }
 
     /// Takes a batch from our own log: the header must be sound, the rest is trusted.
@@ -259,11 +308,20 @@ impl RecordBatch {
     /// The batch with another producer's identity (KIP-98), and the checksum of that. Copies the bytes
     /// only where they are shared.
     pub fn with_producer(self, id: i64, epoch: i16, base_sequence: i32) -> Self {
+        self.with_fields(&[
+            (at::PRODUCER_ID, &id.to_be_bytes()),
+            (at::PRODUCER_EPOCH, &epoch.to_be_bytes()),
+            (at::BASE_SEQUENCE, &base_sequence.to_be_bytes()),
+        ])
+    }
+
+    /// The batch with other bytes at these places of its header, and the checksum of that. Copies the bytes only where
+    /// they are shared.
+    fn with_fields(self, fields: &[(usize, &[u8])]) -> Self {
         let mut bytes = self.bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
-        put(at::PRODUCER_ID, &id.to_be_bytes());
-        put(at::PRODUCER_EPOCH, &epoch.to_be_bytes());
-        put(at::BASE_SEQUENCE, &base_sequence.to_be_bytes());
+        for (at, field) in fields {
+            bytes[*at..*at + field.len()].copy_from_slice(field);
+        }
         let crc = crc32c::crc32c(&bytes[at::ATTRIBUTES..]);
         bytes[at::CRC..at::CRC + 4].copy_from_slice(&crc.to_be_bytes());
         Self { bytes: bytes.freeze() }

@@ -29,8 +29,13 @@ const ALL: [Compression; 5] =
 
 impl Compression {
     pub(crate) fn from_attributes(attributes: u16) -> Result<Self, BatchError> {
-        let codec = (attributes & 7) as u8;
+        let codec = Self::number(attributes);
         ALL.into_iter().find(|known| *known as u8 == codec).ok_or(BatchError::UnknownCompression(codec))
+    }
+
+    /// The number of the codec that a batch's attributes name, known or not.
+    pub(crate) fn number(attributes: u16) -> u8 {
+        (attributes & 7) as u8
     }
 
     /// The codec's name, as Kafka's `compression.type` has it.

@@ -48,6 +48,14 @@ pub enum BatchError {
     /// Control batches are the log's own.
     #[error("a control batch cannot be produced")]
     Control,
+    /// A batch of a transaction.
+    #[error(
+        "a record batch is part of a transaction, and transactions are not supported: produce without `transactional.id`"
+    )]
+    Transactional,
+    /// A batch whose timestamps are those of its append, which only the log itself may say.
+    #[error("a record batch has the timestamp type LogAppendTime: a producer sends CreateTime")]
+    LogAppendTime,
     /// An idempotent producer's fields are not whole.
     #[error(
         "a record batch of producer id {id} has epoch {epoch} and base sequence {base_sequence}: both must be 0 or more"

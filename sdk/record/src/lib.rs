@@ -26,7 +26,7 @@ pub use column::{Column, ColumnReader, Columns, ColumnsReader, HeaderColumns, Ro
 pub use compression::Compression;
 pub use error::{BatchError, ColumnError};
 pub use partitioner::{murmur2, partition_for_key};
-pub use records::{Header, HeaderIter, Record, RecordIter, RecordView, Records};
+pub use records::{Header, HeaderIter, NO_TIMESTAMP, Record, RecordIter, RecordView, Records, Survey};
 pub use retain::Retained;
 
 /// Bounds for what is parsed.

@@ -221,14 +221,37 @@ fn read_header<'a>(cursor: &mut Cursor<'a>) -> Result<(&'a str, Option<&'a [u8]>
     Ok((name, value))
 }
 
+/// The timestamp of a record that has none.
+pub const NO_TIMESTAMP: i64 = -1;
+
+/// What a check finds out about a batch's records. Indexes are from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Survey {
+    /// The record with the smallest timestamp, and that, in ms since the epoch.
+    pub earliest: (u32, i64),
+    /// The record with the largest timestamp, and that, in ms since the epoch.
+    pub latest: (u32, i64),
+    /// The first record without a timestamp ([`NO_TIMESTAMP`]).
+    pub without_timestamp: Option<u32>,
+    /// The first record without a key.
+    pub without_key: Option<u32>,
+}
+
 /// Checks that a body holds exactly `count` sound records with offsets 0 to `count` - 1.
-pub(crate) fn walk(body: &[u8], count: u32, record_bytes_max: usize) -> Result<(), BatchError> {
+pub(crate) fn walk(
+    body: &[u8],
+    count: u32,
+    base_timestamp_ms: i64,
+    record_bytes_max: usize,
+) -> Result<Survey, BatchError> {
     let claimed = i64::from(count);
     if count as usize > body.len() / RECORD_BYTES_MIN {
         let found = format!("its {} bytes cannot hold so many", body.len());
         return Err(BatchError::Count { claimed, found });
     }
     let mut cursor = Cursor { bytes: body };
+    let mut survey =
+        Survey { earliest: (0, i64::MAX), latest: (0, i64::MIN), without_timestamp: None, without_key: None };
     for index in 0..count {
         if cursor.bytes.is_empty() {
             return Err(BatchError::Count { claimed, found: format!("it holds {index}") });
@@ -250,9 +273,22 @@ pub(crate) fn walk(body: &[u8], count: u32, record_bytes_max: usize) -> Result<(
         if !headers.bytes.is_empty() {
             return Err(malformed("bytes follow its last field"));
         }
+        let timestamp_ms = base_timestamp_ms.wrapping_add(record.timestamp_delta);
+        if timestamp_ms < survey.earliest.1 {
+            survey.earliest = (index, timestamp_ms);
+        }
+        if timestamp_ms > survey.latest.1 {
+            survey.latest = (index, timestamp_ms);
+        }
+        if timestamp_ms == NO_TIMESTAMP {
+            survey.without_timestamp = survey.without_timestamp.or(Some(index));
+        }
+        if record.key.is_none() {
+            survey.without_key = survey.without_key.or(Some(index));
+        }
     }
     if cursor.bytes.is_empty() {
-        return Ok(());
+        return Ok(survey);
     }
     Err(BatchError::Count { claimed, found: format!("{} bytes follow them", cursor.bytes.len()) })
 }

@@ -246,6 +246,11 @@ impl<'a> Session<'a> {
             }
             return self.shared.push_error(ClientError::refused(error));
         }
+        if records.missed_records > 0 {
+            let (topic, partition) = (&key.0, key.1);
+            tracing::warn!(topic, partition, records.missed_records, "retention deleted records before they were read");
+            self.shared.missed(records.missed_records);
+        }
         let from = std::mem::replace(offset, records.next_offset);
         if let Some(partition) = self.shared.partition(&key.0, key.1) {
             self.shared.push(Fetched {

@@ -285,6 +285,12 @@ impl Consumer {
         self.shared.trouble()
     }
 
+    /// How many records retention deleted before this member of a group read them, since it was made. Reading goes on
+    /// behind them.
+    pub fn missed_records(&self) -> u64 {
+        self.shared.missed_records()
+    }
+
     async fn take(&mut self) -> Option<Result<(RecordSet, Arc<Assigned>), ClientError>> {
         if self.broken {
             return None;

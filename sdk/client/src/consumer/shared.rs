@@ -134,6 +134,7 @@ pub(super) struct Shared {
     closing: watch::Sender<bool>,
     pub(super) assignment: watch::Sender<Assignment>,
     trouble: Mutex<Option<Trouble>>,
+    missed_records: AtomicU64,
 }
 
 /// The server is gone, or was.
@@ -191,7 +192,17 @@ impl Shared {
             closing: watch::Sender::new(false),
             assignment: watch::Sender::new(Assignment::default()),
             trouble: Mutex::default(),
+            missed_records: AtomicU64::new(0),
         }
+    }
+
+    /// Retention deleted so many records before they were read.
+    pub(super) fn missed(&self, records: u64) {
+        self.missed_records.fetch_add(records, Ordering::Relaxed);
+    }
+
+    pub(super) fn missed_records(&self) -> u64 {
+        self.missed_records.load(Ordering::Relaxed)
     }
 
     pub(super) fn trouble(&self) -> Option<String> {

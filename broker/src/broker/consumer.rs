@@ -1,0 +1,352 @@
+//! A member of a consumer group, from joining to leaving: what it is assigned and asked to give back, where it reads, and
+//! what it commits. An edge passes on what this says and what the member answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::Broker;
+use super::caller::Caller;
+use super::fetch::{Fetch, FetchFrom, Fetched};
+use crate::error::BrokerError;
+use crate::groups::Group;
+use crate::groups::members::MemberEvent;
+use crate::log::partition::Partition;
+use crate::log::queue::Receipt;
+use crate::name::{GroupId, TopicName, TopicPartition};
+use crate::store::place::{Offset, TopicId};
+
+/// How long a member may take to give partitions back, unless it says otherwise.
+const REBALANCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+
+/// How long one read waits for records; another follows.
+const FETCH_WAIT: Duration = Duration::from_secs(60);
+
+/// How a member joins.
+#[derive(Clone, Debug)]
+pub(crate) struct Join {
+    pub(crate) group: GroupId,
+    /// Becomes part of the member's name; may be empty.
+    pub(crate) client_id: String,
+    /// What it reads; one at least.
+    pub(crate) topics: BTreeSet<TopicName>,
+    /// Where it begins in partitions in which the group has committed nothing: at the first record, or at the end.
+    pub(crate) from_earliest: bool,
+    /// How long it may take to give partitions back.
+    pub(crate) rebalance_timeout: Option<Duration>,
+}
+
+/// What happens to a member.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// These partitions are the member's now, beside those that it has. May be empty.
+    Assigned {
+        generation: u64,
+        /// The new ones, and where they are read from.
+        added: Positions,
+        /// All that the member has after this.
+        all: Vec<TopicPartition>,
+    },
+    /// The member is to give these back.
+    Revoke { generation: u64, partitions: Vec<TopicPartition> },
+    /// Records of its partitions. What it takes of them it says with [`Consumer::advance`].
+    Fetched(Vec<Fetched>),
+    /// Retention took records before the member read them; it goes on at the log start.
+    Missed {
+        partition: TopicPartition,
+        /// How many.
+        records: u64,
+        log_start: Offset,
+    },
+    /// The member did not give partitions back in time, and is no member any more.
+    Overdue(Duration),
+}
+
+/// What goes on whoever waits for it, and is polled in turns.
+type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Partitions, each with an offset.
+type Positions = Vec<(TopicPartition, Offset)>;
+
+/// Where a member reads a partition.
+struct Reading {
+    partition: Arc<Partition>,
+    next: Offset,
+}
+
+/// One member. It leaves its group when it is dropped.
+pub(crate) struct Consumer {
+    broker: Broker,
+    caller: Caller,
+    group: Arc<Group>,
+    member: String,
+    events: mpsc::UnboundedReceiver<MemberEvent>,
+    from_earliest: bool,
+    /// The topics as they were when it joined: partitions added since are read from their first record.
+    joined: BTreeMap<TopicId, u32>,
+    rebalance_timeout: Duration,
+    reading: BTreeMap<TopicPartition, Reading>,
+    /// What was found missing, and is not said yet.
+    missed: Vec<(TopicPartition, u64, Offset)>,
+    /// The read that is under way. Neither what the member sends nor what it is sent ends it, as long as it reads the
+    /// same partitions.
+    fetching: Option<Waiting<Vec<Fetched>>>,
+    /// The partition that the last read began with: the next one begins with the one after, so that each has its turn.
+    first: Option<TopicPartition>,
+    /// An assignment that is said once the group's first positions in it are on disk.
+    beginning: Option<(Waiting<()>, Event)>,
+    /// What it was asked to give back, and has not yet.
+    revoking: BTreeSet<TopicPartition>,
+    revoke_deadline: Option<Instant>,
+}
+
+impl Consumer {
+    /// Joins a group.
+    ///
+    /// # Errors
+    /// [`BrokerError::GroupOfOtherKind`], [`BrokerError::UnknownTopic`].
+    pub(crate) fn join(broker: Broker, caller: Caller, join: Join) -> Result<Self, BrokerError> {
+        let known = join.topics.iter().filter_map(|topic| broker.topic(topic.as_str()).ok());
+        let joined = known.map(|topic| (topic.id(), topic.partition_count())).collect();
+        let (group, member, events) = broker.join_group(&join.group, &join.client_id, join.topics)?;
+        Ok(Self {
+            broker,
+            caller,
+            group,
+            member,
+            events,
+            from_earliest: join.from_earliest,
+            joined,
+            rebalance_timeout: join.rebalance_timeout.unwrap_or(REBALANCE_TIMEOUT_DEFAULT),
+            reading: BTreeMap::new(),
+            missed: Vec::new(),
+            fetching: None,
+            first: None,
+            beginning: None,
+            revoking: BTreeSet::new(),
+            revoke_deadline: None,
+        })
+    }
+
+    /// The member's name.
+    pub(crate) fn member(&self) -> &str {
+        &self.member
+    }
+
+    /// Waits for what happens next. `bytes_max` bounds a read that begins now, in bytes of batches; none begins at 0, and
+    /// one that is under way goes on. Nothing is lost where this is dropped and called again.
+    pub(crate) async fn next(&mut self, bytes_max: usize) -> Event {
+        loop {
+            if let Some((beginning, _)) = &mut self.beginning {
+                beginning.await;
+            }
+            if let Some((_, assigned)) = self.beginning.take() {
+                return assigned;
+            }
+            if let Some((partition, records, log_start)) = self.missed.pop() {
+                return Event::Missed { partition, records, log_start };
+            }
+            if let Some(event) = self.wait(bytes_max).await {
+                return event;
+            }
+        }
+    }
+
+    /// `None` for an event that is said later.
+    async fn wait(&mut self, bytes_max: usize) -> Option<Event> {
+        if self.fetching.is_none() && bytes_max > 0 {
+            self.begin_fetch(bytes_max);
+            if !self.missed.is_empty() {
+                return None;
+            }
+        }
+        let fetching = &mut self.fetching;
+        let fetched = async {
+            match fetching {
+                Some(fetching) => fetching.await,
+                None => std::future::pending().await,
+            }
+        };
+        let deadline = self.revoke_deadline;
+        let overdue = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Some(event) = self.events.recv() => self.happened(event),
+            () = overdue => Some(Event::Overdue(self.rebalance_timeout)),
+            fetched = fetched => {
+                self.fetching = None;
+                Some(self.fetched(fetched))
+            }
+        }
+    }
+
+    fn begin_fetch(&mut self, bytes_max: usize) {
+        if self.reading.is_empty() {
+            return;
+        }
+        for (name, reading) in &mut self.reading {
+            missed(&mut self.missed, name, reading);
+        }
+        let from =
+            |reading: &Reading| FetchFrom { partition: reading.partition.clone(), offset: reading.next, until: None };
+        let mut all: Vec<FetchFrom> = self.reading.values().map(from).collect();
+        // Each read begins with another partition, as the first may fill it.
+        let turn = self.first.as_ref().map_or(0, |first| self.reading.keys().take_while(|name| *name <= first).count());
+        let turn = turn % all.len();
+        all.rotate_left(turn);
+        self.first = all.first().map(|from| from.partition.name().clone());
+        let fetch = Fetch { from: all, bytes_min: 1, bytes_max, wait_max: FETCH_WAIT };
+        let caller = self.caller.clone();
+        self.fetching = Some(Box::pin(async move { caller.fetch(&fetch).await }));
+    }
+
+    /// Leaves out what is no news: of partitions that are no longer read, or at other offsets.
+    fn fetched(&mut self, fetched: Vec<Fetched>) -> Event {
+        let mut found = Vec::with_capacity(fetched.len());
+        for fetched in fetched {
+            let Some(reading) = self.reading.get_mut(fetched.partition.name()) else { continue };
+            match &fetched.slice {
+                Ok(slice) if slice.next <= reading.next => {}
+                Err(BrokerError::OffsetOutOfRange { .. }) if reading.next < reading.partition.start() => {
+                    missed(&mut self.missed, fetched.partition.name(), reading);
+                }
+                Ok(_) => found.push(fetched),
+                Err(_) => {
+                    // Said once; the others are read on.
+                    self.reading.remove(fetched.partition.name());
+                    found.push(fetched);
+                }
+            }
+        }
+        Event::Fetched(found)
+    }
+
+    /// The member has the partition's records before `next`: reading goes on there.
+    pub(crate) fn advance(&mut self, partition: &TopicPartition, next: Offset) {
+        if let Some(reading) = self.reading.get_mut(partition) {
+            reading.next = next;
+        }
+    }
+
+    /// Where a partition is read next, if it is read.
+    pub(crate) fn position(&self, partition: &TopicPartition) -> Option<Offset> {
+        self.reading.get(partition).map(|reading| reading.next)
+    }
+
+    fn happened(&mut self, event: MemberEvent) -> Option<Event> {
+        // A read of other partitions, or of the same at other offsets, is no longer wanted.
+        self.fetching = None;
+        match event {
+            MemberEvent::Assigned { generation, added, all } => {
+                let (added, begun) = self.assigned(added);
+                let assigned = Event::Assigned { generation, added, all };
+                if begun.is_empty() {
+                    return Some(assigned);
+                }
+                self.beginning = Some((self.begin(begun), assigned));
+                None
+            }
+            MemberEvent::Revoke { generation, partitions } => {
+                for partition in &partitions {
+                    self.reading.remove(partition);
+                }
+                self.revoking.extend(partitions.iter().cloned());
+                self.revoke_deadline.get_or_insert_with(|| Instant::now() + self.rebalance_timeout);
+                Some(Event::Revoke { generation, partitions })
+            }
+        }
+    }
+
+    /// Begins to read partitions, and returns where; also those in which the group begins at the end.
+    fn assigned(&mut self, added: Vec<TopicPartition>) -> (Positions, Positions) {
+        let mut offsets = Vec::with_capacity(added.len());
+        let mut begun = Vec::new();
+        for name in added {
+            let topic = self.broker.topic(name.topic.as_str());
+            // A topic deleted since is taken away by the next event.
+            let Ok(partition) = topic.and_then(|topic| topic.partition(name.partition).cloned()) else { continue };
+            let is_known = self.joined.get(&partition.topic_id()).is_some_and(|count| name.partition < *count);
+            let committed = self.group.committed(partition.topic_id(), name.partition);
+            if committed.is_none() && !self.from_earliest && is_known {
+                begun.push((name.clone(), partition.end()));
+            }
+            let begin = begun.last().filter(|(of, _)| *of == name).map_or(partition.start(), |(_, end)| *end);
+            let mut reading = Reading { partition, next: committed.unwrap_or(begin) };
+            missed(&mut self.missed, &name, &mut reading);
+            offsets.push((name.clone(), reading.next));
+            self.reading.insert(name, reading);
+        }
+        (offsets, begun)
+    }
+
+    /// Commits where a group begins that begins at the end: whoever reads in it next misses nothing that comes until then.
+    fn begin(&self, positions: Positions) -> Waiting<()> {
+        let (broker, group, member) = (self.broker.clone(), self.group.clone(), self.member.clone());
+        Box::pin(async move {
+            let committed = async { broker.commit_as_member(&group, &member, &positions).await?.await };
+            if let Err(error) = committed.await {
+                tracing::warn!(group = %group.id(), %error, "where a group begins is not committed");
+            }
+        })
+    }
+
+    /// Queues offsets to commit, as far as they can be. Of the others, why the first can't: a topic that is deleted keeps
+    /// back no other's. An offset that retention has passed counts as the log start, as nobody reads what lies between.
+    pub(crate) async fn commit<'t>(
+        &mut self,
+        offsets: impl IntoIterator<Item = (&'t str, u32, u64)>,
+    ) -> (Result<Receipt, BrokerError>, Option<BrokerError>) {
+        let mut refused = None;
+        let mut valid = Vec::new();
+        for (topic, partition, offset) in offsets {
+            let checked = self.broker.topic(topic).and_then(|topic| {
+                let partition = topic.partition(partition)?;
+                let offset = partition.offset_in_range(offset.max(partition.start().into()))?;
+                Ok((partition.name().clone(), offset))
+            });
+            match checked {
+                Ok(offset) => valid.push(offset),
+                Err(error) => drop(refused.get_or_insert(error)),
+            }
+        }
+        match refused {
+            Some(error) if valid.is_empty() => (Err(error), None),
+            refused => (self.broker.commit_as_member(&self.group, &self.member, &valid).await, refused),
+        }
+    }
+
+    /// The member gave partitions back. What it committed of them must be on disk: the next owner begins there.
+    pub(crate) fn revoked(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            self.revoking.remove(partition);
+        }
+        if self.revoking.is_empty() {
+            self.revoke_deadline = None;
+        }
+        self.broker.revoked(&self.group, &self.member, partitions);
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.broker.leave_group(&self.group, &self.member);
+    }
+}
+
+/// Moves a reader that retention has passed to the log start, and notes how many records it missed.
+fn missed(missed: &mut Vec<(TopicPartition, u64, Offset)>, name: &TopicPartition, reading: &mut Reading) {
+    let start = reading.partition.start();
+    if reading.next < start {
+        missed.push((name.clone(), start.since(reading.next), start));
+        reading.next = start;
+    }
+}
