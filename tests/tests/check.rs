@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,6 +20,7 @@ use millstream_record::{BatchBuilder, Compression, split_batches};
 use millstream_tests::folder;
 use millstream_tests::instance::wait_until;
 use millstream_tests::running::{Limit, Running, append};
+use millstream_tests::server::{millstream, run};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
@@ -465,6 +467,45 @@ fn a_flipped_bit_of_redbs_own_pages_is_put_right_or_told() {
         let (position, bit) = (own[random.random_range(0..own.len())], random.random_range(0..8));
         flip(&file, position, bit);
         check_put_right_or_told(data, &written);
+    });
+}
+
+#[test]
+fn a_start_on_a_damaged_database_never_panics_and_ends_with_one_sentence() {
+    let written = [Ended::Stopped, Ended::Killed].map(|ended| write(2, ended));
+    let (refused, panicked) = (AtomicU64::new(0), AtomicU64::new(0));
+    let enough = || refused.load(Ordering::Relaxed) >= 30 && panicked.load(Ordering::Relaxed) >= 3;
+    for_seeds_until(150, enough, |seed| {
+        let mut random = StdRng::seed_from_u64(seed);
+        let data = folder();
+        copy_folder(written[seed as usize % 2].data.path(), data.path());
+        let file = data.path().join([DATABASE, "tables.redb"][seed as usize / 2 % 2]);
+        let bytes = std::fs::metadata(&file).unwrap().len();
+        let cut_to = match random.random_range(0..8) {
+            0 => Some(bytes - 1),
+            1 => Some(bytes - 4096),
+            2 => Some(bytes / 2),
+            _ => None,
+        };
+        match cut_to {
+            Some(left) => std::fs::File::options().write(true).open(&file).unwrap().set_len(left).unwrap(),
+            None => (0..4).for_each(|_| flip(&file, random.random_range(0..bytes as usize), random.random_range(0..8))),
+        }
+        let Err(error) = std::panic::catch_unwind(|| open_with(data.path(), StoreOptions::default()).map(|b| b.stop()))
+            .unwrap_or_else(|_| panic!("a start panics, {cut_to:?}"))
+        else {
+            return;
+        };
+        // One of them as a user sees it.
+        let is_of_panic = error.to_string().starts_with("the data directory ");
+        if is_of_panic && panicked.fetch_add(1, Ordering::Relaxed) < 3 || refused.load(Ordering::Relaxed) < 2 {
+            let ran =
+                run(Command::new(millstream()).args(["serve", "--grpc", "127.0.0.1:0", "--data"]).arg(data.path()), "");
+            assert_eq!(ran.code, Some(1), "{}", ran.err);
+            let lines: Vec<&str> = ran.err.lines().filter(|line| !line.contains("could not be closed")).collect();
+            assert!(lines.len() == 1 && lines[0].starts_with("error: "), "{}", ran.err);
+        }
+        refused.fetch_add(1, Ordering::Relaxed);
     });
 }
 

@@ -42,6 +42,7 @@ use crate::log::state::StateIndex;
 use crate::log::topic::{Topic, TopicUse};
 use crate::metrics::BrokerMetrics;
 use crate::name::TopicName;
+use crate::store::panics::caught;
 use crate::store::{Store, StoreError, StoreOptions};
 
 /// Bytes that may wait for the committer: half a second of a slow disk. A write beyond waits.
@@ -146,6 +147,21 @@ impl Broker {
     /// # Errors
     /// [`StoreError`] where the directory is in use, of another format, corrupt, or unreadable.
     pub fn open(
+        path: &Path,
+        settings: BrokerSettings,
+        options: StoreOptions,
+        clock: Arc<dyn Clock>,
+        registry: &mut Registry,
+    ) -> Result<Self, StoreError> {
+        // A damaged database can make redb panic, which is no reason for us to.
+        let opened = caught(|| Self::open_directory(path, settings, options, clock, registry));
+        opened.unwrap_or_else(|reason| {
+            let what = format!("the data directory {}", path.display());
+            Err(StoreError::Corrupt { what, reason: format!("the database failed: {reason}") })
+        })
+    }
+
+    fn open_directory(
         path: &Path,
         settings: BrokerSettings,
         options: StoreOptions,

@@ -2,9 +2,10 @@
 //! panics too. That must not take the place of the reason for which the server ends.
 
 use std::ops::Deref;
-use std::panic::AssertUnwindSafe;
 
 use redb::Database;
+
+use super::panics::caught;
 
 #[derive(Debug)]
 pub(super) struct OpenDatabase(Option<Database>);
@@ -26,8 +27,8 @@ impl Deref for OpenDatabase {
 impl Drop for OpenDatabase {
     fn drop(&mut self) {
         let database = self.0.take();
-        if std::panic::catch_unwind(AssertUnwindSafe(|| drop(database))).is_err() {
-            tracing::error!("a database could not be closed in good order: the next start looks through it");
+        if let Err(reason) = caught(|| drop(database)) {
+            tracing::error!(reason, "a database could not be closed in good order: the next start looks through it");
         }
     }
 }

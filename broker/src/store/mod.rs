@@ -13,6 +13,7 @@ mod error;
 mod file_system;
 mod files;
 pub(crate) mod journal;
+pub(crate) mod panics;
 pub(crate) mod pause;
 pub mod place;
 pub(crate) mod recovery;
@@ -157,6 +158,7 @@ impl Store {
         let db = builder
             .create_with_backend(files.database(directory::DATABASE_FILE)?)
             .map_err(|source| StoreError::open(&file, source))?;
+        let db = OpenDatabase::new(db);
         let file = files.path(tables::FILE);
         if !files.has(tables::FILE) {
             if recovery::sealed_to(&db.begin_read()?)? > 0 {
@@ -172,7 +174,7 @@ impl Store {
         drop(read);
         let registry = Arc::new(Registry::open(files, segments, next_segment)?);
         let store = Self {
-            db: OpenDatabase::new(db),
+            db,
             tables,
             registry,
             blobs: BlobCache::new(options.tail_bytes_max.unwrap_or(blobs::TAIL_BYTES_MAX)),

@@ -5,14 +5,13 @@
 //! Each row has a number, the first eight bytes of a SHA-256, and what is stored is the sum of them, modulo 2^64: a row
 //! that changes costs no look at the others.
 
-use std::panic::AssertUnwindSafe;
-
 use redb::{
     AccessGuard, Key, ReadTransaction, ReadableTable, StorageError, Table, TableDefinition, TableHandle, Value,
     WriteTransaction,
 };
 use sha2::{Digest, Sha256};
 
+use super::panics::caught;
 use super::recovery::mark;
 use super::{CATALOG, LOG_STARTS, MARKS, StoreError, open_table};
 
@@ -63,7 +62,7 @@ impl RowsSum {
 /// [`StoreError::Corrupt`] where they are not, or what the disk says.
 pub(super) fn verify(read: &ReadTransaction) -> Result<(), StoreError> {
     // redb panics on a key that is no text any more.
-    match std::panic::catch_unwind(AssertUnwindSafe(|| is_sum(read))) {
+    match caught(|| is_sum(read)) {
         Ok(Ok(true)) => Ok(()),
         Ok(Err(error)) => Err(error),
         Ok(Ok(false)) | Err(_) => Err(StoreError::Corrupt {

@@ -12,7 +12,6 @@ mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,7 +27,7 @@ use super::files::Files;
 use super::journal::{BATCHES, RunHeader};
 use super::segment::{BlockFault, Extent, FOLDER, OpenSegment, OwnedExtent, Piece, SegmentId, SegmentMeta};
 use super::tables::{self, Tables};
-use super::{CATALOG, JOURNAL, LOG_STARTS, SEGMENTS, recovery, sum};
+use super::{CATALOG, JOURNAL, LOG_STARTS, SEGMENTS, panics, recovery, sum};
 use crate::store::place::{Offset, TopicId};
 use journal::{Content, Found};
 use overlay::Overlay;
@@ -588,13 +587,9 @@ fn base_offset(batch: &[u8]) -> i64 {
     BatchHeader::parse(batch).map_or(i64::MIN, |header| header.base_offset)
 }
 
-/// redb takes its pages on trust: damaged ones can make it panic, and that is damage too.
+/// As [`panics::caught`], where a panic is damage like any other.
 fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().cloned();
-        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Err(format!("the database failed: {}", said.unwrap_or_else(|| "a panic".to_owned())))
-    })
+    panics::caught(work).unwrap_or_else(|said| Err(format!("the database failed: {said}")))
 }
 
 fn to_text(error: impl std::fmt::Display) -> String {

@@ -1,0 +1,51 @@
+//! Panics that are errors: redb takes its pages on trust, and damaged ones can make it panic.
+
+use std::cell::Cell;
+use std::panic::AssertUnwindSafe;
+use std::sync::Once;
+
+thread_local! {
+    /// How many calls of [`caught`] this thread is in.
+    static CATCHING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Does work that may panic, and returns what a panic says.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    leave_out_caught_panics();
+    CATCHING.set(CATCHING.get() + 1);
+    let done = std::panic::catch_unwind(AssertUnwindSafe(work));
+    CATCHING.set(CATCHING.get() - 1);
+    done.map_err(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        said.unwrap_or_else(|| "a panic".to_owned())
+    })
+}
+
+/// What is caught becomes an error, which is told: its back trace is not.
+fn leave_out_caught_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if CATCHING.get() == 0 {
+                tell(panic);
+            }
+        }));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_what_it_says() {
+        assert_eq!(caught(|| 5), Ok(5));
+        assert_eq!(caught(|| -> u8 { panic!("page {} is damaged", 7) }), Err("page 7 is damaged".to_owned()));
+        assert_eq!(caught(|| -> u8 { panic!("plain") }), Err("plain".to_owned()));
+        let inner = caught(|| caught(|| -> u8 { std::panic::panic_any(5) }));
+        assert_eq!(inner, Ok(Err("a panic".to_owned())));
+        assert_eq!(CATCHING.get(), 0);
+    }
+}
