@@ -18,7 +18,8 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     done.map_err(|panic| {
         let said = panic.downcast_ref::<String>().cloned();
         let said = said.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        said.unwrap_or_else(|| "a panic".to_owned())
+        // An assertion says what it compares on lines of their own.
+        said.map_or_else(|| "a panic".to_owned(), |said| said.lines().map(str::trim).collect::<Vec<_>>().join("; "))
     })
 }
 
@@ -44,6 +45,8 @@ mod tests {
         assert_eq!(caught(|| 5), Ok(5));
         assert_eq!(caught(|| -> u8 { panic!("page {} is damaged", 7) }), Err("page 7 is damaged".to_owned()));
         assert_eq!(caught(|| -> u8 { panic!("plain") }), Err("plain".to_owned()));
+        let said = caught(|| assert_eq!(1, 2, "page 7")).unwrap_err();
+        assert_eq!(said, "assertion `left == right` failed: page 7; left: 1; right: 2");
         let inner = caught(|| caught(|| -> u8 { std::panic::panic_any(5) }));
         assert_eq!(inner, Ok(Err("a panic".to_owned())));
         assert_eq!(CATCHING.get(), 0);
