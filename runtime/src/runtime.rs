@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use millstream_broker::broker::operation::to_its_end;
 use millstream_broker::groups::{Group, GroupKind, PipelineState};
 use millstream_broker::log::commit::{Commit, OffsetChange};
 use millstream_broker::log::topic::{Topic, TopicSettings, TopicUse};
@@ -293,8 +294,12 @@ impl Runtime {
     /// # Errors
     /// [`RuntimeError`].
     pub async fn push_module(&self, reference: &str, wasm: bytes::Bytes) -> Result<(ModuleEntry, bool), RuntimeError> {
-        let _changing = self.0.changing.lock().await;
-        self.0.modules.push(reference, wasm).await
+        let (runtime, reference) = (self.clone(), reference.to_owned());
+        to_its_end(async move {
+            let _changing = runtime.0.changing.lock().await;
+            runtime.0.modules.push(&reference, wasm).await
+        })
+        .await
     }
 
     /// Removes a module that no pipeline names.
@@ -302,6 +307,11 @@ impl Runtime {
     /// # Errors
     /// [`RuntimeError::ModuleInUse`], [`RuntimeError::UnknownModule`], [`RuntimeError::Broker`].
     pub async fn remove_module(&self, reference: &str) -> Result<(), RuntimeError> {
+        let (runtime, reference) = (self.clone(), reference.to_owned());
+        to_its_end(async move { runtime.module_removed(&reference).await }).await
+    }
+
+    async fn module_removed(&self, reference: &str) -> Result<(), RuntimeError> {
         let _changing = self.0.changing.lock().await;
         let entry = self.0.modules.get(reference)?;
         if let Some((pipeline, _)) = self.module_uses(&entry).into_iter().next() {
@@ -331,6 +341,16 @@ impl Runtime {
     /// # Errors
     /// [`RuntimeError::Mistakes`] with every mistake; nothing was changed then.
     pub async fn apply(
+        &self,
+        yaml: &str,
+        paths: &BTreeMap<String, String>,
+        dry_run: bool,
+    ) -> Result<Applied, RuntimeError> {
+        let (runtime, yaml, paths) = (self.clone(), yaml.to_owned(), paths.clone());
+        to_its_end(async move { runtime.applied(&yaml, &paths, dry_run).await }).await
+    }
+
+    async fn applied(
         &self,
         yaml: &str,
         paths: &BTreeMap<String, String>,
@@ -396,6 +416,11 @@ impl Runtime {
     /// # Errors
     /// [`RuntimeError::UnknownPipeline`], [`RuntimeError::Broker`].
     pub async fn pause(&self, name: &str) -> Result<Arc<Pipeline>, RuntimeError> {
+        let (runtime, name) = (self.clone(), name.to_owned());
+        to_its_end(async move { runtime.paused(&name).await }).await
+    }
+
+    async fn paused(&self, name: &str) -> Result<Arc<Pipeline>, RuntimeError> {
         let _changing = self.0.changing.lock().await;
         let pipeline = self.pipeline(name)?;
         pipeline.halt().await;
@@ -409,6 +434,11 @@ impl Runtime {
     /// [`RuntimeError::UnknownPipeline`], [`RuntimeError::Stored`] for one that can't be loaded,
     /// [`RuntimeError::Broker`].
     pub async fn resume(&self, name: &str) -> Result<Arc<Pipeline>, RuntimeError> {
+        let (runtime, name) = (self.clone(), name.to_owned());
+        to_its_end(async move { runtime.resumed(&name).await }).await
+    }
+
+    async fn resumed(&self, name: &str) -> Result<Arc<Pipeline>, RuntimeError> {
         let _changing = self.0.changing.lock().await;
         let pipeline = self.pipeline(name)?;
         if pipeline.state() == RunState::Running {
@@ -430,6 +460,11 @@ impl Runtime {
     /// # Errors
     /// [`RuntimeError::UnknownPipeline`], [`RuntimeError::Broker`].
     pub async fn delete(&self, name: &str) -> Result<(), RuntimeError> {
+        let (runtime, name) = (self.clone(), name.to_owned());
+        to_its_end(async move { runtime.deleted(&name).await }).await
+    }
+
+    async fn deleted(&self, name: &str) -> Result<(), RuntimeError> {
         let _changing = self.0.changing.lock().await;
         let pipeline = self.pipeline(name)?;
         pipeline.halt().await;

@@ -143,6 +143,44 @@ fn time_randomness_and_storage_are_handed_in() {
     is_said_only_in("tempfile::tempdir", &server, &[copied]);
 }
 
+/// The broker's rooms, the lowest first. Each may know those before it.
+const ROOMS: [&str; 12] =
+    ["hash", "clock", "store", "name", "error", "metrics", "groups", "log", "broker", "net", "grpc", "lib"];
+
+#[test]
+fn the_brokers_rooms_know_only_what_is_below_them() {
+    let mut files = Vec::new();
+    rust_files(&root().join("broker/src"), &mut files);
+    let mut upwards = Vec::new();
+    let mut known = BTreeSet::new();
+    for path in files {
+        let file = path.strip_prefix(root().join("broker/src")).unwrap().to_string_lossy().into_owned();
+        let room = file.split(['/', '.']).next().unwrap();
+        let height = |room: &str| ROOMS.iter().position(|known| *known == room);
+        let here = height(room).unwrap_or_else(|| panic!("{file} is in a room without a place in ROOMS"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            for (at, _) in line.match_indices("crate::") {
+                let word = line[at + "crate::".len()..].split(|c: char| !c.is_alphanumeric() && c != '_').next();
+                let Some(there) = word.and_then(height) else { continue };
+                known.insert((here, there));
+                if there > here {
+                    upwards.push(format!("{file}: {}", line.trim()));
+                }
+            }
+        }
+    }
+    assert!(upwards.is_empty(), "{upwards:#?}");
+    // It sees imports at all.
+    for (above, below) in
+        [("grpc", "broker"), ("broker", "log"), ("log", "groups"), ("log", "store"), ("groups", "store")]
+    {
+        let height = |room| ROOMS.iter().position(|known| *known == room).unwrap();
+        assert!(known.contains(&(height(above), height(below))), "{above} does not know {below}");
+    }
+}
+
 /// What each crate of the workspace needs to be built, its tests aside.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use millstream_broker::log::topic::{Change, Cleanup, TopicAlteration, TopicSettings};
 use millstream_broker::{BrokerError, TopicName};
 use millstream_client::{
@@ -529,6 +529,35 @@ async fn an_alteration_of_nothing_writes_nothing_and_keeps_the_topic() {
     assert!(before.partitions().iter().zip(after.partitions()).all(|(old, new)| Arc::ptr_eq(old, new)));
     assert_eq!((before.id(), before.partition_count()), (after.id(), 2));
     assert_eq!(after.meta().settings, before.meta().settings);
+    instance.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_caller_began_comes_to_its_end_when_the_caller_is_gone() {
+    let data = tempfile::tempdir().unwrap();
+    let instance = Instance::open(data.path());
+    let broker = &instance.broker;
+    let known = |topic: &str| broker.topic(topic).ok();
+    // Each is dropped where it first waits.
+    assert!(broker.create_topic(&name("t"), 2, TopicSettings::default(), false).now_or_never().is_none());
+    wait_until("the topic is there", || known("t").is_some()).await;
+    let more = TopicAlteration { partitions: Some(5), ..Default::default() };
+    assert!(broker.alter_topic(&name("t"), &more).now_or_never().is_none());
+    wait_until("it has more partitions", || known("t").is_some_and(|topic| topic.partition_count() == 5)).await;
+    assert!(broker.delete_topic(&name("t")).now_or_never().is_none());
+    wait_until("the topic is gone", || known("t").is_none()).await;
+    instance.topic("in", 1).await;
+    instance.topic("out", 1).await;
+    instance.push("words").await;
+    let (yaml, paths) = ("pipeline: p\nfrom: in\nstages:\n- map: words\nto: out\n", BTreeMap::new());
+    let runtime = &instance.runtime;
+    assert!(runtime.apply(yaml, &paths, false).now_or_never().is_none());
+    let state = || runtime.pipeline("p").ok().map(|pipeline| pipeline.state());
+    wait_until("the pipeline runs", || state() == Some(RunState::Running)).await;
+    assert!(runtime.pause("p").now_or_never().is_none());
+    wait_until("it is paused", || state() == Some(RunState::Paused)).await;
+    assert!(runtime.delete("p").now_or_never().is_none());
+    wait_until("it is gone", || state().is_none()).await;
     instance.stop().await;
 }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Broker;
 use super::caller::Caller;
-use super::fetch::{Fetch, FetchFrom, Fetched};
+use super::fetch::{Fetch, FetchFrom, Fetched, WAIT_MAX};
 use crate::error::BrokerError;
 use crate::groups::Group;
 use crate::groups::members::MemberEvent;
@@ -22,9 +22,6 @@ use crate::store::place::{Offset, TopicId};
 
 /// How long a member may take to give partitions back, unless it says otherwise.
 const REBALANCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
-
-/// How long one read waits for records; another follows.
-const FETCH_WAIT: Duration = Duration::from_secs(60);
 
 /// How a member joins.
 #[derive(Clone, Debug)]
@@ -204,7 +201,7 @@ impl Consumer {
         let turn = turn % all.len();
         all.rotate_left(turn);
         self.first = all.first().map(|from| from.partition.name().clone());
-        let fetch = Fetch { from: all, bytes_min: 1, bytes_max, wait_max: FETCH_WAIT };
+        let fetch = Fetch { from: all, bytes_min: 1, bytes_max, wait_max: WAIT_MAX };
         let caller = self.caller.clone();
         self.fetching = Some(Box::pin(async move { caller.fetch(&fetch).await }));
     }

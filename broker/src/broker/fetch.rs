@@ -13,6 +13,9 @@ use crate::log::reader::{ReadRange, Slice};
 use crate::log::readers::giving_way;
 use crate::store::place::Offset;
 
+/// The longest long poll.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+
 /// What to read and how long to wait for it.
 #[derive(Clone, Debug)]
 pub struct Fetch {

@@ -6,6 +6,7 @@ mod collector;
 pub(crate) mod consumer;
 pub mod fetch;
 mod groups;
+pub mod operation;
 mod produce;
 mod producers;
 pub mod quota;

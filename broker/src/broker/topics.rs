@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::Broker;
+use super::operation::to_its_end;
 use crate::error::BrokerError;
 use crate::groups::Group;
 use crate::log::catalog::{NEXT_TOPIC_ID, catalog_number, to_json, topic_key};
@@ -25,6 +26,17 @@ impl Broker {
     /// # Errors
     /// [`BrokerError::TopicExists`], [`BrokerError::InvalidArgument`], [`BrokerError::Storage`].
     pub async fn create_topic(
+        &self,
+        name: &TopicName,
+        partitions: u32,
+        settings: TopicSettings,
+        internal: bool,
+    ) -> Result<Arc<Topic>, BrokerError> {
+        let (broker, name) = (self.clone(), name.clone());
+        to_its_end(async move { broker.create(&name, partitions, settings, internal).await }).await
+    }
+
+    async fn create(
         &self,
         name: &TopicName,
         partitions: u32,
@@ -59,6 +71,11 @@ impl Broker {
     /// [`BrokerError::UnknownTopic`], [`BrokerError::TopicInternal`], [`BrokerError::PartitionsInUse`],
     /// [`BrokerError::InvalidArgument`], [`BrokerError::Storage`]. Nothing was changed then.
     pub async fn alter_topic(&self, name: &TopicName, change: &TopicAlteration) -> Result<Arc<Topic>, BrokerError> {
+        let (broker, name, change) = (self.clone(), name.clone(), *change);
+        to_its_end(async move { broker.alter(&name, &change).await }).await
+    }
+
+    async fn alter(&self, name: &TopicName, change: &TopicAlteration) -> Result<Arc<Topic>, BrokerError> {
         let _changing = self.0.changing_topics.lock().await;
         let before = self.topic(name.as_str())?;
         if before.meta().internal {
@@ -147,6 +164,11 @@ impl Broker {
     /// # Errors
     /// [`BrokerError::UnknownTopic`], [`BrokerError::TopicInUse`], [`BrokerError::Storage`].
     pub async fn delete_topic(&self, name: &TopicName) -> Result<(), BrokerError> {
+        let (broker, name) = (self.clone(), name.clone());
+        to_its_end(async move { broker.delete(&name).await }).await
+    }
+
+    async fn delete(&self, name: &TopicName) -> Result<(), BrokerError> {
         let _changing = self.0.changing_topics.lock().await;
         let topic = self.topic(name.as_str())?;
         let pipelines = self.users(name);

@@ -1,4 +1,5 @@
-//! What every call passes before its service: who calls, and until when it must be answered.
+//! What every call passes before its service: who calls, and until when it must be answered. What must not be cut off when
+//! that time is over, the domain runs to its end.
 //!
 //! A call that streams its answers has a deadline for their beginning only. From then on it is the
 //! connection's keepalive that ends it: a peer that is gone answers no ping, or leaves its socket full
@@ -6,10 +7,12 @@
 //! control with what little it was sent.
 
 use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt;
 use millstream_api::{CLIENT_ID_METADATA, v1};
 use tokio::time::Instant;
 use tonic::body::Body;
@@ -19,24 +22,16 @@ use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tonic::{Code, Status};
 
-use super::log::FETCH_WAIT_MAX;
 use super::status;
 use crate::broker::Broker;
 use crate::broker::caller::Caller;
+use crate::broker::fetch::WAIT_MAX;
 use crate::broker::quota::ClientId;
 use crate::error::BrokerError;
 use crate::net::connection::{Connection, Peer};
 
 /// A call that may wait for records before it answers.
 const LONG_POLL: &str = "/millstream.v1.Log/Fetch";
-
-/// Services whose calls change several things, one after the other: once begun such a call runs to
-/// its end, also where its caller is gone or its deadline is over. What it does would be half done.
-const RUN_TO_THEIR_END: [&str; 4] =
-    ["/millstream.v1.Topics/", "/millstream.v1.Groups/", "/millstream.v1.Modules/", "/millstream.v1.Pipelines/"];
-
-/// A member's stream ends with its member.
-const MEMBERSHIP: &str = "/millstream.v1.Groups/Join";
 
 /// All services, behind what every call passes.
 #[derive(Clone)]
@@ -54,7 +49,7 @@ impl Calls {
     /// What the server allows a call, and what its client does.
     fn deadline(&self, path: &str, headers: &HeaderMap) -> Duration {
         let allowed = match path {
-            LONG_POLL => self.call_deadline.saturating_add(FETCH_WAIT_MAX),
+            LONG_POLL => self.call_deadline.saturating_add(WAIT_MAX),
             _ => self.call_deadline,
         };
         grpc_timeout(headers).map_or(allowed, |wanted| wanted.min(allowed))
@@ -87,14 +82,10 @@ impl Service<Request<Body>> for Calls {
         request.extensions_mut().insert(caller);
         let call = self.routes.call(request);
         Box::pin(async move {
+            // A defect in one call is no reason to end the others of its connection.
             let answered = async {
-                if !runs_to_its_end(&path) {
-                    return call.await;
-                }
-                match tokio::spawn(call).await {
-                    Ok(answered) => answered,
-                    Err(error) => Ok(internal(format!("{path} ended by a defect: {error}")).into_http()),
-                }
+                let answered = AssertUnwindSafe(call).catch_unwind().await;
+                answered.unwrap_or_else(|_| Ok(internal(format!("{path} ended by a defect, see the log")).into_http()))
             };
             // A deadline past the end of time is none.
             let until = begun.checked_add(deadline).unwrap_or(begun + Duration::from_secs(u64::from(u32::MAX)));
@@ -133,10 +124,6 @@ fn caller(broker: &Broker, peer: &Peer, headers: &HeaderMap) -> Result<Caller, B
 pub(super) fn caller_of<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
     let caller = request.extensions().get::<Caller>().cloned();
     caller.ok_or_else(|| internal("a call without its caller"))
-}
-
-fn runs_to_its_end(path: &str) -> bool {
-    path != MEMBERSHIP && RUN_TO_THEIR_END.iter().any(|service| path.starts_with(service))
 }
 
 fn timed_out(path: &str, deadline: Duration) -> Status {
@@ -202,17 +189,5 @@ mod tests {
             assert_eq!(read(text), None, "{text}");
         }
         assert_eq!(grpc_timeout(&HeaderMap::new()), None);
-    }
-
-    #[test]
-    fn only_what_changes_several_things_runs_to_its_end() {
-        for path in ["/millstream.v1.Topics/CreateTopic", "/millstream.v1.Pipelines/ApplyPipeline"] {
-            assert!(runs_to_its_end(path), "{path}");
-        }
-        for path in
-            ["/millstream.v1.Log/Produce", "/millstream.v1.Log/Fetch", MEMBERSHIP, "/grpc.health.v1.Health/Check"]
-        {
-            assert!(!runs_to_its_end(path), "{path}");
-        }
     }
 }

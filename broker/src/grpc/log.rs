@@ -15,7 +15,7 @@ use super::calls::caller_of;
 use super::records::{PlainRoom, to_new_record, to_partition_records};
 use super::status;
 use crate::broker::caller::Caller;
-use crate::broker::fetch::{Fetch, FetchFrom};
+use crate::broker::fetch::{Fetch, FetchFrom, WAIT_MAX};
 use crate::broker::{Broker, Queued};
 use crate::error::BrokerError;
 use crate::log::partition::Partition;
@@ -33,9 +33,6 @@ const PRODUCE_IN_FLIGHT_MAX: usize = 256;
 
 /// Answers of one consume stream that may wait for the reader.
 const CONSUME_AHEAD_MAX: usize = 2;
-
-/// The longest long poll.
-pub(super) const FETCH_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Partitions of one fetch: as many as a topic may have.
 const FETCH_PARTITIONS_MAX: usize = 10_000;
@@ -208,7 +205,7 @@ impl Log for Service {
                 }),
             }
         }
-        let wait_max = Duration::from_millis(request.max_wait_ms.into()).min(FETCH_WAIT_MAX);
+        let wait_max = Duration::from_millis(request.max_wait_ms.into()).min(WAIT_MAX);
         let fetch = Fetch {
             from,
             bytes_min: request.min_bytes.max(1) as usize,
@@ -285,8 +282,7 @@ impl Consumer {
             let Ok(place) = sender.reserve().await else { return };
             // A full first partition must not starve the others.
             self.from.rotate_left(1);
-            let fetch =
-                Fetch { from: self.from.clone(), bytes_min: 1, bytes_max: self.bytes_max, wait_max: FETCH_WAIT_MAX };
+            let fetch = Fetch { from: self.from.clone(), bytes_min: 1, bytes_max: self.bytes_max, wait_max: WAIT_MAX };
             let fetched = tokio::select! {
                 fetched = self.caller.fetch(&fetch) => fetched,
                 () = self.broker.stopped() => {
