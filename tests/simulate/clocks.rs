@@ -15,8 +15,8 @@ use crate::run::Run;
 
 const HOUR_MS: i64 = 3_600_000;
 
-/// Producers are forgotten after seven days, and no two jumps are further apart than that.
-const JUMP_HOURS_MAX: i64 = 80;
+/// A year: far more than the time after which idle producers are forgotten, which jumps must not be taken for.
+const JUMP_HOURS_MAX: i64 = 365 * 24;
 
 /// The system's clock, moved.
 #[derive(Debug, Default)]

@@ -2,14 +2,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use millstream_api::v1::ErrorCode;
 use millstream_api::v1::log_client::LogClient;
 use millstream_api::{ERROR_TRAILER, v1};
-use millstream_broker::clock::Clock;
 use millstream_broker::log::topic::{Topic, TopicSettings};
 use millstream_broker::store::StoreOptions;
 use millstream_broker::{Broker, BrokerError, BrokerSettings, TopicName};
@@ -19,7 +18,7 @@ use millstream_client::{
 use millstream_record::{BatchBuilder, Limits, RecordBatch};
 use millstream_tests::instance::wait_until;
 use millstream_tests::proxy::Proxy;
-use millstream_tests::running::Limit;
+use millstream_tests::running::{Limit, Rounds, SetClock};
 use millstream_tests::server::Server;
 use prometheus_client::registry::Registry;
 use rand::rngs::StdRng;
@@ -278,19 +277,12 @@ async fn a_batch_and_its_duplicates_in_one_commit_are_stored_once() {
     assert_eq!(running.values().await, [values]);
 }
 
-/// A clock that stands still until it is set.
-struct Still(AtomicI64);
-
-impl Clock for Still {
-    fn now_ms(&self) -> i64 {
-        self.0.load(Ordering::SeqCst)
-    }
-}
-
-fn open(data: &Path, settings: &BrokerSettings) -> (Broker, Arc<Still>) {
-    let clock = Arc::new(Still(AtomicI64::new(0)));
+/// With a clock that stands still until it is set, and retention, which forgets idle producers, at work all the time.
+fn open(data: &Path, settings: &BrokerSettings) -> (Broker, Arc<SetClock>) {
+    let clock = Arc::new(SetClock::new(0));
     let registry = &mut Registry::default();
-    let broker = Broker::open(data, settings.clone(), StoreOptions::default(), clock.clone(), registry).unwrap();
+    let options = StoreOptions { cleaning_interval: Some(Duration::from_millis(1)), ..StoreOptions::default() };
+    let broker = Broker::open(data, settings.clone(), options, clock.clone(), registry).unwrap();
     (broker, clock)
 }
 
@@ -359,7 +351,7 @@ async fn retention_before_sealing(restart_first: bool) {
     for n in 0..3 {
         append(&broker, &topic, (producer, n * 10), 10).await.unwrap();
     }
-    clock.0.store(10_000, Ordering::SeqCst);
+    clock.set_ms(10_000);
     let partition = topic.partitions()[0].clone();
     wait_until("all is retained", || partition.start() == partition.end()).await;
     assert_eq!(broker.store().size().segments, 0, "nothing is sealed");
@@ -387,42 +379,62 @@ async fn retention_before_sealing(restart_first: bool) {
     stop(broker).await;
 }
 
-#[tokio::test]
-async fn a_partition_forgets_a_producer_that_is_idle_for_a_week() {
+/// Waits until the partition has forgotten a producer that appended once: a gap in its numbers is none then.
+async fn is_forgotten(broker: &Broker, topic: &Topic, producer: v1::ProducerIdentity) {
+    let limit = Limit::new("the producer is forgotten");
+    while let Err(error) = append(broker, topic, (producer, 100), 1).await {
+        limit.check();
+        assert!(matches!(error, BrokerError::OutOfOrderSequence { expected: 1, found: 100, .. }), "{error}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_forgets_a_producer_that_is_idle_for_a_day_by_itself() {
     let data = tempfile::tempdir().unwrap();
-    let settings = BrokerSettings::default();
+    assert_eq!(BrokerSettings::default().producer_expiry_ms, 86_400_000);
+    let settings = BrokerSettings { producer_expiry_ms: 15_000, ..BrokerSettings::default() };
     let (broker, clock) = open(data.path(), &settings);
     let topic = create_topic(&broker, "t").await;
-    let id = broker.init_producer(None).await.unwrap().id;
-    let producer = v1::ProducerIdentity { producer_id: id.get(), epoch: 0 };
-    append(&broker, &topic, (producer, 0), 1).await.unwrap();
-    for (now_ms, known) in [(settings.producer_expiry_ms, true), (settings.producer_expiry_ms + 1, false)] {
-        clock.0.store(now_ms as i64, Ordering::SeqCst);
-        // Those who come make room for themselves: idle ones go when ids are reserved.
-        for _ in 0..1_000 {
-            broker.init_producer(None).await.unwrap();
-        }
-        let beyond_a_gap = append(&broker, &topic, (producer, 100), 1).await;
-        match known {
-            true => {
-                assert!(matches!(beyond_a_gap, Err(BrokerError::OutOfOrderSequence { expected: 1, found: 100, .. })))
-            }
-            false => assert_eq!(beyond_a_gap.unwrap(), 1),
-        }
+    let rounds = Rounds::hold(&clock);
+    let mut producers = Vec::new();
+    for number in 0..2 {
+        let producer_id = broker.init_producer(None).await.unwrap().id.get();
+        producers.push(v1::ProducerIdentity { producer_id, epoch: 0 });
+        append(&broker, &topic, (producers[number], 0), 1).await.unwrap();
+        clock.set_ms(8_000);
+        rounds.make_one().await;
     }
+    clock.set_ms(settings.producer_expiry_ms as i64 + 1);
+    rounds.make_one().await;
+    append(&broker, &topic, (producers[0], 100), 1).await.expect("a producer that is not known may begin anywhere");
+    // The other one appended eight seconds later.
+    let beyond_a_gap = append(&broker, &topic, (producers[1], 100), 1).await;
+    assert!(matches!(beyond_a_gap, Err(BrokerError::OutOfOrderSequence { expected: 1, found: 100, .. })));
+    // A clock that is set by a week is not taken for time that passed.
+    append(&broker, &topic, (producers[1], 1), 1).await.unwrap();
+    clock.set_ms(7 * 86_400_000);
+    rounds.make_one().await;
+    let beyond_a_gap = append(&broker, &topic, (producers[1], 100), 1).await;
+    assert!(matches!(beyond_a_gap, Err(BrokerError::OutOfOrderSequence { expected: 2, found: 100, .. })));
+    rounds.release();
     stop(broker).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_producer_that_is_forgotten_leaves_nothing_on_disk() {
     let data = tempfile::tempdir().unwrap();
-    let settings = BrokerSettings { journal_bytes_max: 100_000, ..BrokerSettings::default() };
+    let settings =
+        BrokerSettings { journal_bytes_max: 100_000, producer_expiry_ms: 5_000, ..BrokerSettings::default() };
     let (broker, clock) = open(data.path(), &settings);
     let topic = create_topic(&broker, "t").await;
     let filler = create_topic(&broker, "filler").await;
+    // Producers of this one are forgotten last.
+    let last = create_topic(&broker, "zz").await;
     let id = broker.init_producer(None).await.unwrap().id;
     let producer = v1::ProducerIdentity { producer_id: id.get(), epoch: 0 };
     append(&broker, &topic, (producer, 0), 1).await.unwrap();
+    append(&broker, &last, (producer, 0), 1).await.unwrap();
     let seal = async || {
         let segments = broker.store().size().segments;
         let limit = Limit::new("two parts are sealed");
@@ -432,8 +444,8 @@ async fn a_producer_that_is_forgotten_leaves_nothing_on_disk() {
         }
     };
     seal().await;
-    clock.0.store(settings.producer_expiry_ms as i64 + 60_000, Ordering::SeqCst);
-    broker.forget_idle_producers();
+    clock.set_ms(settings.producer_expiry_ms as i64 + 2_000);
+    is_forgotten(&broker, &last, producer).await;
     seal().await;
     stop(broker).await;
     // What the tables had would be known to a server that forgets nobody.

@@ -293,6 +293,39 @@ async fn a_journal_that_is_full_at_a_kill_stays_within_its_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_again_and_again_keeps_its_journal_within_its_bound() {
+    let mut data = tempfile::tempdir().unwrap();
+    let mut sizes = Vec::new();
+    for _ in 0..6 {
+        // The sealer never comes to its end before the kill.
+        let held = Held::of_thread("sealer");
+        held.hold();
+        let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, held.options());
+        let topic = match running.broker.topic("t") {
+            Ok(topic) => topic,
+            Err(_) => running.topic("t", 1, TopicSettings::default()).await,
+        };
+        // Until it takes no more. Where a commit is only slow, the journal is shorter.
+        let limit = Limit::new("the journal is half full");
+        while tokio::time::timeout(Duration::from_millis(500), append_one(&running.broker, &topic)).await.is_ok()
+            || journal_bytes(&running.broker, |_| true) < JOURNAL_BYTES / 2
+        {
+            limit.check();
+        }
+        let copy = tempfile::tempdir().unwrap();
+        super::check::copy_folder(data.path(), copy.path());
+        held.release();
+        running.stop().await;
+        let found = Running::open_with(copy.path(), 0, 100 * JOURNAL_BYTES, StoreOptions::default());
+        sizes.push(journal_bytes(&found.broker, |_| true));
+        found.stop().await;
+        data = copy;
+    }
+    let bound = JOURNAL_BYTES + 2 * RECORD_BYTES_MAX;
+    assert!(sizes.iter().all(|bytes| *bytes <= bound), "{sizes:?}, of at most {bound}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_start_seals_a_journal_that_is_long_enough_before_anybody_writes() {
     let data = tempfile::tempdir().unwrap();
     let held = Held::of_thread("sealer");

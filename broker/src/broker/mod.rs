@@ -34,6 +34,7 @@ use crate::log::cleaner::{Cleaner, CleanerOptions};
 use crate::log::commit::Commit;
 use crate::log::committer::Committer;
 use crate::log::domain::Domain;
+use crate::log::expiry::IdleClock;
 use crate::log::producers::ProducerIds;
 use crate::log::queue::{CommitQueue, Receipt};
 use crate::log::readers::Readers;
@@ -59,8 +60,8 @@ fn permits_max(settings: &BrokerSettings) -> usize {
     (settings.queued_bytes_max / PERMIT_BYTES).max(1)
 }
 
-/// A week: as long as Kafka keeps a producer's transactional id.
-const PRODUCER_EXPIRY_MS_DEFAULT: u64 = 7 * 24 * 60 * 60 * 1_000;
+/// A day: Kafka's `producer.id.expiration.ms`.
+const PRODUCER_EXPIRY_MS_DEFAULT: u64 = 24 * 60 * 60 * 1_000;
 
 /// The broker's settings, checked and with defaults filled in.
 #[derive(Clone, Debug)]
@@ -77,7 +78,7 @@ pub struct BrokerSettings {
     /// Nothing is appended while the disk has room for fewer bytes; `None` for as many as the journal keeps. They
     /// are for sealing what is there; reading goes on, and when there is room again, so does writing.
     pub disk_reserve_bytes: Option<u64>,
-    /// A partition forgets an idempotent producer that appended nothing for this long.
+    /// A partition forgets an idempotent producer that appended nothing for this long while the server ran.
     pub producer_expiry_ms: u64,
 }
 
@@ -170,7 +171,7 @@ impl Broker {
         registry: &mut Registry,
     ) -> Result<Self, StoreError> {
         let disk_reserve_bytes = settings.disk_reserve_bytes.unwrap_or(settings.journal_bytes_max);
-        let cleaner_options = CleanerOptions::new(&options);
+        let cleaner_options = CleanerOptions::new(&options, settings.producer_expiry_ms);
         let (store, extents) = Store::open(path, options, disk_reserve_bytes)?;
         let store = Arc::new(store);
         let topics = load_topics(&store)?;
@@ -179,10 +180,11 @@ impl Broker {
         let (sealer_handle, sealer) = sealer(settings.journal_bytes_max);
         let now_ms = clock.now_ms();
         let restoring = Restoring { store: &store, topics: &topics, groups: &groups, state: &state, now_ms };
-        let journal = restoring.run(extents, &sealer_handle, settings.producer_expiry_ms)?;
+        let journal = restoring.run(extents, &sealer_handle)?;
+        let idle = IdleClock::new(clock.clone());
         let producer_ids = ProducerIds::new(catalog_number(&store, NEXT_PRODUCER_ID)?.unwrap_or(0));
         let topics = Arc::new(RwLock::new(topics));
-        let domain = Arc::new(Domain { topics: topics.clone(), groups: groups.clone(), clock: clock.clone() });
+        let domain = Arc::new(Domain { topics: topics.clone(), groups: groups.clone(), clock: clock.clone(), idle });
         let metrics = BrokerMetrics::register(registry);
         let readers = Readers::new()?;
         let (failed, failure) = watch::channel(None);

@@ -1,4 +1,4 @@
-//! Idempotent producers: the ids that they get, and forgetting those that are gone.
+//! Idempotent producers: the ids that they get.
 
 use super::Broker;
 use crate::error::BrokerError;
@@ -31,21 +31,9 @@ impl Broker {
         let reserve = async |until: i64| {
             let catalog = vec![CatalogChange::put(NEXT_PRODUCER_ID, until.to_string().into_bytes())];
             self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
-            // What many short-lived producers leave behind is bounded by this.
-            self.forget_idle_producers();
             Ok(())
         };
         Ok(ProducerIdentity { id: self.0.producer_ids.next(reserve).await?, epoch: 0 })
-    }
-
-    /// Forgets, in every partition, the producers that were idle for longer than
-    /// [`BrokerSettings::producer_expiry_ms`].
-    pub fn forget_idle_producers(&self) {
-        let expiry_ms = i64::try_from(self.0.settings.producer_expiry_ms).unwrap_or(i64::MAX);
-        let before_ms = self.0.clock.now_ms().saturating_sub(expiry_ms);
-        for topic in self.topics() {
-            topic.partitions().iter().for_each(|partition| partition.producers().forget_idle(before_ms));
-        }
     }
 
     pub(super) fn check_handed_out(&self, producer_id: ProducerId) -> Result<(), BrokerError> {

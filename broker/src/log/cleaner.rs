@@ -18,6 +18,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::log::commit::Upkeep;
 use crate::log::compaction::{KEYS_MAX, compact};
 use crate::log::domain::Domain;
+use crate::log::expiry::forget_idle_producers;
 use crate::log::merge::{EXTENTS_MAX, Live, merge};
 use crate::log::partition::Partition;
 use crate::log::queue::{Ended, WeakCommitQueue};
@@ -48,18 +49,21 @@ pub(crate) struct Cleaner {
     in_work: Mutex<InWork>,
 }
 
-/// Of [`StoreOptions`], with the defaults.
+/// Of [`StoreOptions`], with the defaults, and of the broker's settings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CleanerOptions {
     interval: Duration,
+    producer_expiry_ms: u64,
     pub(super) extents_max: usize,
     pub(super) keys_max: usize,
 }
 
 impl CleanerOptions {
-    pub(crate) fn new(options: &StoreOptions) -> Self {
+    /// Producers that are idle for longer than `producer_expiry_ms` are forgotten.
+    pub(crate) fn new(options: &StoreOptions, producer_expiry_ms: u64) -> Self {
         Self {
             interval: options.cleaning_interval.unwrap_or(INTERVAL),
+            producer_expiry_ms,
             extents_max: options.extents_max.unwrap_or(EXTENTS_MAX),
             keys_max: options.compaction_keys_max.unwrap_or(KEYS_MAX),
         }
@@ -112,12 +116,14 @@ impl Cleaner {
 
     fn run_retention(&self, retained: &SyncSender<()>) {
         let _failed = self.queue.fail_on_panic("the thread of retention");
-        let mut seen = retention::Seen::default();
+        let (mut seen, mut swept) = (retention::Seen::default(), 0);
         loop {
             if self.store.wait_for_end(self.options.interval) || self.is_closing() {
                 return;
             }
-            log_failure(retain(self, self.domain.clock.now_ms(), &mut seen));
+            let now_ms = self.domain.clock.now_ms();
+            log_failure(retain(self, now_ms, &mut seen));
+            forget_idle_producers(self, now_ms, self.options.producer_expiry_ms, &mut swept);
             // Where the other thread is busy it looks when it is done.
             let _ = retained.try_send(());
         }

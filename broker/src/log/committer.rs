@@ -172,7 +172,7 @@ impl Committer {
     /// Refuses what must not be written, and gives the rest its offsets, in order.
     fn assign(&self, requests: Vec<Request>) -> Vec<Accepted> {
         let mut accepted = Vec::with_capacity(requests.len());
-        let now_ms = self.domain.clock.now_ms();
+        let now_ms = self.domain.idle.now_ms();
         let need = requests.iter().map(|request| request.commit.needs()).max().unwrap_or_default();
         let (room, for_offsets) = self.check_room(need);
         for mut request in requests {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+use super::expiry::IdleClock;
 use super::topic::Topic;
 use crate::clock::Clock;
 use crate::groups::Groups;
@@ -15,4 +16,5 @@ pub(crate) struct Domain {
     pub(crate) topics: Arc<RwLock<BTreeMap<TopicName, Arc<Topic>>>>,
     pub(crate) groups: Arc<Groups>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) idle: IdleClock,
 }

@@ -8,6 +8,7 @@ pub mod commit;
 pub(crate) mod committer;
 mod compaction;
 pub(crate) mod domain;
+pub(crate) mod expiry;
 mod index;
 mod merge;
 mod output;

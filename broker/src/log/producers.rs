@@ -28,6 +28,13 @@ use crate::store::place::Offset;
 /// their way.
 pub const BATCHES_REMEMBERED: usize = 5;
 
+/// Producers that a partition remembers, some 150 bytes each. Whoever makes ever new ones makes it forget those that were
+/// idle for longest, and not grow.
+const PRODUCERS_MAX: usize = 10_000;
+
+/// The part of them that is forgotten at once, so that not every further one looks for the oldest.
+const FORGOTTEN_FRACTION: usize = 10;
+
 /// Ids that are reserved on disk at once.
 pub(crate) const PRODUCER_IDS_RESERVED: i64 = 1_000;
 
@@ -148,7 +155,7 @@ impl Producers {
     pub fn accept(&mut self, batch: &RecordBatch, base_offset: Offset, now_ms: i64) {
         let Some(numbered) = Numbered::of(batch) else { return };
         let next = append(self.by_id.get(&numbered.id), &numbered, base_offset, now_ms);
-        self.by_id.insert(numbered.id, next);
+        self.insert(numbered.id, next);
     }
 
     /// As [`Producers::accept`], for a batch read from the log at start, whose header has its offset.
@@ -163,12 +170,25 @@ impl Producers {
             return;
         }
         let next = append(known, &numbered, base_offset, now_ms);
-        self.by_id.insert(numbered.id, next);
+        self.insert(numbered.id, next);
     }
 
     /// Puts back what [`Producer::decode`] read.
     pub fn restore(&mut self, id: ProducerId, producer: Producer) {
+        self.insert(id, producer);
+    }
+
+    fn insert(&mut self, id: ProducerId, producer: Producer) {
         self.by_id.insert(id, producer);
+        if self.by_id.len() > PRODUCERS_MAX {
+            let mut appended: Vec<(i64, ProducerId)> =
+                self.by_id.iter().map(|(id, producer)| (producer.last_append_ms, *id)).collect();
+            // Of those of the same time the older ids: a new one is not forgotten as it comes.
+            let (oldest, ..) = appended.select_nth_unstable(PRODUCERS_MAX / FORGOTTEN_FRACTION);
+            for (_, id) in oldest {
+                self.by_id.remove(id);
+            }
+        }
     }
 
     /// Forgets the producers that appended nothing since `before_ms`, in ms since the epoch.
@@ -291,9 +311,9 @@ impl Producer {
         sequence_after(self.newest().last, 1)
     }
 
-    /// When it last appended, in ms since the epoch.
-    pub fn last_append_ms(&self) -> i64 {
-        self.last_append_ms
+    /// The same, idle from `now_ms` on, in ms since the epoch.
+    pub fn idle_since(self, now_ms: i64) -> Self {
+        Self { last_append_ms: now_ms, ..self }
     }
 
     /// Offset of the first record of its last batch.
@@ -526,6 +546,26 @@ mod tests {
         log.producers.forget_idle(1);
         assert!(log.producers.is_empty());
         assert_eq!(log.send(1, 7, 50, 5).unwrap(), Verdict::New);
+    }
+
+    #[test]
+    fn a_partition_remembers_no_more_than_so_many_producers_and_forgets_the_idle_ones_first() {
+        let mut log = Log::default();
+        for number in 0..PRODUCERS_MAX as i64 {
+            log.producers.accept(&batch(number, 0, 0, 1), Offset::ZERO, number);
+        }
+        assert_eq!(log.producers.len(), PRODUCERS_MAX);
+        // The first appends again, and is not the one that was idle for longest any more.
+        let now_ms = PRODUCERS_MAX as i64;
+        log.producers.accept(&batch(0, 0, 1, 1), Offset::ZERO, now_ms);
+        assert_eq!(log.producers.len(), PRODUCERS_MAX);
+        log.producers.accept(&batch(now_ms, 0, 0, 1), Offset::ZERO, now_ms);
+        let forgotten = PRODUCERS_MAX / FORGOTTEN_FRACTION;
+        assert_eq!(log.producers.len(), PRODUCERS_MAX + 1 - forgotten);
+        for (number, is_known) in [(0, true), (1, false), (forgotten as i64, false), (forgotten as i64 + 1, true)] {
+            assert_eq!(log.producers.get(id(number)).is_some(), is_known, "{number}");
+        }
+        assert!(log.producers.get(id(now_ms)).is_some());
     }
 
     #[test]

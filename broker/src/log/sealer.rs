@@ -396,7 +396,7 @@ impl Sealer {
     /// What the sealed batches say of their producers, over what the tables remember: so the tables know of
     /// no batch that was not in the log. Returns how many rows that were.
     fn producers(&self, numbered: &Numbered) -> Result<usize, Ended> {
-        let (tables, now_ms) = (self.store.tables(), self.domain.clock.now_ms());
+        let (tables, now_ms) = (self.store.tables(), self.domain.idle.now_ms());
         let mut rows = Vec::new();
         for (partition, headers) in numbered.values() {
             let key =

@@ -31,17 +31,11 @@ pub(crate) struct Restoring<'a> {
 }
 
 impl Restoring<'_> {
-    /// Producers that were idle for longer than `producer_expiry_ms` are forgotten.
-    pub(crate) fn run(
-        &self,
-        extents: TopicExtents,
-        sealer: &SealerHandle,
-        producer_expiry_ms: u64,
-    ) -> Result<Replayed, StoreError> {
+    pub(crate) fn run(&self, extents: TopicExtents, sealer: &SealerHandle) -> Result<Replayed, StoreError> {
         let by_id: HashMap<TopicId, &Arc<Topic>> = self.topics.values().map(|topic| (topic.id(), topic)).collect();
         self.partitions(&by_id, extents)?;
         self.tables(&by_id)?;
-        self.producers(&by_id, self.now_ms.saturating_sub_unsigned(producer_expiry_ms))?;
+        self.producers(&by_id)?;
         self.journal(&by_id, sealer)
     }
 
@@ -83,18 +77,16 @@ impl Restoring<'_> {
         tables.write_offsets(&forgotten)
     }
 
-    /// What the tables remember of producers. Those that were idle for too long, and those of deleted
-    /// topics, are forgotten there too.
-    fn producers(&self, by_id: &HashMap<TopicId, &Arc<Topic>>, idle_since_ms: i64) -> Result<(), StoreError> {
+    /// What the tables remember of producers. Those of deleted topics are forgotten there too. How long the server was
+    /// away says nothing of a producer: each is idle from now on.
+    fn producers(&self, by_id: &HashMap<TopicId, &Arc<Topic>>) -> Result<(), StoreError> {
         let mut forgotten = Vec::new();
         self.store.tables().producers(|topic, number, id, row| {
             let corrupt = |reason: String| StoreError::Corrupt { what: "table producers".into(), reason };
             let producer = Producer::decode(row).map_err(corrupt)?;
             let partition = by_id.get(&TopicId(topic)).and_then(|topic| topic.partition(number).ok());
             match (partition, ProducerId::new(id)) {
-                (Some(partition), Some(id)) if producer.last_append_ms() >= idle_since_ms => {
-                    partition.producers().restore(id, producer);
-                }
+                (Some(partition), Some(id)) => partition.producers().restore(id, producer.idle_since(self.now_ms)),
                 _ => forgotten.push((Tables::producer_key(topic, number, id), None)),
             }
             Ok(())
