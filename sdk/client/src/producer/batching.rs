@@ -411,6 +411,21 @@ mod tests {
         Topic::new(&"t".into(), &described, None, &shared.settings)
     }
 
+    #[test]
+    fn a_topic_whose_partitions_or_limit_changed_is_not_as_it_was() {
+        let shared = shared(ProducerSettings::default());
+        let described = |partitions, batch_bytes_max| v1::Topic {
+            partitions,
+            settings: Some(v1::TopicSettings { batch_bytes_max, ..Default::default() }),
+            ..Default::default()
+        };
+        let known = topic(3, Some(5_000), &shared);
+        assert!(known.is_as(&described(3, Some(5_000))));
+        for (partitions, batch_bytes_max) in [(4, Some(5_000)), (3, Some(6_000)), (3, None)] {
+            assert!(!known.is_as(&described(partitions, batch_bytes_max)), "{partitions}, {batch_bytes_max:?}");
+        }
+    }
+
     fn append(topic: &Topic, shared: &Shared, record: &impl Encode) -> Delivery {
         loop {
             match topic.append(shared, record, 0).unwrap() {

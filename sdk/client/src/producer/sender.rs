@@ -624,6 +624,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_more_batches_are_on_their_way_to_a_partition_than_it_remembers() {
+        for idempotent in [true, false] {
+            let mut sender = Scripted::start(idempotent);
+            for sent in 0..IN_FLIGHT_OF_PARTITION_MAX {
+                assert!(sender.0.may_send(&Batch::open("t".into(), 0)), "{sent} are on their way");
+                sender.send(0);
+            }
+            assert_eq!(sender.0.may_send(&Batch::open("t".into(), 0)), !idempotent);
+            assert!(sender.0.may_send(&Batch::open("t".into(), 1)), "another partition has its own");
+            sender.stored(0);
+            assert!(sender.0.may_send(&Batch::open("t".into(), 0)), "an answer makes room");
+        }
+        let mut sender = Scripted::start(false);
+        let most = sender.0.shared.settings.in_flight_max;
+        for partition in 0..most {
+            assert!(sender.0.may_send(&Batch::open("t".into(), 0)));
+            sender.send(partition as u32);
+        }
+        assert!(!sender.0.may_send(&Batch::open("t".into(), 0)), "{most} are on their way");
+    }
+
+    #[tokio::test]
     async fn what_was_refused_is_not_sent_behind_what_followed_it_and_is_stored() {
         let mut sender = Scripted::start(false);
         let (overtaken, other, later) = (sender.send(0), sender.send(1), sender.send(0));
