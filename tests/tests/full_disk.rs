@@ -27,16 +27,19 @@ fn a_full_disk_is_told_as_such_and_may_be_tried_again() {
     }
 }
 
+/// The room on a disk, which a test sets, and a store on that disk.
+fn disk() -> (Arc<AtomicU64>, StoreOptions) {
+    let free = Arc::new(AtomicU64::new(u64::MAX));
+    let of_disk = free.clone();
+    let free_bytes = Arc::new(move || Ok(of_disk.load(Ordering::SeqCst)));
+    (free, StoreOptions { free_bytes: Some(free_bytes), ..StoreOptions::default() })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn offsets_are_committed_on_a_full_disk_as_far_as_there_is_room_for_them() {
     const RESERVE_BYTES: u64 = 40_000;
     let data = folder();
-    let free = Arc::new(AtomicU64::new(u64::MAX));
-    let of_disk = free.clone();
-    let options = StoreOptions {
-        free_bytes: Some(Arc::new(move || Ok(of_disk.load(Ordering::SeqCst)))),
-        ..StoreOptions::default()
-    };
+    let (free, options) = disk();
     let broker = open_with_reserve(data.path(), options, RESERVE_BYTES);
     let topic = broker.create_topic(&TopicName::new("t").unwrap(), 1, TopicSettings::default(), false).await.unwrap();
     append(&broker, &topic, 0, batch_of_one(0, "k", Some("v"))).await.unwrap();
@@ -62,12 +65,7 @@ async fn offsets_are_committed_on_a_full_disk_as_far_as_there_is_room_for_them()
 fn a_pipeline_waits_for_room_and_goes_on_by_itself() {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(async {
         let data = folder();
-        let free = Arc::new(AtomicU64::new(u64::MAX));
-        let of_disk = free.clone();
-        let options = StoreOptions {
-            free_bytes: Some(Arc::new(move || Ok(of_disk.load(Ordering::SeqCst)))),
-            ..StoreOptions::default()
-        };
+        let (free, options) = disk();
         let mut registry = Registry::default();
         let broker = open_with(data.path(), options).unwrap();
         let runtime = Runtime::open(broker.clone(), RuntimeSettings::default(), &mut registry).unwrap();

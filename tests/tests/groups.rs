@@ -179,6 +179,22 @@ async fn a_member_that_commits_and_does_not_listen_is_answered_when_it_does() {
     member.leave().await;
 }
 
+async fn keep_for(served: &Served, retention_ms: u64) {
+    let set = Some(v1::TopicSettings { retention_ms: Some(retention_ms), ..Default::default() });
+    let alteration = v1::AlterTopicRequest { name: "t".into(), set, ..Default::default() };
+    TopicsClient::new(served.channel.clone()).alter_topic(alteration).await.unwrap();
+}
+
+/// Waits for retention.
+async fn starts_at(served: &Served, offset: u64) {
+    let deleted = async {
+        while served.offsets(&[0], At::Earliest(true)).await != [offset] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("retention", deleted).await;
+}
+
 #[tokio::test]
 async fn a_member_that_retention_overtook_stands_where_the_topic_begins() {
     let served = Served::with_topic(1).await;
@@ -189,15 +205,8 @@ async fn a_member_that_retention_overtook_stands_where_the_topic_begins() {
     let offsets = vec![v1::TopicPartitionOffset { topic: "t".into(), partition: 0, offset: 1 }];
     let commit = v1::CommitOffsetsRequest { group: "idle".into(), offsets };
     served.groups().commit_offsets(commit).await.unwrap();
-    let set = Some(v1::TopicSettings { retention_ms: Some(1_000), ..Default::default() });
-    let alteration = v1::AlterTopicRequest { name: "t".into(), set, ..Default::default() };
-    TopicsClient::new(served.channel.clone()).alter_topic(alteration).await.unwrap();
-    let deleted = async {
-        while served.offsets(&[0], At::Earliest(true)).await != [3] {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    soon("retention", deleted).await;
+    keep_for(&served, 1_000).await;
+    starts_at(&served, 3).await;
     assert_eq!(member.commit(1, &[(0, 1)]).await, None);
     assert_eq!(served.committed("g").await, BTreeMap::from([(0, 3)]));
     member.leave().await;
@@ -214,18 +223,9 @@ async fn a_member_that_retention_overtakes_while_it_waits_is_told_and_goes_on() 
     served.produce(0, &[1, 2, 3]).await;
     let mut member = Member::join(&served.channel, join("g")).await.unwrap();
     assert_eq!(member.assigned().await.1, BTreeMap::from([(0, 0)]));
-    let set = Some(v1::TopicSettings { retention_ms: Some(1_000), ..Default::default() });
-    let alteration = v1::AlterTopicRequest { name: "t".into(), set, ..Default::default() };
-    TopicsClient::new(served.channel.clone()).alter_topic(alteration).await.unwrap();
-    let deleted = async {
-        while served.offsets(&[0], At::Earliest(true)).await != [3] {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    soon("retention", deleted).await;
-    let set = Some(v1::TopicSettings { retention_ms: Some(3_600_000), ..Default::default() });
-    let alteration = v1::AlterTopicRequest { name: "t".into(), set, ..Default::default() };
-    TopicsClient::new(served.channel.clone()).alter_topic(alteration).await.unwrap();
+    keep_for(&served, 1_000).await;
+    starts_at(&served, 3).await;
+    keep_for(&served, 3_600_000).await;
     let now_ms = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
     served.produce(0, &[now_ms]).await;
     member.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));

@@ -50,8 +50,9 @@ pub(crate) enum Event {
     },
     /// The member is to give these back.
     Revoke { generation: u64, partitions: Vec<TopicPartition> },
-    /// Records of its partitions. What it takes of them it says with [`Consumer::advance`].
-    Fetched(Vec<Fetched>),
+    /// Records of its partitions, each with the offset that was asked for. What the member takes of them is said with
+    /// [`Consumer::advance`].
+    Fetched(Vec<(Fetched, Offset)>),
     /// Retention took records before the member read them; it goes on at the log start.
     Missed {
         partition: TopicPartition,
@@ -216,11 +217,13 @@ impl Consumer {
                 Err(BrokerError::OffsetOutOfRange { .. }) if reading.next < reading.partition.start() => {
                     missed(&mut self.missed, fetched.partition.name(), reading);
                 }
-                Ok(_) => found.push(fetched),
-                Err(_) => {
-                    // Said once; the others are read on.
-                    self.reading.remove(fetched.partition.name());
-                    found.push(fetched);
+                read => {
+                    let (failed, from) = (read.is_err(), reading.next);
+                    if failed {
+                        // Said once; the others are read on.
+                        self.reading.remove(fetched.partition.name());
+                    }
+                    found.push((fetched, from));
                 }
             }
         }
@@ -232,11 +235,6 @@ impl Consumer {
         if let Some(reading) = self.reading.get_mut(partition) {
             reading.next = next;
         }
-    }
-
-    /// Where a partition is read next, if it is read.
-    pub(crate) fn position(&self, partition: &TopicPartition) -> Option<Offset> {
-        self.reading.get(partition).map(|reading| reading.next)
     }
 
     fn happened(&mut self, event: MemberEvent) -> Option<Event> {

@@ -136,7 +136,7 @@ struct Inner {
     queue: RwLock<Option<CommitQueue>>,
     room: Arc<Semaphore>,
     /// Checks of compressed batches at a time: one a core.
-    checks: Semaphore,
+    checks: Arc<Semaphore>,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
     stopping: watch::Sender<bool>,
     /// The store's threads.
@@ -202,7 +202,7 @@ impl Broker {
         let [retention, cleaner] = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
             room: Arc::new(Semaphore::new(permits_max(&settings))),
-            checks: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            checks: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
             quotas: Quotas::new(settings.quotas.clone()),
             settings,
             clock,

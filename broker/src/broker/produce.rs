@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millstream_record::{BatchHeader, RecordBatch};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Broker;
 use crate::error::BrokerError;
@@ -42,9 +43,13 @@ impl Broker {
         let batches = if has_compressed(&bytes) {
             // It may inflate to many times its size: not on a thread that others wait for.
             let (broker, topic) = (self.clone(), topic.clone());
-            let _checking = self.0.checks.acquire().await.map_err(|_| BrokerError::ShuttingDown)?;
-            let check = move || broker.validator(&topic).batches(partition, bytes);
-            tokio::task::spawn_blocking(check).await.unwrap_or(Err(BrokerError::ShuttingDown))?
+            let permit = self.0.checks.clone().acquire_owned().await.map_err(|_| BrokerError::ShuttingDown)?;
+            let check = move || {
+                let _checking = permit;
+                broker.validator(&topic).batches(partition, bytes)
+            };
+            let checked = AbortOnDropHandle::new(tokio::task::spawn_blocking(check));
+            checked.await.unwrap_or(Err(BrokerError::ShuttingDown))?
         } else {
             self.validator(topic).batches(partition, bytes)?
         };

@@ -364,9 +364,9 @@ impl Session {
         Ok(())
     }
 
-    fn hand_out(&mut self, fetched: Vec<Fetched>) {
+    fn hand_out(&mut self, fetched: Vec<(Fetched, Offset)>) {
         let mut room = PlainRoom::up_to(self.credit_bytes);
-        for fetched in fetched {
+        for (fetched, from) in fetched {
             let name = fetched.partition.name().clone();
             let stored_bytes = match &fetched.slice {
                 // What has no room is read again.
@@ -374,8 +374,7 @@ impl Session {
                 Ok(slice) => slice.bytes(),
                 Err(_) => 0,
             };
-            let from = self.consumer.position(&name).map_or(0, u64::from);
-            let used = room.used();
+            let (from, used) = (from.into(), room.used());
             let records = answer(&self.broker, fetched, from, self.format, &self.limits, &mut room);
             let bytes = match self.format {
                 v1::Format::Batches => stored_bytes,
