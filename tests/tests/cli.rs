@@ -141,7 +141,7 @@ fn topics_are_created_listed_described_and_deleted() {
     assert_eq!(described["partition_list"][1]["log_end_offset"], 2);
     assert_eq!(described["partition_list"][0]["max_timestamp_ms"], Value::Null);
     let text = server.run(&["topic", "describe", "flights"]).ok();
-    for words in ["topic", "flights", "LOG END", "everything"] {
+    for words in ["topic", "flights", "LOG END", "everything", "up to 1 h ahead of the server"] {
         assert!(text.contains(words), "{words}: {text}");
     }
 

@@ -57,6 +57,9 @@ Example:
     },
 }
 
+/// What the contract says of a topic that sets none.
+const TIMESTAMP_AFTER_MAX_MS_DEFAULT: u64 = 3_600_000;
+
 /// What a topic's settings can be set to.
 #[derive(Debug, clap::Args)]
 struct Settings {
@@ -307,9 +310,9 @@ fn fields(topic: &v1::Topic) -> Table {
         fields.push(("tombstones", kept));
     }
     let before = settings.timestamp_before_max_ms.map(|ms| format!("up to {} ago, ", text::milliseconds(ms)));
-    let after = settings.timestamp_after_max_ms.map_or_else(|| "the server's default".into(), text::milliseconds);
+    let after = text::milliseconds(settings.timestamp_after_max_ms.unwrap_or(TIMESTAMP_AFTER_MAX_MS_DEFAULT));
     fields.extend([
-        ("timestamps", format!("{}up to {after} ahead", before.unwrap_or_default())),
+        ("timestamps", format!("{}up to {after} ahead of the server", before.unwrap_or_default())),
         ("batch size", batch_bytes_max.map_or_else(|| "the server's limit".into(), |max| format!("up to {max}"))),
         ("created", timestamp::format(topic.created_at_ms)),
     ]);
