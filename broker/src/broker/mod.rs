@@ -6,6 +6,7 @@ mod collector;
 pub(crate) mod consumer;
 pub mod fetch;
 mod groups;
+pub(crate) mod in_flight;
 pub mod operation;
 mod produce;
 mod producers;
@@ -24,6 +25,7 @@ use tokio::sync::{Semaphore, watch};
 
 use self::collector::BrokerCollector;
 pub use self::groups::GroupOffset;
+use self::in_flight::BytesInFlight;
 pub use self::produce::Queued;
 use self::quota::{QuotaSettings, Quotas};
 use crate::clock::Clock;
@@ -52,13 +54,6 @@ const QUEUED_BYTES_MAX_DEFAULT: usize = 64 << 20;
 
 /// Bytes that the journal keeps: a quarter of a second to read at a start.
 pub const JOURNAL_BYTES_MAX_DEFAULT: u64 = 128 << 20;
-
-/// A permit of the queue's semaphore stands for this many bytes: permits are counted in 32 bits.
-const PERMIT_BYTES: usize = 1024;
-
-fn permits_max(settings: &BrokerSettings) -> usize {
-    (settings.queued_bytes_max / PERMIT_BYTES).max(1)
-}
 
 /// A day: Kafka's `producer.id.expiration.ms`.
 const PRODUCER_EXPIRY_MS_DEFAULT: u64 = 24 * 60 * 60 * 1_000;
@@ -134,7 +129,7 @@ struct Inner {
     metrics: BrokerMetrics,
     quotas: Quotas,
     queue: RwLock<Option<CommitQueue>>,
-    room: Arc<Semaphore>,
+    queued: BytesInFlight,
     /// Checks of compressed batches at a time: one a core.
     checks: Arc<Semaphore>,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
@@ -201,7 +196,7 @@ impl Broker {
         let cleaner = Cleaner::new(store.clone(), domain, queue.downgrade(), settings.limits, cleaner_options);
         let [retention, cleaner] = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
-            room: Arc::new(Semaphore::new(permits_max(&settings))),
+            queued: BytesInFlight::up_to(settings.queued_bytes_max),
             checks: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
             quotas: Quotas::new(settings.quotas.clone()),
             settings,
@@ -309,10 +304,7 @@ impl Broker {
     /// # Errors
     /// [`BrokerError::ShuttingDown`]; the [`Receipt`] has everything else.
     pub async fn commit(&self, commit: Commit) -> Result<Receipt, BrokerError> {
-        let permits = (commit.bytes() / PERMIT_BYTES + 1).min(permits_max(&self.0.settings));
-        let permits = u32::try_from(permits).unwrap_or(u32::MAX);
-        let permit = self.0.room.clone().acquire_many_owned(permits).await;
-        let permit = permit.map_err(|_| BrokerError::ShuttingDown)?;
+        let permit = self.0.queued.take(commit.bytes()).await.ok_or(BrokerError::ShuttingDown)?;
         let queue = self.0.queue.read();
         let queue = queue.as_ref().ok_or(BrokerError::ShuttingDown)?;
         Ok(queue.push(commit, Some(permit)))
@@ -320,6 +312,6 @@ impl Broker {
 
     /// Bytes of commits that wait to be on disk, in whole KiB.
     pub(crate) fn queued_bytes(&self) -> usize {
-        (permits_max(&self.0.settings) - self.0.room.available_permits()) * PERMIT_BYTES
+        self.0.queued.taken()
     }
 }

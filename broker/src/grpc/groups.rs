@@ -203,16 +203,12 @@ fn to_offsets(
     broker: &Broker,
     offsets: Vec<v1::TopicPartitionOffset>,
 ) -> Result<Vec<(TopicPartition, Offset)>, BrokerError> {
-    offsets.iter().map(|offset| to_named_offset(broker, offset)).collect()
-}
-
-fn to_named_offset(
-    broker: &Broker,
-    offset: &v1::TopicPartitionOffset,
-) -> Result<(TopicPartition, Offset), BrokerError> {
-    let topic = broker.topic(&offset.topic)?;
-    let partition = topic.partition(offset.partition)?;
-    Ok((partition.name().clone(), partition.offset_in_range(offset.offset)?))
+    let named = |v1::TopicPartitionOffset { topic, partition, offset }| {
+        let topic = broker.topic(&topic)?;
+        let partition = topic.partition(partition)?;
+        Ok((partition.name().clone(), partition.offset_in_range(offset)?))
+    };
+    offsets.into_iter().map(named).collect()
 }
 
 /// Answers that may wait to be sent before the member is heard again: who commits and never looks must not fill

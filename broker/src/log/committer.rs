@@ -205,7 +205,8 @@ impl Committer {
         accepted
     }
 
-    /// Refuses what grows while the disk has little room: appends, and offsets. The disk is asked for what is needed alone.
+    /// Refuses what grows while the disk has little room: appends, and offsets. The disk is asked for what is needed alone,
+    /// and where it has room for appends it has it for offsets.
     fn check_room(&self, need: Needs) -> (Result<(), BrokerError>, Result<(), BrokerError>) {
         let room = self.store.room();
         let checked = |full: Result<Option<DiskFull>, StoreError>| match full {
@@ -213,12 +214,14 @@ impl Committer {
             Ok(Some(full)) => Err(BrokerError::DiskFull(full)),
             Err(error) => Err(error.into()),
         };
-        match need {
-            Needs::Nothing => (Ok(()), Ok(())),
-            Needs::Offsets => (Ok(()), checked(room.for_offsets())),
-            Needs::Room if self.sealer.is_disk_full() => (checked(room.full().map(Some)), checked(room.for_offsets())),
-            Needs::Room => (checked(room.for_appends()), checked(room.for_offsets())),
-        }
+        let appends = match need {
+            Needs::Nothing => return (Ok(()), Ok(())),
+            Needs::Offsets => return (Ok(()), checked(room.for_offsets())),
+            Needs::Room if self.sealer.is_disk_full() => checked(room.full().map(Some)),
+            Needs::Room => checked(room.for_appends()),
+        };
+        let offsets = if appends.is_ok() { Ok(()) } else { checked(room.for_offsets()) };
+        (appends, offsets)
     }
 
     /// One blob of everything, with each partition's batches back to back.

@@ -27,14 +27,11 @@ use crate::log::partition::Partition;
 use crate::log::producers::{Producer, Producers};
 use crate::log::queue::{Ended, WeakCommitQueue};
 use crate::log::state::Frozen;
-use crate::name::GroupId;
-use crate::name::ProducerId;
-use crate::store::StoreError;
+use crate::name::{GroupId, ProducerId};
 use crate::store::journal::Run;
 use crate::store::place::{Place, TopicId};
 use crate::store::segment::{Piece, SegmentMeta, SegmentWriter, pieces};
-use crate::store::{Count, SLICE_ROWS, Tables};
-use crate::store::{Store, spawn};
+use crate::store::{Count, SLICE_ROWS, Store, StoreError, Tables, spawn};
 
 /// A topic with at least this many bytes in a part of the journal gets a segment of its own; the others
 /// share one, so that many small topics cost no file each.

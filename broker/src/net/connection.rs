@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
-use crate::broker::caller::BytesInFlight;
+use crate::broker::in_flight::BytesInFlight;
 use crate::metrics::BrokerMetrics;
 
 /// Who is at the other end, and the bytes in flight of all calls of the connection. Cheap to clone.

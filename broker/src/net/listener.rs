@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::connection::{Connection, Open, Peer};
-use crate::broker::caller::BytesInFlight;
+use crate::broker::in_flight::BytesInFlight;
 use crate::metrics::BrokerMetrics;
 
 /// The same trouble is logged this often, at most.
