@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use millstream_record::BatchError;
 
-use crate::name::{GroupId, InvalidName, ProducerId, TopicName, TopicPartition};
+use crate::name::{GroupId, InvalidGroupId, InvalidName, ProducerId, TopicName, TopicPartition};
 use crate::store::place::Offset;
 use crate::store::{DiskFull, StoreError};
 
@@ -14,6 +14,9 @@ pub enum BrokerError {
     /// A name outside Kafka's rule.
     #[error(transparent)]
     InvalidName(#[from] InvalidName),
+    /// An id that no group can have.
+    #[error(transparent)]
+    InvalidGroupId(#[from] InvalidGroupId),
     /// A setting or argument outside its range.
     #[error("{what}: {value} is not allowed; {allowed}")]
     InvalidArgument {
@@ -246,11 +249,11 @@ pub enum BrokerError {
         kind: &'static str,
     },
     /// The group's offsets can't be set from outside now.
-    #[error("group {group} is in use ({by}): stop it first")]
+    #[error("group {group} is in use: {by}")]
     GroupInUse {
         /// The group.
         group: GroupId,
-        /// Who uses it.
+        /// Who uses it, and what to do about it.
         by: String,
     },
     /// The sender's generation is over.
@@ -268,8 +271,8 @@ pub enum BrokerError {
     },
     /// The step read from elsewhere than where the group stands.
     #[error(
-        "group {group}: a step on topic id {topic_id}, partition {partition} began at offset \
-         {expected}, but the group stands at {current}"
+        "group {group}: a step on topic id {topic_id}, partition {partition} began at {}, but the group stands at {}",
+        shown(*expected), shown(*current)
     )]
     StaleOffset {
         /// The group.
@@ -278,10 +281,33 @@ pub enum BrokerError {
         topic_id: u32,
         /// The partition.
         partition: u32,
-        /// Where the step began.
-        expected: i64,
+        /// Where the step began; `None` where it expected no committed offset.
+        expected: Option<Offset>,
         /// Where the group stands.
-        current: i64,
+        current: Option<Offset>,
+    },
+    /// A request of somebody who is no member of the group.
+    #[error("group {group}: {member} is not a member, or no longer one; join the group again")]
+    UnknownMember {
+        /// The group.
+        group: GroupId,
+        /// The member's id as sent.
+        member: String,
+    },
+    /// A request of an earlier member epoch.
+    #[error(
+        "group {group}: member {member} sent member epoch {epoch}, and its epoch is {current}; send the request again once \
+         the member has taken over its assignment"
+    )]
+    StaleMemberEpoch {
+        /// The group.
+        group: GroupId,
+        /// The member's id.
+        member: String,
+        /// The epoch as sent.
+        epoch: u64,
+        /// The member's epoch.
+        current: u64,
     },
     /// A member commits for a partition that it does not have.
     #[error("group {group}: member {member} does not own topic {topic}, partition {partition}")]
@@ -328,6 +354,10 @@ pub enum BrokerError {
         /// What the disk says.
         source: Arc<StoreError>,
     },
+}
+
+fn shown(offset: Option<Offset>) -> String {
+    offset.map_or_else(|| "no committed offset".to_owned(), |offset| format!("offset {offset}"))
 }
 
 fn users(pipelines: &[String]) -> String {

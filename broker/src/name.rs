@@ -1,7 +1,7 @@
-//! Names of topics and groups, checked once: whoever holds one holds a valid one.
+//! Names of topics, groups and producers. A value of these types is valid: its text was checked when it was made.
 
 use std::borrow::Borrow;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 /// The longest name, in bytes: Kafka's limit, which keeps `name-partition` a valid file name.
@@ -80,11 +80,67 @@ name!(
     TopicName,
     "topic"
 );
-name!(
-    /// The name of a consumer group; a pipeline's group has the pipeline's name.
-    GroupId,
-    "group"
-);
+/// The longest id of a group, in bytes: what a string of Kafka's protocol holds.
+pub const GROUP_ID_BYTES_MAX: usize = 32_767;
+
+/// The id of a consumer group, any text but an empty one; the group of a pipeline has the pipeline's name.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(Arc<str>);
+
+/// An id that no group can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidGroupId {
+    /// It has no characters.
+    #[error("the id of a group is empty: name the group, with up to {GROUP_ID_BYTES_MAX} bytes of any text")]
+    Empty,
+    /// It is too long.
+    #[error("the id of a group has {bytes} bytes, and {GROUP_ID_BYTES_MAX} are allowed: choose a shorter one")]
+    TooLong {
+        /// Its length in UTF-8.
+        bytes: usize,
+    },
+}
+
+impl GroupId {
+    /// Checks the id.
+    ///
+    /// # Errors
+    /// [`InvalidGroupId`] for an empty id, or one of more than [`GROUP_ID_BYTES_MAX`] bytes.
+    pub fn new(id: &str) -> Result<Self, InvalidGroupId> {
+        match id.len() {
+            0 => Err(InvalidGroupId::Empty),
+            1..=GROUP_ID_BYTES_MAX => Ok(Self(id.into())),
+            bytes => Err(InvalidGroupId::TooLong { bytes }),
+        }
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Writes the id as one line of bounded length: control characters are escaped, and a long id is cut.
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in shortened(&self.0).chars() {
+            if c.is_control() { c.escape_default().fmt(f)? } else { f.write_char(c)? }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", shortened(&self.0))
+    }
+}
+
+impl Borrow<str> for GroupId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
 
 /// A partition's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -156,5 +212,18 @@ mod tests {
             let error = TopicName::new(bad).unwrap_err();
             assert!(error.to_string().contains("topic"), "{error}");
         }
+    }
+
+    #[test]
+    fn any_text_but_an_empty_one_is_the_id_of_a_group() {
+        for good in ["a", "my group", "ü/\0", ".", &"x".repeat(GROUP_ID_BYTES_MAX)] {
+            assert_eq!(GroupId::new(good).unwrap().as_str(), good);
+        }
+        assert_eq!(GroupId::new(""), Err(InvalidGroupId::Empty));
+        let long = GroupId::new(&"x".repeat(GROUP_ID_BYTES_MAX + 1)).unwrap_err();
+        assert!(long.to_string().contains("32768 bytes"), "{long}");
+        // Whatever it is, an error that shows it is one line.
+        let shown = GroupId::new(&format!("a\u{1b}[31m\n{}", "x".repeat(1_000))).unwrap().to_string();
+        assert!(shown.starts_with("a\\u{1b}[31m\\n") && shown.len() < 400, "{shown}");
     }
 }

@@ -34,13 +34,13 @@ impl EmbeddedLog {
     /// The broker as `group`'s log, in the group's current generation.
     pub fn new(broker: Broker, group: Arc<Group>) -> Self {
         let generation = group.generation();
-        Self { broker: DebugBroker(broker), fence: Fence { group, generation } }
+        Self { broker: DebugBroker(broker), fence: Fence::Generation { group, generation } }
     }
 
     /// Why a read failed; where the records are gone, with the way on.
     fn unread(&self, error: BrokerError) -> LogError {
         let BrokerError::OffsetOutOfRange { topic, .. } = &error else { return error.into() };
-        let group = self.fence.group.id();
+        let group = self.fence.group().id();
         LogError::Failed(format!(
             "{error}: records went before they were read; `millstream group reset {group} --topic {topic} --to earliest`, \
              then `millstream pipeline resume {group}`, goes on without them"
@@ -110,10 +110,10 @@ impl Log for EmbeddedLog {
             appends.push(Append { partition, batches });
         }
         let offset = OffsetChange {
-            group: self.fence.group.clone(),
+            group: self.fence.group().clone(),
             topic: source,
             partition: step.source.partition,
-            offset: step.next,
+            to: Some(step.next.into()),
             expected: Some(step.from),
         };
         let commit = Commit {
@@ -128,7 +128,7 @@ impl Log for EmbeddedLog {
 
     fn committed(&self, source: &TopicPartition) -> Result<Option<Offset>, LogError> {
         let partition = self.partition(source)?;
-        Ok(self.fence.group.committed(partition.topic_id(), source.partition))
+        Ok(self.fence.group().committed(partition.topic_id(), source.partition))
     }
 
     fn accumulators(&self, store: &str, partition: u32) -> Arc<StatePartition> {

@@ -776,7 +776,13 @@ impl Runtime {
                 let latest = checked.spec.start == Start::Latest || topic.meta().internal;
                 let offset = if latest { partition.end() } else { partition.start() };
                 let (group, topic) = (group.clone(), topic.clone());
-                commit.offsets.push(OffsetChange { group, topic, partition: number, offset, expected: Some(None) });
+                commit.offsets.push(OffsetChange {
+                    group,
+                    topic,
+                    partition: number,
+                    to: Some(offset.into()),
+                    expected: Some(None),
+                });
             }
         }
         self.0.broker.commit(commit).await?.await?;

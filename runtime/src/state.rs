@@ -69,6 +69,7 @@ impl TaskState {
             partition: self.partition,
             keys: groups.keys.clone(),
             accumulators: accumulators.clone(),
+            ..StateChange::default()
         };
         self.in_flight.push_back((step, Delta::new(groups, accumulators)));
         change

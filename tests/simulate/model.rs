@@ -475,10 +475,10 @@ impl Driven {
                     group: group.clone(),
                     topic: self.broker.topic(TOPICS[step.source.topic]).unwrap(),
                     partition: number,
-                    offset: offset(next),
+                    to: Some(offset(next).into()),
                     expected: Some(expected),
                 }],
-                fence: Some(Fence { group: group.clone(), generation }),
+                fence: Some(Fence::Generation { group: group.clone(), generation }),
                 ..Commit::default()
             };
             let output =
@@ -505,6 +505,7 @@ impl Driven {
                     keys,
                     accumulators,
                     added,
+                    ..StateChange::default()
                 });
             }
             let receipt = self.broker.commit(commit).await.unwrap();

@@ -56,11 +56,11 @@ fn number_commit(topic: &Arc<Topic>, group: &Arc<Group>, number: usize) -> Commi
             group: group.clone(),
             topic: topic.clone(),
             partition: 0,
-            offset: offset(number + 1),
+            to: Some(offset(number + 1).into()),
             expected: Some((number > 0).then(|| offset(number))),
         }],
         state: vec![state_change("p/n", 0, b"n", Some(number.to_string().as_bytes()), i64::from(number == 0))],
-        fence: Some(Fence { group: group.clone(), generation: group.generation() }),
+        fence: Some(Fence::Generation { group: group.clone(), generation: group.generation() }),
         ..Commit::default()
     }
 }

@@ -1,6 +1,8 @@
-//! Data directories that earlier versions wrote (`tests/golden`), opened by this one, which loses power meanwhile.
+//! Data directories of this format that earlier versions wrote, and backups of this format and of the one before
+//! (`tests/golden`), opened by this version, which loses power meanwhile.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -9,7 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use millstream_broker::broker::check::check_on;
 use millstream_broker::log::reader::ReadRange;
-use millstream_broker::store::{FileSystem, Open, StoreOptions};
+use millstream_broker::store::backup::restore_on;
+use millstream_broker::store::{DATA_FORMAT, FileSystem, Open, StoreOptions};
 use millstream_broker::{Broker, BrokerError, Offset};
 use millstream_tests::disk::{Disk, Effect, Fault};
 use millstream_tests::root;
@@ -37,6 +40,11 @@ pub(crate) fn unpack() -> Result<()> {
         ensure!(status.success(), "{} can't be unpacked: {status}", archive.display());
         unpacked.push(to);
     }
+    let current = |folder: &PathBuf| {
+        let data = data_directory(folder);
+        data.is_none_or(|data| std::fs::read_to_string(data.join("FORMAT")).unwrap().trim() == DATA_FORMAT)
+    };
+    unpacked.retain(current);
     unpacked.sort();
     ensure!(!unpacked.is_empty(), "{} holds no directory", archives.display());
     // It is set once.
@@ -51,6 +59,16 @@ fn data_directory(folder: &Path) -> Option<PathBuf> {
     }
     let inside = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     inside.filter(|path| path.is_dir()).find_map(|path| data_directory(&path))
+}
+
+/// Puts what an archive holds on the disk, as a data directory.
+fn place(disk: &Disk, unpacked: &Path) {
+    if let Some(data) = data_directory(unpacked) {
+        return load(disk, &data, Path::new(DATA));
+    }
+    let backup = Path::new("/backup");
+    load(disk, &unpacked.join("backup"), backup);
+    restore_on(&disk.file_system(), backup, Path::new(DATA), |_, _| ControlFlow::Continue(())).unwrap();
 }
 
 /// Copies a folder of the machine's to the disk, and makes it durable there.
@@ -163,10 +181,10 @@ pub(crate) fn upgrades(run: &mut Run) {
     block_on(async {
         let mut random = StdRng::seed_from_u64(run.seed);
         let (_, all) = GOLDEN.get().expect("they are unpacked");
-        let from = data_directory(&all[random.random_range(0..all.len())]).unwrap();
+        let from = &all[random.random_range(0..all.len())];
         let expected = {
             let disk = Disk::default();
-            load(&disk, &from, Path::new(DATA));
+            place(&disk, from);
             // Before anything is cleaned.
             let options = StoreOptions { cleaning_interval: Some(Duration::from_secs(3_600)), ..disk.options() };
             let broker = open_with(Path::new(DATA), options).unwrap();
@@ -176,7 +194,7 @@ pub(crate) fn upgrades(run: &mut Run) {
         };
         assert!(!expected.partitions.is_empty() && !expected.offsets.is_empty() && !expected.state.is_empty());
         let disk = Disk::default();
-        load(&disk, &from, Path::new(DATA));
+        place(&disk, from);
         for _ in 0..random.random_range(1..4) {
             let number = random.random_range(1..150);
             disk.set_faults([Fault { file: None, call: None, number, effect: Effect::PowerOff }]);

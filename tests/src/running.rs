@@ -1,12 +1,14 @@
 //! A broker in this process whose journal is small and whose clock a test holds, so that the test sees each part of
 //! the journal sealed, each round of retention and each compaction.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use millstream_broker::clock::Clock;
+use millstream_broker::groups::members::NewMember;
 use millstream_broker::log::partition::Partition;
 use millstream_broker::log::reader::ReadRange;
 use millstream_broker::log::topic::{Topic, TopicSettings};
@@ -286,4 +288,9 @@ pub async fn read_from(broker: &Broker, partition: &Arc<Partition>, from: Offset
 /// Where it is none.
 pub fn text(bytes: Option<&bytes::Bytes>) -> Option<String> {
     bytes.map(|bytes| String::from_utf8(bytes.to_vec()).expect("it is text"))
+}
+
+/// A member that joins with these topics, and may take a minute to give partitions back.
+pub fn new_member(client_id: &str, topics: BTreeSet<TopicName>) -> NewMember {
+    NewMember { client_id: client_id.to_owned(), topics, rebalance_timeout: Duration::from_secs(60) }
 }

@@ -431,7 +431,7 @@ pub fn state_change(store: &str, partition: u32, key: &[u8], accumulator: Option
     let (mut keys, mut accumulators) = (Column::default(), Column::default());
     keys.push(Some(key));
     accumulators.push(accumulator);
-    StateChange { store: store.into(), partition, keys, accumulators, added }
+    StateChange { store: store.into(), partition, keys, accumulators, added, ..StateChange::default() }
 }
 
 fn to_commit(broker: &Broker, before: &Contents, step: &CommitStep) -> Commit {
@@ -455,7 +455,7 @@ fn to_commit(broker: &Broker, before: &Contents, step: &CommitStep) -> Commit {
     }
     let change = |name: &str, place: Place, at, expected| {
         let (topic, partition) = (broker.topic(TOPICS[place.0]).unwrap(), place.1 as u32);
-        OffsetChange { group: group(broker, name), topic, partition, offset: offset(at), expected }
+        OffsetChange { group: group(broker, name), topic, partition, to: Some(offset(at).into()), expected }
     };
     for (name, place, at) in &step.offsets {
         commit.offsets.push(change(name, *place, *at, None));
@@ -464,7 +464,7 @@ fn to_commit(broker: &Broker, before: &Contents, step: &CommitStep) -> Commit {
         let expected = before.offsets.get(&(PIPELINE.to_owned(), place)).copied().map(offset);
         commit.offsets.push(change(PIPELINE, place, at, Some(expected)));
         let group = group(broker, PIPELINE);
-        commit.fence = Some(Fence { generation: group.generation(), group });
+        commit.fence = Some(Fence::Generation { generation: group.generation(), group });
     }
     for (store, number, key, accumulator) in &step.state {
         let was_there = before.state.get(&(*store, *number)).is_some_and(|keys| keys.contains_key(key));

@@ -682,6 +682,7 @@ async fn a_task_of_an_old_generation_commits_nothing() {
                 keys: column.clone(),
                 accumulators: column.clone(),
                 added: 1,
+                ..StateChange::default()
             }],
         }
     };

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use millstream_broker::broker::check::check;
 use millstream_broker::groups::GroupKind;
 use millstream_broker::log::topic::{Change, Cleanup, TopicAlteration, TopicSettings};
 use millstream_broker::name::{ProducerId, ProducerIdentity};
+use millstream_broker::store::backup::{BackupFolder, Piece, Snapshot, restore};
 use millstream_broker::store::{StoreError, StoreOptions};
 use millstream_broker::{Broker, BrokerSettings, GroupId, Offset, TopicName, TopicPartition};
 use millstream_record::{BatchBuilder, Compression, RecordBatch};
@@ -448,18 +450,53 @@ fn golden() -> PathBuf {
     root().join("tests/golden")
 }
 
-/// Packs a directory and its manifest.
-fn pack(folder: &Path, manifest: &Manifest) {
+/// Packs a data directory and a backup of it, each into an archive with the manifest.
+async fn pack(folder: &Path, manifest: &Manifest) {
     let number = manifest.format.rsplit(' ').next().unwrap();
-    let file = golden().join(format!("format-{number}.tar.gz"));
     fs::create_dir_all(golden()).unwrap();
     fs::write(folder.join("manifest.json"), serde_json::to_vec(manifest).unwrap()).unwrap();
-    fs::remove_file(folder.join("data/LOCK")).unwrap();
+    pack_folder(folder, "data", &format!("format-{number}.tar.gz"));
+    let instance = open(&folder.join("data"), Cleaning::Never).unwrap();
+    let store = instance.broker.store().clone();
+    let to = folder.join("backup");
+    tokio::task::spawn_blocking(move || {
+        let mut backup = BackupFolder::create(&to).unwrap();
+        let write = |piece: Piece| {
+            backup.write(&piece.file, piece.offset, &piece.bytes).unwrap();
+            ControlFlow::Continue(())
+        };
+        let written = Snapshot::take(&store, NOW_MS).unwrap().copy(write).unwrap();
+        backup.finish(&written).unwrap();
+    })
+    .await
+    .unwrap();
+    instance.stop().await;
+    pack_folder(folder, "backup", &format!("backup-format-{number}.tar.gz"));
+}
+
+fn pack_folder(folder: &Path, name: &str, archive: &str) {
+    // Another process must not find a lock of this one.
+    let _ = fs::remove_file(folder.join(name).join("LOCK"));
     let tar = ["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "-cf", "golden.tar"];
-    run(Command::new("tar").current_dir(folder).args(tar).args(["data", "manifest.json"]));
-    run(Command::new("gzip").current_dir(folder).args(["-9n", "golden.tar"]));
+    run(Command::new("tar").current_dir(folder).args(tar).args([name, "manifest.json"]));
+    run(Command::new("gzip").current_dir(folder).args(["-9nf", "golden.tar"]));
+    let file = golden().join(archive);
     fs::copy(folder.join("golden.tar.gz"), &file).unwrap();
     println!("{} has {} bytes", file.display(), fs::metadata(&file).unwrap().len());
+}
+
+/// The golden archives whose names begin like this, unpacked, with their manifests.
+fn unpacked(begin: &str) -> Vec<(PathBuf, tempfile::TempDir, Manifest)> {
+    let archives = fs::read_dir(golden()).unwrap().map(|entry| entry.unwrap().path());
+    let named = archives.filter(|archive| archive.file_name().unwrap().to_str().unwrap().starts_with(begin));
+    named
+        .map(|archive| {
+            let folder = tempfile::tempdir().unwrap();
+            run(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(folder.path()));
+            let manifest = fs::read(folder.path().join("manifest.json")).unwrap();
+            (archive, folder, serde_json::from_slice(&manifest).unwrap())
+        })
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -468,7 +505,7 @@ async fn a_directory_of_this_version_holds_what_was_written_and_goes_on() {
     let data = folder.path().join("data");
     let manifest = write(&data).await;
     if std::env::var_os("MILLSTREAM_WRITE_GOLDEN").is_some() {
-        pack(folder.path(), &manifest);
+        pack(folder.path(), &manifest).await;
     }
     check_goes_on(&data, &manifest).await;
 }
@@ -480,11 +517,7 @@ async fn directories_of_earlier_versions_are_read_and_go_on_or_are_refused_by_th
     instance.stop().await;
     let format = format_of(fresh.path());
     let mut same_format = 0;
-    for archive in fs::read_dir(golden()).unwrap().map(|entry| entry.unwrap().path()) {
-        let folder = tempfile::tempdir().unwrap();
-        run(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(folder.path()));
-        let manifest: Manifest =
-            serde_json::from_slice(&fs::read(folder.path().join("manifest.json")).unwrap()).unwrap();
+    for (archive, folder, manifest) in unpacked("format-") {
         let data = folder.path().join("data");
         assert_eq!(format_of(&data), manifest.format);
         if manifest.format == format {
@@ -493,8 +526,35 @@ async fn directories_of_earlier_versions_are_read_and_go_on_or_are_refused_by_th
         } else {
             let refused = open(&data, Cleaning::Never).unwrap_err();
             assert!(matches!(refused, StoreError::Format { .. }), "{}: {refused}", archive.display());
-            assert!(refused.to_string().contains("nothing was changed"), "{refused}");
+            let refused = refused.to_string();
+            assert!(refused.contains("nothing was changed") && refused.contains("restore the backup"), "{refused}");
         }
     }
     assert!(same_format > 0, "there is a directory of {format:?} that an earlier version wrote");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_of_this_format_and_of_the_one_before_are_restored_and_go_on() {
+    let mut formats = Vec::new();
+    for (_, folder, manifest) in unpacked("backup-format-") {
+        let (from, data) = (folder.path().join("backup"), folder.path().join("data"));
+        let restored = restore(&from, &data, |_, _| ControlFlow::Continue(())).unwrap();
+        assert_eq!(restored.data_format, manifest.format);
+        check_goes_on(&data, &manifest).await;
+        // Whichever format they come from, topics have UUIDs, and keep them.
+        let uuids = async || {
+            let instance = open(&data, Cleaning::Never).unwrap();
+            let uuids: BTreeMap<_, _> =
+                instance.broker.topics().iter().map(|topic| (topic.name().clone(), topic.uuid())).collect();
+            instance.stop().await;
+            uuids
+        };
+        let found = uuids().await;
+        assert!(found.values().all(|uuid| !uuid.is_nil()), "{found:?}");
+        assert_eq!(found.values().collect::<std::collections::BTreeSet<_>>().len(), found.len());
+        assert_eq!(uuids().await, found);
+        formats.push(manifest.format);
+    }
+    formats.sort();
+    assert_eq!(formats, [4, 5].map(|number| format!("millstream data directory, format {number}")));
 }

@@ -14,7 +14,7 @@ use millstream_api::{MESSAGE_BYTES_MAX, v1};
 use millstream_broker::log::topic::TopicSettings;
 use millstream_broker::{GroupId, TopicName};
 use millstream_record::{BatchBuilder, Compression};
-use millstream_tests::running::Running;
+use millstream_tests::running::{Running, new_member};
 use millstream_tests::{folder, guest};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -654,7 +654,7 @@ async fn who_is_no_member_any_more_ends_no_generation_by_leaving() {
     running.topic("t", 4, TopicSettings::default()).await;
     let join = || {
         let topics = BTreeSet::from([TopicName::new("t").unwrap()]);
-        running.broker.join_group(&GroupId::new("g").unwrap(), "tester", topics).unwrap()
+        running.broker.join_group(&GroupId::new("g").unwrap(), new_member("tester", topics)).unwrap()
     };
     let (group, gone, _events) = join();
     let (_, stays, _events) = join();

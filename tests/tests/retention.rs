@@ -17,7 +17,9 @@ use millstream_broker::{Broker, BrokerError, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Compression, Limits, split_batches};
 use millstream_tests::held::Held;
 use millstream_tests::instance::wait_until;
-use millstream_tests::running::{JOURNAL_BYTES, Limit, Rounds, Running, append, batch_of_one, read_from, text};
+use millstream_tests::running::{
+    JOURNAL_BYTES, Limit, Rounds, Running, append, batch_of_one, new_member, read_from, text,
+};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -471,7 +473,9 @@ async fn who_takes_a_group_up_while_it_is_deleted_keeps_what_it_commits() {
         tokio::spawn(async move { broker.delete_group(name).await })
     });
     wait_until("a commit waits for the disk", || held.is_waited_for()).await;
-    let join = |group: &Group, client| broker.join_group(group.id(), client, [place.topic.clone()].into()).unwrap();
+    let join = |group: &Group, client| {
+        broker.join_group(group.id(), new_member(client, [place.topic.clone()].into())).unwrap()
+    };
     let (of_joined, member, _events) = join(joined, "c");
     let (of_both, _, _others_events) = join(both, "c");
     let setting = {

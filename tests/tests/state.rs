@@ -27,7 +27,7 @@ async fn set_all(broker: &Broker, round: u32, added: i64) {
             keys.push(Some(&key.to_be_bytes()));
             accumulators.push(Some(&round.to_be_bytes()));
         }
-        let change = StateChange { store: STORE.into(), partition: 0, keys, accumulators, added };
+        let change = StateChange { store: STORE.into(), keys, accumulators, added, ..StateChange::default() };
         broker.commit(Commit { state: vec![change], ..Commit::default() }).await.unwrap().await.unwrap();
     }
 }

@@ -6,15 +6,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use std::time::Instant;
+
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::Broker;
 use super::caller::Caller;
 use super::fetch::{Fetch, FetchFrom, Fetched, WAIT_MAX};
 use crate::error::BrokerError;
-use crate::groups::Group;
-use crate::groups::members::MemberEvent;
+use crate::groups::members::{MemberEvent, NewMember};
+use crate::groups::{Group, MemberId};
 use crate::log::partition::Partition;
 use crate::log::queue::Receipt;
 use crate::name::{GroupId, TopicName, TopicPartition};
@@ -27,7 +28,7 @@ const REBALANCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub(crate) struct Join {
     pub(crate) group: GroupId,
-    /// Becomes part of the member's name; may be empty.
+    /// The client's own name for itself; may be empty.
     pub(crate) client_id: String,
     /// What it reads; one at least.
     pub(crate) topics: BTreeSet<TopicName>,
@@ -81,7 +82,7 @@ pub(crate) struct Consumer {
     broker: Broker,
     caller: Caller,
     group: Arc<Group>,
-    member: String,
+    member: MemberId,
     events: mpsc::UnboundedReceiver<MemberEvent>,
     from_earliest: bool,
     /// The topics as they were when it joined: partitions added since are read from their first record.
@@ -97,9 +98,8 @@ pub(crate) struct Consumer {
     first: Option<TopicPartition>,
     /// An assignment that is said once the group's first positions in it are on disk.
     beginning: Option<(Waiting<()>, Event)>,
-    /// What it was asked to give back, and has not yet.
-    revoking: BTreeSet<TopicPartition>,
-    revoke_deadline: Option<Instant>,
+    /// When to ask the group for members that hold partitions too long.
+    deadline: Option<Instant>,
 }
 
 impl Consumer {
@@ -110,7 +110,9 @@ impl Consumer {
     pub(crate) fn join(broker: Broker, caller: Caller, join: Join) -> Result<Self, BrokerError> {
         let known = join.topics.iter().filter_map(|topic| broker.topic(topic.as_str()).ok());
         let joined = known.map(|topic| (topic.id(), topic.partition_count())).collect();
-        let (group, member, events) = broker.join_group(&join.group, &join.client_id, join.topics)?;
+        let rebalance_timeout = join.rebalance_timeout.unwrap_or(REBALANCE_TIMEOUT_DEFAULT);
+        let new = NewMember { client_id: join.client_id, topics: join.topics, rebalance_timeout };
+        let (group, member, events) = broker.join_group(&join.group, new)?;
         Ok(Self {
             broker,
             caller,
@@ -119,19 +121,18 @@ impl Consumer {
             events,
             from_earliest: join.from_earliest,
             joined,
-            rebalance_timeout: join.rebalance_timeout.unwrap_or(REBALANCE_TIMEOUT_DEFAULT),
+            rebalance_timeout,
             reading: BTreeMap::new(),
             missed: Vec::new(),
             fetching: None,
             first: None,
             beginning: None,
-            revoking: BTreeSet::new(),
-            revoke_deadline: None,
+            deadline: None,
         })
     }
 
-    /// The member's name.
-    pub(crate) fn member(&self) -> &str {
+    /// The member's id.
+    pub(crate) fn member(&self) -> &MemberId {
         &self.member
     }
 
@@ -169,17 +170,24 @@ impl Consumer {
                 None => std::future::pending().await,
             }
         };
-        let deadline = self.revoke_deadline;
+        let deadline = self.deadline;
         let overdue = async {
             match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             biased;
-            Some(event) = self.events.recv() => self.happened(event),
-            () = overdue => Some(Event::Overdue(self.rebalance_timeout)),
+            event = self.events.recv() => match event {
+                Some(event) => self.happened(event),
+                None => Some(Event::Overdue(self.rebalance_timeout)),
+            },
+            () = overdue => {
+                self.deadline = None;
+                self.broker.remove_overdue(&self.group);
+                None
+            }
             fetched = fetched => {
                 self.fetching = None;
                 Some(self.fetched(fetched))
@@ -250,12 +258,11 @@ impl Consumer {
                 self.beginning = Some((self.begin(begun), assigned));
                 None
             }
-            MemberEvent::Revoke { generation, partitions } => {
+            MemberEvent::Revoke { generation, partitions, deadline } => {
                 for partition in &partitions {
                     self.reading.remove(partition);
                 }
-                self.revoking.extend(partitions.iter().cloned());
-                self.revoke_deadline.get_or_insert_with(|| Instant::now() + self.rebalance_timeout);
+                self.deadline = Some(deadline);
                 Some(Event::Revoke { generation, partitions })
             }
         }
@@ -285,7 +292,7 @@ impl Consumer {
 
     /// Commits where a group begins that begins at the end: whoever reads in it next misses nothing that comes until then.
     fn begin(&self, positions: Positions) -> Waiting<()> {
-        let (broker, group, member) = (self.broker.clone(), self.group.clone(), self.member.clone());
+        let (broker, group, member) = (self.broker.clone(), self.group.clone(), self.member);
         Box::pin(async move {
             let committed = async { broker.commit_as_member(&group, &member, &positions).await?.await };
             if let Err(error) = committed.await {
@@ -320,13 +327,7 @@ impl Consumer {
     }
 
     /// The member gave partitions back. What it committed of them must be on disk: the next owner begins there.
-    pub(crate) fn revoked(&mut self, partitions: &[TopicPartition]) {
-        for partition in partitions {
-            self.revoking.remove(partition);
-        }
-        if self.revoking.is_empty() {
-            self.revoke_deadline = None;
-        }
+    pub(crate) fn revoked(&self, partitions: &[TopicPartition]) {
         self.broker.revoked(&self.group, &self.member, partitions);
     }
 }

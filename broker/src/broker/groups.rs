@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 use super::Broker;
 use crate::error::BrokerError;
-use crate::groups::assign::MemberId;
-use crate::groups::members::MemberEvent;
-use crate::groups::{Group, GroupKind};
+use crate::groups::members::{Circumstances, KnownTopics, MemberEvent, NewMember};
+use crate::groups::{Group, GroupKind, MemberId};
 use crate::log::commit::{Commit, Fence, OffsetChange};
 use crate::log::partition::Partition;
 use crate::log::queue::Receipt;
@@ -59,10 +59,9 @@ impl Broker {
     pub fn join_group(
         &self,
         id: &GroupId,
-        client_id: &str,
-        topics: BTreeSet<TopicName>,
+        new: NewMember,
     ) -> Result<(Arc<Group>, MemberId, mpsc::UnboundedReceiver<MemberEvent>), BrokerError> {
-        for topic in &topics {
+        for topic in &new.topics {
             self.topic(topic.as_str())?;
         }
         loop {
@@ -71,52 +70,69 @@ impl Broker {
             if group.is_removed() {
                 continue;
             }
-            let mut counts = self.partition_counts(&members.topics());
-            counts.extend(self.partition_counts(&topics));
-            let (member, events) = members.join(client_id, topics, &counts, group.next_generation());
+            let mut topics = self.known_topics(&members.topics());
+            topics.extend(self.known_topics(&new.topics));
+            group.set_active(self.0.domain.idle.now_ms());
+            let (member, events) = members.join(new, circumstances(&group, &topics));
             drop(members);
             return Ok((group, member, events));
         }
     }
 
     /// Removes a member; its partitions go to the others.
-    pub fn leave_group(&self, group: &Group, member: &str) {
+    pub fn leave_group(&self, group: &Group, member: &MemberId) {
         let mut members = group.members();
         if members.contains(member) {
-            let counts = self.partition_counts(&members.topics());
-            members.leave(member, &counts, group.next_generation());
+            let topics = self.known_topics(&members.topics());
+            members.leave(member, circumstances(group, &topics));
+            group.set_active(self.0.domain.idle.now_ms());
+        }
+    }
+
+    /// Removes the members that hold partitions beyond their deadlines; their partitions go to the others.
+    pub fn remove_overdue(&self, group: &Group) {
+        let mut members = group.members();
+        if members.is_overdue(Instant::now()) {
+            let topics = self.known_topics(&members.topics());
+            members.remove_overdue(circumstances(group, &topics));
+            group.set_active(self.0.domain.idle.now_ms());
         }
     }
 
     /// A member gave partitions back.
-    pub fn revoked(&self, group: &Group, member: &str, partitions: &[TopicPartition]) {
-        group.members().revoked(member, partitions, group.generation());
+    pub fn revoked(&self, group: &Group, member: &MemberId, partitions: &[TopicPartition]) {
+        group.members().revoked(member, partitions, group.generation(), Instant::now());
     }
 
-    /// Queues a member's offsets, where it owns the partitions.
+    /// Queues offsets that a member commits. They are refused, all of them, unless the member owns the partitions when the
+    /// committer takes them.
     ///
     /// # Errors
-    /// [`BrokerError::NotAssigned`], [`BrokerError::OffsetOutOfRange`],
-    /// [`BrokerError::UnknownTopic`]; the receipt has the rest.
+    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`]; the receipt has the rest:
+    /// [`BrokerError::UnknownMember`], [`BrokerError::NotAssigned`], [`BrokerError::Storage`].
     pub async fn commit_as_member(
         &self,
         group: &Arc<Group>,
-        member: &str,
+        member: &MemberId,
         offsets: &[(TopicPartition, Offset)],
     ) -> Result<Receipt, BrokerError> {
-        let commit = {
-            let members = group.members();
-            if let Some((partition, _)) = offsets.iter().find(|(partition, _)| !members.owns(member, partition)) {
-                return Err(BrokerError::NotAssigned {
-                    group: group.id().clone(),
-                    member: member.to_owned(),
-                    topic: partition.topic.clone(),
-                    partition: partition.partition,
-                });
+        let fence = Some(Fence::Member { group: group.clone(), member: *member, epoch: None });
+        self.commit(Commit { fence, ..self.offsets_commit(group, offsets)? }).await
+    }
+
+    /// Sets the offsets of a consumer group that nobody reads in; makes the group where there is none.
+    ///
+    /// # Errors
+    /// As [`Broker::set_offsets`], and [`BrokerError::GroupOfOtherKind`].
+    pub async fn commit_offsets(&self, id: &GroupId, offsets: &[(TopicPartition, Offset)]) -> Result<(), BrokerError> {
+        loop {
+            let group = self.0.groups.get_or_create(id, GroupKind::Consumer)?;
+            match self.set_offsets(&group, offsets).await {
+                // It expired, or was deleted, after it was looked up.
+                Err(_) if group.is_removed() => {}
+                set => return set,
             }
-            self.offsets_commit(group, offsets)?
-        };
-        self.commit(commit).await
+        }
     }
 
     /// Sets a group's offsets from outside, where nobody reads in it.
@@ -146,7 +162,7 @@ impl Broker {
                 group: group.clone(),
                 topic: topic.clone(),
                 partition: name.partition,
-                offset: *offset,
+                to: Some((*offset).into()),
                 expected: None,
             });
         }
@@ -161,7 +177,7 @@ impl Broker {
     pub async fn delete_group(&self, id: &str) -> Result<(), BrokerError> {
         let group = self.0.groups.get(id)?;
         if group.kind() == GroupKind::Pipeline {
-            let by = format!("it belongs to a pipeline; `millstream pipeline delete {id}` deletes both");
+            let by = "it belongs to a pipeline; delete the pipeline, and its group goes with it".to_owned();
             return Err(BrokerError::GroupInUse { group: group.id().clone(), by });
         }
         let fence = Some(unused(&group)?);
@@ -172,22 +188,28 @@ impl Broker {
         for group in self.0.groups.all() {
             let mut members = group.members();
             if members.reads(topic) {
-                let counts = self.partition_counts(&members.topics());
-                members.rebalance(&counts, group.next_generation());
+                let topics = self.known_topics(&members.topics());
+                members.rebalance(circumstances(&group, &topics));
             }
         }
     }
 
-    fn partition_counts(&self, topics: &BTreeSet<TopicName>) -> BTreeMap<TopicName, u32> {
+    fn known_topics(&self, topics: &BTreeSet<TopicName>) -> KnownTopics {
         let known = self.0.topics.read();
-        let count = |name: &TopicName| known.get(name).map(|topic| (name.clone(), topic.partition_count()));
-        topics.iter().filter_map(count).collect()
+        let known =
+            |name: &TopicName| known.get(name).map(|topic| (name.clone(), (topic.id(), topic.partition_count())));
+        topics.iter().filter_map(known).collect()
     }
+}
+
+/// Begins the next generation of a group.
+fn circumstances<'a>(group: &Group, topics: &'a KnownTopics) -> Circumstances<'a> {
+    Circumstances { generation: group.next_generation(), topics, now: Instant::now() }
 }
 
 /// A group that nobody reads in; whoever joins or resumes meanwhile ends the fence's generation.
 fn unused(group: &Arc<Group>) -> Result<Fence, BrokerError> {
-    let fence = Fence { group: group.clone(), generation: group.generation() };
+    let fence = Fence::Generation { group: group.clone(), generation: group.generation() };
     group.check_unused()?;
     if group.is_removed() {
         return Err(BrokerError::UnknownGroup { group: group.id().to_string() });

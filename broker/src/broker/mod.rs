@@ -58,6 +58,9 @@ pub const JOURNAL_BYTES_MAX_DEFAULT: u64 = 128 << 20;
 /// A day: Kafka's `producer.id.expiration.ms`.
 const PRODUCER_EXPIRY_MS_DEFAULT: u64 = 24 * 60 * 60 * 1_000;
 
+/// A week: Kafka's `offsets.retention.minutes`.
+pub const OFFSETS_RETENTION_MS_DEFAULT: u64 = 7 * 24 * 60 * 60 * 1_000;
+
 /// The broker's settings, checked and with defaults filled in.
 #[derive(Clone, Debug)]
 pub struct BrokerSettings {
@@ -75,6 +78,9 @@ pub struct BrokerSettings {
     pub disk_reserve_bytes: Option<u64>,
     /// A partition forgets an idempotent producer that appended nothing for this long while the server ran.
     pub producer_expiry_ms: u64,
+    /// A group that has no members and commits nothing for this long is deleted with its offsets. So are offsets of this
+    /// age in topics that no member of their group reads.
+    pub offsets_retention_ms: u64,
 }
 
 impl Default for BrokerSettings {
@@ -86,6 +92,7 @@ impl Default for BrokerSettings {
             journal_bytes_max: JOURNAL_BYTES_MAX_DEFAULT,
             disk_reserve_bytes: None,
             producer_expiry_ms: PRODUCER_EXPIRY_MS_DEFAULT,
+            offsets_retention_ms: OFFSETS_RETENTION_MS_DEFAULT,
         }
     }
 }
@@ -124,6 +131,7 @@ struct Inner {
     changing_topics: tokio::sync::Mutex<()>,
     producer_ids: ProducerIds,
     groups: Arc<Groups>,
+    domain: Arc<Domain>,
     state: Arc<StateIndex>,
     readers: Readers,
     metrics: BrokerMetrics,
@@ -166,7 +174,7 @@ impl Broker {
         registry: &mut Registry,
     ) -> Result<Self, StoreError> {
         let disk_reserve_bytes = settings.disk_reserve_bytes.unwrap_or(settings.journal_bytes_max);
-        let cleaner_options = CleanerOptions::new(&options, settings.producer_expiry_ms);
+        let cleaner_options = CleanerOptions::new(&options, settings.producer_expiry_ms, settings.offsets_retention_ms);
         let (store, extents) = Store::open(path, options, disk_reserve_bytes)?;
         let store = Arc::new(store);
         let topics = load_topics(&store)?;
@@ -174,7 +182,14 @@ impl Broker {
         let state = Arc::new(StateIndex::new(store.tables().clone()));
         let (sealer_handle, sealer) = sealer(settings.journal_bytes_max);
         let now_ms = clock.now_ms();
-        let restoring = Restoring { store: &store, topics: &topics, groups: &groups, state: &state, now_ms };
+        let restoring = Restoring {
+            store: &store,
+            topics: &topics,
+            groups: &groups,
+            state: &state,
+            now_ms,
+            offsets_retention_ms: settings.offsets_retention_ms,
+        };
         let journal = restoring.run(extents, &sealer_handle)?;
         let idle = IdleClock::new(clock.clone());
         let producer_ids = ProducerIds::new(catalog_number(&store, NEXT_PRODUCER_ID)?.unwrap_or(0));
@@ -193,7 +208,7 @@ impl Broker {
             failed,
         )?;
         let sealer = sealer.start(store.clone(), domain.clone(), queue.downgrade())?;
-        let cleaner = Cleaner::new(store.clone(), domain, queue.downgrade(), settings.limits, cleaner_options);
+        let cleaner = Cleaner::new(store.clone(), domain.clone(), queue.downgrade(), settings.limits, cleaner_options);
         let [retention, cleaner] = cleaner.start()?;
         let broker = Self(Arc::new(Inner {
             queued: BytesInFlight::up_to(settings.queued_bytes_max),
@@ -208,6 +223,7 @@ impl Broker {
             changing_topics: tokio::sync::Mutex::default(),
             producer_ids,
             groups,
+            domain,
             state,
             readers,
             metrics,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::Broker;
 use super::operation::to_its_end;
@@ -51,7 +52,8 @@ impl Broker {
         }
         let id = catalog_number(&self.0.store, NEXT_TOPIC_ID)?.unwrap_or(1);
         let created_at_ms = self.0.clock.now_ms();
-        let meta = TopicMeta { id, partitions, settings, internal, keys_moved: false, created_at_ms };
+        let uuid = Uuid::new_v4();
+        let meta = TopicMeta { id, uuid, partitions, settings, internal, keys_moved: false, created_at_ms };
         let catalog = vec![
             CatalogChange::put(topic_key(name), to_json(&meta)),
             CatalogChange::put(NEXT_TOPIC_ID, (id + 1).to_string().into_bytes()),
@@ -137,7 +139,7 @@ impl Broker {
             group: group.clone(),
             topic: topic.clone(),
             partition,
-            offset: Offset::ZERO,
+            to: Some(Offset::ZERO.into()),
             expected: None,
         };
         groups.iter().flat_map(|group| added.clone().map(|partition| offset(group, partition))).collect()

@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::members::MemberId;
 use crate::name::TopicName;
 use crate::name::TopicPartition;
-
-/// A member's name, unique in its group.
-pub type MemberId = String;
 
 /// What each member reads.
 pub type Assignment = BTreeMap<MemberId, BTreeSet<TopicPartition>>;
@@ -22,7 +20,7 @@ pub fn assign(
     current: &Assignment,
     partitions: &BTreeMap<TopicName, u32>,
 ) -> Assignment {
-    let mut target: Assignment = subscriptions.keys().map(|id| (id.clone(), BTreeSet::new())).collect();
+    let mut target: Assignment = subscriptions.keys().map(|id| (*id, BTreeSet::new())).collect();
     let mut free = BTreeSet::new();
     for (topic, count) in partitions {
         free.extend((0..*count).map(|partition| TopicPartition { topic: topic.clone(), partition }));
@@ -31,13 +29,13 @@ pub fn assign(
         let Some(topics) = subscriptions.get(member) else { continue };
         for partition in owned.iter().filter(|partition| topics.contains(&partition.topic)) {
             if free.remove(partition) {
-                target.entry(member.clone()).or_default().insert(partition.clone());
+                target.entry(*member).or_default().insert(partition.clone());
             }
         }
     }
     for partition in free {
         let least = eligible(subscriptions, &partition.topic).min_by_key(|id| target[*id].len());
-        if let Some(member) = least.cloned() {
+        if let Some(member) = least.copied() {
             target.entry(member).or_default().insert(partition);
         }
     }
@@ -70,7 +68,7 @@ fn improvement(
             }
             let movable = owned.iter().rfind(|p| subscriptions[*to].contains(&p.topic));
             if let Some(partition) = movable {
-                return Some(((*from).clone(), (*to).clone(), partition.clone()));
+                return Some((**from, **to, partition.clone()));
             }
         }
     }
@@ -90,7 +88,7 @@ mod tests {
 
     fn everyone(members: &[usize], topics: &[&str]) -> BTreeMap<MemberId, BTreeSet<TopicName>> {
         let topics: BTreeSet<_> = topics.iter().map(|name| topic(name)).collect();
-        members.iter().map(|n| (format!("member-{n:03}"), topics.clone())).collect()
+        members.iter().map(|n| (MemberId::numbered(*n as u64), topics.clone())).collect()
     }
 
     proptest! {
@@ -121,7 +119,7 @@ mod tests {
                     let Some(now) = target.get(member) else { continue };
                     if owned.difference(now).count() > 0 {
                         prop_assert!(now.len() >= *least && owned.len() > *least);
-                        prop_assert!(now.is_subset(owned), "{member} lost some and gained others");
+                        prop_assert!(now.is_subset(owned), "{member:?} lost some and gained others");
                     }
                 }
                 current = target;
@@ -131,14 +129,13 @@ mod tests {
 
     #[test]
     fn a_topic_goes_only_to_those_who_read_it() {
-        let subscriptions = BTreeMap::from([
-            ("m1".to_owned(), BTreeSet::from([topic("a")])),
-            ("m2".to_owned(), BTreeSet::from([topic("a"), topic("b")])),
-        ]);
+        let [first, second] = [1, 2].map(MemberId::numbered);
+        let subscriptions =
+            BTreeMap::from([(first, BTreeSet::from([topic("a")])), (second, BTreeSet::from([topic("a"), topic("b")]))]);
         let partitions = BTreeMap::from([(topic("a"), 2), (topic("b"), 4)]);
         let target = assign(&subscriptions, &Assignment::new(), &partitions);
-        assert_eq!(target["m1"].len(), 2);
-        assert_eq!(target["m2"].len(), 4);
-        assert!(target["m2"].iter().all(|p| p.topic.as_str() == "b"));
+        assert_eq!(target[&first].len(), 2);
+        assert_eq!(target[&second].len(), 4);
+        assert!(target[&second].iter().all(|p| p.topic.as_str() == "b"));
     }
 }

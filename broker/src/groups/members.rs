@@ -1,53 +1,111 @@
-//! A consumer group's members: joining, the cooperative hand-over of partitions, leaving.
+//! The members of a consumer group: joining, the cooperative hand-over of partitions (KIP-848, KIP-429), leaving.
 //!
 //! ```text
 //!  join ──► owned grows by what is free ◄──────────────┐
 //!             │ another member's join or leave         │
 //!             ▼                                        │
 //!           Revoke(what moves) ──► Revoked ──► free ───┘
-//!             │ no Revoked within the rebalance timeout
+//!             │ no Revoked before the member's deadline
 //!             ▼
 //!           removed, all that it owned is free
 //! ```
-//! A partition has one owner at every moment: it is assigned only when nobody owns it.
+//! A partition has at most one owner at every moment: it is assigned only when nobody owns it. The state machine takes the
+//! time as an argument; whoever drives it calls [`Members::remove_overdue`] once a deadline has passed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
-use super::assign::{Assignment, MemberId, assign};
+use super::assign::{Assignment, assign};
 use crate::name::TopicName;
 use crate::name::TopicPartition;
+use crate::store::place::TopicId;
+
+/// Names a member. No other member has its UUID, so a member from before a restart is not taken for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberId {
+    /// Members of a group are ordered by when they joined.
+    joined: u64,
+    uuid: Uuid,
+}
+
+#[cfg(test)]
+impl MemberId {
+    pub(super) fn numbered(joined: u64) -> Self {
+        Self { joined, uuid: Uuid::from_u128(joined.into()) }
+    }
+}
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.uuid.fmt(f)
+    }
+}
+
+/// Topics that members may read: the incarnation of each, and how many partitions it has.
+pub type KnownTopics = BTreeMap<TopicName, (TopicId, u32)>;
 
 /// What the group tells a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberEvent {
-    /// These are yours now, beside what you have. May be empty.
+    /// The member gets partitions, beside those that it has.
     Assigned {
         /// The group's generation.
         generation: u64,
-        /// New ones.
+        /// The new partitions. May be empty.
         added: Vec<TopicPartition>,
-        /// All that the member has after this.
+        /// All partitions that the member has after this.
         all: Vec<TopicPartition>,
     },
-    /// Give these back: commit, then say so.
+    /// The member is asked to give partitions back: it commits first, then says so.
     Revoke {
         /// The group's generation.
         generation: u64,
-        /// What moves.
+        /// The partitions that move.
         partitions: Vec<TopicPartition>,
+        /// A member that has not given them back by then is removed.
+        deadline: Instant,
     },
+}
+
+/// How a member joins.
+#[derive(Clone, Debug)]
+pub struct NewMember {
+    /// The client's own name for itself; may be empty.
+    pub client_id: String,
+    /// The topics that it reads.
+    pub topics: BTreeSet<TopicName>,
+    /// How long it may take to give partitions back.
+    pub rebalance_timeout: Duration,
+}
+
+/// The circumstances of a change: what the group knows of the world around it.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances<'a> {
+    /// The generation that the change begins.
+    pub generation: u64,
+    /// The topics that members may read.
+    pub topics: &'a KnownTopics,
+    /// The time.
+    pub now: Instant,
 }
 
 #[derive(Debug)]
 struct Member {
     client_id: String,
     topics: BTreeSet<TopicName>,
-    /// What it may read and commit.
-    owned: BTreeSet<TopicPartition>,
+    rebalance_timeout: Duration,
+    /// The last generation in which the member had nothing left to give back.
+    epoch: u64,
+    /// What it may read and commit, with the incarnations of the topics.
+    owned: BTreeMap<TopicPartition, TopicId>,
     /// The part of `owned` that it was asked to give back.
     revoking: BTreeSet<TopicPartition>,
+    /// By when it must have done so.
+    deadline: Option<Instant>,
     events: mpsc::UnboundedSender<MemberEvent>,
     /// Whether it was told of its first assignment.
     greeted: bool,
@@ -58,83 +116,104 @@ struct Member {
 pub struct Members {
     members: BTreeMap<MemberId, Member>,
     target: Assignment,
-    next_id: u64,
+    /// The incarnations of the topics in `target`.
+    topic_ids: BTreeMap<TopicName, TopicId>,
+    joined: u64,
 }
 
 impl Members {
-    /// Adds a member and assigns anew. `generation` is the group's next one.
-    pub fn join(
-        &mut self,
-        client_id: &str,
-        topics: BTreeSet<TopicName>,
-        partitions: &BTreeMap<TopicName, u32>,
-        generation: u64,
-    ) -> (MemberId, mpsc::UnboundedReceiver<MemberEvent>) {
-        self.next_id += 1;
-        let prefix = if client_id.is_empty() { "member" } else { client_id };
-        let id = format!("{prefix}-{}", self.next_id);
-        // Unbounded, but at most two events a partition that moves stand in it.
+    /// Adds a member and assigns anew.
+    pub fn join(&mut self, new: NewMember, of: Circumstances<'_>) -> (MemberId, mpsc::UnboundedReceiver<MemberEvent>) {
+        self.joined += 1;
+        let id = MemberId { joined: self.joined, uuid: Uuid::new_v4() };
+        // Unbounded, but it holds at most two events for each partition that moves.
         let (events, receiver) = mpsc::unbounded_channel();
+        let NewMember { client_id, topics, rebalance_timeout } = new;
         let member = Member {
-            client_id: client_id.to_owned(),
+            client_id,
             topics,
-            owned: BTreeSet::new(),
+            rebalance_timeout,
+            epoch: of.generation,
+            owned: BTreeMap::new(),
             revoking: BTreeSet::new(),
+            deadline: None,
             events,
             greeted: false,
         };
-        self.members.insert(id.clone(), member);
-        self.rebalance(partitions, generation);
+        self.members.insert(id, member);
+        self.rebalance(of);
         (id, receiver)
     }
 
     /// Removes a member; all that it owned is free.
-    pub fn leave(&mut self, id: &str, partitions: &BTreeMap<TopicName, u32>, generation: u64) {
+    pub fn leave(&mut self, id: &MemberId, of: Circumstances<'_>) {
         if self.members.remove(id).is_some() {
-            self.rebalance(partitions, generation);
+            self.rebalance(of);
         }
     }
 
-    /// A member gave partitions back.
-    pub fn revoked(&mut self, id: &str, partitions: &[TopicPartition], generation: u64) {
+    /// Whether the deadline of a member has passed.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.members.values().any(|member| member.deadline.is_some_and(|deadline| deadline <= now))
+    }
+
+    /// Removes the members that did not give partitions back by their deadlines. Their events end.
+    pub fn remove_overdue(&mut self, of: Circumstances<'_>) {
+        self.members.retain(|_, member| member.deadline.is_none_or(|deadline| of.now < deadline));
+        self.rebalance(of);
+    }
+
+    /// A member gave partitions back. Those that it was not asked for stay its own.
+    pub fn revoked(&mut self, id: &MemberId, partitions: &[TopicPartition], generation: u64, now: Instant) {
         let Some(member) = self.members.get_mut(id) else { return };
         for partition in partitions {
             if member.revoking.remove(partition) {
                 member.owned.remove(partition);
             }
         }
-        self.reconcile(generation);
+        self.reconcile(generation, now);
     }
 
     /// Assigns anew, after members or topics changed.
-    pub fn rebalance(&mut self, partitions: &BTreeMap<TopicName, u32>, generation: u64) {
-        let subscriptions = self.members.iter().map(|(id, member)| (id.clone(), member.topics.clone())).collect();
+    pub fn rebalance(&mut self, of: Circumstances<'_>) {
+        let subscriptions = self.members.iter().map(|(id, member)| (*id, member.topics.clone())).collect();
+        let counts = of.topics.iter().map(|(name, (_, count))| (name.clone(), *count)).collect();
         let current = std::mem::take(&mut self.target);
-        self.target = assign(&subscriptions, &current, partitions);
-        // What no longer exists is nobody's, without asking.
+        self.target = assign(&subscriptions, &current, &counts);
+        self.topic_ids = of.topics.iter().map(|(name, (id, _))| (name.clone(), *id)).collect();
+        // Partitions that no longer exist, or that belong to a topic made since under the same name, are nobody's; nobody is
+        // asked to give them back.
         for member in self.members.values_mut() {
-            let exists = |p: &TopicPartition| partitions.get(&p.topic).is_some_and(|count| p.partition < *count);
-            member.owned.retain(exists);
-            member.revoking.retain(exists);
+            member.owned.retain(|partition, owned| {
+                let known = of.topics.get(&partition.topic);
+                known.is_some_and(|(id, count)| id == owned && partition.partition < *count)
+            });
+            member.revoking.retain(|partition| member.owned.contains_key(partition));
         }
-        self.reconcile(generation);
+        self.reconcile(of.generation, of.now);
     }
 
     /// Asks for what moves, and assigns what is free.
-    fn reconcile(&mut self, generation: u64) {
+    fn reconcile(&mut self, generation: u64, now: Instant) {
         let mut taken: BTreeSet<TopicPartition> = BTreeSet::new();
         for (id, member) in &mut self.members {
             let target = &self.target[id];
             // A partition that comes back to its owner before the hand-over stays revoked: the
             // member may have stopped reading it already. It gives it back and gets it again.
-            let moving: Vec<_> =
-                member.owned.difference(target).filter(|p| !member.revoking.contains(p)).cloned().collect();
+            let is_moving =
+                |partition: &&TopicPartition| !target.contains(partition) && !member.revoking.contains(partition);
+            let moving: Vec<_> = member.owned.keys().filter(is_moving).cloned().collect();
             if !moving.is_empty() {
+                let deadline = *member.deadline.get_or_insert(now + member.rebalance_timeout);
                 member.revoking.extend(moving.iter().cloned());
                 // A member whose stream just ended is removed in a moment.
-                let _ = member.events.send(MemberEvent::Revoke { generation, partitions: moving });
+                let _ = member.events.send(MemberEvent::Revoke { generation, partitions: moving, deadline });
             }
-            taken.extend(member.owned.iter().cloned());
+            if member.revoking.is_empty() {
+                member.deadline = None;
+                member.epoch = generation;
+            }
+            taken.extend(member.owned.keys().cloned());
         }
         for (id, member) in &mut self.members {
             let added: Vec<_> = self.target[id].difference(&taken).cloned().collect();
@@ -142,19 +221,24 @@ impl Members {
                 continue;
             }
             member.greeted = true;
-            member.owned.extend(added.iter().cloned());
-            let all = member.owned.difference(&member.revoking).cloned().collect();
+            member.owned.extend(added.iter().map(|partition| (partition.clone(), self.topic_ids[&partition.topic])));
+            let all = member.owned.keys().filter(|partition| !member.revoking.contains(partition)).cloned().collect();
             let _ = member.events.send(MemberEvent::Assigned { generation, added, all });
         }
     }
 
-    /// Whether the member may commit for the partition.
-    pub fn owns(&self, id: &str, partition: &TopicPartition) -> bool {
-        self.members.get(id).is_some_and(|member| member.owned.contains(partition))
+    /// Whether the member may commit for a partition of this topic.
+    pub fn owns(&self, id: &MemberId, topic: TopicId, partition: &TopicPartition) -> bool {
+        self.members.get(id).is_some_and(|member| member.owned.get(partition) == Some(&topic))
+    }
+
+    /// The member's epoch (KIP-848). `None` for somebody who is no member.
+    pub fn epoch(&self, id: &MemberId) -> Option<u64> {
+        self.members.get(id).map(|member| member.epoch)
     }
 
     /// Whether the member is still one.
-    pub fn contains(&self, id: &str) -> bool {
+    pub fn contains(&self, id: &MemberId) -> bool {
         self.members.contains_key(id)
     }
 
@@ -173,12 +257,12 @@ impl Members {
         self.members.values().any(|member| !member.revoking.is_empty())
     }
 
-    /// Whether a member reads this topic, or would.
+    /// Whether a member subscribes to this topic.
     pub fn reads(&self, topic: &TopicName) -> bool {
         self.members.values().any(|member| member.topics.contains(topic))
     }
 
-    /// Topics that members read.
+    /// The topics that members subscribe to.
     pub fn topics(&self) -> BTreeSet<TopicName> {
         self.members.values().flat_map(|member| member.topics.iter().cloned()).collect()
     }
@@ -186,7 +270,7 @@ impl Members {
     /// Each member's id, client id and partitions.
     pub fn describe(&self) -> Vec<(MemberId, String, Vec<TopicPartition>)> {
         let describe = |(id, member): (&MemberId, &Member)| {
-            (id.clone(), member.client_id.clone(), member.owned.iter().cloned().collect())
+            (*id, member.client_id.clone(), member.owned.keys().cloned().collect())
         };
         self.members.iter().map(describe).collect()
     }
@@ -201,6 +285,21 @@ mod tests {
 
     type Events = mpsc::UnboundedReceiver<MemberEvent>;
 
+    const ID: TopicId = TopicId(1);
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    fn topics(count: u32) -> KnownTopics {
+        BTreeMap::from([(topic(), (ID, count))])
+    }
+
+    fn of(topics: &KnownTopics, generation: u64) -> Circumstances<'_> {
+        Circumstances { generation, topics, now: Instant::now() }
+    }
+
+    fn new(client_id: &str) -> NewMember {
+        NewMember { client_id: client_id.to_owned(), topics: BTreeSet::from([topic()]), rebalance_timeout: TIMEOUT }
+    }
+
     fn topic() -> TopicName {
         TopicName::new("t").unwrap()
     }
@@ -214,13 +313,13 @@ mod tests {
     }
 
     impl Model {
-        fn partitions() -> BTreeMap<TopicName, u32> {
-            BTreeMap::from([(topic(), 7)])
+        fn topics() -> KnownTopics {
+            topics(7)
         }
 
         fn join(&mut self) {
             self.generation += 1;
-            let (id, events) = self.members.join("c", BTreeSet::from([topic()]), &Self::partitions(), self.generation);
+            let (id, events) = self.members.join(new("c"), of(&Self::topics(), self.generation));
             self.live.push((id, events, BTreeSet::new()));
         }
 
@@ -231,7 +330,7 @@ mod tests {
             let (id, ..) = self.live.remove(which % self.live.len());
             self.asked.retain(|(member, _)| *member != id);
             self.generation += 1;
-            self.members.leave(&id, &Self::partitions(), self.generation);
+            self.members.leave(&id, of(&Self::topics(), self.generation));
         }
 
         fn answer_one(&mut self, which: usize) {
@@ -242,7 +341,7 @@ mod tests {
             if let Some((_, _, has)) = self.live.iter_mut().find(|(member, ..)| *member == id) {
                 has.retain(|p| !partitions.contains(p));
             }
-            self.members.revoked(&id, &partitions, self.generation);
+            self.members.revoked(&id, &partitions, self.generation, Instant::now());
         }
 
         fn drain(&mut self) {
@@ -250,7 +349,7 @@ mod tests {
                 while let Ok(event) = events.try_recv() {
                     match event {
                         MemberEvent::Assigned { added, .. } => has.extend(added),
-                        MemberEvent::Revoke { partitions, .. } => self.asked.push((id.clone(), partitions)),
+                        MemberEvent::Revoke { partitions, .. } => self.asked.push((*id, partitions)),
                     }
                 }
             }
@@ -267,20 +366,20 @@ mod tests {
 
     #[test]
     fn what_a_member_was_not_asked_for_stays_its_own() {
-        let (mut members, partitions) = (Members::default(), BTreeMap::from([(topic(), 4)]));
-        let (first, mut of_first) = members.join("a", BTreeSet::from([topic()]), &partitions, 1);
-        let (second, _of_second) = members.join("b", BTreeSet::from([topic()]), &partitions, 2);
+        let (mut members, topics) = (Members::default(), topics(4));
+        let (first, mut of_first) = members.join(new("a"), of(&topics, 1));
+        let (second, _of_second) = members.join(new("b"), of(&topics, 2));
         let asked = match &events(&mut of_first)[..] {
             [MemberEvent::Assigned { .. }, MemberEvent::Revoke { partitions, .. }] => partitions.clone(),
             other => panic!("{other:?}"),
         };
         assert_eq!(asked.len(), 2);
         let all: Vec<_> = (0..4).map(partition).collect();
-        members.revoked(&first, &all, 3);
+        members.revoked(&first, &all, 3, Instant::now());
         for partition in &all {
             let moved = asked.contains(partition);
             assert_eq!(
-                (members.owns(&first, partition), members.owns(&second, partition)),
+                (members.owns(&first, ID, partition), members.owns(&second, ID, partition)),
                 (!moved, moved),
                 "{partition}"
             );
@@ -291,10 +390,9 @@ mod tests {
     #[test]
     fn what_a_member_is_to_give_back_is_not_of_its_assignment() {
         let mut members = Members::default();
-        let both = BTreeSet::from([topic()]);
-        let (_, mut of_first) = members.join("a", both.clone(), &BTreeMap::from([(topic(), 4)]), 1);
-        members.join("b", both, &BTreeMap::from([(topic(), 4)]), 2);
-        members.rebalance(&BTreeMap::from([(topic(), 8)]), 3);
+        let (_, mut of_first) = members.join(new("a"), of(&topics(4), 1));
+        members.join(new("b"), of(&topics(4), 2));
+        members.rebalance(of(&topics(8), 3));
         match &events(&mut of_first)[..] {
             [
                 MemberEvent::Assigned { .. },
@@ -314,19 +412,55 @@ mod tests {
     #[test]
     fn a_topic_that_goes_during_a_hand_over_ends_it() {
         let mut members = Members::default();
-        let both = BTreeSet::from([topic()]);
-        let (first, _of_first) = members.join("a", both.clone(), &BTreeMap::from([(topic(), 4)]), 1);
-        let (_, mut of_second) = members.join("b", both, &BTreeMap::from([(topic(), 4)]), 2);
+        let (first, _of_first) = members.join(new("a"), of(&topics(4), 1));
+        let (_, mut of_second) = members.join(new("b"), of(&topics(4), 2));
         assert!(members.is_rebalancing());
-        members.rebalance(&BTreeMap::new(), 3);
+        members.rebalance(of(&BTreeMap::new(), 3));
         assert!(!members.is_rebalancing(), "nobody gives back what is no more");
-        assert!((0..4).all(|number| !members.owns(&first, &partition(number))));
+        assert!((0..4).all(|number| !members.owns(&first, ID, &partition(number))));
         // An answer that comes late is none for a topic of that name that was made since.
-        members.rebalance(&BTreeMap::from([(topic(), 1)]), 4);
-        let owner = members.owns(&first, &partition(0));
-        members.revoked(&first, &[partition(0)], 5);
-        assert_eq!(members.owns(&first, &partition(0)), owner);
+        members.rebalance(of(&topics(1), 4));
+        let owner = members.owns(&first, ID, &partition(0));
+        members.revoked(&first, &[partition(0)], 5, Instant::now());
+        assert_eq!(members.owns(&first, ID, &partition(0)), owner);
         assert!(events(&mut of_second).iter().all(|event| !matches!(event, MemberEvent::Revoke { .. })));
+    }
+
+    #[test]
+    fn a_topic_that_is_made_again_is_another_one() {
+        let mut members = Members::default();
+        let (first, mut of_first) = members.join(new("a"), of(&topics(1), 1));
+        assert!(members.owns(&first, ID, &partition(0)));
+        let again = TopicId(2);
+        members.rebalance(of(&BTreeMap::from([(topic(), (again, 1))]), 2));
+        assert!(!members.owns(&first, ID, &partition(0)), "the records of the old topic are gone");
+        assert!(members.owns(&first, again, &partition(0)));
+        let told = events(&mut of_first);
+        let is_assigned =
+            |event: &MemberEvent| matches!(event, MemberEvent::Assigned { added, .. } if added.len() == 1);
+        assert!(told.len() == 2 && told.iter().all(is_assigned), "{told:?}");
+    }
+
+    #[test]
+    fn a_member_that_gives_nothing_back_is_removed_at_its_deadline() {
+        let mut members = Members::default();
+        let topics = topics(4);
+        let begin = Instant::now();
+        let at = |generation, passed| Circumstances { generation, topics: &topics, now: begin + passed };
+        let (first, mut of_first) = members.join(new("a"), at(1, Duration::ZERO));
+        let (second, _of_second) = members.join(new("b"), at(2, Duration::from_secs(1)));
+        let deadline = begin + Duration::from_secs(1) + TIMEOUT;
+        let told = events(&mut of_first);
+        assert!(matches!(&told[1], MemberEvent::Revoke { deadline: told, .. } if *told == deadline), "{told:?}");
+        // It keeps the epoch of the generation in which it had nothing to give back.
+        assert_eq!((members.epoch(&first), members.epoch(&second)), (Some(1), Some(2)));
+        assert!(!members.is_overdue(deadline - Duration::from_nanos(1)) && members.is_overdue(deadline));
+        members.remove_overdue(at(3, TIMEOUT));
+        assert_eq!(members.len(), 2, "it has one second left");
+        members.remove_overdue(at(4, Duration::from_secs(1) + TIMEOUT));
+        assert_eq!((members.epoch(&first), members.epoch(&second)), (None, Some(4)));
+        assert!((0..4).all(|number| members.owns(&second, ID, &partition(number))));
+        assert!(matches!(of_first.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)));
     }
 
     proptest! {

@@ -25,10 +25,9 @@ use crate::broker::consumer::{Consumer, Event, Join};
 use crate::broker::fetch::Fetched;
 use crate::broker::{Broker, GroupOffset};
 use crate::error::BrokerError;
-use crate::groups::assign::MemberId;
-use crate::groups::{Group, GroupKind};
+use crate::groups::{Group, GroupKind, MemberId};
 use crate::hash::HashMap;
-use crate::name::{GroupId, TopicName, TopicPartition};
+use crate::name::{self, GroupId, TopicName, TopicPartition};
 use crate::store::place::Offset;
 
 /// Credit that a member may have, in bytes: what it can make the server hold for it.
@@ -72,9 +71,7 @@ impl Groups for Service {
         let request = request.into_inner();
         let id = GroupId::new(&request.group)?;
         let offsets = to_offsets(&self.broker, request.offsets)?;
-        // Made only once there is nothing left to refuse.
-        let group = self.broker.groups().get_or_create(&id, GroupKind::Consumer)?;
-        self.broker.set_offsets(&group, &offsets).await?;
+        self.broker.commit_offsets(&id, &offsets).await?;
         Ok(Response::new(v1::CommitOffsetsResponse {}))
     }
 
@@ -90,18 +87,18 @@ impl Groups for Service {
     ) -> Result<Response<v1::DescribeGroupResponse>, Status> {
         let group = self.broker.groups().get(&request.into_inner().name)?;
         let members = group.members().describe();
-        let mut readers: HashMap<&TopicPartition, &str> = HashMap::default();
+        let mut readers: HashMap<&TopicPartition, &MemberId> = HashMap::default();
         for (member_id, _, partitions) in &members {
-            readers.extend(partitions.iter().map(|partition| (partition, member_id.as_str())));
+            readers.extend(partitions.iter().map(|partition| (partition, member_id)));
         }
         let offsets = self.broker.group_offsets(&group);
         let offsets = offsets.iter().map(|offset| {
             let reader = readers.get(&offset.partition).copied();
-            to_group_offset(offset, reader.map(str::to_owned))
+            to_group_offset(offset, reader.map(MemberId::to_string))
         });
         let offsets = offsets.collect();
         let member = |(member_id, client_id, partitions): &(MemberId, String, Vec<TopicPartition>)| v1::Member {
-            member_id: member_id.clone(),
+            member_id: member_id.to_string(),
             client_id: client_id.clone(),
             partitions: partitions.iter().map(to_partition).collect(),
         };
@@ -284,7 +281,7 @@ impl Session {
             credit_bytes: 0,
             commits: FuturesOrdered::new(),
         };
-        session.send(ToMember::Joined(v1::Joined { member_id: session.consumer.member().to_owned() }));
+        session.send(ToMember::Joined(v1::Joined { member_id: session.consumer.member().to_string() }));
         let answers = UnboundedReceiverStream::new(receiver).inspect(move |answer| unsent.sent(answer));
         Ok((session, Box::pin(answers)))
     }
@@ -435,19 +432,22 @@ impl Session {
     }
 }
 
+fn check_client_id(client_id: &str) -> Result<(), Status> {
+    if name::is_valid(client_id) {
+        return Ok(());
+    }
+    Err(status::invalid(format!(
+        "client id {client_id:?} is not allowed: use 1 to 249 of the characters a-z A-Z 0-9 . _ -"
+    )))
+}
+
 fn to_join(join: v1::Join) -> Result<Join, Status> {
     let group = GroupId::new(&join.group)?;
     if join.topics.is_empty() {
         return Err(status::invalid("Join names no topic"));
     }
     if !join.client_id.is_empty() {
-        // It becomes part of the member's name.
-        GroupId::new(&join.client_id).map_err(|_| {
-            status::invalid(format!(
-                "client id {:?} is not allowed: use 1 to 249 of the characters a-z A-Z 0-9 . _ -",
-                join.client_id
-            ))
-        })?;
+        check_client_id(&join.client_id)?;
     }
     let topics = join.topics.iter().map(|name| TopicName::new(name)).collect::<Result<_, _>>()?;
     let rebalance_timeout = match join.rebalance_timeout_ms {

@@ -6,7 +6,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::error::BrokerError;
-use crate::name::InvalidName;
+use crate::name::{InvalidGroupId, InvalidName};
 
 /// An error as the contract has it.
 pub fn to_error(error: &BrokerError) -> v1::Error {
@@ -37,6 +37,12 @@ impl From<InvalidName> for Status {
     }
 }
 
+impl From<InvalidGroupId> for Status {
+    fn from(error: InvalidGroupId) -> Self {
+        BrokerError::from(error).into()
+    }
+}
+
 impl From<BrokerError> for Status {
     fn from(error: BrokerError) -> Self {
         to_status(&error)
@@ -46,7 +52,7 @@ impl From<BrokerError> for Status {
 fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
     use v1::ErrorCode as E;
     match error {
-        BrokerError::InvalidName { .. } => (E::InvalidName, Code::InvalidArgument),
+        BrokerError::InvalidName { .. } | BrokerError::InvalidGroupId(_) => (E::InvalidName, Code::InvalidArgument),
         BrokerError::InvalidArgument { .. } | BrokerError::Protocol(_) => (E::InvalidRequest, Code::InvalidArgument),
         BrokerError::UnknownTopic { .. } => (E::UnknownTopic, Code::NotFound),
         BrokerError::UnknownPartition { .. } => (E::UnknownPartition, Code::NotFound),
@@ -66,9 +72,11 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         BrokerError::OffsetOutOfRange { .. } => (E::OffsetOutOfRange, Code::OutOfRange),
         BrokerError::UnknownGroup { .. } => (E::UnknownGroup, Code::NotFound),
         BrokerError::GroupOfOtherKind { .. } => (E::InUse, Code::FailedPrecondition),
-        BrokerError::StaleGeneration { .. } | BrokerError::StaleOffset { .. } | BrokerError::NotAssigned { .. } => {
-            (E::StaleGeneration, Code::Aborted)
-        }
+        BrokerError::StaleGeneration { .. }
+        | BrokerError::StaleOffset { .. }
+        | BrokerError::UnknownMember { .. }
+        | BrokerError::StaleMemberEpoch { .. }
+        | BrokerError::NotAssigned { .. } => (E::StaleGeneration, Code::Aborted),
         BrokerError::OutOfOrderSequence { .. } => (E::OutOfOrderSequence, Code::FailedPrecondition),
         BrokerError::StaleProducerEpoch { .. } => (E::StaleProducerEpoch, Code::Aborted),
         BrokerError::DuplicateSequence { .. } => (E::DuplicateSequence, Code::AlreadyExists),

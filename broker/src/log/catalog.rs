@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::log::topic::{Topic, TopicMeta};
 use crate::name::TopicName;
 use crate::store::{Store, StoreError};
@@ -35,8 +37,20 @@ pub(crate) fn load_topics(store: &Store) -> Result<BTreeMap<TopicName, Arc<Topic
     for (key, value) in store.catalog_scan(TOPIC_PREFIX)? {
         let corrupt = |reason: String| StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason };
         let name = TopicName::new(&key[TOPIC_PREFIX.len()..]).map_err(|e| corrupt(e.to_string()))?;
-        let meta: TopicMeta = serde_json::from_slice(&value).map_err(|e| corrupt(e.to_string()))?;
+        let mut meta: TopicMeta = serde_json::from_slice(&value).map_err(|e| corrupt(e.to_string()))?;
+        if meta.uuid.is_nil() {
+            meta.uuid = uuid_of_format_4(&meta);
+        }
         topics.insert(name.clone(), Arc::new(Topic::new(name, meta)));
     }
     Ok(topics)
+}
+
+/// The UUID of a topic that data format 4 wrote, which had none. It is made of what identified the topic there, so that it
+/// is the same at each start.
+fn uuid_of_format_4(meta: &TopicMeta) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&meta.created_at_ms.to_be_bytes());
+    bytes[12..].copy_from_slice(&meta.id.to_be_bytes());
+    Uuid::new_v8(bytes)
 }

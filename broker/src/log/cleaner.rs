@@ -18,7 +18,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::log::commit::Upkeep;
 use crate::log::compaction::{KEYS_MAX, compact};
 use crate::log::domain::Domain;
-use crate::log::expiry::forget_idle_producers;
+use crate::log::expiry::{expire_groups, forget_idle_producers};
 use crate::log::merge::{EXTENTS_MAX, Live, merge};
 use crate::log::partition::Partition;
 use crate::log::queue::{Ended, WeakCommitQueue};
@@ -54,16 +54,19 @@ pub(crate) struct Cleaner {
 pub(crate) struct CleanerOptions {
     interval: Duration,
     producer_expiry_ms: u64,
+    offsets_retention_ms: u64,
     pub(super) extents_max: usize,
     pub(super) keys_max: usize,
 }
 
 impl CleanerOptions {
-    /// Producers that are idle for longer than `producer_expiry_ms` are forgotten.
-    pub(crate) fn new(options: &StoreOptions, producer_expiry_ms: u64) -> Self {
+    /// Producers that are idle for longer than `producer_expiry_ms` are forgotten, and so are the offsets of groups that
+    /// nobody uses for `offsets_retention_ms`.
+    pub(crate) fn new(options: &StoreOptions, producer_expiry_ms: u64, offsets_retention_ms: u64) -> Self {
         Self {
             interval: options.cleaning_interval.unwrap_or(INTERVAL),
             producer_expiry_ms,
+            offsets_retention_ms,
             extents_max: options.extents_max.unwrap_or(EXTENTS_MAX),
             keys_max: options.compaction_keys_max.unwrap_or(KEYS_MAX),
         }
@@ -123,7 +126,9 @@ impl Cleaner {
             }
             let now_ms = self.domain.clock.now_ms();
             log_failure(retain(self, now_ms, &mut seen));
-            forget_idle_producers(self, now_ms, self.options.producer_expiry_ms, &mut swept);
+            let idle_ms = self.domain.idle.begin_round(now_ms);
+            forget_idle_producers(self, idle_ms, self.options.producer_expiry_ms, &mut swept);
+            log_failure(expire_groups(self, idle_ms, now_ms, self.options.offsets_retention_ms));
             // Where the other thread is busy it looks when it is done.
             let _ = retained.try_send(());
         }

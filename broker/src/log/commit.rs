@@ -7,7 +7,8 @@ use millstream_record::RecordBatch;
 
 use super::partition::Partition;
 use super::topic::Topic;
-use crate::groups::Group;
+use crate::error::BrokerError;
+use crate::groups::{CommittedOffset, Group, IdleSince, MemberId};
 use crate::store::journal::CHUNK_BYTES;
 use crate::store::place::{Offset, TopicId};
 use crate::store::segment::{Extent, SegmentId, SegmentMeta};
@@ -34,7 +35,7 @@ pub struct Commit {
     pub catalog: Vec<CatalogChange>,
     /// Topics that the catalog has no more: where their logs start is forgotten.
     pub deleted_topics: Vec<TopicId>,
-    /// Refuses the commit where the group's generation is no longer this.
+    /// What refuses the commit where its sender no longer owns what it writes for.
     pub fence: Option<Fence>,
 }
 
@@ -50,16 +51,16 @@ pub struct Append {
 /// One committed offset.
 #[derive(Clone, Debug)]
 pub struct OffsetChange {
-    /// Whose.
+    /// The group that commits.
     pub group: Arc<Group>,
-    /// In which topic.
+    /// The topic.
     pub topic: Arc<Topic>,
-    /// In which partition.
+    /// The partition.
     pub partition: u32,
-    /// The offset of the next record to read.
-    pub offset: Offset,
-    /// `Some` refuses the commit where the group stands elsewhere; `Some(None)` where it stands
-    /// anywhere.
+    /// What the group commits. `None` removes what it committed before.
+    pub to: Option<CommittedOffset>,
+    /// `Some` refuses the commit where the group's committed offset is another one; `Some(None)` where it has committed
+    /// anything.
     pub expected: Option<Option<Offset>>,
 }
 
@@ -101,13 +102,60 @@ pub(super) enum Needs {
     Room,
 }
 
-/// Proof that the sender still owns what it writes for.
+/// Proof that the sender still owns what it writes for. The committer checks it, in the order of the queue.
 #[derive(Clone, Debug)]
-pub struct Fence {
+pub enum Fence {
+    /// The group is still in the generation in which the sender was assigned.
+    Generation {
+        /// The group.
+        group: Arc<Group>,
+        /// The generation.
+        generation: u64,
+    },
+    /// The sender is a member of the group, and owns each partition in [`Commit::offsets`].
+    Member {
+        /// The group.
+        group: Arc<Group>,
+        /// The member.
+        member: MemberId,
+        /// The member epoch that the sender named, where its protocol has it do so (KIP-848).
+        epoch: Option<u64>,
+    },
+    /// Nobody uses the group: see [`Group::is_expired`].
+    Expired {
+        /// The group.
+        group: Arc<Group>,
+        /// What it was compared with.
+        before: IdleSince,
+    },
+}
+
+impl Fence {
     /// The group.
-    pub group: Arc<Group>,
-    /// The generation in which the sender was assigned.
-    pub generation: u64,
+    pub fn group(&self) -> &Arc<Group> {
+        match self {
+            Self::Generation { group, .. } | Self::Member { group, .. } | Self::Expired { group, .. } => group,
+        }
+    }
+
+    /// Refuses a commit of these offsets whose sender no longer owns what it writes for.
+    pub(super) fn check(&self, offsets: &[OffsetChange]) -> Result<(), BrokerError> {
+        match self {
+            Self::Generation { group, generation } => group.check_generation(*generation),
+            Self::Member { group, member, epoch } => {
+                let partitions = offsets.iter().filter_map(|change| {
+                    let partition = change.topic.partition(change.partition).ok()?;
+                    Some((change.topic.id(), partition.name()))
+                });
+                group.check_member(member, *epoch, partitions)
+            }
+            Self::Expired { group, before } if group.is_expired(*before) => Ok(()),
+            Self::Expired { group, .. } => {
+                let by = "it was used again".to_owned();
+                Err(BrokerError::GroupInUse { group: group.id().clone(), by })
+            }
+        }
+    }
 }
 
 /// What a commit did.
@@ -137,11 +185,13 @@ impl Commit {
             .state
             .iter()
             .map(|change| change.keys.bytes.len() + change.accumulators.bytes.len() + 8 * change.keys.lengths.len());
+        let metadata = self.offsets.iter().filter_map(|change| change.to.as_ref()?.metadata.as_ref());
         let catalog = self.catalog.iter().filter_map(|change| change.value.as_ref());
         REQUEST_OVERHEAD_BYTES * (1 + self.appends.len() + self.offsets.len())
             + batches.map(|batch| batch.as_bytes().len()).sum::<usize>()
             + state.sum::<usize>()
             + catalog.map(Bytes::len).sum::<usize>()
+            + metadata.map(|metadata| metadata.len()).sum::<usize>()
     }
 }
 
@@ -166,7 +216,7 @@ mod tests {
             keys.push(Some(key));
             accumulators.push(Some(b"12345678"));
         }
-        let state = vec![StateChange { store: "p/s".into(), partition: 0, keys, accumulators, added: 2 }];
+        let state = vec![StateChange { store: "p/s".into(), keys, accumulators, added: 2, ..StateChange::default() }];
         let catalog =
             vec![CatalogChange::put("k".to_owned(), Bytes::from_static(b"123")), CatalogChange::remove("l".to_owned())];
         let commit = Commit { appends, state, catalog, ..Commit::default() };

@@ -21,10 +21,11 @@ use super::queue::{CommitQueue, Request};
 use super::sealer::{SealJob, SealerHandle};
 use super::state::StateIndex;
 use crate::error::BrokerError;
+use crate::groups::StoredOffset;
 use crate::hash::HashMap;
 use crate::metrics::BrokerMetrics;
 use crate::name::TopicName;
-use crate::store::journal::{BlobWriter, CHUNK_BYTES, Location, OffsetEntry, Run, RunHeader};
+use crate::store::journal::{BlobWriter, CHUNK_BYTES, CommittedRow, Location, OffsetEntry, Run, RunHeader};
 use crate::store::place::Offset;
 use crate::store::recovery::Replayed;
 use crate::store::{DiskFull, LEADER_EPOCH, Store, StoreError, Write, spawn};
@@ -108,7 +109,8 @@ impl Committer {
             if writes && !requests.iter().any(Request::is_of_sealer) {
                 self.sealer.wait_until_allowed(self.unsealed_bytes);
             }
-            let accepted = self.assign(requests);
+            let now_ms = self.domain.clock.now_ms();
+            let accepted = self.assign(requests, self.domain.idle.at(now_ms));
             if accepted.is_empty() {
                 continue;
             }
@@ -116,12 +118,12 @@ impl Committer {
                 return self.fail(error, accepted);
             }
             let begun = Instant::now();
-            let (blob, runs) = self.pack(&accepted);
+            let (blob, runs) = self.pack(&accepted, now_ms);
             match self.commit(&blob, &accepted) {
                 Ok(seq) => {
                     self.metrics.committed(begun.elapsed(), blob.len());
                     self.publish(seq, blob, runs);
-                    self.answer(seq, accepted);
+                    self.answer(seq, accepted, now_ms);
                     self.sealer.set_sealed_values(self.trim.end - self.trim.start);
                     self.seal();
                 }
@@ -170,9 +172,9 @@ impl Committer {
     }
 
     /// Refuses what must not be written, and gives the rest its offsets, in order.
-    fn assign(&self, requests: Vec<Request>) -> Vec<Accepted> {
+    /// `idle_ms` is the time of the idle clock.
+    fn assign(&self, requests: Vec<Request>, idle_ms: i64) -> Vec<Accepted> {
         let mut accepted = Vec::with_capacity(requests.len());
-        let now_ms = self.domain.idle.now_ms();
         let need = requests.iter().map(|request| request.commit.needs()).max().unwrap_or_default();
         let (room, for_offsets) = self.check_room(need);
         for mut request in requests {
@@ -192,7 +194,7 @@ impl Committer {
                     request.answer.send(Err(error));
                 }
                 Ok(None) => {
-                    let committed = assign(&request.commit, now_ms);
+                    let committed = assign(&request.commit, idle_ms);
                     accepted.push(Accepted { request, committed });
                 }
                 // What it repeats may be in this very group: it is answered after the commit.
@@ -225,7 +227,7 @@ impl Committer {
     }
 
     /// One blob of everything, with each partition's batches back to back.
-    fn pack(&self, accepted: &[Accepted]) -> (Bytes, Vec<(Arc<Partition>, Run)>) {
+    fn pack(&self, accepted: &[Accepted], now_ms: i64) -> (Bytes, Vec<(Arc<Partition>, Run)>) {
         let commits = || accepted.iter().map(|accepted| &accepted.request.commit);
         let mut writer = BlobWriter::with_capacity(commits().map(Commit::bytes).sum());
         let mut runs = Vec::new();
@@ -257,7 +259,12 @@ impl Committer {
                     kind: change.group.kind() as u8,
                     topic: change.topic.id(),
                     partition: change.partition,
-                    offset: change.offset.get(),
+                    committed: change.to.as_ref().map(|committed| CommittedRow {
+                        offset: committed.offset,
+                        leader_epoch: committed.leader_epoch,
+                        committed_at_ms: Some(now_ms),
+                        metadata: committed.metadata.as_deref().unwrap_or_default(),
+                    }),
                 });
             }
             commit.state.iter().for_each(|change| writer.state(change));
@@ -313,8 +320,8 @@ impl Committer {
         topics.into_values().for_each(|(name, records, bytes)| self.metrics.appended(name, records, bytes));
     }
 
-    /// `seq` is the sequence number at which the commit's blob begins.
-    fn answer(&mut self, seq: u64, accepted: Vec<Accepted>) {
+    /// `seq` is the sequence number at which the commit's blob begins, `now_ms` the time that it has for offsets.
+    fn answer(&mut self, seq: u64, accepted: Vec<Accepted>, now_ms: i64) {
         let mut dropped = Vec::new();
         let mut answers = Vec::with_capacity(accepted.len());
         for Accepted { request: Request { commit, upkeep, answer, _permit }, committed } in accepted {
@@ -325,7 +332,8 @@ impl Committer {
                 self.state.drop_store(store, seq);
             }
             for change in &commit.offsets {
-                change.group.set_committed(change.topic.id(), change.partition, change.offset);
+                let stored = |committed| StoredOffset { committed, committed_at_ms: Some(now_ms) };
+                change.group.store_offset(change.topic.id(), change.partition, change.to.clone().map(stored));
             }
             for group in commit.drop_groups {
                 group.clear_offsets();
@@ -394,7 +402,7 @@ impl Drop for OnEnd {
 /// Why this commit must not be written, if so.
 fn check(commit: &Commit) -> Result<(), BrokerError> {
     if let Some(fence) = &commit.fence {
-        fence.group.check_generation(fence.generation)?;
+        fence.check(&commit.offsets)?;
     }
     let deleted = |topic: &TopicName| Err(BrokerError::UnknownTopic { topic: topic.as_str().to_owned() });
     for change in &commit.offsets {
@@ -439,16 +447,17 @@ fn stored_before(commit: &Commit) -> Result<Option<Committed>, BrokerError> {
     }
 }
 
-fn assign(commit: &Commit, now_ms: i64) -> Committed {
+fn assign(commit: &Commit, idle_ms: i64) -> Committed {
     for change in &commit.offsets {
-        change.group.set_assigned(change.topic.id(), change.partition, change.offset);
+        change.group.accept_offset(change.topic.id(), change.partition, change.to.as_ref());
+        change.group.set_active(idle_ms);
     }
     let base_offsets = commit.appends.iter().map(|append| {
         let records = append.batches.iter().map(|batch| u64::from(batch.record_count())).sum();
         let first = append.partition.assign(records);
         let (mut producers, mut base_offset) = (append.partition.producers(), first);
         for batch in &append.batches {
-            producers.accept(batch, base_offset, now_ms);
+            producers.accept(batch, base_offset, idle_ms);
             base_offset = base_offset.plus(u64::from(batch.record_count()));
         }
         first

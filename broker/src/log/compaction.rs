@@ -143,7 +143,23 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn extent(&mut self, extent: &Extent) -> Result<(), Ended> {
         let segment = self.cleaner.store.registry().segment_of(extent)?;
-        segment.visit(extent, |bytes, piece| self.piece(bytes, piece))
+        let mut aborted = segment.aborted(extent).iter().peekable();
+        segment.visit(extent, |bytes, piece| {
+            let next = match &piece {
+                Piece::Batch { header, .. } => header.next_offset(),
+                Piece::Damaged { fault, .. } => fault.end.get(),
+            };
+            self.piece(bytes, piece)?;
+            // A transaction stays with its marker, which may be in another extent now.
+            while let Some(aborted) = aborted.next_if(|aborted| aborted.last_offset.get() < next) {
+                self.output.writer()?.push_aborted(*aborted);
+            }
+            Ok::<_, Ended>(())
+        })?;
+        for aborted in aborted {
+            self.output.writer()?.push_aborted(*aborted);
+        }
+        Ok(())
     }
 
     fn piece(&mut self, bytes: &Bytes, piece: Piece) -> Result<(), Ended> {

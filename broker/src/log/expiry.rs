@@ -1,11 +1,18 @@
-//! Forgetting idempotent producers that are idle for long, a slice of the partitions in each round.
+//! Forgetting what nobody uses any more: idempotent producers that are idle for long, a slice of the partitions in each
+//! round, and groups without members.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::cleaner::Cleaner;
+use super::commit::{Commit, Fence, OffsetChange};
+use super::queue::Ended;
+use super::topic::Topic;
 use crate::clock::Clock;
+use crate::groups::{Group, GroupKind, IdleSince};
+use crate::hash::{HashMap, HashSet};
+use crate::store::place::TopicId;
 
 /// Partitions that one round looks at.
 const PARTITIONS_A_ROUND: usize = 1_000;
@@ -36,12 +43,16 @@ impl IdleClock {
 
     /// In ms since the epoch.
     pub(crate) fn now_ms(&self) -> i64 {
-        let wall_ms = self.clock.now_ms();
+        self.at(self.clock.now_ms())
+    }
+
+    /// The idle clock's time when the wall clock has this time, in ms since the epoch.
+    pub(crate) fn at(&self, wall_ms: i64) -> i64 {
         self.round.lock().idle_at(wall_ms)
     }
 
-    /// Begins a round. What was skipped in the one before stays so.
-    fn begin_round(&self, wall_ms: i64) -> i64 {
+    /// Begins a round, and returns the idle clock's time. What was skipped in the one before stays so.
+    pub(super) fn begin_round(&self, wall_ms: i64) -> i64 {
         let mut round = self.round.lock();
         *round = Round { idle_ms: round.idle_at(wall_ms), wall_ms };
         round.idle_ms
@@ -55,9 +66,9 @@ impl Round {
 }
 
 /// Forgets the producers that appended nothing for `expiry_ms`, in the partitions from `swept` on, counted over all topics.
-/// `swept` is moved to where the next round goes on.
-pub(super) fn forget_idle_producers(cleaner: &Cleaner, wall_ms: i64, expiry_ms: u64, swept: &mut usize) {
-    let before_ms = cleaner.domain.idle.begin_round(wall_ms).saturating_sub_unsigned(expiry_ms);
+/// `swept` is moved to where the next round goes on. `idle_ms` is the time of the idle clock.
+pub(super) fn forget_idle_producers(cleaner: &Cleaner, idle_ms: i64, expiry_ms: u64, swept: &mut usize) {
+    let before_ms = idle_ms.saturating_sub_unsigned(expiry_ms);
     let topics = cleaner.topics();
     let partitions = topics.iter().flat_map(|topic| topic.partitions());
     let mut looked_at = 0;
@@ -66,6 +77,60 @@ pub(super) fn forget_idle_producers(cleaner: &Cleaner, wall_ms: i64, expiry_ms: 
         looked_at += 1;
     }
     *swept = if looked_at == PARTITIONS_A_ROUND { *swept + looked_at } else { 0 };
+}
+
+/// A group without offsets is kept for this long after its last member left: whoever looked it up may be about to use it.
+const WITHOUT_OFFSETS_MS: i64 = 10_000;
+
+/// Groups that one round removes at most, and so commits that it waits for.
+const GROUPS_A_ROUND: usize = 1_000;
+
+/// Removes groups that nobody uses (KIP-211): without members, and without a commit for `retention_ms`. Of groups with members
+/// it removes the offsets in topics that no member reads, where they are older than that. The times are those of the idle clock
+/// and of the wall clock.
+pub(super) fn expire_groups(cleaner: &Cleaner, idle_ms: i64, wall_ms: i64, retention_ms: u64) -> Result<(), Ended> {
+    let since = IdleSince {
+        with_offsets_ms: idle_ms.saturating_sub_unsigned(retention_ms),
+        without_offsets_ms: idle_ms - WITHOUT_OFFSETS_MS,
+    };
+    let before_ms = wall_ms.saturating_sub_unsigned(retention_ms);
+    let mut commits = Vec::new();
+    for group in cleaner.domain.groups.all() {
+        if commits.len() == GROUPS_A_ROUND {
+            break;
+        }
+        group.set_active_if_never(idle_ms);
+        if group.is_expired(since) {
+            tracing::debug!(group = %group.id(), "a group that nobody uses expired");
+            let fence = Some(Fence::Expired { group: group.clone(), before: since });
+            commits.push(Commit { drop_groups: vec![group], fence, ..Commit::default() });
+        } else if group.kind() == GroupKind::Consumer {
+            commits.extend(unread_offsets(cleaner, &group, before_ms));
+        }
+    }
+    if commits.is_empty() { Ok(()) } else { cleaner.queue.commit_each(commits) }
+}
+
+/// What removes the old offsets of a group in topics that none of its members reads.
+fn unread_offsets(cleaner: &Cleaner, group: &Arc<Group>, before_ms: i64) -> Option<Commit> {
+    let read = group.members().topics();
+    if read.is_empty() {
+        return None;
+    }
+    let topics = cleaner.domain.topics.read();
+    let read: HashSet<TopicId> = read.iter().filter_map(|name| Some(topics.get(name)?.id())).collect();
+    let expired = group.expired_offsets(|topic| read.contains(&topic), before_ms);
+    if expired.is_empty() {
+        return None;
+    }
+    let by_id: HashMap<TopicId, &Arc<Topic>> = topics.values().map(|topic| (topic.id(), topic)).collect();
+    let removal = |(topic, partition)| {
+        let topic = by_id.get(&topic)?;
+        let expected = Some(group.committed(topic.id(), partition));
+        Some(OffsetChange { group: group.clone(), topic: Arc::clone(topic), partition, to: None, expected })
+    };
+    let offsets = expired.into_iter().filter_map(removal).collect();
+    Some(Commit { offsets, ..Commit::default() })
 }
 
 #[cfg(test)]

@@ -66,6 +66,7 @@ impl<'a> Output<'a> {
         let writer = self.writer()?;
         writer.tombstones_due(extent.tombstones_due_ms);
         segment.visit(extent, |bytes, piece| writer.push_piece(bytes, &piece))?;
+        segment.aborted(extent).iter().for_each(|aborted| writer.push_aborted(*aborted));
         self.wrote(extent.bytes)
     }
 

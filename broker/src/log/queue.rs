@@ -104,6 +104,22 @@ impl WeakCommitQueue {
         Some(queue.send(Commit::default(), Some(Box::new(upkeep)), None))
     }
 
+    /// Commits these, and waits on a thread that may block. A commit that is refused is left out.
+    pub(super) fn commit_each(&self, commits: Vec<Commit>) -> Result<(), Ended> {
+        let requests = self.requests.upgrade().ok_or(Ended::Closing)?;
+        let queue = CommitQueue { requests, store: self.store.clone() };
+        let receipts: Vec<_> = commits.into_iter().map(|commit| queue.push(commit, None)).collect();
+        // The committer ends once nobody can send to it.
+        drop(queue);
+        for receipt in receipts {
+            match receipt.0.blocking_recv() {
+                Ok(Err(BrokerError::Storage(_) | BrokerError::ShuttingDown)) | Err(_) => return Err(Ended::Closing),
+                Ok(Ok(_) | Err(_)) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Commits upkeep, and waits on a thread that may block. Files of segments that are no longer needed go here.
     pub(super) fn commit_upkeep(&self, upkeep: Upkeep) -> Result<(), Ended> {
         let receipt = self.push_upkeep(upkeep).ok_or(Ended::Closing)?;

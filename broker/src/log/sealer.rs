@@ -20,6 +20,7 @@ use bytes::Bytes;
 use millstream_record::BatchHeader;
 use parking_lot::{Condvar, Mutex};
 
+use crate::groups::{CommittedOffset, StoredOffset};
 use crate::log::commit::Upkeep;
 use crate::log::domain::Domain;
 use crate::log::index::Unsealed;
@@ -28,10 +29,10 @@ use crate::log::producers::{Producer, Producers};
 use crate::log::queue::{Ended, WeakCommitQueue};
 use crate::log::state::Frozen;
 use crate::name::{GroupId, ProducerId};
-use crate::store::journal::Run;
+use crate::store::journal::{CommittedRow, Run};
 use crate::store::place::{Place, TopicId};
 use crate::store::segment::{Piece, SegmentMeta, SegmentWriter, pieces};
-use crate::store::{Count, SLICE_ROWS, Store, StoreError, Tables, spawn};
+use crate::store::{Count, Namespace, SLICE_ROWS, Store, StoreError, Tables, spawn};
 
 /// A topic with at least this many bytes in a part of the journal gets a segment of its own; the others
 /// share one, so that many small topics cost no file each.
@@ -445,8 +446,7 @@ impl Sealer {
             let mut offsets = group.take_unsealed();
             // What it committed after it was made again may be in the tables already, and went with the rest.
             if dropped.iter().any(|dropped| dropped == group.id().as_str()) {
-                offsets =
-                    group.all_committed().into_iter().map(|(topic, at, offset)| (topic, at, Some(offset))).collect();
+                offsets = group.all_stored().into_iter().map(|(place, stored)| (place, Some(stored))).collect();
             }
             taken.push((group, offsets));
         }
@@ -454,10 +454,16 @@ impl Sealer {
         let topics: HashSet<TopicId> = self.domain.topics.read().values().map(|topic| topic.id()).collect();
         let mut rows = Vec::new();
         for (group, offsets) in taken {
-            for (topic, partition, offset) in offsets {
-                let offset = offset.filter(|_| topics.contains(&topic));
-                let key = Tables::offset_key(group.id().as_str(), topic.0, partition);
-                rows.push((key, offset.map(|offset| Tables::offset_row(group.kind() as u8, offset.get()))));
+            for ((topic, partition), stored) in offsets {
+                let row =
+                    stored.filter(|_| topics.contains(&topic)).map(|StoredOffset { committed, committed_at_ms }| {
+                        let CommittedOffset { offset, leader_epoch, metadata } = &committed;
+                        let metadata = metadata.as_deref().unwrap_or_default();
+                        let row =
+                            CommittedRow { offset: *offset, leader_epoch: *leader_epoch, committed_at_ms, metadata };
+                        Tables::offset_row(group.kind() as u8, &row)
+                    });
+                rows.push((Tables::offset_key(group.id().as_str(), topic.0, partition), row));
             }
         }
         rows.chunks(SLICE_ROWS).try_for_each(|slice| tables.write_offsets(slice))?;
@@ -471,10 +477,18 @@ impl Sealer {
         dropped.dedup();
         dropped.into_iter().try_for_each(|store| tables.drop_state(store))?;
         for part in &frozen {
+            for range in part.removed() {
+                self.wait_for_room()?;
+                while tables.remove_state(part.place(), &range)? {
+                    if self.queue.is_closed() {
+                        return Err(Ended::Closing);
+                    }
+                }
+            }
             for slice in part.sorted().chunks(SLICE_ROWS) {
                 self.wait_for_room()?;
                 self.disk_has_room();
-                tables.write_state(part.store(), part.number(), slice.iter().copied())?;
+                tables.write_state(part.place(), slice.iter().copied())?;
                 self.advance(slice.len() as u64 * STATE_ROW_BYTES);
                 if self.queue.is_closed() {
                     return Err(Ended::Closing);
@@ -482,7 +496,8 @@ impl Sealer {
             }
         }
         let count = |part: &Frozen| Count { keys: part.keys, counted_to: to };
-        let counts: Vec<_> = frozen.iter().map(|part| (part.store(), part.number(), count(part))).collect();
+        let values = frozen.iter().filter(|part| part.place().namespace == Namespace::VALUES);
+        let counts: Vec<_> = values.map(|part| (part.store(), part.place().partition, count(part))).collect();
         tables.write_counts(&counts)?;
         drop(counts);
         frozen.into_iter().for_each(Frozen::release);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millstream_record::BatchHeader;
 
-use crate::groups::{Group, GroupKind, Groups};
+use crate::groups::{CommittedOffset, Group, GroupKind, Groups, StoredOffset};
 use crate::log::partition::Partition;
 use crate::log::producers::Producer;
 use crate::log::sealer::SealerHandle;
@@ -16,6 +16,7 @@ use crate::log::state::StateIndex;
 use crate::log::topic::Topic;
 use crate::name::ProducerId;
 use crate::name::{GroupId, TopicName};
+use crate::store::journal::{CommittedRow, OffsetEntry};
 use crate::store::place::{Offset, Place, TopicId};
 use crate::store::recovery::{Entry, Replayed, TopicExtents, location};
 use crate::store::segment::{Piece, pieces};
@@ -28,6 +29,19 @@ pub(crate) struct Restoring<'a> {
     pub(crate) groups: &'a Groups,
     pub(crate) state: &'a StateIndex,
     pub(crate) now_ms: i64,
+    /// See [`crate::BrokerSettings::offsets_retention_ms`].
+    pub(crate) offsets_retention_ms: u64,
+}
+
+/// An hour: groups that the server finds at a start do not expire sooner, however long the server was away.
+const GRACE_MS: i64 = 60 * 60 * 1_000;
+
+fn stored(row: &CommittedRow<'_>) -> StoredOffset {
+    let metadata = Some(row.metadata).filter(|metadata| !metadata.is_empty()).map(Into::into);
+    StoredOffset {
+        committed: CommittedOffset { offset: row.offset, leader_epoch: row.leader_epoch, metadata },
+        committed_at_ms: row.committed_at_ms,
+    }
 }
 
 impl Restoring<'_> {
@@ -63,14 +77,16 @@ impl Restoring<'_> {
         }
         // A topic was deleted, and the server ended before the next part of the journal was sealed.
         let mut forgotten = Vec::new();
-        tables.offsets(|group, kind, topic, partition, offset| {
-            let corrupt = |reason: String| StoreError::Corrupt { what: "table offsets".into(), reason };
-            if by_id.contains_key(&TopicId(topic)) {
-                let group = self.group(group, kind).map_err(corrupt)?;
-                let offset = Offset::new(offset).ok_or_else(|| corrupt("a negative offset".into()))?;
-                group.restore(TopicId(topic), partition, offset);
-            } else {
-                forgotten.push((Tables::offset_key(group, topic, partition), None));
+        tables.offsets(|entry| {
+            let OffsetEntry { group, kind, topic, partition, committed } = entry;
+            match committed.filter(|_| by_id.contains_key(&topic)) {
+                Some(committed) => {
+                    let corrupt = |reason: String| StoreError::Corrupt { what: "table offsets".into(), reason };
+                    let group = self.group(group, kind).map_err(corrupt)?;
+                    self.mark_active(&group, &committed);
+                    group.restore_offset(topic, partition, stored(&committed));
+                }
+                None => forgotten.push((Tables::offset_key(group, topic.0, partition), None)),
             }
             Ok(())
         })?;
@@ -92,6 +108,13 @@ impl Restoring<'_> {
             Ok(())
         })?;
         self.store.tables().write_producers(&forgotten)
+    }
+
+    /// A group that committed before the server was away may come back: it is given [`GRACE_MS`] at least.
+    fn mark_active(&self, group: &Group, committed: &CommittedRow<'_>) {
+        let grace_ms = i64::try_from(self.offsets_retention_ms).unwrap_or(i64::MAX).min(GRACE_MS);
+        let expires_later = self.now_ms.saturating_sub_unsigned(self.offsets_retention_ms).saturating_add(grace_ms);
+        group.set_active(committed.committed_at_ms.unwrap_or(self.now_ms).min(self.now_ms).max(expires_later));
     }
 
     fn group(&self, id: &str, kind: u8) -> Result<Arc<Group>, String> {
@@ -127,10 +150,14 @@ impl Restoring<'_> {
                 }
                 Entry::Offset(entry) => {
                     if by_id.contains_key(&entry.topic) {
-                        let offset = Offset::new(entry.offset).ok_or("a negative offset")?;
                         let group = self.group(entry.group, entry.kind)?;
-                        group.set_assigned(entry.topic, entry.partition, offset);
-                        group.set_committed(entry.topic, entry.partition, offset);
+                        let stored = entry.committed.map(|committed| {
+                            self.mark_active(&group, &committed);
+                            stored(&committed)
+                        });
+                        let committed = stored.as_ref().map(|stored| &stored.committed);
+                        group.accept_offset(entry.topic, entry.partition, committed);
+                        group.store_offset(entry.topic, entry.partition, stored);
                     }
                 }
                 Entry::State(change) => self.state.apply(&change, seq),

@@ -1,12 +1,13 @@
 //! The accumulators of aggregate stages.
 //!
 //! A store is one stage's state, `pipeline/stage`; it is divided by the partition of the task that
-//! owns it. Only committed changes are here. What the journal holds is in memory, in two layers: the
+//! owns it, and a partition by namespaces, whose keys do not meet. Only committed changes are here. What the journal holds is in memory, in two layers: the
 //! `young` one takes what commits bring; when the sealer begins, it becomes the `old` one and stays
 //! until the tables have all of it. A look-up asks young, old, and then the tables.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound::{Included, Unbounded};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -14,7 +15,7 @@ use crate::hash::{HashMap, HashSet};
 use millstream_record::{Column, ColumnReader};
 use parking_lot::RwLock;
 
-use crate::store::{Count, StateChange, StoreError, Tables};
+use crate::store::{Count, KeyRange, Namespace, StateChange, StatePlace, StoreError, Tables};
 
 /// A key and its accumulator.
 pub type KeyAndAccumulator = (Vec<u8>, Vec<u8>);
@@ -28,12 +29,53 @@ struct Layer {
     entries: Entries,
     /// The store was dropped before these changes: what is older is not to be seen.
     hides_older: bool,
+    /// Keys that were removed before these changes, and not set since.
+    removed: Removed,
 }
 
-/// The accumulators of one partition of a store.
+/// Disjoint ranges of keys: the end of each by its begin; `None` where it has none.
+#[derive(Clone, Debug, Default)]
+struct Removed(BTreeMap<Box<[u8]>, Option<Box<[u8]>>>);
+
+impl Removed {
+    /// Adds a range; ranges that meet become one.
+    fn add(&mut self, KeyRange { from, to }: &KeyRange) {
+        if to.as_ref().is_some_and(|to| to <= from) {
+            return;
+        }
+        let (mut from, mut to): (Box<[u8]>, Option<Box<[u8]>>) =
+            (from.as_slice().into(), to.as_deref().map(Into::into));
+        let reaches = |end: &Option<Box<[u8]>>, key: &[u8]| end.as_deref().is_none_or(|end| key <= end);
+        loop {
+            // The last range that begins no later than this one ends.
+            let met = match &to {
+                Some(to) => self.0.range::<[u8], _>((Unbounded, Included(&**to))).next_back(),
+                None => self.0.iter().next_back(),
+            };
+            let Some((begin, end)) = met.filter(|(begin, end)| **begin >= from || reaches(end, &from)) else { break };
+            let (begin, end) = (begin.clone(), end.clone());
+            self.0.remove(&begin);
+            to = to.zip(end).map(|(to, end)| to.max(end));
+            from = from.min(begin);
+        }
+        self.0.insert(from, to);
+    }
+
+    fn has(&self, key: &[u8]) -> bool {
+        let before = self.0.range::<[u8], _>((Unbounded, Included(key))).next_back();
+        before.is_some_and(|(_, end)| end.as_deref().is_none_or(|end| key < end))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// One namespace of one partition of a store: the accumulators, unless another one was asked for.
 pub struct StatePartition {
     store: Arc<str>,
     number: u32,
+    namespace: Namespace,
     tables: Arc<Tables>,
     young: RwLock<Layer>,
     old: RwLock<Option<Arc<Layer>>>,
@@ -58,7 +100,7 @@ impl Layer {
     fn get(&self, key: &[u8]) -> Seen<'_> {
         match self.entries.get(key) {
             Some(entry) => Seen::Here(entry.as_deref()),
-            None if self.hides_older => Seen::Here(None),
+            None if self.hides_older || self.removed.has(key) => Seen::Here(None),
             None => Seen::Older,
         }
     }
@@ -69,16 +111,21 @@ impl Layer {
 }
 
 impl StatePartition {
-    fn new(store: Arc<str>, number: u32, tables: Arc<Tables>) -> Self {
+    fn new(store: Arc<str>, number: u32, namespace: Namespace, tables: Arc<Tables>) -> Self {
         Self {
             store,
             number,
+            namespace,
             tables,
             young: RwLock::default(),
             old: RwLock::default(),
             keys: AtomicI64::new(0),
             counted_to: AtomicU64::new(0),
         }
+    }
+
+    fn place(&self) -> StatePlace<'_> {
+        StatePlace { store: &self.store, partition: self.number, namespace: self.namespace }
     }
 
     /// Calls `found` with the accumulator of each key in turn. Blocks on the disk for what memory does
@@ -114,7 +161,7 @@ impl StatePartition {
         let mut stored = Column::default();
         let older_keys = older.iter().map(|(_, key)| *key);
         if !older.is_empty() {
-            self.tables.state_look_up(&self.store, self.number, older_keys, |entry| stored.push(entry))?;
+            self.tables.state_look_up(self.place(), older_keys, |entry| stored.push(entry))?;
         }
         let count = in_memory.len();
         let (in_memory, stored) = (ColumnReader::new(&in_memory), ColumnReader::new(&stored));
@@ -149,10 +196,12 @@ impl StatePartition {
         // What memory had when the scan began. What the sealer moves to the tables meanwhile is in no layer any
         // more, and the tables are read as they were before.
         let mut young_keys: HashSet<Box<[u8]>> = HashSet::default();
+        let mut young_removed = Removed::default();
         let old = {
             let young = self.young.read();
             let old = self.old.read().clone();
             young_keys.extend(young.entries.keys().filter(|key| key.starts_with(prefix)).cloned());
+            young_removed.clone_from(&young.removed);
             let layers: Vec<&Layer> = std::iter::once(&*young).chain(old.as_deref()).collect();
             for (depth, layer) in layers.iter().enumerate() {
                 for (key, entry) in layer.entries.iter().filter(|(key, _)| key.starts_with(prefix)) {
@@ -172,8 +221,9 @@ impl StatePartition {
             return Ok(found);
         }
         // Without the locks: commits go on meanwhile.
-        self.tables.state_scan(&self.store, self.number, prefix, |key, accumulator| {
-            let was_in_memory = young_keys.contains(key) || old.as_deref().is_some_and(|old| old.has(key));
+        self.tables.state_scan(self.place(), prefix, |key, accumulator| {
+            let was_young = young_keys.contains(key) || young_removed.has(key);
+            let was_in_memory = was_young || old.as_deref().is_some_and(|old| old.has(key));
             if !was_in_memory {
                 found.push((key.to_vec(), accumulator.to_vec()));
             }
@@ -192,11 +242,18 @@ impl StatePartition {
         self.len() == 0
     }
 
-    fn apply(&self, StateChange { keys, accumulators, added, .. }: &StateChange, seq: u64) {
+    fn apply(&self, StateChange { removed, keys, accumulators, added, .. }: &StateChange, seq: u64) {
         if self.counts(seq) {
             self.keys.fetch_add(*added, Ordering::Relaxed);
         }
-        let entries = &mut self.young.write().entries;
+        let mut young = self.young.write();
+        if !removed.is_empty() {
+            let mut ranges = Removed::default();
+            removed.iter().for_each(|range| ranges.add(range));
+            young.entries.retain(|key, _| !ranges.has(key));
+            removed.iter().for_each(|range| young.removed.add(range));
+        }
+        let entries = &mut young.entries;
         for (key, accumulator) in keys.iter().zip(accumulators.iter()) {
             let Some(key) = key else { continue };
             match (entries.get_mut(key), accumulator) {
@@ -213,6 +270,7 @@ impl StatePartition {
     fn clear(&self, seq: u64) {
         let mut young = self.young.write();
         young.entries.clear();
+        young.removed = Removed::default();
         young.hides_older = true;
         if self.counts(seq) {
             self.keys.store(0, Ordering::Relaxed);
@@ -233,8 +291,8 @@ impl StatePartition {
     }
 }
 
-/// The partitions of one store, by number.
-type Partitions = BTreeMap<u32, Arc<StatePartition>>;
+/// The namespaces of one store's partitions.
+type Partitions = BTreeMap<(u32, Namespace), Arc<StatePartition>>;
 
 /// Every store's committed accumulators.
 #[derive(Debug)]
@@ -257,8 +315,17 @@ impl Frozen {
         &self.partition.store
     }
 
-    pub(crate) fn number(&self) -> u32 {
-        self.partition.number
+    pub(crate) fn place(&self) -> StatePlace<'_> {
+        self.partition.place()
+    }
+
+    /// Ranges of keys to remove before the changes are made.
+    pub(crate) fn removed(&self) -> impl Iterator<Item = KeyRange> {
+        self.layer
+            .removed
+            .0
+            .iter()
+            .map(|(from, to)| KeyRange { from: from.to_vec(), to: to.as_deref().map(<[u8]>::to_vec) })
     }
 
     /// Whether the store was dropped: its older keys are to be removed from the tables.
@@ -289,22 +356,29 @@ impl StateIndex {
         Self { tables, stores: RwLock::default() }
     }
 
-    /// One partition of a store; made empty where it was not.
+    /// The accumulators of one partition of a store; made empty where there are none.
     pub fn partition(&self, store: &str, partition: u32) -> Arc<StatePartition> {
-        if let Some(found) = self.stores.read().get(store).and_then(|parts| parts.get(&partition)) {
+        self.namespace(store, partition, Namespace::VALUES)
+    }
+
+    /// One namespace of one partition of a store; made empty where there is none.
+    pub fn namespace(&self, store: &str, partition: u32, namespace: Namespace) -> Arc<StatePartition> {
+        let key = (partition, namespace);
+        if let Some(found) = self.stores.read().get(store).and_then(|parts| parts.get(&key)) {
             return found.clone();
         }
         let mut stores = self.stores.write();
         let store: Arc<str> = store.into();
-        let new = || Arc::new(StatePartition::new(store.clone(), partition, self.tables.clone()));
-        stores.entry(store.clone()).or_default().entry(partition).or_insert_with(new).clone()
+        let new = || Arc::new(StatePartition::new(store.clone(), partition, namespace, self.tables.clone()));
+        stores.entry(store.clone()).or_default().entry(key).or_insert_with(new).clone()
     }
 
-    /// The partitions of a store that have keys, by number.
+    /// The partitions of a store that have accumulators, by number.
     pub fn partitions(&self, store: &str) -> Vec<(u32, Arc<StatePartition>)> {
         let stores = self.stores.read();
-        let partitions = stores.get(store).into_iter().flatten().filter(|(_, partition)| !partition.is_empty());
-        partitions.map(|(number, partition)| (*number, partition.clone())).collect()
+        let partitions = stores.get(store).into_iter().flatten();
+        let values = partitions.filter(|((_, of), partition)| *of == Namespace::VALUES && !partition.is_empty());
+        values.map(|((number, _), partition)| (*number, partition.clone())).collect()
     }
 
     /// What the tables say of a partition: how many keys, counted up to which sequence number.
@@ -316,7 +390,7 @@ impl StateIndex {
 
     /// Makes a change visible whose commit began at sequence number `seq`.
     pub(crate) fn apply(&self, change: &StateChange, seq: u64) {
-        self.partition(&change.store, change.partition).apply(change, seq);
+        self.namespace(&change.store, change.partition, change.namespace).apply(change, seq);
     }
 
     /// Empties a store, as [`StateIndex::apply`].
@@ -332,7 +406,7 @@ impl StateIndex {
         let partitions = stores.values().flat_map(BTreeMap::values);
         let changed = partitions.filter(|partition| {
             let young = partition.young.read();
-            young.hides_older || !young.entries.is_empty()
+            young.hides_older || !young.entries.is_empty() || !young.removed.is_empty()
         });
         changed
             .map(|partition| Frozen {
@@ -341,5 +415,38 @@ impl StateIndex {
                 partition: partition.clone(),
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::seeded::seeded;
+
+    proptest! {
+        #![proptest_config(seeded())]
+
+        #[test]
+        fn ranges_have_the_keys_that_were_added_to_them(
+            ranges in prop::collection::vec((0u8..30, prop::option::of(0u8..30)), 0..10),
+        ) {
+            let mut removed = Removed::default();
+            let mut model = BTreeSet::new();
+            for (from, to) in ranges {
+                removed.add(&KeyRange { from: vec![from], to: to.map(|to| vec![to]) });
+                model.extend(from..to.unwrap_or(31));
+            }
+            for key in 0u8..31 {
+                prop_assert_eq!(removed.has(&[key]), model.contains(&key), "{}", key);
+            }
+            let ends: Vec<_> = removed.0.iter().collect();
+            for pair in ends.windows(2) {
+                prop_assert!(pair[0].1.as_ref().is_some_and(|end| end < pair[1].0), "{:?} meet", pair);
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::error::BrokerError;
 use crate::log::partition::Partition;
@@ -235,8 +236,11 @@ pub struct TopicUse {
 /// A topic as the catalog keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicMeta {
-    /// The incarnation.
+    /// The incarnation, as the store numbers it.
     pub id: u32,
+    /// The incarnation, as clients name it (KIP-516). Nil in a catalog of data format 4, and only there.
+    #[serde(default)]
+    pub uuid: Uuid,
     /// How many partitions.
     pub partitions: u32,
     /// What the user set.
@@ -289,6 +293,11 @@ impl Topic {
     /// The topic's incarnation.
     pub fn id(&self) -> TopicId {
         TopicId(self.meta.id)
+    }
+
+    /// The topic's incarnation, as clients name it.
+    pub fn uuid(&self) -> Uuid {
+        self.meta.uuid
     }
 
     /// Whether it was deleted under whoever still holds this.

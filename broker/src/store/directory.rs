@@ -12,7 +12,10 @@ const LOCK_FILE: &str = "LOCK";
 pub(super) const FORMAT_FILE: &str = "FORMAT";
 
 /// What this version writes to the format file. Another number is another layout.
-pub(super) const FORMAT: &str = "millstream data directory, format 4";
+pub const FORMAT: &str = "millstream data directory, format 5";
+
+/// The format before. Its directories are refused, and its backups can be restored.
+pub(super) const FORMAT_4: &str = "millstream data directory, format 4";
 
 /// Held while the directory is open. The system releases it when the process ends, however it ends.
 pub(super) struct DirectoryLock {

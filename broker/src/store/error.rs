@@ -17,8 +17,8 @@ pub enum StoreError {
     },
     /// The data directory is of a format that this version does not know.
     #[error(
-        "data directory {path} has format {found:?}, this version knows \"{known}\": use the \
-         version of Millstream that wrote it, or another directory; nothing was changed"
+        "data directory {path} has format {found:?}, and this version reads and writes {known:?}: make a backup with the \
+         version of Millstream that wrote the directory, and restore the backup with this version; nothing was changed"
     )]
     Format {
         /// The data directory.

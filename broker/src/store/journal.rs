@@ -7,10 +7,21 @@
 //! ```text
 //! blob   = magic u32, blob_bytes u32, entry*
 //! entry  = kind u8, 0 u8 x3, body_bytes u32, crc u32, body
-//! body of batches = topic u32, partition u32, base i64, end i64, first timestamp i64, max timestamp i64,
-//!                   crc u32 of these, whole record batches back to back
+//! body of batches    = topic u32, partition u32, base i64, end i64, first timestamp i64, max timestamp i64,
+//!                      crc u32 of these, whole record batches back to back
+//! body of an offset  = kind of the group u8, topic u32, partition u32, offset i64, leader epoch i32,
+//!                      commit time i64, group_bytes u16, group, metadata
+//! body of state      = partition u32, namespace u8, added i64, store_bytes u32, store,
+//!                      column of range begins, column of range ends, column of keys, column of values
+//! body of drop state = store
+//! body of drop group = group
+//! column             = count u32, bytes u32, length i32 x count, bytes
 //! ```
-//! All integers are little-endian. `crc` is the CRC-32C of the kind and the body.
+//! All integers are little-endian. `crc` is the CRC-32C of the kind and the body. An offset of -1 removes what the group
+//! committed; a leader epoch or a commit time of -1 is unknown. A range without an end removes all keys from its begin on.
+//!
+//! Data format 4 wrote offsets and state in older forms, as kinds 2 and 3. They are still read, because a restore copies
+//! the journal of a backup unchanged.
 
 use std::sync::Arc;
 
@@ -31,10 +42,17 @@ pub(super) const ENTRY_HEADER_BYTES: usize = 12;
 pub(super) const RUN_HEADER_BYTES: usize = 44;
 
 pub(super) const BATCHES: u8 = 1;
-pub(super) const OFFSET: u8 = 2;
-pub(super) const STATE: u8 = 3;
+/// A committed offset as data format 4 wrote it.
+pub(super) const OFFSET_FORMAT_4: u8 = 2;
+/// A change of state as data format 4 wrote it.
+pub(super) const STATE_FORMAT_4: u8 = 3;
 pub(super) const DROP_STATE: u8 = 4;
 pub(super) const DROP_GROUP: u8 = 5;
+pub(super) const OFFSET: u8 = 6;
+pub(super) const STATE: u8 = 7;
+
+/// On disk: unknown, or none.
+const NONE: i64 = -1;
 
 impl RunHeader {
     /// The index entry of the run, whose batches stand there.
@@ -91,7 +109,7 @@ pub(super) fn read_location(
     Ok(out.freeze())
 }
 
-/// A committed offset, as the journal holds it.
+/// A committed offset of a group in a partition, or its removal, as the journal holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OffsetEntry<'a> {
     pub(crate) group: &'a str,
@@ -99,7 +117,67 @@ pub(crate) struct OffsetEntry<'a> {
     pub(crate) kind: u8,
     pub(crate) topic: TopicId,
     pub(crate) partition: u32,
-    pub(crate) offset: i64,
+    /// `None` removes what the group committed in the partition.
+    pub(crate) committed: Option<CommittedRow<'a>>,
+}
+
+/// What is stored of a committed offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CommittedRow<'a> {
+    pub(crate) offset: Offset,
+    /// The leader epoch of the last record that was read, where the client knew it (KIP-320).
+    pub(crate) leader_epoch: Option<i32>,
+    /// Milliseconds since the epoch. `None` where data format 4 wrote it.
+    pub(crate) committed_at_ms: Option<i64>,
+    /// Text of the client's own.
+    pub(crate) metadata: &'a str,
+}
+
+/// Bytes of a [`CommittedRow`] before the metadata.
+pub(super) const COMMITTED_HEAD_BYTES: usize = 20;
+
+impl<'a> CommittedRow<'a> {
+    /// Offset i64, leader epoch i32 and commit time i64.
+    pub(super) fn head(of: Option<&Self>) -> [u8; COMMITTED_HEAD_BYTES] {
+        let mut head = [0xff; COMMITTED_HEAD_BYTES];
+        if let Some(row) = of {
+            head[..8].copy_from_slice(&row.offset.get().to_le_bytes());
+            head[8..12].copy_from_slice(&row.leader_epoch.unwrap_or(NONE as i32).to_le_bytes());
+            head[12..].copy_from_slice(&row.committed_at_ms.unwrap_or(NONE).to_le_bytes());
+        }
+        head
+    }
+
+    /// `Ok(None)` for a removal.
+    pub(super) fn read(head: &[u8; COMMITTED_HEAD_BYTES], metadata: &'a str) -> Result<Option<Self>, String> {
+        let mut reader = Reader(head);
+        let (offset, epoch, time) = (reader.u64()? as i64, reader.u32()? as i32, reader.u64()? as i64);
+        if offset == NONE {
+            return Ok(None);
+        }
+        let offset = Offset::new(offset).ok_or_else(|| format!("the committed offset {offset} is negative"))?;
+        let leader_epoch = Some(epoch).filter(|epoch| *epoch >= 0);
+        let committed_at_ms = Some(time).filter(|time| *time != NONE);
+        Ok(Some(Self { offset, leader_epoch, committed_at_ms, metadata }))
+    }
+}
+
+/// A part of a state store's partition with keys of its own: accumulators, timers and the like do not meet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Namespace(pub u8);
+
+impl Namespace {
+    /// The accumulators, by record key.
+    pub const VALUES: Self = Self(0);
+}
+
+/// A range of keys, in the order of their bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRange {
+    /// The first key of the range.
+    pub from: Vec<u8>,
+    /// The key after the range. `None` where it has no end.
+    pub to: Option<Vec<u8>>,
 }
 
 /// What an entry says of its batches.
@@ -116,13 +194,17 @@ pub(crate) struct RunHeader {
     pub(crate) max_timestamp_ms: i64,
 }
 
-/// Changes that one step makes to one partition of a store.
-#[derive(Clone, Debug)]
+/// Changes that one step makes to one namespace of one partition of a state store.
+#[derive(Clone, Debug, Default)]
 pub struct StateChange {
     /// `pipeline/stage`.
     pub store: Arc<str>,
     /// The task's partition.
     pub partition: u32,
+    /// The part of the partition that changes.
+    pub namespace: Namespace,
+    /// Ranges whose keys are removed, before `keys` are set.
+    pub removed: Vec<KeyRange>,
     /// Keys, one a change; none is null and none is there twice.
     pub keys: Column,
     /// The new accumulators, as many as keys. Null removes the key.
@@ -189,17 +271,27 @@ impl BlobWriter {
         self.blob.put_u8(entry.kind);
         self.blob.put_u32_le(entry.topic.0);
         self.blob.put_u32_le(entry.partition);
-        self.blob.put_i64_le(entry.offset);
+        self.blob.put_slice(&CommittedRow::head(entry.committed.as_ref()));
+        self.blob.put_u16_le(entry.group.len() as u16);
         self.blob.put_slice(entry.group.as_bytes());
+        self.blob.put_slice(entry.committed.map_or("", |row| row.metadata).as_bytes());
         self.end(header);
     }
 
     pub(crate) fn state(&mut self, change: &StateChange) {
         let header = self.begin(STATE);
         self.blob.put_u32_le(change.partition);
+        self.blob.put_u8(change.namespace.0);
         self.blob.put_i64_le(change.added);
         self.blob.put_u32_le(change.store.len() as u32);
         self.blob.put_slice(change.store.as_bytes());
+        let (mut begins, mut ends) = (Column::default(), Column::default());
+        for KeyRange { from, to } in &change.removed {
+            begins.push(Some(from));
+            ends.push(to.as_deref());
+        }
+        self.column(&begins);
+        self.column(&ends);
         self.column(&change.keys);
         self.column(&change.accumulators);
         self.end(header);
@@ -317,19 +409,33 @@ fn read_entry(kind: u8, body: &[u8], pos: usize, sound: bool) -> Result<Entry<'_
                 read_run_header(reader.take(RUN_HEADER_BYTES)?).map_err(|reason| format!("at byte {pos}, {reason}"))?;
             Entry::Batches { run, pos: (pos + RUN_HEADER_BYTES) as u32, batches: reader.0, sound }
         }
-        OFFSET => Entry::Offset(OffsetEntry {
-            kind: reader.take(1)?[0],
-            topic: TopicId(reader.u32()?),
-            partition: reader.u32()?,
-            offset: reader.u64()? as i64,
-            group: reader.rest()?,
-        }),
+        OFFSET => {
+            let (kind, topic, partition) = (reader.take(1)?[0], TopicId(reader.u32()?), reader.u32()?);
+            let head = reader.array()?;
+            let group_bytes = usize::from(reader.u16()?);
+            let group = Reader(reader.take(group_bytes)?).rest()?;
+            let committed = CommittedRow::read(&head, reader.rest()?)?;
+            Entry::Offset(OffsetEntry { group, kind, topic, partition, committed })
+        }
+        OFFSET_FORMAT_4 => {
+            let (kind, topic, partition) = (reader.take(1)?[0], TopicId(reader.u32()?), reader.u32()?);
+            let offset = Offset::new(reader.u64()? as i64).ok_or("a negative offset")?;
+            let committed = CommittedRow { offset, leader_epoch: None, committed_at_ms: None, metadata: "" };
+            Entry::Offset(OffsetEntry { group: reader.rest()?, kind, topic, partition, committed: Some(committed) })
+        }
         STATE => {
-            let (partition, added) = (reader.u32()?, reader.u64()? as i64);
-            let name_bytes = reader.u32()? as usize;
-            let store: Arc<str> = Reader(reader.take(name_bytes)?).rest()?.into();
+            let (partition, namespace) = (reader.u32()?, Namespace(reader.take(1)?[0]));
+            let added = reader.u64()? as i64;
+            let store = reader.store()?;
+            let removed = reader.ranges()?;
             let (keys, accumulators) = (reader.column()?, reader.column()?);
-            Entry::State(StateChange { store, partition, keys, accumulators, added })
+            Entry::State(StateChange { store, partition, namespace, removed, keys, accumulators, added })
+        }
+        STATE_FORMAT_4 => {
+            let (partition, added) = (reader.u32()?, reader.u64()? as i64);
+            let store = reader.store()?;
+            let (keys, accumulators) = (reader.column()?, reader.column()?);
+            Entry::State(StateChange { store, partition, keys, accumulators, added, ..StateChange::default() })
         }
         DROP_STATE => Entry::DropState { store: reader.rest()? },
         DROP_GROUP => Entry::DropGroup { group: reader.rest()? },
@@ -355,6 +461,10 @@ impl<'a> Reader<'a> {
         Ok(array)
     }
 
+    fn u16(&mut self) -> Result<u16, String> {
+        self.array().map(u16::from_le_bytes)
+    }
+
     fn u32(&mut self) -> Result<u32, String> {
         self.array().map(u32::from_le_bytes)
     }
@@ -365,6 +475,23 @@ impl<'a> Reader<'a> {
 
     fn rest(&mut self) -> Result<&'a str, String> {
         std::str::from_utf8(std::mem::take(&mut self.0)).map_err(|e| format!("a name is not UTF-8: {e}"))
+    }
+
+    fn store(&mut self) -> Result<Arc<str>, String> {
+        let name_bytes = self.u32()? as usize;
+        Ok(Reader(self.take(name_bytes)?).rest()?.into())
+    }
+
+    fn ranges(&mut self) -> Result<Vec<KeyRange>, String> {
+        let (begins, ends) = (self.column()?, self.column()?);
+        if begins.lengths.len() != ends.lengths.len() {
+            return Err(format!("{} ranges of keys have {} ends", begins.lengths.len(), ends.lengths.len()));
+        }
+        let range = |(from, to): (Option<&[u8]>, Option<&[u8]>)| {
+            let from = from.ok_or("a range of keys has no begin")?.to_vec();
+            Ok(KeyRange { from, to: to.map(<[u8]>::to_vec) })
+        };
+        begins.iter().zip(ends.iter()).map(range).collect()
     }
 
     fn column(&mut self) -> Result<Column, String> {
@@ -407,11 +534,26 @@ mod tests {
             out.put_slice(b"batches");
             run
         });
-        let offset = OffsetEntry { group: "g", kind: 2, topic: TopicId(7), partition: 3, offset: 99 };
+        let committed = CommittedRow {
+            offset: Offset::ZERO.plus(99),
+            leader_epoch: Some(4),
+            committed_at_ms: Some(1_700_000_000_000),
+            metadata: "read by ü",
+        };
+        // Any text names a group.
+        let offset =
+            OffsetEntry { group: "g\0 /ü", kind: 2, topic: TopicId(7), partition: 3, committed: Some(committed) };
         writer.offset(&offset);
+        let removal = OffsetEntry { committed: None, ..offset.clone() };
+        writer.offset(&removal);
         let change = StateChange {
             store: "p/s".into(),
             partition: 1,
+            namespace: Namespace(3),
+            removed: vec![
+                KeyRange { from: b"a".to_vec(), to: Some(b"c".to_vec()) },
+                KeyRange { from: Vec::new(), to: None },
+            ],
             added: -1,
             keys: column(&[Some(b"a"), Some(b"")]),
             accumulators: column(&[None, Some(b"acc")]),
@@ -430,25 +572,63 @@ mod tests {
                     assert_eq!((read, at, batches, sound), (run, pos, &b"batches"[..], true));
                 }
                 (1, Entry::Offset(entry)) => assert_eq!(entry, offset),
-                (2, Entry::State(read)) => {
+                (2, Entry::Offset(entry)) => assert_eq!(entry, removal),
+                (3, Entry::State(read)) => {
                     assert_eq!((read.keys, read.accumulators), (change.keys.clone(), change.accumulators.clone()));
-                    assert_eq!(read.added, change.added);
+                    assert_eq!((read.added, read.partition), (change.added, change.partition));
+                    assert_eq!((read.namespace, &read.removed), (change.namespace, &change.removed));
                 }
-                (3, Entry::DropState { store }) => assert_eq!(store, "p/s"),
-                (4, Entry::DropGroup { group }) => assert_eq!(group, "g"),
+                (4, Entry::DropState { store }) => assert_eq!(store, "p/s"),
+                (5, Entry::DropGroup { group }) => assert_eq!(group, "g"),
                 (n, other) => panic!("entry {n} is {other:?}"),
             }
             seen += 1;
             Ok(())
         })
         .unwrap();
-        assert_eq!(seen, 5);
+        assert_eq!(seen, 6);
+    }
+
+    #[test]
+    fn entries_of_format_4_are_read() {
+        let mut writer = BlobWriter::with_capacity(100);
+        let mut offset = vec![1];
+        offset.extend_from_slice(&[7, 0, 0, 0, 3, 0, 0, 0, 99, 0, 0, 0, 0, 0, 0, 0]);
+        offset.extend_from_slice(b"readers");
+        writer.raw(OFFSET_FORMAT_4, &offset);
+        let mut state = vec![2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0];
+        state.extend_from_slice(b"p/s");
+        for value in [b"key", b"acc"] {
+            state.extend_from_slice(&[1, 0, 0, 0, 3, 0, 0, 0, 3, 0, 0, 0]);
+            state.extend_from_slice(value);
+        }
+        writer.raw(STATE_FORMAT_4, &state);
+        let blob = writer.finish();
+        let mut seen = Vec::new();
+        read_blob(&blob, |entry| {
+            seen.push(format!("{entry:?}"));
+            Ok(())
+        })
+        .unwrap();
+        let committed =
+            CommittedRow { offset: Offset::ZERO.plus(99), leader_epoch: None, committed_at_ms: None, metadata: "" };
+        let offset =
+            OffsetEntry { group: "readers", kind: 1, topic: TopicId(7), partition: 3, committed: Some(committed) };
+        let state = StateChange {
+            store: "p/s".into(),
+            partition: 2,
+            added: 1,
+            keys: column(&[Some(b"key")]),
+            accumulators: column(&[Some(b"acc")]),
+            ..StateChange::default()
+        };
+        assert_eq!(seen, [format!("{:?}", Entry::Offset(offset)), format!("{:?}", Entry::State(state))]);
     }
 
     #[test]
     fn a_flipped_bit_in_an_offset_is_found() {
         let mut writer = BlobWriter::with_capacity(100);
-        writer.offset(&OffsetEntry { group: "g", kind: 1, topic: TopicId(1), partition: 0, offset: 5 });
+        writer.offset(&OffsetEntry { group: "g", kind: 1, topic: TopicId(1), partition: 0, committed: None });
         let mut blob = writer.finish().to_vec();
         let last = blob.len() - 1;
         blob[last] ^= 1;
@@ -482,9 +662,28 @@ mod tests {
                 max_timestamp_ms: 2,
             }
         });
-        writer.offset(&OffsetEntry { group: "g", kind: 2, topic: TopicId(7), partition: 3, offset: 99 });
+        let committed =
+            CommittedRow { offset: Offset::ZERO, leader_epoch: Some(0), committed_at_ms: Some(0), metadata: "m" };
+        writer.offset(&OffsetEntry {
+            group: "g",
+            kind: 2,
+            topic: TopicId(7),
+            partition: 3,
+            committed: Some(committed),
+        });
         let (keys, accumulators) = (column(&[Some(b"a"), Some(b"bc")]), column(&[None, Some(b"acc")]));
-        writer.state(&StateChange { store: "p/s".into(), partition: 1, added: -1, keys, accumulators });
+        writer.raw(OFFSET_FORMAT_4, &[1, 7, 0, 0, 0, 3, 0, 0, 0, 99, 0, 0, 0, 0, 0, 0, 0, b'g']);
+        let removed = vec![KeyRange { from: b"a".to_vec(), to: None }];
+        let store = "p/s".into();
+        writer.state(&StateChange {
+            store,
+            partition: 1,
+            removed,
+            added: -1,
+            keys,
+            accumulators,
+            ..Default::default()
+        });
         writer.drop_state("p/s");
         writer.drop_group("g");
         let blob = writer.finish();
@@ -504,7 +703,7 @@ mod tests {
         /// Bytes that no Millstream wrote, under checksums that match: what is read of them is sound.
         #[test]
         fn entries_of_any_bytes_are_refused_or_sound(
-            entries in prop::collection::vec((0usize..6, prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), any::<prop::sample::Index>(), any::<bool>()), 1..6),
+            entries in prop::collection::vec((0usize..8, prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), any::<prop::sample::Index>(), any::<bool>()), 1..6),
             noise in prop::collection::vec(any::<u8>(), 0..100),
         ) {
             let bodies = bodies();

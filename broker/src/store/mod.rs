@@ -40,18 +40,20 @@ pub use check::{Damage, Report};
 pub(crate) use check::{KnownTopic, check};
 use database::OpenDatabase;
 use directory::DirectoryLock;
+/// What the format file of a data directory of this version says.
+pub use directory::FORMAT as DATA_FORMAT;
 pub use error::StoreError;
 pub use file_system::{Entry, FileSystem, Lock, Open, system_files};
 use files::Files;
 pub use files::WrapFile;
 pub(crate) use journal::Location;
-pub use journal::StateChange;
+pub use journal::{KeyRange, Namespace, StateChange};
 /// What a test harness puts under the store to break it.
 pub use redb::{BackendError, StorageBackend};
 pub(crate) use registry::Registry;
 use room::Room;
 pub use room::{DiskFull, FreeBytes};
-pub(crate) use tables::{Count, SLICE_ROWS, Tables};
+pub(crate) use tables::{Count, SLICE_ROWS, StatePlace, Tables};
 pub(crate) use write::Write;
 
 /// Every commit's blob, cut into values of at most [`journal::CHUNK_BYTES`], by sequence number.

@@ -49,8 +49,13 @@ pub(super) fn segment_row(meta: &SegmentMeta) -> Vec<u8> {
 
 /// What a registry's row says.
 pub(super) fn segment(id: SegmentId, row: &[u8]) -> Result<SegmentMeta, StoreError> {
+    SegmentMeta::decode(id, checked_row(id, row)?)
+}
+
+/// The part of a registry's row that its checksum covers.
+pub(super) fn checked_row(id: SegmentId, row: &[u8]) -> Result<&[u8], StoreError> {
     match row.split_last_chunk::<4>() {
-        Some((meta, crc)) if row_crc(id, meta).to_le_bytes() == *crc => SegmentMeta::decode(id, meta),
+        Some((meta, crc)) if row_crc(id, meta).to_le_bytes() == *crc => Ok(meta),
         _ => Err(StoreError::Corrupt {
             what: format!("the registry's entry of segment {:016x}", id.0),
             reason: "it does not match its checksum".to_owned(),

@@ -13,7 +13,9 @@ use redb::{Builder, ReadTransaction, ReadableDatabase, ReadableTable, TableDefin
 use super::database::OpenDatabase;
 use super::error::StoreError;
 use super::files::Files;
+use super::journal::{CommittedRow, KeyRange, Namespace, OffsetEntry};
 use super::open_table;
+use super::place::TopicId;
 
 pub(super) const FILE: &str = "tables.redb";
 
@@ -24,7 +26,8 @@ const CACHE_BYTES: usize = 128 << 20;
 /// Rows that one transaction writes: some tens of milliseconds of work beside the commits.
 pub(crate) const SLICE_ROWS: usize = 8_192;
 
-/// Committed offsets. Key: group, 0, topic u32, partition u32 (big-endian). Value: kind u8, offset i64.
+/// Committed offsets. Key: group_bytes u16, group, topic u32, partition u32 (big-endian). Value: kind of the group u8,
+/// offset i64, leader epoch i32, commit time i64, metadata; -1 where the leader epoch or the time is unknown.
 pub(super) const OFFSETS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("offsets");
 
 /// What partitions remember of producers. Key: topic u32, partition u32, producer id i64 (big-endian).
@@ -34,7 +37,12 @@ pub(super) const PRODUCERS: TableDefinition<&[u8], &[u8]> = TableDefinition::new
 /// the journal's sequence number up to which it counts.
 pub(super) const COUNTS: TableDefinition<&[u8], (i64, u64)> = TableDefinition::new("counts");
 
+/// How the tables of state begin, one for each store. Key: partition u32 (big-endian), namespace u8, key. Value: the
+/// accumulator, or whatever else the namespace holds.
 pub(super) const STATE_PREFIX: &str = "state/";
+
+/// What precedes a key of state in its row.
+const STATE_HEAD_BYTES: usize = 5;
 
 /// A row to set, or to remove.
 pub(crate) type Row = (Vec<u8>, Option<Vec<u8>>);
@@ -46,6 +54,14 @@ pub(crate) struct Count {
     pub(crate) counted_to: u64,
 }
 
+/// A namespace of a partition of a state store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StatePlace<'a> {
+    pub(crate) store: &'a str,
+    pub(crate) partition: u32,
+    pub(crate) namespace: Namespace,
+}
+
 #[derive(Debug)]
 pub(crate) struct Tables {
     db: OpenDatabase,
@@ -55,11 +71,17 @@ fn state_table(store: &str) -> String {
     format!("{STATE_PREFIX}{store}")
 }
 
-fn state_key(partition: u32, key: &[u8]) -> Vec<u8> {
-    let mut row = Vec::with_capacity(4 + key.len());
-    row.extend_from_slice(&partition.to_be_bytes());
+pub(super) fn state_key(at: StatePlace<'_>, key: &[u8]) -> Vec<u8> {
+    let mut row = Vec::with_capacity(STATE_HEAD_BYTES + key.len());
+    row.extend_from_slice(&at.partition.to_be_bytes());
+    row.push(at.namespace.0);
     row.extend_from_slice(key);
     row
+}
+
+fn group_key(group: &str) -> Vec<u8> {
+    let bytes = u16::try_from(group.len()).expect("the id of a group is at most 32,767 bytes long");
+    [&bytes.to_be_bytes(), group.as_bytes()].concat()
 }
 
 fn named_key(name: &str, rest: &[u8]) -> Vec<u8> {
@@ -93,20 +115,19 @@ impl Tables {
     /// Calls `found` with the accumulator of each key in turn.
     pub(crate) fn state_look_up<'k>(
         &self,
-        store: &str,
-        partition: u32,
+        at: StatePlace<'_>,
         keys: impl Iterator<Item = &'k [u8]>,
         mut found: impl FnMut(Option<&[u8]>),
     ) -> Result<(), StoreError> {
         let read = self.db.begin_read()?;
-        let name = state_table(store);
+        let name = state_table(at.store);
         let Some(table) = open_table(&read, TableDefinition::<&[u8], &[u8]>::new(&name))? else {
             keys.for_each(|_| found(None));
             return Ok(());
         };
-        let mut row = partition.to_be_bytes().to_vec();
+        let mut row = state_key(at, &[]);
         for key in keys {
-            row.truncate(4);
+            row.truncate(STATE_HEAD_BYTES);
             row.extend_from_slice(key);
             let value = table.get(row.as_slice())?;
             found(value.as_ref().map(|value| value.value()));
@@ -117,37 +138,60 @@ impl Tables {
     /// Calls `found` with each key that begins with `prefix` and its accumulator, until it says stop.
     pub(crate) fn state_scan(
         &self,
-        store: &str,
-        partition: u32,
+        at: StatePlace<'_>,
         prefix: &[u8],
         mut found: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError> {
         let read = self.db.begin_read()?;
-        let name = state_table(store);
+        let name = state_table(at.store);
         let Some(table) = open_table(&read, TableDefinition::<&[u8], &[u8]>::new(&name))? else { return Ok(()) };
-        let from = state_key(partition, prefix);
+        let from = state_key(at, prefix);
         for entry in table.range(from.as_slice()..)? {
             let (key, value) = entry?;
-            if !key.value().starts_with(&from) || !found(&key.value()[4..], value.value()) {
+            if !key.value().starts_with(&from) || !found(&key.value()[STATE_HEAD_BYTES..], value.value()) {
                 break;
             }
         }
         Ok(())
     }
 
+    /// Removes at most [`SLICE_ROWS`] keys of a range. Returns whether keys of the range may be left.
+    pub(crate) fn remove_state(&self, at: StatePlace<'_>, range: &KeyRange) -> Result<bool, StoreError> {
+        let mut removed = 0;
+        self.write(|transaction| {
+            let name = state_table(at.store);
+            let mut table = transaction.open_table(TableDefinition::<&[u8], &[u8]>::new(&name))?;
+            let begin = state_key(at, &range.from);
+            let end = range.to.as_ref().map(|to| state_key(at, to));
+            let head = &begin[..STATE_HEAD_BYTES];
+            let mut keys = Vec::new();
+            for entry in table.range(begin.as_slice()..)? {
+                let (key, _) = entry?;
+                let is_past = end.as_ref().is_some_and(|end| key.value() >= end.as_slice());
+                if is_past || !key.value().starts_with(head) || keys.len() == SLICE_ROWS {
+                    break;
+                }
+                keys.push(Bytes::copy_from_slice(key.value()));
+            }
+            removed = keys.len();
+            keys.iter().try_for_each(|key| table.remove(key.as_ref()).map(drop))?;
+            Ok(())
+        })?;
+        Ok(removed == SLICE_ROWS)
+    }
+
     /// One slice of a store's partition: keys, ascending, and their accumulators; `None` removes a key.
     pub(crate) fn write_state<'r>(
         &self,
-        store: &str,
-        partition: u32,
+        at: StatePlace<'_>,
         rows: impl Iterator<Item = (&'r [u8], Option<&'r [u8]>)>,
     ) -> Result<(), StoreError> {
         self.write(|transaction| {
-            let name = state_table(store);
+            let name = state_table(at.store);
             let mut table = transaction.open_table(TableDefinition::<&[u8], &[u8]>::new(&name))?;
-            let mut row = partition.to_be_bytes().to_vec();
+            let mut row = state_key(at, &[]);
             for (key, accumulator) in rows {
-                row.truncate(4);
+                row.truncate(STATE_HEAD_BYTES);
                 row.extend_from_slice(key);
                 match accumulator {
                     Some(accumulator) => table.insert(row.as_slice(), accumulator)?,
@@ -207,13 +251,13 @@ impl Tables {
         }
         self.write(|transaction| {
             let mut table = transaction.open_table(OFFSETS)?;
-            groups.iter().try_for_each(|group| remove_prefix(&mut table, &named_key(group, &[])))
+            groups.iter().try_for_each(|group| remove_prefix(&mut table, &group_key(group)))
         })
     }
 
     /// The key of a committed offset's row.
     pub(crate) fn offset_key(group: &str, topic: u32, partition: u32) -> Vec<u8> {
-        named_key(group, &[topic.to_be_bytes(), partition.to_be_bytes()].concat())
+        [group_key(group).as_slice(), &topic.to_be_bytes(), &partition.to_be_bytes()].concat()
     }
 
     /// One slice of committed offsets.
@@ -221,23 +265,21 @@ impl Tables {
         self.write_rows(OFFSETS, rows)
     }
 
-    /// Every committed offset: group, kind, topic, partition, offset.
+    /// Every committed offset.
     pub(crate) fn offsets(
         &self,
-        mut visit: impl FnMut(&str, u8, u32, u32, i64) -> Result<(), StoreError>,
+        mut visit: impl FnMut(OffsetEntry<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         self.rows(OFFSETS, |key, value| {
-            let (group, rest) = split_named(key, "offsets")?;
-            let place = rest.split_first_chunk::<4>().zip(value.split_first());
-            let Some(((topic, partition), (kind, offset))) = place else { return Err(malformed("offsets")) };
-            let offset: [u8; 8] = offset.try_into().map_err(|_| malformed("offsets"))?;
-            visit(group, *kind, u32::from_be_bytes(*topic), u32_be(partition, "offsets")?, i64::from_le_bytes(offset))
+            let entry = split_offset_key(key).zip(split_offset_row(value));
+            let Some(((group, topic, partition), (kind, committed))) = entry else { return Err(malformed("offsets")) };
+            visit(OffsetEntry { group, kind, topic: TopicId(topic), partition, committed: Some(committed) })
         })
     }
 
     /// A committed offset's row.
-    pub(crate) fn offset_row(kind: u8, offset: i64) -> Vec<u8> {
-        [&[kind][..], &offset.to_le_bytes()].concat()
+    pub(crate) fn offset_row(kind: u8, committed: &CommittedRow<'_>) -> Vec<u8> {
+        [&[kind][..], &CommittedRow::head(Some(committed)), committed.metadata.as_bytes()].concat()
     }
 
     /// The key of a producer's row.
@@ -344,12 +386,29 @@ fn remove_prefix<V: redb::Value>(table: &mut redb::Table<'_, &[u8], V>, prefix: 
     Ok(())
 }
 
-fn malformed(table: &str) -> StoreError {
+pub(super) fn malformed(table: &str) -> StoreError {
     StoreError::Corrupt { what: format!("table {table}"), reason: "a row is of the wrong form".to_owned() }
 }
 
 fn u32_be(bytes: &[u8], table: &str) -> Result<u32, StoreError> {
     bytes.try_into().map(u32::from_be_bytes).map_err(|_| malformed(table))
+}
+
+/// Group, topic and partition.
+fn split_offset_key(key: &[u8]) -> Option<(&str, u32, u32)> {
+    let (group_bytes, rest) = key.split_first_chunk::<2>()?;
+    let (group, rest) = rest.split_at_checked(u16::from_be_bytes(*group_bytes).into())?;
+    let (topic, rest) = rest.split_first_chunk::<4>()?;
+    let partition: [u8; 4] = rest.try_into().ok()?;
+    Some((std::str::from_utf8(group).ok()?, u32::from_be_bytes(*topic), u32::from_be_bytes(partition)))
+}
+
+/// The kind of the group, and what it committed.
+fn split_offset_row(row: &[u8]) -> Option<(u8, CommittedRow<'_>)> {
+    let (kind, rest) = row.split_first()?;
+    let (head, metadata) = rest.split_first_chunk()?;
+    let committed = CommittedRow::read(head, std::str::from_utf8(metadata).ok()?).ok()??;
+    Some((*kind, committed))
 }
 
 /// Topic, partition and producer id.
@@ -361,7 +420,7 @@ fn split_producer(key: &[u8]) -> Result<(u32, u32, i64), StoreError> {
     Ok((u32_be(topic, "producers")?, u32_be(partition, "producers")?, i64::from_be_bytes(id)))
 }
 
-fn split_named<'k>(key: &'k [u8], table: &str) -> Result<(&'k str, &'k [u8]), StoreError> {
+pub(super) fn split_named<'k>(key: &'k [u8], table: &str) -> Result<(&'k str, &'k [u8]), StoreError> {
     let end = key.iter().position(|byte| *byte == 0).ok_or_else(|| malformed(table))?;
     let name = std::str::from_utf8(&key[..end]).map_err(|_| malformed(table))?;
     Ok((name, &key[end + 1..]))

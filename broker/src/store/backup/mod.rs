@@ -8,10 +8,11 @@
 //! segments/*.segment   as they are in the data directory
 //! ```
 //! `snapshot.rs` takes the moment and copies it; `folder.rs` is where the copy is written, at the other end
-//! of a connection as a rule; `restore.rs` makes a data directory of it; `rows.rs` has the form of rows. None
-//! of them knows how the pieces travel.
+//! of a connection as a rule; `restore.rs` makes a data directory of it; `rows.rs` has the form of rows, and `format_4.rs`
+//! converts those of the data format before. None of them knows how the pieces travel.
 
 mod folder;
+mod format_4;
 mod restore;
 mod rows;
 mod snapshot;
@@ -233,7 +234,8 @@ impl Manifest {
         }
         // Another format may have other fields.
         let formats: Formats = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
-        if (formats.format, formats.data_format.as_str()) != (FORMAT, directory::FORMAT) {
+        let known = [directory::FORMAT, directory::FORMAT_4];
+        if formats.format != FORMAT || !known.contains(&formats.data_format.as_str()) {
             let shown = |format: u32, data: &str| format!("backup format {format} of \"{data}\"");
             return Err(BackupError::Format {
                 path: folder.to_owned(),

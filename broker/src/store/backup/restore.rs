@@ -13,7 +13,8 @@ use super::super::file_system::{FileSystem, Open, parent, system_files};
 use super::super::files::Files;
 use super::super::segment::{self, SegmentId};
 use super::super::{directory, recovery, tables};
-use super::rows::{self, CheckedFile, Database};
+use super::format_4;
+use super::rows::{self, CheckedFile, Convert, Database};
 use super::{BackupError, FileName, JOURNAL_FILE, Manifest, TABLES_FILE, check_room, is_vacant, sync_folder};
 
 /// redb's page cache while rows are written, in bytes: keys come in order, so only the edge is written.
@@ -84,9 +85,11 @@ pub fn restore_on(
     }
     let missing = |name| BackupError::Damaged { path: from.join(name), reason: "the manifest does not list it".into() };
     let tables = tables.ok_or_else(|| missing(TABLES_FILE))?;
-    drop(fill(Database::Tables, tables, &building.files, tables::FILE, &mut advance)?);
+    let convert: Convert =
+        if manifest.data_format == directory::FORMAT_4 { format_4::convert } else { |_, _, _| Ok(None) };
+    drop(fill(Database::Tables, tables, &building.files, tables::FILE, convert, &mut advance)?);
     let journal = journal.ok_or_else(|| missing(JOURNAL_FILE))?;
-    let database = fill(Database::Journal, journal, &building.files, directory::DATABASE_FILE, &mut advance)?;
+    let database = fill(Database::Journal, journal, &building.files, directory::DATABASE_FILE, convert, &mut advance)?;
     check_segments(&database, segments, from)?;
     drop(database);
     building.put(data)?;
@@ -98,12 +101,13 @@ fn fill(
     from: CheckedFile<'_>,
     files: &Files,
     name: &str,
+    convert: Convert,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<redb::Database, BackupError> {
     let path = &files.path(name);
     let created = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(files.database(name)?);
     let database = created.map_err(|source| super::StoreError::open(path, source))?;
-    rows::read(kind, from, &database, progress).map_err(|error| written_to(path, error))?;
+    rows::read(kind, from, &database, convert, progress).map_err(|error| written_to(path, error))?;
     Ok(database)
 }
 

@@ -20,6 +20,7 @@ use super::super::error::StoreError;
 use super::super::file_system::{FileSystem, Open};
 use super::super::segment::u32_at;
 use super::super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEGMENTS, tables};
+use super::format_4::Row;
 use super::{BackupError, BackupFile};
 
 /// A frame is closed once it has this many bytes; one with a large value has more.
@@ -246,11 +247,15 @@ impl<'a> CheckedFile<'a> {
     }
 }
 
-/// Writes all rows of a file into a new database. `progress` is told the bytes of each part.
+/// Says which row is written for a row that was read; `None` for that row itself.
+pub(super) type Convert = fn(&str, &[u8], &[u8]) -> Result<Option<Row>, StoreError>;
+
+/// Writes all rows of a file into a new database, each as `convert` has it. `progress` is told the bytes of each part.
 pub(super) fn read(
     database: Database,
     mut file: CheckedFile<'_>,
     into: &redb::Database,
+    convert: Convert,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(), BackupError> {
     loop {
@@ -264,7 +269,7 @@ pub(super) fn read(
                 transaction.commit()?;
                 return file.end();
             };
-            insert(database, &body, &transaction, &file)?;
+            insert(database, &body, &transaction, convert, &file)?;
             if progress(left - file.left).is_break() {
                 return Err(BackupError::Cancelled);
             }
@@ -277,13 +282,14 @@ fn insert(
     database: Database,
     body: &[u8],
     transaction: &WriteTransaction,
+    convert: Convert,
     file: &CheckedFile<'_>,
 ) -> Result<(), BackupError> {
     let malformed = || file.damaged("a frame has no table's name");
     let (length, rest) = body.split_first_chunk::<2>().ok_or_else(malformed)?;
     let (name, rows) = rest.split_at_checked(u16::from_le_bytes(*length).into()).ok_or_else(malformed)?;
     let name = std::str::from_utf8(name).map_err(|_| malformed())?;
-    if !database.with_table(name, &mut Inserting { rows, transaction, file })? {
+    if !database.with_table(name, &mut Inserting { rows, transaction, convert, file })? {
         return Err(file.damaged(format!("this version knows no table {name:?}")));
     }
     Ok(())
@@ -292,6 +298,7 @@ fn insert(
 struct Inserting<'a> {
     rows: &'a [u8],
     transaction: &'a WriteTransaction,
+    convert: Convert,
     file: &'a CheckedFile<'a>,
 }
 
@@ -300,10 +307,13 @@ impl WithTable for Inserting<'_> {
         let name = table.name().to_owned();
         let mut table = self.transaction.open_table(table)?;
         while !self.rows.is_empty() {
-            let row = next_row(&mut self.rows).filter(|(key, value)| K::fits(key) && V::fits(value));
-            let Some((key, value)) = row else {
-                return Err(self.file.damaged(format!("a row of table {name:?} is malformed")));
-            };
+            let malformed = || self.file.damaged(format!("a row of table {name:?} is malformed"));
+            let (key, value) = next_row(&mut self.rows).ok_or_else(malformed)?;
+            let converted = (self.convert)(&name, key, value).map_err(|_| malformed())?;
+            let (key, value) = converted.as_ref().map_or((key, value), |(key, value)| (key, value));
+            if !K::fits(key) || !V::fits(value) {
+                return Err(malformed());
+            }
             table.insert(K::from_bytes(key), V::from_bytes(value))?;
         }
         Ok(())

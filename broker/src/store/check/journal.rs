@@ -7,7 +7,7 @@ use millstream_record::BatchHeader;
 
 use super::super::journal::{
     BATCHES, BLOB_HEADER_BYTES, CHUNK_BYTES, DROP_GROUP, DROP_STATE, ENTRY_HEADER_BYTES, MAGIC, OFFSET,
-    RUN_HEADER_BYTES, RunHeader, STATE, entry_crc, read_run_header,
+    OFFSET_FORMAT_4, RUN_HEADER_BYTES, RunHeader, STATE, STATE_FORMAT_4, entry_crc, read_run_header,
 };
 use super::super::segment::{BlockFault, Piece, pieces};
 
@@ -194,7 +194,7 @@ fn is_padded(bytes: &[u8; ENTRY_HEADER_BYTES]) -> bool {
 fn place(blob: &[u8], at: usize, header: &Header) -> Option<Range<usize>> {
     let begin = at + ENTRY_HEADER_BYTES;
     let end = begin.checked_add(header.bytes).filter(|end| *end <= blob.len())?;
-    (BATCHES..=DROP_GROUP).contains(&header.kind).then_some(begin..end)
+    (BATCHES..=STATE).contains(&header.kind).then_some(begin..end)
 }
 
 /// The same, where it matches its checksum.
@@ -295,8 +295,8 @@ fn put_right(head: &[u8]) -> Option<Vec<u8>> {
 
 fn other(header: &Header, body: &Bytes, fault: &mut Option<String>) -> Content {
     let what = match header.kind {
-        OFFSET => "a committed offset",
-        STATE => "a change of an aggregate's state",
+        OFFSET | OFFSET_FORMAT_4 => "a committed offset",
+        STATE | STATE_FORMAT_4 => "a change of an aggregate's state",
         DROP_STATE => "the removal of an aggregate's state",
         DROP_GROUP => "the removal of a group",
         _ => "an entry",
@@ -407,7 +407,7 @@ mod tests {
                     max_timestamp_ms: 2,
                 }
             });
-            writer.offset(&OffsetEntry { group: "g", kind: 1, topic: TopicId(1), partition, offset: 7 });
+            writer.offset(&OffsetEntry { group: "g", kind: 1, topic: TopicId(1), partition, committed: None });
         }
         let sound = writer.finish();
         let mut at = BLOB_HEADER_BYTES;
@@ -471,7 +471,7 @@ mod tests {
         #[test]
         fn values_of_any_bytes_are_walked_to_their_end(
             values in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 1..5),
-            marks in prop::collection::vec(any::<bool>(), 5), kinds in prop::collection::vec(0u8..7, 5),
+            marks in prop::collection::vec(any::<bool>(), 5), kinds in prop::collection::vec(0u8..9, 5),
             lengths in prop::collection::vec(0u32..100, 5),
         ) {
             let mut values: Vec<Vec<u8>> = values;

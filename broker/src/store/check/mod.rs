@@ -618,6 +618,6 @@ fn rows<K: redb::Key, V: redb::Value>(
 fn read_tables(files: &Files) -> Result<(), String> {
     let tables = Tables::open(files).map_err(to_text)?;
     tables.counts().map_err(to_text)?;
-    tables.offsets(|_, _, _, _, _| Ok(())).map_err(to_text)?;
+    tables.offsets(|_| Ok(())).map_err(to_text)?;
     tables.producers(|_, _, _, _| Ok(())).map_err(to_text)
 }

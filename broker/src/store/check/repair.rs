@@ -172,6 +172,7 @@ fn write_anew(files: &Files, id: SegmentId, found: &SegmentFound) -> Result<Opti
                 }
                 _ => Ok(()),
             })?;
+            segment.aborted(extent).iter().for_each(|aborted| writer.push_aborted(*aborted));
         }
         writer.end(extent.end);
     }

@@ -4,15 +4,20 @@
 //! file    = header, blocks of extents, index, footer
 //! header  = magic u32, version u32
 //! block   = whole record batches of one partition, back to back
-//! index   = extent count u32, extent*, block*            the blocks in the order of the extents
+//! index   = extent count u32, block count u32, extent*, block*, aborted*
 //! extent  = topic u32, partition u32, base i64, end i64, first timestamp i64, max timestamp i64,
-//!           position u64, bytes u64, first block u32, blocks u32, tombstones due i64, flags u32
+//!           position u64, bytes u64, first block u32, blocks u32, tombstones due i64, flags u32,
+//!           first aborted u32, aborted u32
 //! block   = base i64, max timestamp i64, bytes u32, crc u32
+//! aborted = producer id i64, first offset i64, last offset i64, last stable offset i64
 //! footer  = index position u64, index bytes u32, index crc u32, version u32, magic u32
 //! ```
-//! All integers are little-endian. An extent is a range of offsets of one partition; its blocks stand
-//! back to back. A block's CRC-32C covers all its bytes, so also the fields that a batch's own
-//! checksum leaves out.
+//! All integers are little-endian. An extent is a range of offsets of one partition. The blocks of an extent are
+//! contiguous in the file, and blocks and aborted transactions are listed in the order of the extents. The CRC-32C of a
+//! block covers all its bytes, including the fields that the checksum of a record batch leaves out.
+//!
+//! Version 2, which data format 4 wrote, has no block count, no aborted transactions, and extents without the last two
+//! fields. Segments of version 2 are still read, because a restore copies the segments of a backup unchanged.
 
 mod read;
 mod write;
@@ -24,11 +29,16 @@ use super::error::StoreError;
 use crate::store::place::{Offset, TopicId};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"MSSG");
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// The version that data format 4 wrote.
+const VERSION_2: u32 = 2;
 const HEADER_BYTES: u64 = 8;
 const FOOTER_BYTES: usize = 24;
-const EXTENT_BYTES: usize = 76;
+const EXTENT_BYTES: usize = 84;
+/// Bytes of an extent in version 2.
+const EXTENT_BYTES_2: usize = 76;
 const BLOCK_ENTRY_BYTES: usize = 24;
+const ABORTED_ENTRY_BYTES: usize = 32;
 
 /// A block is closed once it has this many bytes: what is read and checked at least, 64 KiB.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -72,6 +82,24 @@ pub(crate) struct Extent {
     pub(crate) tombstones_due_ms: i64,
     /// Compaction has seen it.
     pub(crate) compacted: bool,
+    /// Its first aborted transaction in the segment's index.
+    pub(crate) aborted_from: u32,
+    /// Number of aborted transactions that end in it.
+    pub(crate) aborted: u32,
+}
+
+/// A transaction that was aborted, as Kafka's transaction index has it (`AbortedTxn`). It belongs to the extent that holds
+/// its abort marker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AbortedTransaction {
+    pub(crate) producer_id: i64,
+    /// Offset of the first record of the transaction.
+    pub(crate) first_offset: Offset,
+    /// Offset of the abort marker.
+    pub(crate) last_offset: Offset,
+    /// The partition's last stable offset once the marker was written. A search for the aborted transactions below an
+    /// offset can end at an entry whose last stable offset is not below it.
+    pub(crate) last_stable_offset: Offset,
 }
 
 /// An extent and whose it is.
@@ -112,6 +140,15 @@ impl SegmentMeta {
     }
 
     pub(crate) fn decode(id: SegmentId, row: &[u8]) -> Result<Self, StoreError> {
+        Self::decode_version(id, row, VERSION)
+    }
+
+    /// Decodes a row that data format 4 wrote.
+    pub(crate) fn decode_format_4(id: SegmentId, row: &[u8]) -> Result<Self, StoreError> {
+        Self::decode_version(id, row, VERSION_2)
+    }
+
+    fn decode_version(id: SegmentId, row: &[u8], version: u32) -> Result<Self, StoreError> {
         let corrupt = || StoreError::Corrupt {
             what: format!("the registry's entry of segment {:016x}", id.0),
             reason: format!("{} bytes are no list of extents", row.len()),
@@ -119,10 +156,7 @@ impl SegmentMeta {
         let (file_bytes, rest) = row.split_first_chunk::<8>().ok_or_else(corrupt)?;
         let (extent_bytes, extents) = rest.split_first_chunk::<8>().ok_or_else(corrupt)?;
         let (bytes, extent_bytes) = (u64::from_le_bytes(*file_bytes), u64::from_le_bytes(*extent_bytes));
-        if !extents.len().is_multiple_of(EXTENT_BYTES) {
-            return Err(corrupt());
-        }
-        let extents = decode_extents(id, extents).ok_or_else(corrupt)?;
+        let extents = decode_extents(id, extents, version).ok_or_else(corrupt)?;
         Ok(Self { file: SegmentFile { id, bytes, extent_bytes }, extents })
     }
 }
@@ -142,11 +176,23 @@ fn encode_extent(OwnedExtent { topic, partition, extent }: &OwnedExtent, out: &m
     out.extend_from_slice(&extent.blocks.to_le_bytes());
     out.extend_from_slice(&extent.tombstones_due_ms.to_le_bytes());
     out.extend_from_slice(&u32::from(extent.compacted).to_le_bytes());
+    out.extend_from_slice(&extent.aborted_from.to_le_bytes());
+    out.extend_from_slice(&extent.aborted.to_le_bytes());
 }
 
-fn decode_extents(segment: SegmentId, bytes: &[u8]) -> Option<Vec<OwnedExtent>> {
-    bytes
-        .chunks_exact(EXTENT_BYTES)
+/// Bytes of an extent in a segment of this version.
+fn extent_bytes(version: u32) -> usize {
+    if version == VERSION_2 { EXTENT_BYTES_2 } else { EXTENT_BYTES }
+}
+
+/// `None` where the bytes are not a whole number of sound extents.
+fn decode_extents(segment: SegmentId, bytes: &[u8], version: u32) -> Option<Vec<OwnedExtent>> {
+    let extents = bytes.chunks_exact(extent_bytes(version));
+    if !extents.remainder().is_empty() {
+        return None;
+    }
+    let aborted_at = |bytes: &[u8], at| if version == VERSION_2 { 0 } else { u32_at(bytes, at) };
+    extents
         .map(|bytes| {
             let extent = Extent {
                 segment,
@@ -160,6 +206,8 @@ fn decode_extents(segment: SegmentId, bytes: &[u8]) -> Option<Vec<OwnedExtent>> 
                 blocks: u32_at(bytes, 60),
                 tombstones_due_ms: u64_at(bytes, 64) as i64,
                 compacted: u32_at(bytes, 72) & COMPACTED != 0,
+                aborted_from: aborted_at(bytes, 76),
+                aborted: aborted_at(bytes, 80),
             };
             let sound = extent.base < extent.end && extent.pos.checked_add(extent.bytes).is_some();
             sound.then_some(OwnedExtent { topic: TopicId(u32_at(bytes, 0)), partition: u32_at(bytes, 4), extent })
@@ -175,6 +223,22 @@ pub(crate) struct Block {
     pub(crate) max_timestamp_ms: i64,
     pub(crate) bytes: u32,
     pub(crate) crc: u32,
+}
+
+fn encode_aborted(aborted: &AbortedTransaction, out: &mut Vec<u8>) {
+    out.extend_from_slice(&aborted.producer_id.to_le_bytes());
+    for offset in [aborted.first_offset, aborted.last_offset, aborted.last_stable_offset] {
+        out.extend_from_slice(&offset.get().to_le_bytes());
+    }
+}
+
+fn decode_aborted(entry: &[u8]) -> Option<AbortedTransaction> {
+    Some(AbortedTransaction {
+        producer_id: u64_at(entry, 0) as i64,
+        first_offset: Offset::new(u64_at(entry, 8) as i64)?,
+        last_offset: Offset::new(u64_at(entry, 16) as i64)?,
+        last_stable_offset: Offset::new(u64_at(entry, 24) as i64)?,
+    })
 }
 
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -12,8 +12,9 @@ use redb::StorageBackend;
 use super::super::error::StoreError;
 use super::super::files::{Backend, Files};
 use super::{
-    BLOCK_ENTRY_BYTES, Block, EXTENT_BYTES, Extent, FOOTER_BYTES, HEADER_BYTES, MAGIC, SegmentFile, SegmentId,
-    SegmentMeta, VERSION, decode_extents, u32_at, u64_at,
+    ABORTED_ENTRY_BYTES, AbortedTransaction, BLOCK_ENTRY_BYTES, Block, Extent, FOOTER_BYTES, HEADER_BYTES, MAGIC,
+    SegmentFile, SegmentId, SegmentMeta, VERSION, VERSION_2, decode_aborted, decode_extents, extent_bytes, u32_at,
+    u64_at,
 };
 use crate::store::LEADER_EPOCH;
 use crate::store::place::Offset;
@@ -24,7 +25,14 @@ pub(crate) struct OpenSegment {
     name: String,
     file: Backend,
     /// `None` where the index is damaged: each extent is one block then, without a checksum.
-    blocks: Option<Vec<Block>>,
+    index: Option<Index>,
+}
+
+/// What the index of a segment lists of its extents.
+#[derive(Debug)]
+pub(in crate::store) struct Index {
+    blocks: Vec<Block>,
+    aborted: Vec<AbortedTransaction>,
 }
 
 /// What a read of an extent gave: whole batches, from the one that holds the asked offset or comes
@@ -48,13 +56,13 @@ impl OpenSegment {
     pub(in crate::store) fn open(files: &Files, of: SegmentFile) -> Result<Self, StoreError> {
         let name = of.id.file_name();
         let file = files.open(&name)?;
-        let mut segment = Self { name, file, blocks: None };
+        let mut segment = Self { name, file, index: None };
         let index = match segment.read_index(of.bytes)? {
             Err(_) => segment.read_index(of.bytes)?,
             sound => sound,
         };
         match index {
-            Ok(blocks) => segment.blocks = Some(blocks),
+            Ok(index) => segment.index = Some(index),
             Err(reason) => tracing::warn!(
                 segment = segment.name,
                 reason,
@@ -69,27 +77,30 @@ impl OpenSegment {
     pub(in crate::store) fn own_meta(files: &Files, id: SegmentId) -> Result<Option<SegmentMeta>, StoreError> {
         let name = id.file_name();
         let file = files.open(&name)?;
-        let segment = Self { name, file, blocks: None };
+        let segment = Self { name, file, index: None };
         let bytes = segment.len()?;
-        if segment.read_index(bytes)?.is_err() {
-            return Ok(None);
-        }
-        let footer = segment.bytes_at(bytes - FOOTER_BYTES as u64, FOOTER_BYTES)?;
-        let index = segment.bytes_at(u64_at(&footer, 0), u32_at(&footer, 8) as usize)?;
-        let extents = index.get(4..4 + u32_at(&index, 0) as usize * EXTENT_BYTES);
-        let Some(extents) = extents.and_then(|extents| decode_extents(id, extents)) else { return Ok(None) };
+        let Ok((index, version)) = segment.index_bytes_of(bytes)? else { return Ok(None) };
+        let Ok(parts) = IndexParts::of(&index, version) else { return Ok(None) };
+        let Some(extents) = decode_extents(id, parts.extents, version) else { return Ok(None) };
         let extent_bytes = extents.iter().map(|owned| owned.extent.bytes).sum();
         Ok(Some(SegmentMeta { file: SegmentFile { id, bytes, extent_bytes }, extents }))
     }
 
-    /// The blocks that the index of a file with so many bytes lists, or what is wrong with it.
-    pub(in crate::store) fn read_index(&self, file_bytes: u64) -> Result<Result<Vec<Block>, String>, StoreError> {
+    /// Reads the index of a file with `file_bytes` bytes; the inner error says what is wrong with the index.
+    pub(in crate::store) fn read_index(&self, file_bytes: u64) -> Result<Result<Index, String>, StoreError> {
+        let index = self.index_bytes_of(file_bytes)?;
+        Ok(index.and_then(|(index, version)| IndexParts::of(&index, version)?.decode()))
+    }
+
+    /// The bytes of the index, which match their checksum, and the version of the segment.
+    fn index_bytes_of(&self, file_bytes: u64) -> Result<Result<(Vec<u8>, u32), String>, StoreError> {
         let Some(footer_pos) = file_bytes.checked_sub(FOOTER_BYTES as u64) else {
             return Ok(Err(format!("a file of {file_bytes} bytes has no footer")));
         };
         let footer = self.bytes_at(footer_pos, FOOTER_BYTES)?;
         let (index_pos, index_bytes, crc) = (u64_at(&footer, 0), u32_at(&footer, 8) as usize, u32_at(&footer, 12));
-        if u32_at(&footer, 16) != VERSION || u32_at(&footer, 20) != MAGIC {
+        let version = u32_at(&footer, 16);
+        if !is_known(version) || u32_at(&footer, 20) != MAGIC {
             return Ok(Err("its footer has not its mark".to_owned()));
         }
         if index_bytes < 4 || index_pos.checked_add(index_bytes as u64) != Some(footer_pos) {
@@ -99,31 +110,26 @@ impl OpenSegment {
         if crc32c::crc32c(&index) != crc {
             return Ok(Err("its index does not match its checksum".to_owned()));
         }
-        let extents_bytes = 4 + u32_at(&index, 0) as usize * EXTENT_BYTES;
-        let Some(blocks) = index.get(extents_bytes..) else {
-            return Ok(Err("its index is too short".to_owned()));
-        };
-        let block = |entry: &[u8]| {
-            let base = Offset::new(u64_at(entry, 0) as i64)?;
-            Some(Block {
-                base,
-                max_timestamp_ms: u64_at(entry, 8) as i64,
-                bytes: u32_at(entry, 16),
-                crc: u32_at(entry, 20),
-            })
-        };
-        let blocks: Option<Vec<Block>> = blocks.chunks_exact(BLOCK_ENTRY_BYTES).map(block).collect();
-        Ok(blocks.ok_or_else(|| "a block begins at a negative offset".to_owned()))
+        Ok(Ok((index, version)))
     }
 
     /// Bytes of memory that its index takes.
     pub(crate) fn index_bytes(&self) -> usize {
-        self.blocks.as_ref().map_or(0, |blocks| blocks.len() * size_of::<Block>())
+        self.index.as_ref().map_or(0, |Index { blocks, aborted }| {
+            blocks.len() * size_of::<Block>() + aborted.len() * size_of::<AbortedTransaction>()
+        })
+    }
+
+    /// The aborted transactions whose markers are in an extent, in the order of the markers. None where the index is damaged.
+    pub(crate) fn aborted(&self, extent: &Extent) -> &[AbortedTransaction] {
+        let from = extent.aborted_from as usize;
+        let listed = self.index.as_ref().and_then(|index| index.aborted.get(from..from + extent.aborted as usize));
+        listed.unwrap_or_default()
     }
 
     /// The blocks of an extent.
     fn blocks(&self, extent: &Extent) -> Cow<'_, [Block]> {
-        let Some(blocks) = &self.blocks else {
+        let Some(Index { blocks, .. }) = &self.index else {
             return Cow::Owned(vec![Block {
                 base: extent.base,
                 max_timestamp_ms: extent.max_timestamp_ms,
@@ -164,7 +170,7 @@ impl OpenSegment {
             last += 1;
         }
         let mut bytes = Bytes::from(self.bytes_at(pos, len)?);
-        if let (true, Some(block)) = (self.blocks.is_some(), blocks.get(first))
+        if let (true, Some(block)) = (self.index.is_some(), blocks.get(first))
             && crc32c::crc32c(&bytes[..block.bytes as usize]) != block.crc
         {
             bytes = Bytes::from(self.bytes_at(pos, len)?);
@@ -173,7 +179,7 @@ impl OpenSegment {
         for (index, block) in blocks[first..last].iter().enumerate() {
             let block_end = blocks.get(first + index + 1).map_or(extent.end, |next| next.base);
             let block_bytes = bytes.slice(at..at + block.bytes as usize);
-            if self.blocks.is_some() && crc32c::crc32c(&block_bytes) == block.crc {
+            if self.index.is_some() && crc32c::crc32c(&block_bytes) == block.crc {
                 at += block.bytes as usize;
                 continue;
             }
@@ -237,7 +243,56 @@ impl OpenSegment {
     /// Whether the file begins as a segment does.
     pub(crate) fn has_header(&self) -> Result<bool, StoreError> {
         let header = self.bytes_at(0, HEADER_BYTES as usize)?;
-        Ok(u32_at(&header, 0) == MAGIC && u32_at(&header, 4) == VERSION)
+        Ok(u32_at(&header, 0) == MAGIC && is_known(u32_at(&header, 4)))
+    }
+}
+
+/// Whether segments of this version can be read.
+fn is_known(version: u32) -> bool {
+    version == VERSION || version == VERSION_2
+}
+
+/// The encoded parts of an index.
+struct IndexParts<'a> {
+    extents: &'a [u8],
+    blocks: &'a [u8],
+    aborted: &'a [u8],
+}
+
+impl<'a> IndexParts<'a> {
+    fn of(index: &'a [u8], version: u32) -> Result<Self, String> {
+        let counted = |bytes: &'a [u8]| {
+            let (extent_count, rest) = bytes.split_at_checked(4)?;
+            let block_count_bytes = if version == VERSION_2 { 0 } else { 4 };
+            let (block_count, rest) = rest.split_at_checked(block_count_bytes)?;
+            let extents = u32_at(extent_count, 0) as usize * extent_bytes(version);
+            let (extents, rest) = rest.split_at_checked(extents)?;
+            let blocks_bytes = match version {
+                VERSION_2 => rest.len(),
+                _ => u32_at(block_count, 0) as usize * BLOCK_ENTRY_BYTES,
+            };
+            let (blocks, aborted) = rest.split_at_checked(blocks_bytes)?;
+            Some(Self { extents, blocks, aborted })
+        };
+        counted(index).ok_or_else(|| "its index is too short".to_owned())
+    }
+
+    fn decode(&self) -> Result<Index, String> {
+        let block = |entry: &[u8]| {
+            let base = Offset::new(u64_at(entry, 0) as i64)?;
+            Some(Block {
+                base,
+                max_timestamp_ms: u64_at(entry, 8) as i64,
+                bytes: u32_at(entry, 16),
+                crc: u32_at(entry, 20),
+            })
+        };
+        let blocks: Option<_> = self.blocks.chunks_exact(BLOCK_ENTRY_BYTES).map(block).collect();
+        let aborted: Option<_> = self.aborted.chunks_exact(ABORTED_ENTRY_BYTES).map(decode_aborted).collect();
+        Ok(Index {
+            blocks: blocks.ok_or("a block begins at a negative offset")?,
+            aborted: aborted.ok_or("an aborted transaction has a negative offset")?,
+        })
     }
 }
 

@@ -7,8 +7,9 @@ use redb::StorageBackend;
 use super::super::error::StoreError;
 use super::super::files::{Backend, Files};
 use super::{
-    BLOCK_BYTES, BLOCK_ENTRY_BYTES, Block, Extent, FOLDER, FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, Piece,
-    SegmentFile, SegmentId, SegmentMeta, VERSION, encode_extent,
+    ABORTED_ENTRY_BYTES, AbortedTransaction, BLOCK_BYTES, BLOCK_ENTRY_BYTES, Block, EXTENT_BYTES, Extent, FOLDER,
+    FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, Piece, SegmentFile, SegmentId, SegmentMeta, VERSION,
+    encode_aborted, encode_extent,
 };
 use crate::store::place::{Offset, TopicId};
 
@@ -31,6 +32,7 @@ pub(crate) struct SegmentWriter {
     unsynced: usize,
     extents: Vec<OwnedExtent>,
     blocks: Vec<Block>,
+    aborted: Vec<AbortedTransaction>,
     open: Option<OpenBlock>,
 }
 
@@ -60,6 +62,7 @@ impl SegmentWriter {
             unsynced: 0,
             extents: Vec::new(),
             blocks: Vec::new(),
+            aborted: Vec::new(),
             open: None,
         })
     }
@@ -79,6 +82,8 @@ impl SegmentWriter {
             blocks: 0,
             tombstones_due_ms: i64::MAX,
             compacted,
+            aborted_from: self.aborted.len() as u32,
+            aborted: 0,
         };
         self.extents.push(OwnedExtent { topic, partition, extent });
     }
@@ -115,6 +120,14 @@ impl SegmentWriter {
         }
     }
 
+    /// Adds an aborted transaction whose marker is in the open extent.
+    pub(crate) fn push_aborted(&mut self, aborted: AbortedTransaction) {
+        if let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() {
+            extent.aborted += 1;
+            self.aborted.push(aborted);
+        }
+    }
+
     /// Ends the open extent; `end` is the offset after its range. An extent without a batch is no extent.
     pub(crate) fn end(&mut self, end: Offset) {
         self.close_block();
@@ -138,8 +151,13 @@ impl SegmentWriter {
     pub(crate) fn finish(mut self) -> Result<SegmentMeta, StoreError> {
         self.close_block();
         let index_pos = self.position();
-        let mut index = Vec::with_capacity(4 + self.blocks.len() * BLOCK_ENTRY_BYTES);
+        let mut index = Vec::with_capacity(
+            8 + self.extents.len() * EXTENT_BYTES
+                + self.blocks.len() * BLOCK_ENTRY_BYTES
+                + self.aborted.len() * ABORTED_ENTRY_BYTES,
+        );
         index.extend_from_slice(&(self.extents.len() as u32).to_le_bytes());
+        index.extend_from_slice(&(self.blocks.len() as u32).to_le_bytes());
         self.extents.iter().for_each(|owned| encode_extent(owned, &mut index));
         for block in &self.blocks {
             index.extend_from_slice(&block.base.get().to_le_bytes());
@@ -147,6 +165,7 @@ impl SegmentWriter {
             index.extend_from_slice(&block.bytes.to_le_bytes());
             index.extend_from_slice(&block.crc.to_le_bytes());
         }
+        self.aborted.iter().for_each(|aborted| encode_aborted(aborted, &mut index));
         let crc = crc32c::crc32c(&index);
         let index_bytes = index.len() as u32;
         self.buffer.append(&mut index);

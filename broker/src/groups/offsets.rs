@@ -1,0 +1,128 @@
+//! Committed offsets of one group: what was accepted, what is on disk, and what the tables do not have yet.
+
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::hash::{HashMap, HashSet};
+use crate::store::place::{Offset, Place, TopicId};
+
+/// The longest metadata of a committed offset, in bytes: Kafka's `offset.metadata.max.bytes`.
+pub const METADATA_BYTES_MAX: usize = 4096;
+
+/// What a group commits in a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommittedOffset {
+    /// The offset of the next record to read.
+    pub offset: Offset,
+    /// The leader epoch of the last record that was read, where the client knows it (KIP-320).
+    pub leader_epoch: Option<i32>,
+    /// Text of the client's own, at most [`METADATA_BYTES_MAX`] bytes.
+    pub metadata: Option<Arc<str>>,
+}
+
+impl From<Offset> for CommittedOffset {
+    fn from(offset: Offset) -> Self {
+        Self { offset, leader_epoch: None, metadata: None }
+    }
+}
+
+/// A committed offset that is on disk, and when it was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredOffset {
+    /// What was committed.
+    pub committed: CommittedOffset,
+    /// Milliseconds since the epoch. `None` where a version that did not store the time wrote it.
+    pub committed_at_ms: Option<i64>,
+}
+
+/// The offsets of one group.
+#[derive(Debug, Default)]
+pub(super) struct Offsets {
+    /// What the committer has accepted. It is ahead of `stored` while a commit is being written.
+    accepted: Mutex<HashMap<Place, Offset>>,
+    /// What is on disk.
+    stored: RwLock<HashMap<Place, StoredOffset>>,
+    /// Places that changed since the journal was last sealed: the tables do not have them yet.
+    unsealed: Mutex<HashSet<Place>>,
+}
+
+impl Offsets {
+    pub(super) fn get(&self, place: Place) -> Option<StoredOffset> {
+        self.stored.read().get(&place).cloned()
+    }
+
+    pub(super) fn offset(&self, place: Place) -> Option<Offset> {
+        self.stored.read().get(&place).map(|stored| stored.committed.offset)
+    }
+
+    /// Every committed offset, by topic and partition.
+    pub(super) fn all(&self) -> Vec<(Place, StoredOffset)> {
+        let mut all: Vec<_> = self.stored.read().iter().map(|(place, stored)| (*place, stored.clone())).collect();
+        all.sort_unstable_by_key(|(place, _)| *place);
+        all
+    }
+
+    pub(super) fn has_topic(&self, topic: TopicId) -> bool {
+        self.stored.read().keys().any(|(of, _)| *of == topic)
+    }
+
+    /// Whether nothing was committed, and nothing is being committed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.accepted.lock().is_empty() && self.stored.read().is_empty()
+    }
+
+    pub(super) fn accepted(&self, place: Place) -> Option<Offset> {
+        self.accepted.lock().get(&place).copied()
+    }
+
+    pub(super) fn accept(&self, place: Place, offset: Option<Offset>) {
+        let mut accepted = self.accepted.lock();
+        match offset {
+            Some(offset) => accepted.insert(place, offset),
+            None => accepted.remove(&place),
+        };
+    }
+
+    pub(super) fn store(&self, place: Place, offset: Option<StoredOffset>) {
+        self.set_stored(place, offset);
+        self.unsealed.lock().insert(place);
+    }
+
+    /// Sets what the tables have, at a start.
+    pub(super) fn restore(&self, place: Place, offset: StoredOffset) {
+        self.accept(place, Some(offset.committed.offset));
+        self.set_stored(place, Some(offset));
+    }
+
+    fn set_stored(&self, place: Place, offset: Option<StoredOffset>) {
+        let mut stored = self.stored.write();
+        match offset {
+            Some(offset) => stored.insert(place, offset),
+            None => stored.remove(&place),
+        };
+    }
+
+    /// What was committed or removed since this was last called.
+    pub(super) fn take_unsealed(&self) -> Vec<(Place, Option<StoredOffset>)> {
+        let unsealed = std::mem::take(&mut *self.unsealed.lock());
+        let stored = self.stored.read();
+        unsealed.into_iter().map(|place| (place, stored.get(&place).cloned())).collect()
+    }
+
+    pub(super) fn clear(&self) {
+        self.accepted.lock().clear();
+        self.stored.write().clear();
+    }
+
+    pub(super) fn forget_topic(&self, topic: TopicId) {
+        self.accepted.lock().retain(|(of, _), _| *of != topic);
+        let mut unsealed = self.unsealed.lock();
+        self.stored.write().retain(|place, _| {
+            if place.0 == topic {
+                unsealed.insert(*place);
+            }
+            place.0 != topic
+        });
+    }
+}
