@@ -1,4 +1,4 @@
-//! Blobs in memory: the recent ones for tail reads, and a few that were read from the disk.
+//! An in-memory cache of blobs: the most recent ones, for tail reads, and a few that were read from disk.
 
 use std::collections::VecDeque;
 
@@ -7,17 +7,17 @@ use parking_lot::{Mutex, RwLock};
 
 use super::journal::Location;
 
-/// Recent blobs kept for tail reads, in bytes: half a second of a fast disk's writes.
+/// Maximum total size of the recent blobs kept for tail reads, in bytes: about half a second of writes on a fast disk.
 pub(super) const TAIL_BYTES_MAX: usize = 64 << 20;
 
-/// Runs read from the disk and kept, for a reader that takes one in several reads.
+/// Maximum number of runs read from disk that are kept, for readers that consume a run in several reads.
 const COLD_RUNS_MAX: usize = 8;
 
-/// Runs above this are not kept after a read from the disk, in bytes.
+/// Runs larger than this many bytes are not kept after they are read from disk.
 const COLD_RUN_BYTES_MAX: usize = 2 << 20;
 
-/// A slice smaller than this part of its blob is copied out, so that a slow reader that holds on
-/// to it does not keep the whole blob in memory.
+/// A slice smaller than `1 / SHARE_MIN_FRACTION` of its blob is copied instead of shared, so that a slow reader that
+/// holds on to it does not keep the whole blob in memory.
 const SHARE_MIN_FRACTION: usize = 8;
 
 pub(super) struct BlobCache {
@@ -28,7 +28,7 @@ pub(super) struct BlobCache {
 
 #[derive(Default)]
 struct Tail {
-    /// By sequence number of the first value, ascending.
+    /// Each blob with the sequence number of its first value, in ascending order.
     blobs: VecDeque<(u64, Bytes)>,
     bytes: usize,
 }
@@ -38,7 +38,7 @@ impl BlobCache {
         Self { tail: RwLock::default(), tail_bytes_max, cold: Mutex::default() }
     }
 
-    /// Adds the blob of a commit. Their sequence numbers ascend.
+    /// Adds the blob of a commit. Sequence numbers must be ascending.
     pub(super) fn push(&self, seq: u64, blob: Bytes) {
         let mut tail = self.tail.write();
         tail.bytes += blob.len();

@@ -1,5 +1,5 @@
-//! An open database of redb, whose end never panics: after a panic within redb its locks are poisoned, and closing it
-//! panics too. That must not take the place of the reason for which the server ends.
+//! An open redb database that never panics when dropped. After a panic within redb its locks are poisoned, and closing
+//! the database panics too. The second panic must not hide the original reason why the server stops.
 
 use std::ops::Deref;
 
@@ -20,7 +20,7 @@ impl Deref for OpenDatabase {
     type Target = Database;
 
     fn deref(&self) -> &Database {
-        self.0.as_ref().expect("it is there until it is dropped")
+        self.0.as_ref().expect("the database is present until drop")
     }
 }
 
@@ -28,7 +28,7 @@ impl Drop for OpenDatabase {
     fn drop(&mut self) {
         let database = self.0.take();
         if let Err(reason) = caught(|| drop(database)) {
-            tracing::error!(reason, "a database could not be closed in good order: the next start looks through it");
+            tracing::error!(reason, "a database could not be closed cleanly; the next start will verify it");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The file system under a store, handed in: the store's own code touches no file but through this. [`system_files`] gives the
-//! machine's; tests hand in one that loses power, fills up or fails.
+//! The file system under a store, passed in by the caller. The store accesses files only through this trait.
+//! [`system_files`] returns the operating system's; tests pass one that loses power, fills up or fails.
 //!
-//! What the store relies on, as POSIX and Linux's file systems give it: what was written is durable once the file was
-//! synced; a name that was made, moved or removed is durable once its folder was synced; a rename within a folder happens
-//! wholly or not at all. Nothing else is durable, and nothing has an order.
+//! The store relies on these guarantees of POSIX and the Linux file systems: written data is durable once the file has
+//! been synced; a created, renamed or removed name is durable once its folder has been synced; a rename within a folder
+//! is atomic. It assumes nothing else about durability, and nothing about the order of writes.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -18,117 +18,121 @@ use redb::backends::FileBackend;
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
-    /// For reading. It must be there.
+    /// For reading. The file must exist.
     Read,
-    /// For reading and writing. It is made where it is missing.
+    /// For reading and writing. The file is created if it does not exist.
     Write,
-    /// As `Write`, and locked as redb locks its files. What is read is what the disk has: after a failed sync Linux keeps in
-    /// memory, as if it were durable, what the disk never got, and a process that is started again would build on that.
+    /// As `Write`, and locked in the way redb locks its files. Reads return what is on disk, not what is in the page
+    /// cache: after a failed sync, Linux keeps data in memory as if it were durable although it never reached the disk,
+    /// and a restarted process would build on that data.
     Database,
-    /// For writing, as a new file: one that is there is an error.
+    /// For writing, as a new file. It is an error if the file exists.
     New,
 }
 
-/// What a path leads to.
+/// The kind of file system entry at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// A file of this many bytes.
+    /// A file.
     File {
-        /// Its length.
+        /// Length of the file, in bytes.
         bytes: u64,
     },
     /// A folder.
     Folder,
 }
 
-/// What came of the attempt to lock a file.
+/// The result of an attempt to lock a file.
 pub enum Lock {
-    /// It is held until this is dropped.
+    /// The lock was acquired. It is held until this value is dropped.
     Taken(Box<dyn Send + Sync>),
-    /// Another process has it, which wrote this into the file.
+    /// Another process holds the lock. The string is what that process wrote into the file.
     Held(String),
 }
 
-/// Files and folders. Paths are as the caller of the store gave them, with the store's own names appended.
+/// Operations on files and folders. Paths are those that the caller of the store passed, with the store's own names
+/// appended.
 pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
-    /// Opens a file. It is closed when what is returned is dropped.
+    /// Opens a file. It is closed when the returned value is dropped.
     ///
     /// # Errors
-    /// What the disk says; [`io::ErrorKind::NotFound`] and [`io::ErrorKind::AlreadyExists`] as `how` says.
+    /// [`io::ErrorKind::NotFound`] or [`io::ErrorKind::AlreadyExists`], depending on `how`, or the error of the disk.
     fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn StorageBackend>>;
 
-    /// A file without a name on the disk of `folder`, gone when it is dropped, however the process ends.
+    /// Creates an unnamed temporary file on the disk of `folder`. It is removed when it is dropped or when the process
+    /// ends, even by a crash.
     ///
     /// # Errors
-    /// What the disk says.
+    /// The error of the disk.
     fn scratch(&self, folder: &Path) -> io::Result<Box<dyn StorageBackend>>;
 
-    /// What is at a path; `None` where there is nothing.
+    /// Returns the kind of entry at a path, or `None` if there is none.
     ///
     /// # Errors
-    /// What the disk says.
+    /// The error of the disk.
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>>;
 
-    /// The names in a folder, in no order.
+    /// Returns the names in a folder, in no particular order.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`], [`io::ErrorKind::NotADirectory`], or what the disk says.
+    /// [`io::ErrorKind::NotFound`], [`io::ErrorKind::NotADirectory`], or the error of the disk.
     fn names(&self, folder: &Path) -> io::Result<Vec<String>>;
 
-    /// Makes a folder in one that is there.
+    /// Creates a folder. Its parent must exist.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AlreadyExists`], or what the disk says.
+    /// [`io::ErrorKind::AlreadyExists`], or the error of the disk.
     fn make_folder(&self, path: &Path) -> io::Result<()>;
 
-    /// Gives a file or a folder another name. A file that has it gives way, and so does an empty folder.
+    /// Renames a file or a folder. An existing file or empty folder of the new name is replaced.
     ///
     /// # Errors
-    /// [`io::ErrorKind::DirectoryNotEmpty`], or what the disk says.
+    /// [`io::ErrorKind::DirectoryNotEmpty`], or the error of the disk.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Removes a file's name. Whoever has it open may go on with it.
+    /// Removes the name of a file. Handles that are open stay usable.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`], or what the disk says.
+    /// [`io::ErrorKind::NotFound`], or the error of the disk.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Removes a folder with all that is in it.
+    /// Removes a folder and everything in it.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`], or what the disk says.
+    /// [`io::ErrorKind::NotFound`], or the error of the disk.
     fn remove_folder(&self, path: &Path) -> io::Result<()>;
 
     /// Makes the names in a folder durable.
     ///
     /// # Errors
-    /// What the disk says.
+    /// The error of the disk.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
 
-    /// Locks a file, which is made where it is missing, and writes `holder` into it. The lock ends with the process.
+    /// Locks a file, creating it if it does not exist, and writes `holder` into it. The lock is released when the
+    /// process ends.
     ///
     /// # Errors
-    /// What the disk says.
+    /// The error of the disk.
     fn lock(&self, path: &Path, holder: &str) -> io::Result<Lock>;
 
-    /// How many bytes the disk of `path` has room for.
+    /// Returns the free space on the disk of `path`, in bytes.
     ///
     /// # Errors
-    /// What the disk says.
+    /// The error of the disk.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 
-    /// Whether another disk begins at `path`.
+    /// Returns whether `path` is a mount point, that is, on a different disk from its parent.
     fn is_mount_point(&self, path: &Path) -> bool;
 }
 
-/// What all file systems can do with these.
+/// Helpers built on the trait's methods, the same for all file systems.
 impl dyn FileSystem {
-    /// Whether there is a file or a folder. A path that can't be looked at is not there.
+    /// Returns whether there is a file or a folder at `path`. A path that cannot be examined counts as missing.
     pub(super) fn exists(&self, path: &Path) -> bool {
         matches!(self.entry(path), Ok(Some(_)))
     }
 
-    /// The length of a file; 0 where there is none.
+    /// Returns the length of a file in bytes, or 0 if there is none.
     pub(super) fn len(&self, path: &Path) -> u64 {
         match self.entry(path) {
             Ok(Some(Entry::File { bytes })) => bytes,
@@ -136,7 +140,7 @@ impl dyn FileSystem {
         }
     }
 
-    /// Makes a folder and those above it, where they are missing.
+    /// Creates a folder and its parents if they do not exist.
     pub(super) fn make_folders(&self, path: &Path) -> io::Result<()> {
         match self.entry(path)? {
             Some(Entry::Folder) => return Ok(()),
@@ -152,7 +156,7 @@ impl dyn FileSystem {
         }
     }
 
-    /// All of a file.
+    /// Reads a whole file.
     pub(super) fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         if let Some(Entry::Folder) = self.entry(path)? {
             return Err(io::ErrorKind::IsADirectory.into());
@@ -165,7 +169,7 @@ impl dyn FileSystem {
         Ok(bytes)
     }
 
-    /// Writes a file anew, and makes what it holds durable, but not its name.
+    /// Replaces the contents of a file, and makes the contents durable, but not the file's name.
     pub(super) fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let file = self.open(path, Open::Write)?;
         file.set_len(bytes.len() as u64)?;
@@ -175,12 +179,12 @@ impl dyn FileSystem {
     }
 }
 
-/// The machine's own file system, as the store takes one.
+/// Returns the operating system's file system.
 pub fn system_files() -> Arc<dyn FileSystem> {
     Arc::new(SystemFiles)
 }
 
-/// The machine's own file system.
+/// The operating system's file system.
 #[derive(Clone, Copy, Debug, Default)]
 struct SystemFiles;
 
@@ -245,7 +249,7 @@ impl FileSystem for SystemFiles {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
-                // It is for a message alone: an unreadable file names nobody.
+                // The holder is used only in a message, so a file that cannot be read yields an empty one.
                 let _ = file.read_to_string(&mut holder);
                 return Ok(Lock::Held(holder.trim().to_owned()));
             }
@@ -268,12 +272,12 @@ impl FileSystem for SystemFiles {
     }
 }
 
-/// The folder that a path stands in.
+/// Returns the folder that contains `path`.
 pub(super) fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes what is in memory of a file durable, and then drops it, so that it is read from the disk.
+/// Writes the cached pages of a file to disk and then drops them from memory, so that later reads go to the disk.
 fn forget_cached(file: &File) -> io::Result<()> {
     file.sync_data()?;
     #[cfg(target_os = "linux")]
@@ -285,13 +289,13 @@ struct Locked(File);
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        // Closing alone is not enough: a child that was just forked shares the lock until it runs its own program. Where
-        // unlocking fails, closing is what is left.
+        // Closing the file is not enough, because a forked child process shares the lock until it calls exec. If
+        // unlocking fails, only closing is left.
         let _ = self.0.unlock();
     }
 }
 
-/// A file without a lock of its own: the data directory's lock covers it.
+/// A file without a lock of its own; the lock of the data directory covers it.
 #[derive(Debug)]
 struct PlainFile(File);
 

@@ -1,4 +1,4 @@
-//! The files of a store in its folder, by name. Tests put something between the store and each of them.
+//! The files of a store in its folder, by name. Tests can wrap each of them.
 
 use std::fmt;
 use std::io;
@@ -10,8 +10,7 @@ use redb::StorageBackend;
 use super::error::StoreError;
 use super::file_system::{FileSystem, Open};
 
-/// Puts something between the store and one of its files: for tests that break them. Called with the
-/// file's path each time one is opened.
+/// Wraps a file of the store, for tests that inject failures. Called with the file's path each time a file is opened.
 pub type WrapFile = Arc<dyn Fn(&Path, Box<dyn StorageBackend>) -> Box<dyn StorageBackend> + Send + Sync>;
 
 /// The folder of a store.
@@ -33,7 +32,7 @@ impl Files {
         Self { system: system.clone(), folder: folder.to_owned(), wrap }
     }
 
-    /// Where the folder is.
+    /// Returns the file system that holds the folder.
     pub(super) fn system(&self) -> &Arc<dyn FileSystem> {
         &self.system
     }
@@ -46,35 +45,36 @@ impl Files {
         self.folder.join(name)
     }
 
-    /// Whether there is such a file with something in it. Of an empty one redb would make a new database, and ours are put
-    /// in their place whole.
+    /// Returns whether the file exists and is not empty. An empty file counts as missing: redb would make a new
+    /// database of it, whereas the store puts its databases in place complete.
     pub(super) fn has(&self, name: &str) -> bool {
         self.len(name) > 0
     }
 
-    /// Whether there is such a file.
+    /// Returns whether the file exists.
     pub(super) fn exists(&self, name: &str) -> bool {
         self.system.exists(&self.path(name))
     }
 
-    /// The length of a file in bytes; 0 where there is none.
+    /// Returns the length of a file in bytes, or 0 if there is none.
     pub(super) fn len(&self, name: &str) -> u64 {
         self.system.len(&self.path(name))
     }
 
-    /// A database's file, locked; made where it is missing.
+    /// Opens and locks a database file, creating it if it does not exist.
     pub(super) fn database(&self, name: &str) -> Result<Backend, StoreError> {
         self.opened(name, Open::Database)
     }
 
-    /// A folder, made where it is missing, and durable: a file in one that a power loss takes away is lost too.
+    /// Creates a folder if it does not exist, and makes its name durable: if a power loss removed the folder, the files
+    /// in it would be lost too.
     pub(super) fn make_folder(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path(name);
         self.system.make_folders(&path).map_err(|source| StoreError::io("make", &path, source))?;
         self.sync_folder("")
     }
 
-    /// A new file, empty whatever was there.
+    /// Creates a file, or truncates an existing one to zero length.
     pub(super) fn create(&self, name: &str) -> Result<Backend, StoreError> {
         let path = self.path(name);
         let file = self.system.open(&path, Open::Write).map_err(|source| StoreError::io("open", &path, source))?;
@@ -82,7 +82,7 @@ impl Files {
         Ok(self.wrapped(&path, file))
     }
 
-    /// A file that must be there.
+    /// Opens a file that must exist.
     pub(super) fn open(&self, name: &str) -> Result<Backend, StoreError> {
         self.opened(name, Open::Read)
     }
@@ -95,7 +95,7 @@ impl Files {
         }
     }
 
-    /// The names of the files in a folder; none where there is no such folder.
+    /// Returns the names of the files in a folder, or none if the folder does not exist.
     pub(super) fn names(&self, folder: &str) -> Result<Vec<String>, StoreError> {
         let path = self.path(folder);
         match self.system.names(&path) {
@@ -127,7 +127,7 @@ impl Files {
     }
 }
 
-/// An open file. redb takes a backend by type; ours come as trait objects.
+/// An open file. redb's API requires a concrete backend type, so this wraps the trait objects that the store uses.
 #[derive(Debug)]
 pub(super) struct Backend(pub(super) Box<dyn StorageBackend>);
 

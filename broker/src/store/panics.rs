@@ -1,15 +1,15 @@
-//! Panics that are errors: redb takes its pages on trust, and damaged ones can make it panic.
+//! Turns panics into errors. redb does not verify its pages as it reads them, so damaged pages can make it panic.
 
 use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
 use std::sync::Once;
 
 thread_local! {
-    /// How many calls of [`caught`] this thread is in.
+    /// The number of nested calls of [`caught`] on this thread.
     static CATCHING: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Does work that may panic, and returns what a panic says.
+/// Runs work that may panic, and returns the panic's message if it does.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     leave_out_caught_panics();
     CATCHING.set(CATCHING.get() + 1);
@@ -18,12 +18,12 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     done.map_err(|panic| {
         let said = panic.downcast_ref::<String>().cloned();
         let said = said.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        // An assertion says what it compares on lines of their own.
+        // A failed assertion prints the compared values on separate lines.
         said.map_or_else(|| "a panic".to_owned(), |said| said.lines().map(str::trim).collect::<Vec<_>>().join("; "))
     })
 }
 
-/// What is caught becomes an error, which is told: its back trace is not.
+/// Installs a panic hook that prints nothing for caught panics: they are reported as errors, without a backtrace.
 fn leave_out_caught_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

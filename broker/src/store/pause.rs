@@ -1,32 +1,34 @@
-//! Giving way: work that has no hurry (merging, compaction, backups, reads of what is not in memory) rests between its
-//! steps where there are commits, so that they find disk and processor free.
+//! Throttling of background work. Work that is not urgent (merging, compaction, backups, reads of data that is not in
+//! memory) pauses between its steps while there are commits, so that the disk and the processor are free for them.
 
 use std::time::{Duration, Instant};
 
-/// Bytes between two rests.
+/// Bytes read or written between two pauses.
 const STEP_BYTES: u64 = 4 << 20;
 
-/// Of the time, the share that is rest while there are commits: half.
+/// Tracks the work of one thread and decides when it pauses. While there are commits, half of the time is spent
+/// pausing.
 #[derive(Debug)]
 pub(crate) struct Pause {
     bytes: u64,
-    /// Time of the step that is over.
+    /// How long the current step has worked so far.
     worked: Duration,
     since: Instant,
-    /// How many there were when the step began.
+    /// The number of commits at the beginning of the step.
     commits: u64,
 }
 
-/// The longest rest: a step that took longer met a busy machine, and waiting longer helps nobody.
+/// The longest pause. A step that took longer was slowed down by a busy machine, and a longer pause would not help.
 const REST_MAX: Duration = Duration::from_millis(200);
 
 impl Pause {
-    /// `commits` is how many the store has seen.
+    /// Begins the first step. `commits` is the number of commits of the store so far.
     pub(crate) fn new(commits: u64) -> Self {
         Self { bytes: 0, worked: Duration::ZERO, since: Instant::now(), commits }
     }
 
-    /// Work goes on: the time since it was last done does not count, and after a long time another step begins.
+    /// Resumes work. The time since the last work is not counted, and if it was longer than [`REST_MAX`] a new step
+    /// begins.
     pub(crate) fn resume(&mut self, commits: u64) {
         if self.since.elapsed() > REST_MAX {
             *self = Self::new(commits);
@@ -34,8 +36,9 @@ impl Pause {
         self.since = Instant::now();
     }
 
-    /// How long to rest now: once enough was read or written, as long as that took.
-    #[must_use = "who calls it rests"]
+    /// Returns how long to pause now. Once [`STEP_BYTES`] have been read or written, and if there were commits
+    /// meanwhile, that is as long as the work took, up to [`REST_MAX`].
+    #[must_use = "the caller must pause for the returned time"]
     pub(crate) fn after(&mut self, bytes: u64, commits: u64) -> Duration {
         self.bytes += bytes;
         self.worked += self.since.elapsed();
@@ -48,7 +51,7 @@ impl Pause {
         rest
     }
 
-    /// Rests on this thread as long as [`Pause::after`] says. The rest is no work.
+    /// Pauses the current thread for the time that [`Pause::after`] returns. The pause does not count as work.
     pub(crate) fn rest_after(&mut self, bytes: u64, commits: u64) {
         std::thread::sleep(self.after(bytes, commits));
         self.since = Instant::now();
@@ -87,7 +90,7 @@ mod tests {
         assert_eq!(pause.after(STEP_BYTES - 1, 1), Duration::ZERO);
         pause.since -= Duration::from_secs(3_600);
         pause.resume(1);
-        // Neither the hour nor the commit before it counts.
+        // Neither the hour nor the commit before it is counted.
         assert_eq!(pause.after(STEP_BYTES, 1), Duration::ZERO);
         pause.resume(1);
         pause.since -= Duration::from_millis(1);

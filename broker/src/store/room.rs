@@ -1,5 +1,5 @@
-//! Room on the disk. After a full disk redb goes on only when it is opened anew, so it must not meet one: appends
-//! are refused while there is still room to put in order what is stored.
+//! Free space on the disk. redb must never run out of disk space, because it then works again only after it is
+//! reopened. Appends are therefore refused while there is still space for sealing what is stored.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,28 +9,28 @@ use super::backup::BackupError;
 use super::error::StoreError;
 use super::file_system::FileSystem;
 
-/// Of the room that appends leave, sealing leaves this part to the commits.
+/// Sealing leaves this fraction (one fourth) of the reserve free for commits.
 const SEALING_FRACTION: u64 = 4;
 
-/// Of the room that appends leave, commits of offsets leave this part: consumers can go on for a while, and can't fill the
-/// disk by committing for ever.
+/// Commits of offsets leave this fraction (one half) of the reserve free. Consumers can continue for a while after
+/// appends are refused, but they cannot fill the disk by committing indefinitely.
 const OFFSETS_FRACTION: u64 = 2;
 
-/// Says how many bytes a disk has room for.
+/// Returns the free space on a disk, in bytes.
 pub type FreeBytes = Arc<dyn Fn() -> io::Result<u64> + Send + Sync>;
 
-/// The disk has too little room left for appends.
+/// Reports that the disk has too little free space for appends.
 #[derive(Clone, Debug)]
 pub struct DiskFull {
-    /// Bytes that there is room for.
+    /// Free space on the disk, in bytes.
     pub free_bytes: u64,
-    /// Bytes that are kept free (`disk_reserve_bytes`).
+    /// The reserve that is kept free, in bytes (`disk_reserve_bytes`).
     pub reserve_bytes: u64,
     /// The data directory.
     pub path: PathBuf,
 }
 
-/// The room on a data directory's disk, and how much of it is kept free.
+/// The free space on a data directory's disk, and the reserve that is kept free.
 pub(crate) struct Room {
     path: PathBuf,
     free_bytes: FreeBytes,
@@ -38,7 +38,7 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// Without `free_bytes`, the file system is asked what it leaves to us.
+    /// Creates the check for the disk of `path`. If `free_bytes` is `None`, the free space is queried from `system`.
     pub(crate) fn new(
         system: &Arc<dyn FileSystem>,
         path: &Path,
@@ -52,30 +52,30 @@ impl Room {
         Self { path: path.to_owned(), free_bytes: free_bytes.unwrap_or_else(of_system), reserve_bytes }
     }
 
-    /// Whether records may be appended; if not, how full the disk is.
+    /// Checks whether records may be appended. If not, returns how full the disk is.
     pub(crate) fn for_appends(&self) -> Result<Option<DiskFull>, StoreError> {
         if self.is_left(self.reserve_bytes)? { Ok(None) } else { self.full().map(Some) }
     }
 
-    /// Whether offsets may be committed; if not, how full the disk is.
+    /// Checks whether offsets may be committed. If not, returns how full the disk is.
     pub(crate) fn for_offsets(&self) -> Result<Option<DiskFull>, StoreError> {
         if self.is_left(self.reserve_bytes / OFFSETS_FRACTION)? { Ok(None) } else { self.full().map(Some) }
     }
 
-    /// Whether a step of sealing may be made: a segment, or a transaction of the tables.
+    /// Returns whether a step of sealing (a segment, or a transaction of the tables) may be done.
     pub(crate) fn for_sealing(&self) -> Result<bool, StoreError> {
         self.is_left(self.reserve_bytes / SEALING_FRACTION)
     }
 
-    /// Whether so many bytes may be written that only put in order what is sealed.
+    /// Returns whether merging or compaction may write `bytes` bytes of data that is already sealed.
     pub(crate) fn for_cleaning(&self, bytes: u64) -> Result<bool, StoreError> {
         self.is_left(self.reserve_bytes.saturating_add(bytes))
     }
 
-    /// Whether so many bytes of a copy may be written that goes again.
+    /// Checks whether a backup may write a temporary copy of `bytes` bytes.
     ///
     /// # Errors
-    /// [`BackupError::NoRoomForJournal`] where they may not.
+    /// [`BackupError::NoRoomForJournal`] if it may not.
     pub(crate) fn for_backup(&self, bytes: u64) -> Result<(), BackupError> {
         if self.for_cleaning(bytes)? {
             return Ok(());
@@ -84,7 +84,7 @@ impl Room {
         Err(BackupError::NoRoomForJournal { path: self.path.clone(), free_bytes, reserve_bytes })
     }
 
-    /// How full the disk is, for those who are refused.
+    /// Returns how full the disk is, for requests that are refused.
     pub(crate) fn full(&self) -> Result<DiskFull, StoreError> {
         Ok(DiskFull { free_bytes: self.free()?, reserve_bytes: self.reserve_bytes, path: self.path.clone() })
     }
@@ -94,6 +94,6 @@ impl Room {
     }
 
     fn free(&self) -> Result<u64, StoreError> {
-        (self.free_bytes)().map_err(|source| StoreError::io("ask for the free room of", &self.path, source))
+        (self.free_bytes)().map_err(|source| StoreError::io("determine the free space of", &self.path, source))
     }
 }

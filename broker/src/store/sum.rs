@@ -1,9 +1,10 @@
-//! A checksum of the small tables: the catalog, the log starts and the marks. redb compares pages with their checksums
-//! when it was not closed in good order, and not when it was; and where it refuses a file, `check` reads the rows past
-//! its checksums. A batch, a segment's entry and a journal's value have checksums of their own, these rows have this one.
+//! A checksum over the small tables: the catalog, the log starts and the marks. redb verifies the checksums of its
+//! pages only if it was not closed cleanly, and if it refuses a file, `check` reads the rows without regard to redb's
+//! checksums. Batches, segment entries and journal values have checksums of their own; these rows are covered by this
+//! one.
 //!
-//! Each row has a number, the first eight bytes of a SHA-256, and what is stored is the sum of them, modulo 2^64: a row
-//! that changes costs no look at the others.
+//! Each row is hashed to a number, the first eight bytes of a SHA-256, and the stored checksum is the sum of these
+//! numbers modulo 2^64. It can be updated for a changed row without reading the other rows.
 
 use redb::{
     AccessGuard, Key, ReadTransaction, ReadableTable, StorageError, Table, TableDefinition, TableHandle, Value,
@@ -15,15 +16,15 @@ use super::panics::caught;
 use super::recovery::mark;
 use super::{CATALOG, LOG_STARTS, MARKS, StoreError, open_table};
 
-/// The mark that has the sum; of the marks it is the one that is not in it.
+/// The mark that holds the sum. It is the only mark that the sum does not include.
 const ROWS_SUM: &str = "rows-sum";
 
-/// What a transaction changes of the sum.
+/// The change that a transaction makes to the sum.
 #[derive(Debug, Default)]
 pub(super) struct RowsSum(u64);
 
 impl RowsSum {
-    /// Sets or removes a row.
+    /// Sets a row, or removes it if `value` is `None`.
     pub(super) fn set<'k, K: Key + 'static, V: Value + 'static>(
         &mut self,
         table: &mut Table<'_, K, V>,
@@ -45,7 +46,7 @@ impl RowsSum {
         Ok(())
     }
 
-    /// Adds it to what is stored.
+    /// Adds this change to the stored sum.
     pub(super) fn write(self, transaction: &WriteTransaction) -> Result<(), StoreError> {
         if self.0 != 0 {
             let mut marks = transaction.open_table(MARKS)?;
@@ -56,12 +57,12 @@ impl RowsSum {
     }
 }
 
-/// Whether the rows are those that were written.
+/// Verifies that the rows match the stored sum.
 ///
 /// # Errors
-/// [`StoreError::Corrupt`] where they are not, or what the disk says.
+/// [`StoreError::Corrupt`] if they do not, or the error of the disk.
 pub(super) fn verify(read: &ReadTransaction) -> Result<(), StoreError> {
-    // redb panics on a key that is no text any more.
+    // redb panics on a damaged key that is no longer valid UTF-8.
     match caught(|| is_sum(read)) {
         Ok(Ok(true)) => Ok(()),
         Ok(Err(error)) => Err(error),

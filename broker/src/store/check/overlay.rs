@@ -1,5 +1,5 @@
-//! A file as it is, and changes to it that never reach the disk: redb repairs what it opens, and a check
-//! must leave a directory as it found it.
+//! A read-only file with changes that are kept in memory and never reach the disk. redb repairs the files that it
+//! opens, but a check must leave the data directory unchanged.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,7 +7,7 @@ use std::io;
 use parking_lot::Mutex;
 use redb::StorageBackend;
 
-/// Changes are kept by pages of this many bytes, redb's own size.
+/// Size of the pages in which changes are kept, in bytes. It is redb's own page size.
 const PAGE_BYTES: usize = 4096;
 
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) struct Overlay {
 struct Changes {
     pages: BTreeMap<u64, Box<[u8]>>,
     len: Option<u64>,
-    /// Beyond this the file's own bytes are not to be seen.
+    /// Bytes of the underlying file from this position on are hidden, because the file was truncated there.
     file_len: Option<u64>,
 }
 
@@ -34,7 +34,7 @@ impl Overlay {
         Ok(changes.file_len.map_or(len, |limit| limit.min(len)))
     }
 
-    /// What the file has at a page, with zeros beyond its end.
+    /// Returns the contents of a page, with zeros beyond the end of the file.
     fn page(&self, changes: &Changes, page: u64) -> io::Result<Box<[u8]>> {
         if let Some(changed) = changes.pages.get(&page) {
             return Ok(changed.clone());
@@ -47,7 +47,8 @@ impl Overlay {
     }
 }
 
-/// The parts of pages that a range covers: page, where in it, and where in the range.
+/// Splits a byte range at page boundaries. Yields the page number, the range within the page, and the position within
+/// the given range.
 fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, std::ops::Range<usize>, usize)> {
     let mut at = 0;
     std::iter::from_fn(move || {

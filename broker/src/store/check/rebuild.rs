@@ -1,6 +1,6 @@
-//! The journal's database where redb refuses it. After a crash redb compares every page with its checksum, and a page
-//! that is damaged costs all of them, though our own checksums tell which batch it is. So the rows are read past
-//! redb's checksums, as of its last commit, into a new database.
+//! Rebuilds a journal database that redb refuses to open. After a crash redb verifies the checksum of every page, and
+//! one damaged page makes it refuse the whole file, although the store's own checksums can tell which batch is damaged.
+//! The rows of the last commit are therefore read without regard to redb's checksums and copied into a new database.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -19,23 +19,23 @@ use super::super::file_system::Open;
 use super::super::files::Files;
 use super::super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEGMENTS, open_table};
 
-/// Where redb's file format has its flags: after the magic number.
+/// Position of the flags in redb's file format: after the magic number.
 const FLAGS_AT: u64 = 9;
-/// The flag of a file that was not closed.
+/// The flag that marks a file that was not closed cleanly.
 const RECOVERY_REQUIRED: u8 = 2;
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
-/// A folder with a database of the rows that the journal's database has, among those of the system for temporary files: it takes twice
-/// the room of the file.
+/// Copies the rows of the journal's database into a new database, and returns the folder that holds it. The folder is
+/// in the system's directory for temporary files and takes twice the space of the original file.
 pub(super) fn rebuild(files: &Files) -> Result<TempDir, StoreError> {
     let file = &files.path(DATABASE_FILE);
     let folder = tempfile::tempdir().map_err(|source| StoreError::io("make", &std::env::temp_dir(), source))?;
     let copy = folder.path().join("damaged");
     copy_as_closed(files, &copy).map_err(|source| StoreError::io("write", &copy, source))?;
     let opened = |source| StoreError::open(file, source);
-    // The only mode in which redb neither needs to know which pages are free nor looks at them all.
+    // In this mode only, redb neither needs the list of free pages nor scans all pages.
     let mode = ConcurrencyMode::SingleWriter;
     let damaged = Builder::new().set_concurrency_mode(mode).open_read_only(&copy).map_err(opened)?;
     let rebuilt = Database::create(folder.path().join(DATABASE_FILE)).map_err(opened)?;
@@ -79,7 +79,7 @@ fn copy_rows<K: Key + 'static, V: Value + 'static>(
     Ok(())
 }
 
-/// Puts the rebuilt database in the place of the damaged one, wholly or not at all.
+/// Replaces the damaged database with the rebuilt one atomically.
 pub(super) fn replace(rebuilt: &TempDir, files: &Files) -> Result<(), StoreError> {
     let new = files.path(&format!("{DATABASE_FILE}.new"));
     let replace = || -> io::Result<()> {

@@ -1,55 +1,55 @@
-//! What a check found.
+//! The report of a check.
 
 use serde::Serialize;
 
 use super::super::segment::BlockFault;
 use crate::store::place::Offset;
 
-/// What was read, and every damage.
+/// What a check read, and all damage it found.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// In the order of files.
+    /// All damage, in the order of the files.
     pub damages: Vec<Damage>,
-    /// Files in the data directory's folder of segments that are no part of the store: a crash left them, and
-    /// the next start removes them. No damage.
+    /// Files in the segments folder of the data directory that are not part of the store. They are left over from a
+    /// crash, and the next start removes them. They are not damage.
     pub unregistered: Vec<String>,
-    /// Segments that were read.
+    /// Number of segments that were read.
     pub segments: u64,
-    /// Sound record batches, in segments and the journal.
+    /// Number of intact record batches, in segments and the journal.
     pub batches: u64,
-    /// Bytes of these.
+    /// Total size of these batches, in bytes.
     pub batch_bytes: u64,
-    /// Commits of the journal that are not sealed.
+    /// Number of commits in the journal that are not sealed.
     pub commits: u64,
 }
 
-/// One place that is not as it was written.
+/// One damaged place in the data directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Damage {
-    /// In the data directory.
+    /// The damaged file, relative to the data directory.
     pub file: String,
-    /// Whose records are lost; left out where none are.
+    /// The topic whose records are lost; omitted if no records are lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
-    /// Of the topic.
+    /// The partition whose records are lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<u32>,
     /// The first offset that is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_offset: Option<i64>,
-    /// The last.
+    /// The last offset that is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_offset: Option<i64>,
-    /// What is wrong, and what it costs where it is no record.
+    /// What is wrong and, if no records are lost, what the consequence is.
     pub reason: String,
-    /// Whether `repair` can put it right or cut it out: else only a backup has what was there.
+    /// Whether `repair` can fix the damage or cut it out. If not, the data can only be restored from a backup.
     pub repairable: bool,
-    /// Whether `repair` put it right or cut it out.
+    /// Whether `repair` has fixed the damage or cut it out.
     pub repaired: bool,
 }
 
 impl Damage {
-    /// Damage that costs no record.
+    /// Damage by which no records are lost.
     pub(super) fn of_file(file: &str, reason: impl Into<String>) -> Self {
         Self {
             file: file.to_owned(),
@@ -63,7 +63,7 @@ impl Damage {
         }
     }
 
-    /// Damage that only a backup makes good.
+    /// Damage that can only be undone by restoring a backup.
     pub(super) fn beyond_repair(file: &str, reason: impl std::fmt::Display) -> Self {
         Self { repairable: false, ..Self::of_file(file, format!("{reason}; go back to a backup")) }
     }
@@ -97,22 +97,22 @@ impl std::fmt::Display for Damage {
 }
 
 impl Report {
-    /// Whether nothing is damaged.
+    /// Returns whether nothing is damaged.
     pub fn is_sound(&self) -> bool {
         self.damages.is_empty()
     }
 
-    /// Whether `repair` can put anything right.
+    /// Returns whether `repair` can fix any of the damage.
     pub fn is_repairable(&self) -> bool {
         self.damages.iter().any(|damage| damage.repairable)
     }
 
-    /// Whether all of it is beyond what `repair` can do.
+    /// Marks all damage as not repairable.
     pub(super) fn set_beyond_repair(&mut self) {
         self.damages.iter_mut().for_each(|damage| damage.repairable = false);
     }
 
-    /// Whether nothing is damaged any more.
+    /// Returns whether all damage has been repaired.
     pub fn is_repaired(&self) -> bool {
         self.damages.iter().all(|damage| damage.repaired)
     }
