@@ -1,4 +1,4 @@
-//! The catalog's entries that are the broker's own: topics, and the numbers that are given next.
+//! The broker's own entries in the catalog: the topics, and the next numbers to be assigned.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::name::TopicName;
 use crate::store::{Store, StoreError};
 
 pub(crate) const TOPIC_PREFIX: &str = "topic/";
-/// The id of the next topic: ids are never used again, so records of a deleted topic stay dead.
+/// Key of the id of the next topic. Ids are never reused, so the records of a deleted topic can never reappear.
 pub(crate) const NEXT_TOPIC_ID: &str = "next-topic-id";
 
-/// Producer ids from this one on are not reserved by any process yet.
+/// Key of the first producer id that no process has reserved yet.
 pub(crate) const NEXT_PRODUCER_ID: &str = "next-producer-id";
 
 pub(crate) fn topic_key(name: &TopicName) -> String {
@@ -27,8 +27,10 @@ pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Vec<u8> {
 pub(crate) fn catalog_number<N: std::str::FromStr>(store: &Store, key: &str) -> Result<Option<N>, StoreError> {
     let Some(stored) = store.catalog_get(key)? else { return Ok(None) };
     let parsed = std::str::from_utf8(&stored).ok().and_then(|text| text.parse().ok());
-    let corrupt =
-        || StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason: format!("{stored:?} is no number") };
+    let corrupt = || StoreError::Corrupt {
+        what: format!("catalog entry {key:?}"),
+        reason: format!("{stored:?} is not a number"),
+    };
     parsed.map(Some).ok_or_else(corrupt)
 }
 

@@ -1,7 +1,7 @@
-//! What a partition holds, and where: extents of segments, then runs of the journal.
+//! The index of a partition: where its records are stored, first in extents of segments, then in runs of the journal.
 //!
-//! A run is the batches that one commit appended to one partition: they stand back to back in that commit's blob, so a run
-//! is read as one slice. An extent is what a segment holds of the partition.
+//! A run is the batches that one commit appended to one partition. They are back to back in that commit's blob, so a
+//! run is read as one slice. An extent is the part of a segment that holds records of the partition.
 
 use std::collections::VecDeque;
 
@@ -10,33 +10,34 @@ use crate::store::journal::Run;
 use crate::store::place::Offset;
 use crate::store::segment::Extent;
 
-/// What a partition holds, in the order of offsets: extents of segments, then runs of the journal.
+/// The locations of a partition's records in offset order: extents of segments, then runs of the journal.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    /// The first offset that is kept.
+    /// The log start offset: the first offset that is retained.
     pub(super) start: Offset,
     pub(super) extents: Vec<Extent>,
     pub(super) runs: VecDeque<Run>,
-    /// Runs below the start, in order. They are in the journal still: what they say of producers is to be sealed.
+    /// Runs below the log start offset, in order. They are still in the journal, and their producer state has to be
+    /// sealed.
     pub(super) gone: Vec<Run>,
 }
 
-/// What is to be sealed of a partition.
+/// The runs of a partition that are to be sealed.
 #[derive(Debug, Default)]
 pub(crate) struct Unsealed {
-    /// Of these only what they say of producers.
+    /// Runs below the log start offset, of which only the producer state is sealed.
     pub(crate) gone: Vec<Run>,
     pub(crate) runs: Vec<Run>,
 }
 
 impl Index {
-    /// The offset after the last record.
+    /// Returns the offset after the last record.
     pub(super) fn end(&self) -> Offset {
         let held = self.runs.back().map(|run| run.end).or_else(|| self.extents.last().map(|extent| extent.end));
         held.unwrap_or_default().max(self.start)
     }
 
-    /// Forgets what lies below the start.
+    /// Removes the extents and runs that are below the log start offset.
     pub(super) fn trim(&mut self) {
         let start = self.start;
         self.extents.retain(|extent| extent.end > start);
@@ -45,11 +46,11 @@ impl Index {
         }
     }
 
-    /// What a read of `bytes_max` from `offset` may touch.
+    /// Returns the pieces that a read of up to `bytes_max` bytes from `offset` may access.
     pub(super) fn pieces_from(&self, offset: Offset, end: Offset, bytes_max: usize) -> Vec<Piece> {
         let mut bytes = 0u64;
         let mut wanted = |base: Offset, len: u64| {
-            // One piece more than fits: the first may be cut at its front.
+            // Includes one piece more than fits, because the read may skip the beginning of the first piece.
             let wanted = bytes <= bytes_max as u64 && base < end;
             bytes = bytes.saturating_add(len);
             wanted
@@ -85,7 +86,7 @@ impl Index {
     }
 }
 
-/// What a part of a read is.
+/// A contiguous part of a partition's records.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Piece {
     Extent(Extent),

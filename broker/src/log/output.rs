@@ -1,4 +1,5 @@
-//! Where the cleaner writes what stays: new segments, beside the old ones until one commit puts them in their place.
+//! The output of the cleaner: new segments with the retained records. They exist beside the old segments until one
+//! commit replaces the old segments with them.
 
 use std::sync::Arc;
 
@@ -12,12 +13,12 @@ use crate::store::pause::Pause;
 use crate::store::place::Offset;
 use crate::store::segment::{Extent, SegmentWriter};
 
-/// New segments in the making, and the extents that partitions get in them.
+/// New segments that are being written, and the extents of partitions in them.
 pub(super) struct Output<'a> {
     cleaner: &'a Cleaner,
     writer: Option<SegmentWriter>,
     open: Option<Arc<Partition>>,
-    /// Of the open segment, in the order of its extents.
+    /// The partitions of the open segment's extents, in the order of the extents.
     partitions: Vec<Arc<Partition>>,
     upkeep: Upkeep,
     pause: Pause,
@@ -35,7 +36,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Begins an extent of a partition.
+    /// Begins an extent of a partition, in a new segment if the open one is full.
     pub(super) fn begin(&mut self, partition: &Arc<Partition>, base: Offset, compacted: bool) -> Result<(), Ended> {
         if self.is_full() {
             self.close_segment()?;
@@ -50,17 +51,17 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// Whether the segment is as long as one is.
+    /// Returns whether the open segment has reached its full size.
     pub(super) fn is_full(&self) -> bool {
         self.writer.as_ref().is_some_and(|writer| writer.position() >= SEGMENT_BYTES)
     }
 
-    /// The open extent.
+    /// Returns the writer of the open extent.
     pub(super) fn writer(&mut self) -> Result<&mut SegmentWriter, Ended> {
         self.writer.as_mut().ok_or_else(|| Ended::Failed(StoreError::Stopped("no extent is open".into())))
     }
 
-    /// Copies an extent's batches as they are, damage included.
+    /// Copies the batches of an extent unchanged, including damaged ones.
     pub(super) fn copy(&mut self, extent: &Extent) -> Result<(), Ended> {
         let segment = self.cleaner.store.registry().segment_of(extent)?;
         let writer = self.writer()?;
@@ -70,13 +71,14 @@ impl<'a> Output<'a> {
         self.wrote(extent.bytes)
     }
 
-    /// Gives way to the commits, and ends early when the store closes.
+    /// Accounts for `bytes` that were written: pauses to give way to commits, and fails with [`Ended::Closing`] if the
+    /// store closes.
     pub(super) fn wrote(&mut self, bytes: u64) -> Result<(), Ended> {
         self.pause.rest_after(bytes, self.cleaner.store.commits());
         if self.cleaner.is_closing() { Err(Ended::Closing) } else { Ok(()) }
     }
 
-    /// Ends the open extent before offset `end`.
+    /// Ends the open extent. `end` is the offset after its range.
     pub(super) fn end(&mut self, end: Offset) {
         if let (Some(writer), Some(partition)) = (&mut self.writer, self.open.take()) {
             writer.end(end);
@@ -91,7 +93,7 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// What makes the new segments part of the store.
+    /// Finishes the open segment, and returns the upkeep that makes the new segments part of the store.
     pub(super) fn finish(mut self) -> Result<Upkeep, Ended> {
         self.close_segment()?;
         Ok(std::mem::take(&mut self.upkeep))
@@ -100,7 +102,7 @@ impl<'a> Output<'a> {
 
 impl Drop for Output<'_> {
     fn drop(&mut self) {
-        // What is not finished is tried again: each time it must leave nothing.
+        // Unfinished work is retried later, so no files may be left behind.
         let written: Vec<_> = self.upkeep.segments.iter().map(|meta| meta.file.id).collect();
         self.cleaner.store.registry().unlink(&written);
     }

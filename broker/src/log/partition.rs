@@ -1,5 +1,5 @@
-//! One partition: its index, its log end offset, and its producers. `index.rs` says where its records are, and `reader.rs`
-//! reads them.
+//! One partition: its index, its log end offset, and its producers. The index (`index.rs`) locates its records, and
+//! `reader.rs` reads them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use crate::store::journal::Run;
 use crate::store::place::{Offset, Place, TopicId};
 use crate::store::segment::{BlockFault, Extent, SegmentId};
 
-/// How much a partition holds.
+/// The size of a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PartitionSize {
-    /// Bytes of record batches.
+    /// Total size of the record batches, in bytes.
     pub bytes: u64,
-    /// Of these, in the journal.
+    /// The part of `bytes` that is in the journal.
     pub journal_bytes: u64,
-    /// Extents of segments.
+    /// Number of extents in segments.
     pub segments: u32,
-    /// The timestamp of the first record that is kept; `None` while it is empty.
+    /// The timestamp of the first retained record, in ms since the epoch; `None` if the partition is empty.
     pub first_timestamp_ms: Option<i64>,
-    /// The largest timestamp; `None` while it is empty.
+    /// The largest timestamp, in ms since the epoch; `None` if the partition is empty.
     pub max_timestamp_ms: Option<i64>,
 }
 
@@ -39,7 +39,7 @@ pub struct Partition {
     /// The next offset that the committer will assign. Only the committer writes it.
     assigned: AtomicI64,
     pub(super) index: RwLock<Index>,
-    /// The log end offset: what is committed. Its watchers are the waiting readers.
+    /// The log end offset, which covers all committed records. Waiting readers watch it.
     end: watch::Sender<Offset>,
     deleted: AtomicBool,
     producers: Mutex<Producers>,
@@ -64,42 +64,43 @@ impl Partition {
         }
     }
 
-    /// Its idempotent producers. They change with what the committer accepts, before that is on disk.
+    /// Returns the partition's idempotent producers. They are updated when the committer accepts a batch, before the
+    /// batch is on disk.
     pub(crate) fn producers(&self) -> MutexGuard<'_, Producers> {
         self.producers.lock()
     }
 
-    /// Topic and partition.
+    /// Returns the topic name and the partition number.
     pub fn name(&self) -> &TopicPartition {
         &self.name
     }
 
-    /// The topic's incarnation.
+    /// Returns the topic's id, which identifies one incarnation of a topic name.
     pub fn topic_id(&self) -> TopicId {
         self.topic_id
     }
 
-    /// Topic's incarnation and partition.
+    /// Returns the topic's id and the partition number.
     pub(crate) fn place(&self) -> Place {
         (self.topic_id, self.name.partition)
     }
 
-    /// The first offset that is kept.
+    /// Returns the log start offset: the first offset that is retained.
     pub fn start(&self) -> Offset {
         self.index.read().start
     }
 
-    /// The log end offset: the next one that a reader will see written.
+    /// Returns the log end offset: the offset of the next record to become visible to readers.
     pub fn end(&self) -> Offset {
         *self.end.borrow()
     }
 
-    /// Wakes when the log end offset moves, and ends when the topic is deleted.
+    /// Returns a receiver that is notified when the log end offset moves or the topic is deleted.
     pub fn watch_end(&self) -> watch::Receiver<Offset> {
         self.end.subscribe()
     }
 
-    /// How much it holds.
+    /// Returns the size of the partition.
     pub fn size(&self) -> PartitionSize {
         let index = self.index.read();
         let journal_bytes = index.runs.iter().map(|run| u64::from(run.at.len)).sum();
@@ -115,25 +116,25 @@ impl Partition {
         }
     }
 
-    /// Whether the topic was deleted under whoever still holds this.
+    /// Returns whether the topic has been deleted. The partition may still be referenced after that.
     pub fn is_deleted(&self) -> bool {
         self.deleted.load(Ordering::Acquire)
     }
 
-    /// Wakes all who wait; they see that the topic is gone, or there after all.
+    /// Marks the topic as deleted, or as not deleted after all, and wakes all waiting readers so that they notice.
     pub(crate) fn set_deleted(&self, deleted: bool) {
         self.deleted.store(deleted, Ordering::Release);
         self.end.send_modify(|_| {});
     }
 
-    /// Takes the next `records` offsets. Committer only.
+    /// Assigns the next `records` offsets and returns the first. Called only by the committer.
     pub(crate) fn assign(&self, records: u64) -> Offset {
         let base = Offset::known(self.assigned.load(Ordering::Relaxed));
         self.assigned.store(base.plus(records).get(), Ordering::Relaxed);
         base
     }
 
-    /// Makes a committed run visible and wakes the waiting. Committer and recovery only.
+    /// Makes a committed run visible and wakes the waiting readers. Called only by the committer and recovery.
     pub(crate) fn publish(&self, run: Run) {
         {
             let mut index = self.index.write();
@@ -147,13 +148,13 @@ impl Partition {
             );
             index.runs.push_back(run);
         }
-        // Recovery publishes what was assigned before.
+        // During recovery, the run's offsets were assigned by an earlier process.
         self.assigned.fetch_max(run.end.get(), Ordering::Relaxed);
         self.end.send_replace(run.end);
     }
 
-    /// What the start finds in the registry: where the log starts, and the extents that are kept. A log
-    /// that lost all its records ends where it starts.
+    /// Restores the log start offset and the extents that the registry lists. Called at startup. The end of a log
+    /// without any records is its start.
     pub(crate) fn restore(&self, start: Offset, mut extents: Vec<Extent>) -> Result<(), String> {
         extents.sort_unstable_by_key(|extent| extent.base);
         let mut index = self.index.write();
@@ -170,7 +171,7 @@ impl Partition {
         Ok(())
     }
 
-    /// The runs that stand in the journal before sequence number `to`, in order.
+    /// Returns the runs that are in the journal before sequence number `to`, in order.
     pub(crate) fn unsealed(&self, to: u64) -> Unsealed {
         let index = self.index.read();
         let is_before = |run: &&Run| run.at.seq < to;
@@ -180,22 +181,24 @@ impl Partition {
         }
     }
 
-    /// A run that was below the start before the journal was replayed.
+    /// Adds a run that was already below the log start offset when the journal was replayed.
     pub(crate) fn publish_gone(&self, run: Run) {
         self.index.write().gone.push(run);
     }
 
-    /// What the runs before sequence number `to` say of producers is sealed, and there were no others.
+    /// Forgets the runs below the log start offset that are before sequence number `to`. Their producer state is
+    /// sealed, and the partition had no other runs to seal.
     pub(crate) fn forget_gone(&self, to: u64) {
         self.index.write().gone.retain(|run| run.at.seq >= to);
     }
 
-    /// The extents, in order.
+    /// Returns the extents, in order.
     pub(crate) fn extents(&self) -> Vec<Extent> {
         self.index.read().extents.clone()
     }
 
-    /// The runs before sequence number `to` are in these extents now. Committer only.
+    /// Replaces the runs before sequence number `to` with the extents that they were sealed into. Called only by the
+    /// committer.
     pub(crate) fn sealed(&self, extents: &[Extent], to: u64) {
         let mut index = self.index.write();
         while index.runs.front().is_some_and(|run| run.at.seq < to) {
@@ -207,7 +210,8 @@ impl Partition {
         index.assert_in_order(&self.name);
     }
 
-    /// These extents, which follow one another, take the place of those with their offsets. Committer only.
+    /// Replaces the extents of the same offsets with `extents`, which must be consecutive. Called only by the
+    /// committer.
     pub(crate) fn replace(&self, extents: &[Extent]) {
         let (Some(first), Some(last)) = (extents.first(), extents.last()) else { return };
         let mut index = self.index.write();
@@ -218,7 +222,8 @@ impl Partition {
         index.assert_in_order(&self.name);
     }
 
-    /// Records below `start` are no longer kept. Returns whether a segment has less in use then. Committer only.
+    /// Moves the log start offset to `start`, so that records below it are no longer retained. Returns whether less of
+    /// a segment is in use as a result. Called only by the committer.
     pub(crate) fn set_start(&self, start: Offset) -> bool {
         let has_producers = !self.producers().is_empty();
         let mut index = self.index.write();
@@ -232,13 +237,13 @@ impl Partition {
         index.extents.len() < extents
     }
 
-    /// The segments that have records of it, one for each extent.
+    /// Returns the segments that hold records of the partition, one for each extent.
     pub(crate) fn segments(&self) -> Vec<SegmentId> {
         self.index.read().extents.iter().map(|extent| extent.segment).collect()
     }
 
-    /// The offset from which records are kept where those last written before `time_ms` go, and of the
-    /// rest no more than `bytes_max` and one extent.
+    /// Returns the offset from which records are retained. Extents and runs whose largest timestamp is before `time_ms`
+    /// are dropped, and of the rest at most `bytes_max` bytes plus one extent or run are kept.
     pub(crate) fn retained_from(&self, time_ms: Option<i64>, bytes_max: Option<u64>) -> Offset {
         let index = self.index.read();
         let mut start = index.start;
@@ -257,15 +262,15 @@ impl Partition {
         start
     }
 
-    /// The offset from which records are kept where those before `read_to` go: of what is stored together, all or
-    /// nothing.
+    /// Returns the offset from which records are retained if those before `read_to` are dropped. An extent or a run is
+    /// dropped only as a whole.
     pub(crate) fn unread_from(&self, read_to: Offset) -> Offset {
         let index = self.index.read();
         let ends = index.extents.iter().map(|extent| extent.end).chain(index.runs.iter().map(|run| run.end));
         ends.take_while(|end| *end <= read_to).last().unwrap_or(index.start)
     }
 
-    /// The error for records that the disk did not give back.
+    /// Returns the error for records that are damaged on disk.
     pub(crate) fn damaged(&self, fault: BlockFault) -> BrokerError {
         BrokerError::Damaged {
             topic: self.name.topic.clone(),
@@ -276,7 +281,7 @@ impl Partition {
         }
     }
 
-    /// An offset from outside: of a record that is kept, or the log end offset.
+    /// Checks an offset that a client sent: it must be that of a retained record, or the log end offset.
     ///
     /// # Errors
     /// [`BrokerError::OffsetOutOfRange`].
@@ -292,7 +297,7 @@ impl Partition {
         })
     }
 
-    /// The error for an offset that is not kept.
+    /// Returns the error for an offset that is out of range.
     pub fn out_of_range(&self, offset: Offset) -> BrokerError {
         BrokerError::OffsetOutOfRange {
             topic: self.name.topic.clone(),

@@ -1,4 +1,4 @@
-//! Reading a partition: by offset, and by time.
+//! Reading a partition by offset or by timestamp.
 
 use std::ops::Range;
 
@@ -13,51 +13,50 @@ use crate::store::place::Offset;
 use crate::store::segment::{BlockFault, Extent, Sealed, sound_part};
 use crate::store::{Store, StoreError};
 
-/// What to read of a partition.
+/// The range of a partition to read.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadRange {
-    /// The first record wanted.
+    /// Offset of the first record to read.
     pub from: Offset,
-    /// Batches that begin here or later are not wanted; `None` for the log end offset.
+    /// Batches whose first offset is at or after this are not read; `None` stands for the log end offset.
     pub until: Option<Offset>,
-    /// Of all batches.
+    /// Maximum total size of the returned batches, in bytes.
     pub bytes_max: usize,
-    /// One batch is read even where it is larger than that.
+    /// Whether one batch is returned even if it is larger than `bytes_max`.
     pub one_at_least: bool,
 }
 
-/// What a read found: whole batches, in order.
+/// The result of a read: whole batches, in order.
 #[derive(Clone, Debug)]
 pub struct Slice {
-    /// Each element holds one or more batches back to back. The first batch may begin below the
-    /// asked offset.
+    /// The batches. Each element holds one or more batches back to back. The first batch may begin below the requested
+    /// offset.
     pub runs: Vec<Bytes>,
-    /// The offset to read from next; the asked one where nothing was found.
+    /// The offset to read from next; the requested offset if nothing was found.
     pub next: Offset,
-    /// The first offset that is kept.
+    /// The log start offset at the time of the read.
     pub start: Offset,
     /// The log end offset at the time of the read.
     pub end: Offset,
 }
 
 impl Slice {
-    /// Bytes of all batches.
+    /// Returns the total size of all batches, in bytes.
     pub fn bytes(&self) -> usize {
         self.runs.iter().map(Bytes::len).sum()
     }
 }
 
-/// Records move while they are read when they are sealed or merged, seconds apart: a read that meets that
-/// so often does not find what the index lists.
+/// How often a read is retried because its records were moved. Sealing and merging move records, but only once in
+/// several seconds; a read that meets this many moves has an index that lists records which do not exist.
 const MOVES_MAX: u32 = 1_000;
 
 impl Partition {
-    /// Reads whole batches from the one that holds the range's first offset: at least one where
-    /// there is one, and no more than `bytes_max` beyond that. Blocks on the disk for what memory does not hold.
+    /// Reads whole batches as `range` says, beginning with the batch that holds the range's first offset. Blocks on
+    /// disk reads for data that is not in memory.
     ///
     /// # Errors
-    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::Damaged`], or [`BrokerError::Unreadable`] where the
-    /// disk fails.
+    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::Damaged`], or [`BrokerError::Unreadable`] if the disk fails.
     pub fn read(&self, store: &Store, range: ReadRange) -> Result<Slice, BrokerError> {
         for _ in 0..MOVES_MAX {
             let read = self.read_with(range, |piece, from, room| match piece {
@@ -65,7 +64,7 @@ impl Partition {
                 Piece::Extent(extent) => self.read_extent(store, &extent, from, room).map(Some),
             });
             match read {
-                // Sealed or merged meanwhile: it is looked up anew.
+                // The records were sealed or merged meanwhile, so they are looked up again.
                 Err(ReadError::Moved) => {}
                 Err(ReadError::Broker(error)) => return Err(error),
                 Ok(slice) => return Ok(slice.expect("a blocking read finds every piece")),
@@ -74,7 +73,7 @@ impl Partition {
         Err(StoreError::Moved.into())
     }
 
-    /// As [`Partition::read`], from memory alone: `None` where the disk would be needed.
+    /// As [`Partition::read`], but from memory only. Returns `None` if the disk would have to be read.
     ///
     /// # Errors
     /// [`BrokerError::OffsetOutOfRange`].
@@ -85,12 +84,12 @@ impl Partition {
         });
         read.map_err(|error| match error {
             ReadError::Broker(error) => error,
-            ReadError::Moved => unreachable!("what is in memory does not move"),
+            ReadError::Moved => unreachable!("reads from memory never report moved records"),
         })
     }
 
-    /// `fetch` gives batches of a piece, from the one that holds an offset on, and the offset up to which
-    /// that is all there is.
+    /// Reads with `fetch`, which returns batches of a piece, beginning with the batch that holds the given offset, and
+    /// the offset up to which these are all of the piece's batches.
     fn read_with(
         &self,
         ReadRange { from: offset, until, bytes_max, one_at_least }: ReadRange,
@@ -98,7 +97,7 @@ impl Partition {
     ) -> Result<Option<Slice>, ReadError> {
         let end = self.end();
         let until = until.unwrap_or(end).min(end);
-        // As of one moment: what follows is not mistaken for what retention takes.
+        // The start and the pieces are taken under one lock, so that retention cannot remove records in between.
         let (start, pieces) = {
             let index = self.index.read();
             (index.start, index.pieces_from(offset, until, bytes_max))
@@ -116,7 +115,7 @@ impl Partition {
             while slice.next < piece_end {
                 let fetched = match fetch(piece, slice.next, room) {
                     Ok(Some(fetched)) => fetched,
-                    // What there is so far is an answer too.
+                    // The batches read so far are returned.
                     Ok(None) | Err(_) if !slice.runs.is_empty() => break 'pieces,
                     Ok(None) => return Ok(None),
                     Err(error) => return Err(error),
@@ -137,7 +136,7 @@ impl Partition {
                         }
                     }
                     Took::NoRoom => break 'pieces,
-                    // Compaction left nothing there.
+                    // Compaction has removed all batches there.
                     Took::Nothing => slice.next = fetched_to.min(until).max(slice.next),
                 }
                 if slice.next >= until {
@@ -154,7 +153,7 @@ impl Partition {
         }
         let bytes = store.read(run.at)?;
         match sound_part(&bytes, run.base..run.end, run.base) {
-            // What memory holds is not checked again.
+            // Only intact runs are cached, because reads from memory are not verified again.
             Ok(all) if all.bytes.len() == bytes.len() => {
                 store.keep(run.at, bytes.clone());
                 Ok((bytes, run.end))
@@ -177,12 +176,11 @@ impl Partition {
         read.map(|Sealed { bytes, end }| (bytes, end)).map_err(|fault| self.damaged(fault).into())
     }
 
-    /// The offset of the first record whose timestamp is `timestamp_ms` or later; the log end
-    /// offset where there is none. Blocks on the disk.
+    /// Returns the offset of the first record whose timestamp is `timestamp_ms` or later, or the log end offset if
+    /// there is none. Blocks on disk reads.
     ///
     /// # Errors
-    /// [`BrokerError::Unreadable`], [`BrokerError::Damaged`], or [`BrokerError::Batch`] for a batch that does
-    /// not parse.
+    /// [`BrokerError::Unreadable`], also for a batch that does not parse, or [`BrokerError::Damaged`].
     pub fn offset_at(&self, store: &Store, timestamp_ms: i64, limits: &Limits) -> Result<Offset, BrokerError> {
         for _ in 0..MOVES_MAX {
             match self.try_offset_at(store, timestamp_ms, limits) {
@@ -249,9 +247,9 @@ impl Partition {
     }
 }
 
-/// Why a read did not give what was asked.
+/// Why a read failed.
 enum ReadError {
-    /// It stands elsewhere by now.
+    /// The records have been moved; the read can be retried.
     Moved,
     Broker(BrokerError),
 }
@@ -288,9 +286,9 @@ fn first_at(
 
 enum Took {
     Batches(Batches),
-    /// There is a wanted batch, but no room for it.
+    /// There is a batch of the wanted range, but it does not fit.
     NoRoom,
-    /// There is no wanted batch.
+    /// There is no batch of the wanted range.
     Nothing,
 }
 
@@ -298,12 +296,12 @@ struct Batches {
     bytes: Bytes,
     /// The offset after the last batch.
     next: Offset,
-    /// No wanted batch follows.
+    /// Whether no batch of the wanted range follows.
     all: bool,
 }
 
-/// Cuts from batches back to back those that hold `wanted`, up to `room` bytes; one at least where
-/// `at_least_one`.
+/// Slices the batches that hold `wanted` out of `batches`, which are back to back. Takes up to `room` bytes, but at
+/// least one batch if `at_least_one` is set.
 fn take_batches(
     batches: &Bytes,
     wanted: Range<Offset>,

@@ -1,5 +1,6 @@
-//! The threads that read what is not in memory. They have a lower priority than all others: who catches up with
-//! old records gets what the processors have left, and slows nobody who produces or reads what is new.
+//! The threads that read records which are not in memory. They have a lower priority than all other threads: consumers
+//! that catch up with old records get the remaining processor time, and do not slow down producers or consumers of new
+//! records.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -10,34 +11,35 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::store::pause::Pause;
 use crate::store::{Store, StoreError};
 
-/// Reads at a time; more of them wait for each other. The threads are made when they are needed.
+/// Maximum number of concurrent reads; further reads are queued. Threads are started on demand.
 const THREADS_MAX: usize = 32;
 
-/// What is added to the threads' nice value (`nice(2)`): where processors are short they get a tenth of what others
-/// do.
+/// The increment of the threads' nice value (`nice(2)`). When processor time is short, they get a tenth of what other
+/// threads get.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 
-/// Runs work that blocks on reading.
+/// Runs blocking reads on a pool of threads.
 pub(crate) struct Readers(Option<Runtime>);
 
 impl Readers {
     pub(crate) fn new() -> Result<Self, StoreError> {
-        // Its blocking threads alone are used.
+        // Only the runtime's pool of blocking threads is used.
         let runtime = Builder::new_current_thread()
             .thread_name("reader")
             .max_blocking_threads(THREADS_MAX)
             .thread_keep_alive(Duration::from_secs(10))
             .on_thread_start(lower_priority)
             .build();
-        let runtime = runtime.map_err(|source| StoreError::Stopped(format!("no threads: {source}")))?;
+        let runtime =
+            runtime.map_err(|source| StoreError::Stopped(format!("cannot start the reader threads: {source}")))?;
         Ok(Self(Some(runtime)))
     }
 
-    /// Begins a read; who waits for it may do so on any runtime. One that waits for its turn does not begin any more once
-    /// the answer is dropped.
+    /// Queues a read and returns a handle that can be awaited on any runtime. If the handle is dropped before the read
+    /// has begun, the read is cancelled.
     pub(crate) fn run<T: Send + 'static>(&self, read: impl FnOnce() -> T + Send + 'static) -> AbortOnDropHandle<T> {
-        let runtime = self.0.as_ref().expect("it is there until it is dropped");
+        let runtime = self.0.as_ref().expect("the runtime is present until drop");
         AbortOnDropHandle::new(runtime.spawn_blocking(read))
     }
 }
@@ -46,8 +48,9 @@ thread_local! {
     static PAUSE: RefCell<Option<Pause>> = const { RefCell::new(None) };
 }
 
-/// Reads records on a thread of [`Readers`]. Returns what it read, and how long the answer is to wait, as [`Pause`] has
-/// it: commits find the disk free half of the time that one reader takes. `bytes` says how much was read.
+/// Runs `read` on a thread of [`Readers`]. Returns its result, and how long the answer must be delayed according to
+/// [`Pause`], so that a reader leaves the disk free for commits half of the time. `bytes` returns how many bytes were
+/// read.
 pub(crate) fn giving_way<T>(store: &Store, read: impl FnOnce() -> T, bytes: impl FnOnce(&T) -> usize) -> (T, Duration) {
     PAUSE.with_borrow_mut(|pause| {
         let pause = pause.get_or_insert_with(|| Pause::new(store.commits()));
@@ -60,18 +63,18 @@ pub(crate) fn giving_way<T>(store: &Store, read: impl FnOnce() -> T, bytes: impl
 
 impl Drop for Readers {
     fn drop(&mut self) {
-        // Reads that are under way keep the store open until they end.
+        // Reads in progress are not waited for. They keep the store open until they end.
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
 }
 
-/// Of the thread that calls; elsewhere than on Linux it would be the whole process's.
+/// Lowers the priority of the calling thread. Only done on Linux, because elsewhere it would affect the whole process.
 fn lower_priority() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::nice(NICENESS) {
-        tracing::warn!(%error, "who reads old records has the priority of everything else");
+        tracing::warn!(%error, "cannot lower the priority of a reader thread; it runs at normal priority");
     }
 }
 
@@ -106,7 +109,7 @@ mod tests {
         drop(abandoned);
         let wanted = readers.run(count(&begun));
         released.wait();
-        // It waits behind the others: they would have begun before it.
+        // This read is queued behind the abandoned ones, which would have begun before it.
         assert_eq!(wanted.await.unwrap(), 0);
         for read in busy {
             read.await.unwrap();

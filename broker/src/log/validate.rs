@@ -1,4 +1,5 @@
-//! What producers send: record batches are checked, and records become record batches. Nothing here waits or writes.
+//! Validation of what producers send: checks record batches, and builds record batches from single records. Nothing in
+//! this module waits or writes.
 
 use bytes::Bytes;
 use millstream_record::{
@@ -10,26 +11,26 @@ use super::topic::Topic;
 use crate::error::BrokerError;
 use crate::hash::HashMap;
 
-/// Batches built from records are cut at this size, in bytes: one journal value.
+/// Size at which a batch built from records is closed, in bytes: one journal value.
 const BUILT_BATCH_BYTES: usize = 64_000;
 
-/// The most that a header takes beside its name and value, in bytes: two lengths.
+/// Maximum encoded size of a header beside its name and value, in bytes: two lengths.
 const HEADER_OVERHEAD_BYTES: usize = 10;
 
-/// A record that a producer sends by itself. `H` iterates over its headers: names and values, in order.
+/// A record that a producer sends outside a record batch. `H` iterates over its headers, names and values, in order.
 #[derive(Clone, Debug)]
 pub struct NewRecord<'a, H> {
-    /// In ms since the epoch; the server's time where it is left out.
+    /// The timestamp in ms since the epoch; `None` stands for the server's time.
     pub timestamp_ms: Option<i64>,
-    /// Null or bytes.
+    /// The key; `None` is null.
     pub key: Option<&'a [u8]>,
-    /// Null or bytes.
+    /// The value; `None` is null.
     pub value: Option<&'a [u8]>,
     /// The headers.
     pub headers: H,
 }
 
-/// What is checked against: a topic's settings, the server's bounds and its time.
+/// Checks records against a topic's settings, the server's limits and the server's time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Validator<'a> {
     pub(crate) topic: &'a Topic,
@@ -38,7 +39,7 @@ pub(crate) struct Validator<'a> {
 }
 
 impl Validator<'_> {
-    /// Checks batches for one partition that stand back to back, whole and in order.
+    /// Checks batches for one partition. `bytes` must hold whole batches back to back.
     ///
     /// # Errors
     /// [`BrokerError::Batch`], [`BrokerError::BatchTooLarge`], [`BrokerError::NullKey`],
@@ -49,7 +50,7 @@ impl Validator<'_> {
         let mut records = 0;
         while !bytes.is_empty() {
             let header = BatchHeader::parse(&bytes).map_err(refuse)?;
-            // What no topic takes is refused for that.
+            // A batch above the server's limit is left to `survey`, which reports that limit and not the topic's.
             if header.batch_bytes <= self.limits.batch_bytes_max {
                 self.size(partition, header.batch_bytes)?;
             }
@@ -71,8 +72,8 @@ impl Validator<'_> {
         Ok(batches)
     }
 
-    /// Builds batches from records, for each partition that they go to. Those without a key go to partition `keyless` where
-    /// `partition` names none.
+    /// Builds batches from records, grouped by partition. If `partition` is `None`, records with a key are partitioned
+    /// by their key, and those without a key go to partition `keyless` modulo the number of partitions.
     ///
     /// # Errors
     /// [`BrokerError::BatchTooLarge`], [`BrokerError::NullKey`], [`BrokerError::InvalidTimestamp`].
@@ -117,7 +118,7 @@ impl Validator<'_> {
         Ok(built)
     }
 
-    /// Refuses a batch of so many bytes where the topic takes none as large.
+    /// Refuses a batch that is larger than the topic's limit.
     ///
     /// # Errors
     /// [`BrokerError::BatchTooLarge`].
@@ -129,6 +130,7 @@ impl Validator<'_> {
     }
 
     /// Refuses a timestamp that is further from the server's time than the topic allows, or before 1970.
+    /// [`NO_TIMESTAMP`] is accepted.
     fn timestamp(&self, partition: u32, index: usize, timestamp_ms: i64) -> Result<(), BrokerError> {
         if timestamp_ms == NO_TIMESTAMP {
             return Ok(());
@@ -140,12 +142,13 @@ impl Validator<'_> {
             "use the time since 1970, or -1 for the server's time".to_owned()
         } else if timestamp_ms > now_ms.saturating_add_unsigned(after) {
             format!(
-                "it is {now_ms} here, and the topic takes timestamps up to {after} ms after that (timestamp_after_max_ms): \
-                 is it in micro- or nanoseconds, or the clock wrong?"
+                "the server's time is {now_ms}, and the topic accepts timestamps up to {after} ms after that \
+                 (timestamp_after_max_ms): is it in micro- or nanoseconds, or is the clock wrong?"
             )
         } else if let Some(before) = before.filter(|before| timestamp_ms < now_ms.saturating_sub_unsigned(*before)) {
             format!(
-                "it is {now_ms} here, and the topic takes timestamps up to {before} ms before that (timestamp_before_max_ms)"
+                "the server's time is {now_ms}, and the topic accepts timestamps up to {before} ms before that \
+                 (timestamp_before_max_ms)"
             )
         } else {
             return Ok(());
