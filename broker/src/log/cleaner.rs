@@ -1,10 +1,10 @@
-//! The cleaner: what becomes of records that are sealed. Retention (`retention.rs`) moves the first offset that is kept,
-//! and removes segments that hold nothing any more. Compaction (`compaction.rs`) leaves the last record of each key,
-//! and segments are merged (`merge.rs`).
+//! The cleaner, which maintains sealed records. Retention (`retention.rs`) advances log start offsets and removes
+//! segments that are no longer in use. Compaction (`compaction.rs`) keeps only the last record of each key. Merging
+//! (`merge.rs`) combines segments.
 //!
-//! Two threads look at that once a second: retention must not wait for what is written anew, which may be many GB. The
-//! other writes new segments beside the old; one commit puts them in their place, so a reader finds the old records or
-//! the new ones.
+//! Two threads look for work once a second. Retention has its own thread because it must not wait for compaction and
+//! merging, which may rewrite many GB. The other thread writes new segments beside the old ones, and one commit
+//! replaces the old ones, so that a reader finds either the old records or the new ones.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -29,17 +29,17 @@ use crate::store::place::Place;
 use crate::store::segment::{Extent, OwnedExtent, SegmentFile, SegmentId};
 use crate::store::{Store, StoreOptions, spawn};
 
-/// A partition that could not be compacted waits for so long.
+/// How long to wait before compaction of a partition is retried after a failure.
 const COMPACT_AGAIN: Duration = Duration::from_secs(60);
 
-/// How often it is looked what there is to do.
+/// Default interval at which the threads look for work.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Compaction begins once records that it has not seen are this part of a partition: Kafka's
-/// `min.cleanable.dirty.ratio`, a half.
+/// Compaction of a partition begins once `1 / DIRTY_FRACTION` of its sealed bytes have not been compacted yet. A half
+/// is the default of Kafka's `min.cleanable.dirty.ratio`.
 const DIRTY_FRACTION: u64 = 2;
 
-/// What both threads work with.
+/// The state that both threads share.
 pub(crate) struct Cleaner {
     pub(super) store: Arc<Store>,
     pub(super) domain: Arc<Domain>,
@@ -49,7 +49,7 @@ pub(crate) struct Cleaner {
     in_work: Mutex<InWork>,
 }
 
-/// Of [`StoreOptions`], with the defaults, and of the broker's settings.
+/// Options of the cleaner, taken from [`StoreOptions`], with defaults filled in, and from the broker's settings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CleanerOptions {
     interval: Duration,
@@ -73,10 +73,10 @@ impl CleanerOptions {
     }
 }
 
-/// Segments that are merged or compacted just now: retention leaves them alone.
+/// Segments that are currently being merged or compacted. Retention does not touch them.
 pub(super) type InWork = HashSet<SegmentId>;
 
-/// When it is dropped, no segment is in work any more.
+/// A guard of running work. When it is dropped, no segment is in work any more.
 pub(super) struct Work<'a>(&'a Cleaner);
 
 impl Drop for Work<'_> {
@@ -85,14 +85,14 @@ impl Drop for Work<'_> {
     }
 }
 
-/// What earlier rounds saw.
+/// State that is kept between rounds.
 #[derive(Default)]
 struct Seen {
-    /// How often what is in use of segments had changed when that was looked at.
+    /// The registry's change count when merging last looked at the segments.
     changes: Option<u64>,
-    /// Partitions that could not be compacted, and when that was tried.
+    /// Partitions whose compaction failed, and the time of the attempt.
     not_compacted: HashMap<Place, Instant>,
-    /// Segments that the disk does not give back: they are not merged until the next start.
+    /// Segments that cannot be read from disk. They are not merged until the next start.
     unreadable: HashSet<SegmentId>,
 }
 
@@ -107,18 +107,18 @@ impl Cleaner {
         Self { store, domain, queue, limits, options, in_work: Mutex::default() }
     }
 
-    /// Starts the threads; they end with the committer.
+    /// Starts the threads. They end with the committer.
     pub(crate) fn start(self) -> Result<[JoinHandle<()>; 2], StoreError> {
         let cleaner = Arc::new(self);
         let of_retention = cleaner.clone();
-        // What goes is not written anew before.
+        // A round of merging and compaction follows one of retention, so that expired records are not rewritten.
         let (retained, rounds) = mpsc::sync_channel(1);
         let retention = spawn("retention", move || of_retention.run_retention(&retained))?;
         Ok([retention, spawn("cleaner", move || cleaner.run(&rounds))?])
     }
 
     fn run_retention(&self, retained: &SyncSender<()>) {
-        let _failed = self.queue.fail_on_panic("the thread of retention");
+        let _failed = self.queue.fail_on_panic("the retention thread");
         let (mut seen, mut swept) = (retention::Seen::default(), 0);
         loop {
             if self.store.wait_for_end(self.options.interval) || self.is_closing() {
@@ -149,16 +149,17 @@ impl Cleaner {
         self.queue.is_closed() || self.store.has_failed()
     }
 
-    /// Whether the disk has room for so many bytes more: appends and sealing come first.
+    /// Returns whether the disk has room to write `bytes` more bytes. Appends and sealing have priority. `without` says
+    /// in the log what is not done otherwise.
     pub(super) fn has_room(&self, bytes: u64, without: &str) -> Result<bool, Ended> {
         let has_room = self.store.room().for_cleaning(bytes)?;
         if !has_room {
-            tracing::warn!(bytes, "{without} while the disk has too little room for what is written anew");
+            tracing::warn!(bytes, "{without} because the disk has too little free space to rewrite them");
         }
         Ok(has_room)
     }
 
-    /// Merges and compacts what has a reason.
+    /// Merges segments and compacts partitions that need it.
     fn round(&self, now_ms: i64, seen: &mut Seen) -> Result<(), Ended> {
         let Seen { changes, not_compacted, unreadable } = seen;
         let now = self.store.registry().changes();
@@ -167,7 +168,7 @@ impl Cleaner {
             match merge(self, unreadable) {
                 Ok(()) => {}
                 Err(Ended::Closing) => return Err(Ended::Closing),
-                // What can't be read now must not keep others from being compacted.
+                // A segment that cannot be read must not prevent the compaction of other partitions.
                 Err(Ended::Failed(error)) => failed(&error),
             }
         }
@@ -185,7 +186,7 @@ impl Cleaner {
                 match compact(self, partition, now_ms, horizon_ms) {
                     Ok(()) => {}
                     Err(Ended::Closing) => return Err(Ended::Closing),
-                    // Nor others' from being compacted.
+                    // A partition that cannot be read must not prevent the compaction of others either.
                     Err(Ended::Failed(error)) => {
                         failed(&error);
                         not_compacted.insert(place, Instant::now());
@@ -202,12 +203,13 @@ impl Cleaner {
 
     // ---- segments
 
-    /// Segments that are in work. Who decides what to do with segments holds this until that is done or they are in it.
+    /// Locks the set of segments that are in work. A caller that chooses segments holds the lock until it is done with
+    /// them or has added them to the set.
     pub(super) fn in_work(&self) -> MutexGuard<'_, InWork> {
         self.in_work.lock()
     }
 
-    /// Begins work on segments; it ends when what is returned is dropped.
+    /// Begins work on segments. It ends when the returned guard is dropped.
     pub(super) fn begin<'a>(
         &'a self,
         mut in_work: MutexGuard<'a, InWork>,
@@ -217,9 +219,9 @@ impl Cleaner {
         Work(self)
     }
 
-    /// Segments of which nothing is in use.
+    /// Returns the segments of which nothing is in use.
     pub(super) fn unused(&self) -> Vec<SegmentId> {
-        // As in `live`, of which this needs little.
+        // The lock is needed for the same reason as in `live`.
         let _changing = self.store.registry().change();
         let mut used = HashSet::new();
         for topic in self.topics() {
@@ -229,9 +231,9 @@ impl Cleaner {
         all.filter(|id| !used.contains(id)).collect()
     }
 
-    /// Every segment, and what of them is in use.
+    /// Returns all segments, and their extents that are in use.
     pub(super) fn live(&self) -> (Vec<SegmentFile>, Live) {
-        // A segment that was just added must be seen with its extents.
+        // The lock ensures that a segment that was just added is seen together with its extents.
         let _changing = self.store.registry().change();
         let mut live = Live::new();
         for topic in self.topics() {
@@ -244,8 +246,8 @@ impl Cleaner {
         (self.store.registry().all(), live)
     }
 
-    /// The rows of segments without extents of a partition, which follow one another and which others take the place
-    /// of, and the segments that hold nothing else.
+    /// Adds to `upkeep` the removal of `replaced`, consecutive extents of a partition that are replaced by others: the
+    /// updated entries of segments that hold other extents too, and the removal of segments that do not.
     pub(super) fn without(
         &self,
         partition: &Partition,
@@ -280,16 +282,17 @@ fn log_failure(result: Result<(), Ended>) {
     }
 }
 
-/// Old records stay where they are, and nothing is lost: it is tried again.
+/// Logs a failure. Nothing is lost, because the old records stay where they are and the work is retried.
 fn failed(error: &StoreError) {
     match error {
-        // What moved belongs to a deleted topic: the next round sees what there is.
+        // The moved records belong to a deleted topic, and the next round sees the current state.
         StoreError::Moved => {}
-        error => tracing::error!(%error, "retention, merging or compaction failed and is tried again"),
+        error => tracing::error!(%error, "retention, merging or compaction failed and will be retried"),
     }
 }
 
-/// Whether enough of a partition's sealed records is new to compaction, or some tombstones may go.
+/// Returns whether enough of a partition's sealed records have not been compacted yet, or some tombstones may be
+/// removed.
 fn needs_compaction(extents: &[Extent], now_ms: i64) -> bool {
     let dirty: u64 = extents.iter().filter(|extent| !extent.compacted).map(|extent| extent.bytes).sum();
     let is_dirty = dirty > 0 && dirty * DIRTY_FRACTION >= extents.iter().map(|extent| extent.bytes).sum();

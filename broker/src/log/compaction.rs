@@ -1,7 +1,7 @@
-//! Compaction: of the sealed records of a partition, the last of each key is kept, as Kafka's log cleaner
-//! keeps it. Offsets stay; a tombstone stays until its delete horizon (KIP-534), so that readers learn of
-//! it. Records without a key stay: a topic that was not always compacted may have some. So does the
-//! last record that was sealed, whatever it is: the log never ends in a hole.
+//! Compaction keeps the last record of each key among the sealed records of a partition, like Kafka's log cleaner.
+//! Records keep their offsets. A tombstone is kept until its delete horizon (KIP-534), so that readers learn of the
+//! deletion. Records without a key are kept; a topic that was not always compacted may have some. The last sealed
+//! record is always kept, so that the log never ends in a hole.
 
 use std::sync::Arc;
 
@@ -19,10 +19,11 @@ use crate::store::StoreError;
 use crate::store::place::Offset;
 use crate::store::segment::{Extent, Piece};
 
-/// Keys that one pass remembers, and those of a batch: 64 MiB of memory. What is beyond waits for the next pass.
+/// Maximum number of keys that one pass remembers, plus those of one batch: 64 MiB of memory. Records beyond this wait
+/// for the next pass.
 pub(super) const KEYS_MAX: usize = 1 << 20;
 
-/// A key, by 16 bytes of its SHA-256: two keys that share them are not to be found.
+/// The first 16 bytes of the SHA-256 of a key. It is infeasible to find two keys with the same hash.
 type KeyHash = [u8; 16];
 
 fn hash(key: &[u8]) -> KeyHash {
@@ -31,10 +32,11 @@ fn hash(key: &[u8]) -> KeyHash {
     hash
 }
 
-/// The last offset of each key in extents that compaction has not seen.
+/// The last offset of each key in the extents that have not been compacted yet.
 struct LastOffsets {
     last: HashMap<KeyHash, i64>,
-    /// All of the partition's sealed records below this offset are covered: where a batch begins, or the end.
+    /// All of the partition's sealed records below this offset are covered. It is the base offset of a batch, or the
+    /// end.
     end: Offset,
 }
 
@@ -48,7 +50,7 @@ pub(super) fn compact(
     let in_work = cleaner.in_work();
     let extents = partition.extents();
     let Some(last) = extents.last() else { return Ok(()) };
-    // Nothing is removed before all that stays is written.
+    // The old segments are removed only after all retained records have been written.
     if !cleaner.has_room(extents.iter().map(|extent| extent.bytes).sum(), "records are not compacted")? {
         return Ok(());
     }
@@ -64,7 +66,7 @@ pub(super) fn compact(
         is_past: false,
         output: Output::new(cleaner),
     };
-    // Retention went on meanwhile.
+    // Retention may have advanced the start meanwhile.
     let start = partition.start();
     let is_covered = |extent: &Extent| extent.end > start && extent.base < pass.keys.end;
     let covered: Vec<Extent> = extents.into_iter().filter(is_covered).collect();
@@ -86,7 +88,8 @@ pub(super) fn compact(
     cleaner.queue.commit_upkeep(upkeep)
 }
 
-/// The partition's new extents come from several segments; they take the place of the old together.
+/// Joins the partition's new extents, which may be in several segments, so that they replace the old ones together.
+/// Returns their total size in bytes.
 fn join(partition: &Arc<Partition>, upkeep: &mut Upkeep) -> u64 {
     let extents: Vec<Extent> = std::mem::take(&mut upkeep.extents).into_iter().flat_map(|(_, new)| new).collect();
     let bytes = extents.iter().map(|extent| extent.bytes).sum();
@@ -94,7 +97,8 @@ fn join(partition: &Arc<Partition>, upkeep: &mut Upkeep) -> u64 {
     bytes
 }
 
-/// Of all extents before `end`, those that compaction has not seen, as far as keys are remembered.
+/// Collects the last offset of each key from the extents that have not been compacted yet, until `keys_max` keys are
+/// remembered. `end` is the end of all extents.
 fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<LastOffsets, Ended> {
     let mut found = LastOffsets { last: HashMap::default(), end };
     for extent in extents.iter().filter(|extent| !extent.compacted) {
@@ -133,9 +137,9 @@ struct Pass<'a> {
     keys: LastOffsets,
     now_ms: i64,
     horizon_ms: i64,
-    /// The offset of the last sealed record, which stays.
+    /// The offset of the last sealed record, which is always kept.
     keeps: i64,
-    /// From here on keys are not known: what follows in the last extent stays as it is.
+    /// Whether the pass is beyond the offset up to which keys are known. The rest of the last extent is kept as it is.
     is_past: bool,
     output: Output<'a>,
 }
@@ -211,7 +215,7 @@ impl Pass<'_> {
         Ok(retained)
     }
 
-    /// Begins another extent where the segment is full, and where compaction ends.
+    /// Begins a new extent if the segment is full, or where the compacted part ends.
     fn next_extent(&mut self, header: &BatchHeader) -> Result<(), Ended> {
         let base = base_offset(header);
         let was_past = std::mem::replace(&mut self.is_past, base >= self.keys.end);

@@ -14,21 +14,22 @@ use crate::groups::{Group, GroupKind, IdleSince};
 use crate::hash::{HashMap, HashSet};
 use crate::store::place::TopicId;
 
-/// Partitions that one round looks at.
+/// Maximum number of partitions that one round examines.
 const PARTITIONS_A_ROUND: usize = 1_000;
 
-/// What passes for a producer between two rounds, at most. They are a second apart: what is much longer is a clock that was set,
-/// or a machine that slept.
+/// The maximum idle time that is counted between two rounds, in ms. Rounds are a second apart, so a much longer time
+/// means that the clock was set or that the machine slept.
 const ROUND_MS_MAX: i64 = 10_000;
 
-/// The time by which producers are idle: the wall clock's without its jumps, from that of the start on. A producer that is
-/// connected while the clock is set a week ahead must not be forgotten: what it sends again would be stored twice.
+/// The clock that measures how long producers have been idle. It starts at the wall clock's time and follows it without
+/// its jumps. If the wall clock is set a week ahead, a connected producer must not be forgotten, because batches that
+/// it sends again would be stored twice.
 pub(crate) struct IdleClock {
     clock: Arc<dyn Clock>,
     round: Mutex<Round>,
 }
 
-/// When the last round was, in ms since the epoch.
+/// The time of the last round by both clocks, in ms since the epoch.
 #[derive(Clone, Copy)]
 struct Round {
     idle_ms: i64,
@@ -41,7 +42,7 @@ impl IdleClock {
         Self { clock, round: Mutex::new(Round { idle_ms: wall_ms, wall_ms }) }
     }
 
-    /// In ms since the epoch.
+    /// Returns the current time of this clock, in ms since the epoch.
     pub(crate) fn now_ms(&self) -> i64 {
         self.at(self.clock.now_ms())
     }
@@ -154,7 +155,7 @@ mod tests {
         for (wall_ms, now_ms) in [
             (1_001_000, 1_001_000),
             (1_003_500, 1_003_500),
-            // A week ahead, on from there, back by a year, and on again.
+            // The clock is set a week ahead, runs on, is set back to the epoch, and runs on again.
             (605_803_500, 1_013_500),
             (605_804_500, 1_014_500),
             (0, 1_014_500),

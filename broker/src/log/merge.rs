@@ -1,8 +1,9 @@
-//! Merging: several segments become new ones, in which a partition's records stand together again. There are three
-//! reasons. Little of a segment is in use, so its disk is freed. A file is small, so there are fewer. Or a segment
-//! holds a little of each of many partitions: a start reads where every extent is and memory holds it, so where
-//! extents are many, short ones are joined. A join makes them up to [`JOIN_SEGMENTS_MAX`] times as long, as a level of
-//! a log-structured merge tree does, until they are [`SHORT_BYTES`] long, and writes their bytes once more.
+//! Merging rewrites several segments as new ones in which the records of a partition are contiguous again. There are
+//! three reasons to merge a segment. Little of it is in use, so merging frees disk space. It is small, so merging
+//! reduces the number of files. Or it holds only a few records of each of many partitions: the locations of all extents
+//! are read at startup and kept in memory, so short extents are joined when there are many. A join makes them up to
+//! [`JOIN_SEGMENTS_MAX`] times as long and writes their bytes once more, like a level of a log-structured merge tree,
+//! until they are [`SHORT_BYTES`] long.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -14,41 +15,43 @@ use crate::log::queue::Ended;
 use crate::store::place::Place;
 use crate::store::segment::{Extent, SegmentFile, SegmentId};
 
-/// A segment below this size is small: some of them are merged into one.
+/// Size below which a segment is small, in bytes. Several small segments are merged into one.
 const SMALL_BYTES: u64 = 16 << 20;
 
-/// So many small segments are merged. Each level of merging writes its bytes once more.
+/// Minimum number of small segments to merge. Each level of merging writes its bytes once more.
 const SMALL_SEGMENTS: usize = 8;
 
-/// Bytes in use that one merge of small segments writes.
+/// Maximum number of bytes in use that one merge rewrites, separately for small segments and for those with little in
+/// use.
 const SMALL_MERGE_BYTES_MAX: u64 = 128 << 20;
 
-/// Extents are short below this many bytes, on average of a segment.
+/// A segment's extents are short if they are smaller than this many bytes on average.
 const SHORT_BYTES: u64 = 2 << 20;
 
-/// So many segments with short extents are merged at least.
+/// Minimum number of segments with short extents to merge.
 const JOIN_SEGMENTS: usize = 8;
 
-/// And so many at most.
+/// Maximum number of segments with short extents to merge.
 const JOIN_SEGMENTS_MAX: usize = 12;
 
-/// So many sets of them are looked at in a round, a millisecond each.
+/// Maximum number of sets of such segments that are examined in a round. Each takes about a millisecond.
 const SETS_MAX: usize = 100;
 
-/// Extents in use beyond which short ones are joined: some 5 MB of memory, and some 10 ms of a start.
+/// Number of extents in use above which short ones are joined. This many take about 5 MB of memory and about 10 ms of a
+/// start.
 pub(super) const EXTENTS_MAX: usize = 1 << 16;
 
-/// The extents in use of each segment, and whose they are.
+/// The extents in use of each segment, with their partitions.
 pub(super) type Live = HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>>;
 
-/// What is to be known of a segment to choose it.
+/// The properties of a segment that decide whether it is merged.
 struct Weighed {
     file: SegmentFile,
-    /// In use.
+    /// Bytes in use.
     bytes: u64,
-    /// In use.
+    /// Number of extents in use.
     extents: usize,
-    /// The first and the last partition with one.
+    /// The first and the last partition with an extent in use.
     places: (Place, Place),
 }
 
@@ -59,7 +62,7 @@ impl Weighed {
         Some(Self { file, bytes, extents: live.len(), places: (places().min()?, places().max()?) })
     }
 
-    /// Its level by the length of its extents; `None` where they are not short.
+    /// Returns the level of the segment by the mean length of its extents, or `None` if they are not short.
     fn level(&self) -> Option<u32> {
         let mean = self.bytes / self.extents as u64;
         (mean < SHORT_BYTES).then(|| mean.max(1).ilog(JOIN_SEGMENTS as u64))
@@ -70,8 +73,8 @@ impl Weighed {
     }
 }
 
-/// Merges what has a reason to be merged, if anything has: once, then the segments are others.
-/// A segment that can't be read ends it, and is among the `unreadable` then.
+/// Does one merge, if any segments need it. Further merges have to be chosen anew, because the segments have changed.
+/// A segment that cannot be read ends the merge and is added to `unreadable`.
 pub(super) fn merge(cleaner: &Cleaner, unreadable: &mut HashSet<SegmentId>) -> Result<(), Ended> {
     let in_work = cleaner.in_work();
     let (mut segments, mut live) = cleaner.live();
@@ -90,7 +93,7 @@ pub(super) fn merge(cleaner: &Cleaner, unreadable: &mut HashSet<SegmentId>) -> R
     let mut output = Output::new(cleaner);
     for (partition, mut extents) in by_partition(chosen.iter().filter_map(|id| live.remove(id)).flatten()).into_values()
     {
-        // Retention goes on meanwhile.
+        // Retention may have advanced the start meanwhile.
         let start = partition.start();
         extents.retain(|extent| extent.end > start);
         for joined in adjoining(&extents) {
@@ -106,13 +109,13 @@ pub(super) fn merge(cleaner: &Cleaner, unreadable: &mut HashSet<SegmentId>) -> R
         }
     }
     let mut upkeep = output.finish()?;
-    tracing::debug!(before = chosen.len(), after = upkeep.segments.len(), bytes, "segments are merged");
+    tracing::debug!(before = chosen.len(), after = upkeep.segments.len(), bytes, "merged segments");
     upkeep.removed = chosen;
     cleaner.queue.commit_upkeep(upkeep)
 }
 
-/// Segments of which less than half is in use, and small ones where they are many: as many as one merge writes, but
-/// one at least.
+/// Chooses the segments of which less than half is in use, and small ones if there are many. Of each kind, chooses as
+/// many as one merge may write, but at least one.
 fn sparse_or_small(segments: &[Weighed]) -> Vec<SegmentId> {
     let (mut chosen, mut small) = (Vec::new(), Vec::new());
     let (mut chosen_bytes, mut small_bytes) = (0, 0);
@@ -132,9 +135,9 @@ fn sparse_or_small(segments: &[Weighed]) -> Vec<SegmentId> {
     chosen
 }
 
-/// Sets of segments that hold the same partitions, those with the shortest extents first, and the oldest first: a
-/// merge's segments are as old as what it merged, among those of their level. Those of lower levels are in a
-/// level's sets too: they stand between them.
+/// Returns sets of segments that hold overlapping ranges of partitions, beginning with the shortest extents and, within
+/// a level, with the oldest segments. Because the oldest are merged first, the segments of a level are ordered by the
+/// age of their records. The sets of a level include segments of lower levels, which lie between those of the level.
 fn short(segments: &[Weighed]) -> impl Iterator<Item = Vec<SegmentId>> {
     let levels: BTreeSet<u32> = segments.iter().filter_map(Weighed::level).collect();
     levels.into_iter().flat_map(|level| {
@@ -145,7 +148,8 @@ fn short(segments: &[Weighed]) -> impl Iterator<Item = Vec<SegmentId>> {
             let first = left[0];
             let overlapping = || left.iter().filter(|segment| segment.overlaps(first)).take(JOIN_SEGMENTS_MAX);
             let set: Vec<SegmentId> = overlapping().map(|segment| segment.file.id).collect();
-            // Of a wide one, the others may have nothing in common: they are looked at again without it.
+            // If the first segment spans many partitions, the others may have nothing in common. They are considered
+            // again without it.
             let done = if set.len() >= JOIN_SEGMENTS { JOIN_SEGMENTS / 2 } else { 1 };
             left.retain(|segment| !set[..done].contains(&segment.file.id));
             if set.len() >= JOIN_SEGMENTS {
@@ -156,14 +160,14 @@ fn short(segments: &[Weighed]) -> impl Iterator<Item = Vec<SegmentId>> {
     })
 }
 
-/// Whether merging leaves less than half as many extents.
+/// Returns whether merging leaves at most half as many extents.
 fn is_worth_it(chosen: &[SegmentId], live: &Live) -> bool {
     let extents = || chosen.iter().filter_map(|id| live.get(id)).flatten();
     let after: usize = by_partition(extents().cloned()).values().map(|(_, extents)| adjoining(extents).count()).sum();
     after * 2 <= extents().count()
 }
 
-/// The extents of each partition, in order.
+/// Groups the extents by partition, in order of offsets.
 fn by_partition(
     extents: impl Iterator<Item = (Arc<Partition>, Extent)>,
 ) -> BTreeMap<Place, (Arc<Partition>, Vec<Extent>)> {
@@ -175,7 +179,7 @@ fn by_partition(
     found
 }
 
-/// Groups extents that follow one another and are alike.
+/// Groups consecutive extents that are either all compacted or all not compacted.
 fn adjoining(extents: &[Extent]) -> impl Iterator<Item = &[Extent]> {
     extents.chunk_by(|a, b| a.end == b.base && a.compacted == b.compacted)
 }
@@ -186,7 +190,7 @@ mod tests {
     use crate::store::SEGMENT_BYTES;
     use crate::store::place::TopicId;
 
-    /// A segment of a topic's partitions, with an extent of each.
+    /// Returns a segment with one extent for each of a topic's `partitions`.
     fn segment(id: u64, partitions: std::ops::Range<u32>, bytes: u64) -> Weighed {
         let file = SegmentFile { id: SegmentId(id), bytes, extent_bytes: bytes };
         let extents = partitions.len();
@@ -202,23 +206,23 @@ mod tests {
         let of_many = |id| segment(id, 0..1_000, SEGMENT_BYTES);
         let sets = |segments: &[Weighed]| short(segments).map(|set| ids(&set)).collect::<Vec<_>>();
         assert!(sets(&(0..7).map(of_many).collect::<Vec<_>>()).is_empty());
-        // Eight, and of another level: a few partitions each, of which a ninth has no other's.
+        // Eight segments, and eight of another level with fewer partitions each. A ninth shares no partition with them.
         let mut all: Vec<_> = (0..8).map(of_many).collect();
         all.extend((8..16).map(|id| segment(id, 0..100, SEGMENT_BYTES)));
         all.push(segment(16, 100..200, SEGMENT_BYTES));
         let found = sets(&all);
         assert_eq!(found[0], (0..8).collect::<Vec<_>>());
         assert!(found.contains(&(8..16).collect()), "{found:?}");
-        // No more than one merge takes.
+        // A set has no more segments than one merge takes.
         let twenty: Vec<_> = (0..20).map(of_many).collect();
         assert_eq!(sets(&twenty)[0], (0..12).collect::<Vec<_>>());
-        // Of two levels in turn, each stands between the other's.
+        // Segments of two levels alternate, so each level's lie between the other's.
         let in_turn: Vec<_> = (0..8).map(|id| segment(id, 0..1_000, (20 + id % 2 * 30) << 20)).collect();
         assert_ne!(in_turn[0].level(), in_turn[1].level());
         assert_eq!(sets(&in_turn), [(0..8).collect::<Vec<_>>()]);
-        // However large a journal's parts are.
+        // The size of the segments does not matter.
         assert_eq!(sets(&(0..8).map(|id| segment(id, 0..1_000, 1 << 30)).collect::<Vec<_>>()).len(), 1);
-        // Long ones stay.
+        // Long extents are not joined.
         assert!(sets(&(0..20).map(|id| segment(id, 0..30, SEGMENT_BYTES)).collect::<Vec<_>>()).is_empty());
     }
 
@@ -229,9 +233,9 @@ mod tests {
         assert!(sparse_or_small(&(0..7).map(small).collect::<Vec<_>>()).is_empty());
         assert_eq!(sparse_or_small(&(0..8).map(small).collect::<Vec<_>>()).len(), 8);
         assert_eq!(ids(&sparse_or_small(&[small(0), sparse(1), segment(2, 0..1, SEGMENT_BYTES)])), [1]);
-        // As many as one merge writes.
+        // No more are chosen than one merge may write.
         assert_eq!(ids(&sparse_or_small(&(0..9).map(sparse).collect::<Vec<_>>())), [0, 1, 2, 3, 4, 5]);
-        // One at least, and a large one holds up no others.
+        // At least one is chosen, and a large one does not hold up the others.
         let large = Weighed { bytes: 4 * SEGMENT_BYTES, ..segment(0, 0..1, 10 * SEGMENT_BYTES) };
         assert_eq!(ids(&sparse_or_small(&[large])), [0]);
         let large = Weighed { bytes: 4 * SEGMENT_BYTES, ..segment(1, 0..1, 10 * SEGMENT_BYTES) };

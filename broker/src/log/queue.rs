@@ -1,4 +1,4 @@
-//! The queue of the committer: requests in their order, and the answer to each.
+//! The queue of the committer. Requests are processed in order, and each of them is answered.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::commit::{Commit, Committed, Upkeep};
 use crate::error::BrokerError;
 use crate::store::{Store, StoreError};
 
-/// The answer to a queued commit. Dropping it does not take the commit back.
+/// A future of the answer to a queued commit. Dropping it does not cancel the commit.
 #[derive(Debug)]
 pub struct Receipt(oneshot::Receiver<Result<Committed, BrokerError>>);
 
@@ -22,13 +22,14 @@ impl Future for Receipt {
     }
 }
 
-/// Where a commit is answered. Every commit is: one that a panic of the committer takes along is answered with that.
+/// Sends the answer to a commit. If the committer panics, the commits that it was processing are answered with that
+/// error.
 pub(super) struct Answer(Option<oneshot::Sender<Result<Committed, BrokerError>>>);
 
 impl Answer {
     pub(super) fn send(mut self, answer: Result<Committed, BrokerError>) {
         if let Some(sender) = self.0.take() {
-            // The requester may have disconnected; what was committed stands.
+            // The requester may have disconnected. The commit remains valid.
             let _ = sender.send(answer);
         }
     }
@@ -50,17 +51,17 @@ pub(crate) struct CommitQueue {
 }
 
 impl CommitQueue {
-    /// The queue whose requests a committer of this store takes.
+    /// Creates the queue of the committer of `store`.
     pub(super) fn new(requests: mpsc::UnboundedSender<Request>, store: Arc<Store>) -> Self {
         Self { requests, store }
     }
 
-    /// `permit` is held until the commit is answered: it bounds what is queued.
+    /// Queues a commit. `permit` is held until the commit is answered, which bounds the size of the queue.
     pub(crate) fn push(&self, commit: Commit, permit: Option<OwnedSemaphorePermit>) -> Receipt {
         self.send(commit, None, permit)
     }
 
-    /// A handle that does not keep the committer running.
+    /// Returns a handle that does not keep the committer running.
     pub(crate) fn downgrade(&self) -> WeakCommitQueue {
         WeakCommitQueue { requests: self.requests.downgrade(), store: self.store.clone() }
     }
@@ -69,7 +70,7 @@ impl CommitQueue {
         let (answer, receipt) = oneshot::channel();
         let request = Request { commit, upkeep, answer: Answer(Some(answer)), _permit: permit };
         if let Err(mpsc::error::SendError(request)) = self.requests.send(request) {
-            // The committer ended before the queue did: it panicked.
+            // The committer ended although the queue still exists, so it must have panicked.
             let failure = self.store.failure().map_or(BrokerError::ShuttingDown, BrokerError::Storage);
             request.answer.send(Err(failure));
         }
@@ -77,9 +78,9 @@ impl CommitQueue {
     }
 }
 
-/// Why the store's own threads do not come to the end of what they do.
+/// Why one of the store's own threads did not finish its work.
 pub(super) enum Ended {
-    /// The store closes; what was there before is there.
+    /// The store is closing. The data is unchanged.
     Closing,
     Failed(StoreError),
 }
@@ -90,7 +91,7 @@ impl From<StoreError> for Ended {
     }
 }
 
-/// The queue, for those who work for the committer and end with it.
+/// A handle to the queue for the threads that work for the committer and end with it.
 #[derive(Clone)]
 pub(crate) struct WeakCommitQueue {
     requests: mpsc::WeakUnboundedSender<Request>,
@@ -98,7 +99,8 @@ pub(crate) struct WeakCommitQueue {
 }
 
 impl WeakCommitQueue {
-    /// `None` once the committer ends. Upkeep waits for no permit: who writes may be waiting for it.
+    /// Queues upkeep. Returns `None` once the committer is ending. Upkeep does not wait for a permit, because writers
+    /// may be waiting for the upkeep.
     pub(super) fn push_upkeep(&self, upkeep: Upkeep) -> Option<Receipt> {
         let queue = CommitQueue { requests: self.requests.upgrade()?, store: self.store.clone() };
         Some(queue.send(Commit::default(), Some(Box::new(upkeep)), None))
@@ -123,24 +125,25 @@ impl WeakCommitQueue {
     /// Commits upkeep, and waits on a thread that may block. Files of segments that are no longer needed go here.
     pub(super) fn commit_upkeep(&self, upkeep: Upkeep) -> Result<(), Ended> {
         let receipt = self.push_upkeep(upkeep).ok_or(Ended::Closing)?;
-        // A committer that ended says why itself.
+        // If the committer ended, it reports the reason itself.
         let committed = receipt.0.blocking_recv().ok().and_then(Result::ok);
         self.store.registry().unlink_removed();
         committed.map(drop).ok_or(Ended::Closing)
     }
 
-    /// Whether the committer ends.
+    /// Returns whether the committer is ending.
     pub(crate) fn is_closed(&self) -> bool {
         self.requests.strong_count() == 0
     }
 
-    /// Fails the store, and wakes the committer, which tells everyone.
+    /// Fails the store and wakes the committer, which reports the failure to all waiting requests.
     pub(super) fn fail(&self, error: StoreError) {
         self.store.fail(Arc::new(error));
         drop(self.push_upkeep(Upkeep::default()));
     }
 
-    /// Makes a panic of the thread that holds it a failure of the store: nobody does that thread's work any more.
+    /// Returns a guard that fails the store if the thread that holds it panics, because no other thread can do its
+    /// work.
     pub(super) fn fail_on_panic(&self, thread: &'static str) -> FailOnPanic<'_> {
         FailOnPanic { queue: self, thread }
     }

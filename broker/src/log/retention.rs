@@ -1,5 +1,6 @@
-//! Retention: which records are kept no longer. It moves partitions' log start offsets, by the settings of their topics
-//! or, of repartition topics, by what was read; and it removes segments that hold nothing any more, of deleted topics too.
+//! Retention decides which records are no longer kept. It advances the log start offsets of partitions according to the
+//! settings of their topics or, for repartition topics, according to what has been read. It also removes segments that
+//! are no longer in use, including those of deleted topics.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,16 +12,16 @@ use crate::log::queue::Ended;
 use crate::log::topic::Topic;
 use crate::store::place::{Offset, Place};
 
-/// What earlier rounds saw.
+/// State that is kept between rounds.
 #[derive(Default)]
 pub(super) struct Seen {
-    /// How often what is in use of segments had changed when that was looked at.
+    /// The registry's change count when unused segments were last removed.
     changes: Option<u64>,
-    /// What was read of repartition topics.
+    /// For each partition of a repartition topic, the offset before which all records had been read.
     read: HashMap<Place, Offset>,
 }
 
-/// One round.
+/// Runs one round of retention.
 pub(super) fn retain(cleaner: &Cleaner, now_ms: i64, seen: &mut Seen) -> Result<(), Ended> {
     move_log_starts(cleaner, now_ms, &mut seen.read)?;
     let now = cleaner.store.registry().changes();
@@ -31,7 +32,7 @@ pub(super) fn retain(cleaner: &Cleaner, now_ms: i64, seen: &mut Seen) -> Result<
     Ok(())
 }
 
-/// Moves the first offset that is kept of each partition whose topic does not keep all.
+/// Advances the log start offsets of the partitions whose topics do not keep all records.
 fn move_log_starts(cleaner: &Cleaner, now_ms: i64, read: &mut HashMap<Place, Offset>) -> Result<(), Ended> {
     let mut log_starts = Vec::new();
     let topics = cleaner.topics();
@@ -58,8 +59,9 @@ fn move_log_starts(cleaner: &Cleaner, now_ms: i64, read: &mut HashMap<Place, Off
     cleaner.queue.commit_upkeep(Upkeep { log_starts, ..Upkeep::default() })
 }
 
-/// A repartition topic keeps what a group that reads it has not read: its pipeline, or whoever else looks. What
-/// goes was read at the last round too: an offset further back that was on its way then counts.
+/// Advances the log start offsets of repartition topics. A repartition topic keeps the records that any group reading
+/// it, its pipeline or another, has not read yet. Records are dropped only if they had also been read in the previous
+/// round, so that a lower offset that was being committed during that round is still respected.
 fn retain_unread(
     cleaner: &Cleaner,
     topics: &[Arc<Topic>],
@@ -92,7 +94,8 @@ fn retain_unread(
     }
 }
 
-/// Removes segments of which nothing is in use. Returns false where one of them is in work and has to wait.
+/// Removes segments of which nothing is in use. Returns false if one of them is in work, so that its removal has to
+/// wait.
 fn remove_unused(cleaner: &Cleaner) -> Result<bool, Ended> {
     let in_work = cleaner.in_work();
     let (left, removed): (Vec<_>, Vec<_>) = cleaner.unused().into_iter().partition(|id| in_work.contains(id));
