@@ -1,4 +1,4 @@
-//! Who makes a call, and what it waits for before it may go on: its client's quota, and its
+//! The caller of a request, and the limits that the request waits for before it proceeds: its client's quota, and its
 //! connection's bytes in flight.
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -10,7 +10,7 @@ use super::quota::{ClientId, QuotaKind};
 use crate::error::BrokerError;
 use crate::log::reader::Slice;
 
-/// Who makes a call. Cheap to clone.
+/// The caller of a request. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Caller {
     broker: Broker,
@@ -19,21 +19,22 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// A client on a connection that bounds its bytes in flight.
+    /// Creates the caller for a client on a connection with the limit `in_flight`.
     pub(crate) fn new(broker: Broker, client: ClientId, in_flight: BytesInFlight) -> Self {
         Self { broker, client, in_flight }
     }
 
-    /// Waits until the next produce request may be read at all.
+    /// Waits until the next produce request may be read from the connection.
     pub(crate) async fn may_produce(&self) {
         self.broker.quotas().paid(&self.client, QuotaKind::Produce).await;
     }
 
-    /// Waits for the client's quota, then until `bytes` more of its connection may be in flight. They are until the
-    /// permit is dropped: when the request is answered. Nothing of the commit queue's bytes is held meanwhile.
+    /// Waits for the client's quota, and then until `bytes` more may be in flight on its connection. They count as in
+    /// flight until the permit is dropped, which happens when the request is answered. No part of the commit queue's
+    /// limit is held while waiting.
     ///
     /// # Errors
-    /// [`BrokerError::ShuttingDown`] where the broker stops first.
+    /// [`BrokerError::ShuttingDown`] if the broker stops first.
     pub(crate) async fn admit(&self, bytes: usize) -> Result<OwnedSemaphorePermit, BrokerError> {
         let admitted = async {
             self.broker.quotas().take(&self.client, QuotaKind::Produce, bytes).await;
@@ -45,8 +46,8 @@ impl Caller {
         }
     }
 
-    /// Reads for the client, once it may: it waits for its quota before it reads, and where others
-    /// of its calls read meanwhile, again before it answers.
+    /// Reads for the client. Waits for the client's quota before the read, and again before it returns, in case other
+    /// calls of the client have read meanwhile.
     pub(crate) async fn fetch(&self, fetch: &Fetch) -> Vec<Fetched> {
         let quotas = self.broker.quotas();
         quotas.paid(&self.client, QuotaKind::Fetch).await;

@@ -1,4 +1,5 @@
-//! Checking and repairing a stopped data directory: the store does it, and is told here how topics are written down.
+//! Checking and repairing a stopped data directory. The store does the work; this module passes it the function that
+//! parses topic entries of the catalog.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,17 +9,19 @@ use crate::log::topic::TopicMeta;
 use crate::store::place::TopicId;
 use crate::store::{self, FileSystem, KnownTopic, Report, StoreError, system_files};
 
-/// Reads all of a stopped data directory, and with `repair` keeps all that is sound of it: damaged batches are cut out
-/// and leave a hole in the offsets, damaged indexes are written anew. Without `repair` nothing is changed. Blocks.
+/// Reads a whole data directory of a stopped server and reports all damage. With `repair`, everything intact is kept:
+/// damaged batches are cut out, which leaves holes in the offsets, and damaged indexes are rewritten. Without `repair`
+/// nothing is changed. Blocks.
 ///
 /// # Errors
-/// [`StoreError::Locked`] where a server has the directory, [`StoreError::Format`] for one of another version,
-/// [`StoreError::Io`] where there is none or a file can't be read. Damage is no error.
+/// [`StoreError::Locked`] if a server uses the directory, [`StoreError::Format`] if it has the format of another
+/// version, [`StoreError::NoDataDirectory`] if there is none, [`StoreError::Io`] if a file cannot be read. Damage is
+/// not an error.
 pub fn check(data: &Path, repair: bool) -> Result<Report, StoreError> {
     check_on(&system_files(), data, repair)
 }
 
-/// As [`check`], of a data directory on this file system.
+/// As [`check`], but for a data directory on the file system `system`.
 ///
 /// # Errors
 /// As [`check`].

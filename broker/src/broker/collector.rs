@@ -1,4 +1,4 @@
-//! Metrics that are read off the broker when somebody looks: log end offsets, sizes, lags.
+//! Metrics that are computed from the broker's state when they are scraped: log offsets, sizes, lags.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ struct ThrottleLabels {
     kind: &'static str,
 }
 
-/// What is read off the broker when somebody looks: log end offsets, sizes, lags.
+/// Computes metrics from the broker's state when they are scraped: log offsets, sizes, lags.
 #[derive(Debug)]
 pub(crate) struct BrokerCollector(pub(crate) WeakBroker);
 
@@ -43,18 +43,22 @@ impl Collector for BrokerCollector {
         let partitions: Vec<_> = partitions.map(|partition| (partition, partition.size())).collect();
         type Read = fn(&Partition, &PartitionSize) -> Option<i64>;
         let gauges: [(&str, &str, Read); 6] = [
-            ("millstream_log_start_offset", "The first offset that is kept", |of, _| Some(of.start().get())),
+            ("millstream_log_start_offset", "The first offset that is retained", |of, _| Some(of.start().get())),
             ("millstream_log_end_offset", "The next offset to be written", |of, _| Some(of.end().get())),
-            ("millstream_partition_bytes", "Bytes of the record batches that are kept", |_, size| {
+            ("millstream_partition_bytes", "Total size of the retained record batches, in bytes", |_, size| {
                 i64::try_from(size.bytes).ok()
             }),
-            ("millstream_partition_segments", "Parts of segments that hold its records", |_, size| {
-                Some(size.segments.into())
-            }),
-            ("millstream_first_timestamp_ms", "The timestamp of the first record that is kept", |_, size| {
+            (
+                "millstream_partition_segments",
+                "Number of segment extents that hold the partition's records",
+                |_, size| Some(size.segments.into()),
+            ),
+            ("millstream_first_timestamp_ms", "The timestamp of the first retained record", |_, size| {
                 size.first_timestamp_ms
             }),
-            ("millstream_max_timestamp_ms", "The largest timestamp of its records", |_, size| size.max_timestamp_ms),
+            ("millstream_max_timestamp_ms", "The largest timestamp of the retained records", |_, size| {
+                size.max_timestamp_ms
+            }),
         ];
         for (name, help, read) in gauges {
             let mut gauge = encode_gauge(&mut encoder, name, help)?;
@@ -66,7 +70,8 @@ impl Collector for BrokerCollector {
                 }
             }
         }
-        let mut lag = encode_gauge(&mut encoder, "millstream_group_lag", "Records that a group has yet to read")?;
+        let mut lag =
+            encode_gauge(&mut encoder, "millstream_group_lag", "Number of records that a group has not read yet")?;
         for group in broker.groups().all() {
             for offset in broker.group_offsets(&group) {
                 let labels = GroupLabels {
@@ -79,7 +84,7 @@ impl Collector for BrokerCollector {
         }
         let mut throttled = encoder.encode_descriptor(
             "millstream_throttled",
-            "How long requests waited because of their client's quota, together",
+            "Total time that requests were delayed because of their client's quota",
             Some(&Unit::Seconds),
             MetricType::Counter,
         )?;
@@ -89,11 +94,11 @@ impl Collector for BrokerCollector {
         }
         let size = broker.store().size();
         for (name, help, value) in [
-            ("millstream_journal_bytes", "Bytes of the journal's file", size.journal_bytes),
-            ("millstream_table_bytes", "Bytes of the file of state, offsets and producers", size.table_bytes),
-            ("millstream_segment_bytes", "Bytes of the files of segments", size.segment_bytes),
-            ("millstream_segments", "Segments on disk", size.segments as u64),
-            ("millstream_queued_bytes", "Bytes of commits that wait to be on disk", broker.queued_bytes() as u64),
+            ("millstream_journal_bytes", "Size of the journal file, in bytes", size.journal_bytes),
+            ("millstream_table_bytes", "Size of the file of state, offsets and producers, in bytes", size.table_bytes),
+            ("millstream_segment_bytes", "Total size of the segment files, in bytes", size.segment_bytes),
+            ("millstream_segments", "Number of segments on disk", size.segments as u64),
+            ("millstream_queued_bytes", "Total size of queued commits, in bytes", broker.queued_bytes() as u64),
         ] {
             let metric = encode_gauge(&mut encoder, name, help)?;
             ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric)?;

@@ -1,4 +1,4 @@
-//! Reading several partitions with a long poll: wait until enough is there, or time is up.
+//! Reading several partitions with a long poll, which waits until enough data is available or the time is up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,52 +13,53 @@ use crate::log::reader::{ReadRange, Slice};
 use crate::log::readers::giving_way;
 use crate::store::place::Offset;
 
-/// The longest long poll.
+/// Maximum duration of a long poll.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// What to read and how long to wait for it.
+/// A fetch request: what to read, and how long to wait for it.
 #[derive(Clone, Debug)]
 pub struct Fetch {
-    /// Partitions, and what to read of each.
+    /// The partitions, and what to read of each.
     pub from: Vec<FetchFrom>,
-    /// Answer when this many bytes are there.
+    /// Size of the available batches, in bytes, at which the fetch returns without waiting any longer.
     pub bytes_min: usize,
-    /// Of all partitions together; at least one batch is returned all the same.
+    /// Maximum total size of the batches of all partitions, in bytes. The first batch is returned even if it is larger.
     pub bytes_max: usize,
-    /// Answer with what is there after this time.
+    /// Time after which the fetch returns whatever is available.
     pub wait_max: Duration,
 }
 
 /// One partition of a [`Fetch`].
 #[derive(Clone, Debug)]
 pub struct FetchFrom {
-    /// Which one.
+    /// The partition.
     pub partition: Arc<Partition>,
-    /// The first record wanted.
+    /// Offset of the first record to read.
     pub offset: Offset,
-    /// Batches that begin here or later are not wanted.
+    /// Batches whose first offset is at or after this are not read; `None` stands for the log end offset.
     pub until: Option<Offset>,
 }
 
-/// What one partition had.
+/// The result of a [`Fetch`] for one partition.
 #[derive(Debug)]
 pub struct Fetched {
-    /// Which one.
+    /// The partition.
     pub partition: Arc<Partition>,
-    /// Its records, or why it could not be read.
+    /// The records that were read, or why the partition could not be read.
     pub slice: Result<Slice, BrokerError>,
 }
 
 impl Broker {
-    /// Reads as [`Fetch`] says. Partitions with nothing new are in the answer with an empty slice.
+    /// Executes a [`Fetch`]. The result has an empty slice for each partition without new records.
     pub async fn fetch(&self, fetch: &Fetch) -> Vec<Fetched> {
         let deadline = Instant::now() + fetch.wait_max;
         loop {
-            // Subscribed before reading, so that what is committed in between wakes us.
+            // Subscribes before reading, so that a commit in between wakes this task.
             let mut ends: Vec<_> = fetch.from.iter().map(|from| from.partition.watch_end()).collect();
             let fetched = self.read_all(fetch).await;
             let bytes: usize = fetched.iter().filter_map(|f| f.slice.as_ref().ok()).map(Slice::bytes).sum();
-            // A hole to the end, left by compaction or a repair, is something to tell too.
+            // A hole up to the end, left by compaction or a repair, is also a reason to return: the reader can move
+            // past it.
             let is_passed =
                 |(f, from): (&Fetched, &FetchFrom)| f.slice.as_ref().is_ok_and(|slice| slice.next > from.offset);
             let only_holes = bytes == 0 && fetched.iter().zip(&fetch.from).any(is_passed);
@@ -77,7 +78,7 @@ impl Broker {
         let mut room = fetch.bytes_max;
         let mut fetched = Vec::with_capacity(fetch.from.len());
         for FetchFrom { partition, offset, until } in &fetch.from {
-            // The answer as a whole has one batch, however large; one with a room of 0 has none.
+            // The whole answer holds at least one batch, however large, unless `bytes_max` is 0.
             let one_at_least = room == fetch.bytes_max && room > 0;
             let slice = if room == 0 {
                 Ok(Slice { runs: Vec::new(), next: *offset, start: partition.start(), end: partition.end() })
@@ -90,11 +91,11 @@ impl Broker {
         fetched
     }
 
-    /// Reads one partition, from memory where it can, else on a thread that may block.
+    /// Reads one partition, from memory if possible, otherwise on a thread that may block.
     ///
     /// # Errors
-    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`] for one that was deleted,
-    /// [`BrokerError::UnreadableRecords`].
+    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`] if the topic was deleted,
+    /// [`BrokerError::Damaged`], [`BrokerError::UnreadableRecords`] or [`BrokerError::ShuttingDown`].
     pub async fn read(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<Slice, BrokerError> {
         if partition.is_deleted() {
             let topic = partition.name().topic.as_str().to_owned();
@@ -107,7 +108,7 @@ impl Broker {
         let bytes = |read: &Result<Slice, BrokerError>| read.as_ref().map_or(0, Slice::bytes);
         let read = self.readers().run(move || giving_way(&store, || of.read(&store, range), bytes)).await;
         let (read, rest) = read.unwrap_or((Err(BrokerError::ShuttingDown), Duration::ZERO));
-        // Not on the thread that read: others may read on it.
+        // This does not pause on the reader thread, because other reads may use that thread meanwhile.
         if rest > Duration::ZERO {
             tokio::time::sleep(rest).await;
         }

@@ -1,15 +1,16 @@
-//! Operations that change several things, one after the other.
+//! Operations that make several changes one after the other.
 
-/// Runs an operation to its end, also where its caller is gone before that: what it does would be half done.
+/// Runs an operation to completion even if the returned future is dropped, so that its changes are never left half
+/// done.
 ///
 /// # Panics
-/// Where the operation does, and outside tokio.
+/// If the operation panics, or if called outside a tokio runtime.
 pub async fn to_its_end<T: Send + 'static>(operation: impl Future<Output = T> + Send + 'static) -> T {
     match tokio::spawn(operation).await {
         Ok(done) => done,
         Err(ended) => match ended.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // The process ends, and nobody waits for this any more.
+            // The task was cancelled because the runtime is shutting down, so nothing needs the result.
             Err(_) => std::future::pending().await,
         },
     }

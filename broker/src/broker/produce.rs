@@ -1,4 +1,4 @@
-//! Producing: what a client sends is checked and queued.
+//! Producing: checks what a client sends and queues it for the committer.
 
 use std::sync::Arc;
 
@@ -15,24 +15,24 @@ use crate::log::topic::Topic;
 use crate::log::validate::{NewRecord, Validator};
 use crate::name::ProducerId;
 
-/// Records that are queued for one partition.
+/// Records that have been queued for one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queued {
     /// The partition.
     pub partition: u32,
-    /// How many records.
+    /// Number of records.
     pub records: u32,
 }
 
 impl Broker {
-    /// Checks record batches that stand back to back, and appends them to one partition; the receipt is answered when they
-    /// are on disk. Batches of an idempotent producer that are there already are not appended again: the receipt says
-    /// where they are.
+    /// Checks record batches that are back to back, and queues them to be appended to one partition. The receipt
+    /// resolves when they are on disk. Batches of an idempotent producer that are already stored are not appended
+    /// again; the receipt then returns the offsets at which they are stored.
     ///
     /// # Errors
-    /// [`BrokerError::Batch`], [`BrokerError::BatchTooLarge`], [`BrokerError::NullKey`], [`BrokerError::InvalidTimestamp`],
-    /// [`BrokerError::UnknownPartition`], [`BrokerError::UnknownProducerId`] and [`BrokerError::ShuttingDown`]; the receipt
-    /// has the rest.
+    /// [`BrokerError::Batch`], [`BrokerError::BatchTooLarge`], [`BrokerError::NullKey`],
+    /// [`BrokerError::InvalidTimestamp`], [`BrokerError::UnknownPartition`], [`BrokerError::UnknownProducerId`] or
+    /// [`BrokerError::ShuttingDown`]. The receipt reports all other errors.
     pub async fn produce_bytes(
         &self,
         topic: &Arc<Topic>,
@@ -41,7 +41,8 @@ impl Broker {
     ) -> Result<(Receipt, Queued), BrokerError> {
         let to = topic.partition(partition)?;
         let batches = if has_compressed(&bytes) {
-            // It may inflate to many times its size: not on a thread that others wait for.
+            // Compressed batches may inflate to many times their size, so they are not checked on an async thread that
+            // other tasks need.
             let (broker, topic) = (self.clone(), topic.clone());
             let permit = self.0.checks.clone().acquire_owned().await.map_err(|_| BrokerError::ShuttingDown)?;
             let check = move || {
@@ -57,7 +58,8 @@ impl Broker {
         Ok((self.append(to, batches).await?, Queued { partition, records }))
     }
 
-    /// As [`Broker::produce_bytes`], for batches that were made here. Blocks while compressed ones are checked.
+    /// As [`Broker::produce_bytes`], but for batches that were built in this process. Blocks while compressed batches
+    /// are checked.
     ///
     /// # Errors
     /// As [`Broker::produce_bytes`].
@@ -74,8 +76,9 @@ impl Broker {
         self.append(partition, checked).await
     }
 
-    /// Makes batches of records, and appends them all in one commit: each to the partition that is named, or by its key.
-    /// Records without a key go to one partition, another each millisecond.
+    /// Builds batches from records and queues them to be appended in one commit. A record goes to `partition` or, if
+    /// that is `None`, to the partition of its key. Records without a key all go to one partition, which changes every
+    /// millisecond.
     ///
     /// # Errors
     /// As [`Broker::produce_bytes`].
@@ -115,7 +118,7 @@ impl Broker {
     }
 }
 
-/// Whether one of the batches is compressed. What is no batch is found out later.
+/// Returns whether one of the batches is compressed. Bytes that are not a batch are ignored here and refused later.
 fn has_compressed(mut bytes: &[u8]) -> bool {
     while let Ok(header) = BatchHeader::parse(bytes) {
         if header.is_compressed {

@@ -1,8 +1,9 @@
-//! Quotas: how many bytes a second a client may produce and fetch, by client id (Kafka's KIP-13).
+//! Quotas limit the bytes per second that a client may produce and fetch, by client id (Kafka's KIP-13).
 //!
-//! A client over its quota waits; nothing is refused. A bucket a client and kind holds a second of
-//! its rate. What is taken may be more than it holds: the next one then waits until that is paid.
-//! This file knows nothing of requests: `caller.rs` says what is waited for, and when.
+//! The requests of a client over its quota are delayed, never refused. There is a token bucket for each client and
+//! kind, which holds one second's worth of the client's rate. A request may take more than the bucket holds; the next
+//! request then waits until the debt is paid. This module knows nothing of requests: `caller.rs` decides when they
+//! wait.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,27 +20,27 @@ use tokio::time::Instant;
 use crate::error::BrokerError;
 use crate::name;
 
-/// What a full bucket holds, as time at its rate: a client that was idle may send so much at once.
+/// The capacity of a bucket, as time at its rate. A client that was idle may transfer this much at once.
 const BURST: Duration = Duration::from_secs(1);
 
-/// Buckets that are kept at once, some 200 bytes each: who invents ever new client ids makes the
-/// server forget old ones, not grow.
+/// Maximum number of buckets, of about 200 bytes each. If a client keeps inventing new client ids, the server forgets
+/// old ones instead of using more memory.
 const BUCKETS_MAX: usize = 10_000;
 
-/// A bucket that nobody took from for this long is forgotten, and its metric with it. It is full
-/// again long before; this is for whoever reads the metric.
+/// A bucket that has not been used for this long is forgotten together with its metric. It is full long before that,
+/// but the metric is kept for readers.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
-/// How often idle buckets are looked for, at most.
+/// Minimum time between two searches for idle buckets.
 const FORGET_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Whose quota it is: the name that a client gives itself, or its IP address where it gives none.
-/// Cheap to clone.
+/// Identifies a client for quotas: the name that the client gives itself or, without one, its IP address. Cheap to
+/// clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(Arc<str>);
 
 impl ClientId {
-    /// Checks a name: Kafka's rule for names, or an IP address.
+    /// Checks a client id, which must follow Kafka's rule for names or be an IP address.
     ///
     /// # Errors
     /// [`BrokerError::InvalidArgument`].
@@ -54,7 +55,7 @@ impl ClientId {
         })
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -78,17 +79,17 @@ impl fmt::Debug for ClientId {
     }
 }
 
-/// What a quota is about.
+/// The kind of traffic that a quota limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QuotaKind {
     /// Bytes of records that a client sends.
     Produce,
-    /// Bytes of record batches that a client is sent.
+    /// Bytes of record batches that are sent to a client.
     Fetch,
 }
 
 impl QuotaKind {
-    /// `produce` or `fetch`.
+    /// Returns `produce` or `fetch`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Produce => "produce",
@@ -97,12 +98,12 @@ impl QuotaKind {
     }
 }
 
-/// The rates of one client. `None`: no bound.
+/// The rate limits of one client. `None` means unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rates {
-    /// Bytes a second that it may produce.
+    /// Maximum bytes per second that the client may produce.
     pub produce_bytes_per_s_max: Option<NonZeroU64>,
-    /// Bytes a second that it may fetch.
+    /// Maximum bytes per second that the client may fetch.
     pub fetch_bytes_per_s_max: Option<NonZeroU64>,
 }
 
@@ -115,12 +116,12 @@ impl Rates {
     }
 }
 
-/// Every client's rates.
+/// The rate limits of all clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QuotaSettings {
-    /// Those of each client id that is not named.
+    /// The rates of each client that is not in `by_client`.
     pub default: Rates,
-    /// Those of some; what they leave open is as in `default`.
+    /// The rates of individual clients. A rate that is `None` falls back to `default`.
     pub by_client: BTreeMap<ClientId, Rates>,
 }
 
@@ -138,30 +139,30 @@ pub struct Quotas {
     buckets: Mutex<Buckets>,
 }
 
-/// How long a client was made to wait.
+/// How long a client's requests have been delayed.
 #[derive(Clone, Debug)]
 pub(crate) struct Throttled {
     pub(crate) client: ClientId,
     pub(crate) kind: QuotaKind,
-    /// Of all its requests together.
+    /// Total delay of all its requests.
     pub(crate) total: Duration,
 }
 
 impl Quotas {
-    /// Full buckets.
+    /// Creates quotas with full buckets.
     pub fn new(settings: QuotaSettings) -> Self {
         Self { settings, buckets: Mutex::default() }
     }
 
-    /// Waits until all that the client took is paid. Takes nothing; cancel-safe.
+    /// Waits until the client has no debt. Takes nothing. Cancel-safe.
     pub async fn paid(&self, client: &ClientId, kind: QuotaKind) {
         if let Some(bucket) = self.bucket(client, kind) {
             drop(bucket.paid().await);
         }
     }
 
-    /// Takes `bytes` when all that the client took before is paid; who comes first takes first.
-    /// Where this future is dropped, nothing is taken.
+    /// Takes `bytes` once the client's debt is paid. Waiting requests are served in order of arrival. If the future is
+    /// dropped, nothing is taken.
     pub async fn take(&self, client: &ClientId, kind: QuotaKind, bytes: usize) {
         if bytes > 0
             && let Some(bucket) = self.bucket(client, kind)
@@ -171,7 +172,7 @@ impl Quotas {
         }
     }
 
-    /// Every client that had to wait and is not forgotten.
+    /// Returns the delays of all clients that had to wait and whose buckets are not forgotten.
     pub(crate) fn throttled(&self) -> Vec<Throttled> {
         let buckets = self.buckets.lock();
         let throttled = buckets.by_client.iter().filter_map(|((client, kind), kept)| {
@@ -216,7 +217,8 @@ impl Buckets {
         bucket
     }
 
-    /// A full bucket is as good as a new one; one that is not paid yet is kept.
+    /// Forgets the buckets that have been idle for [`IDLE_MAX`], unless they are still in debt. A forgotten bucket is
+    /// full, so a new one is equivalent.
     fn forget_idle(&mut self, now: Instant) {
         self.forgotten_at = Some(now);
         self.by_client.retain(|_, kept| {
@@ -224,7 +226,7 @@ impl Buckets {
         });
     }
 
-    /// What these clients have not paid is given to them.
+    /// Forgets the half of the buckets that was used least recently. Any debt of these clients is cancelled.
     fn forget_older_half(&mut self) {
         let mut used: Vec<Instant> = self.by_client.values().map(|kept| kept.used_at).collect();
         let middle = used.len() / 2;
@@ -239,13 +241,13 @@ impl Buckets {
     }
 }
 
-/// One client's bucket of one kind.
+/// The token bucket of one client for one kind of traffic.
 #[derive(Debug)]
 struct Bucket {
     bytes_per_s_max: NonZeroU64,
-    /// When it is full again if nobody takes from it.
+    /// The time at which the bucket is full again if nothing is taken from it.
     full_at: Mutex<Instant>,
-    /// Held while waiting for the bucket to be paid: tokio's mutex is fair.
+    /// Held while a request waits for the debt to be paid. tokio's mutex is fair, so requests wait in order of arrival.
     turn: tokio::sync::Mutex<()>,
     throttled_ms: AtomicU64,
 }
@@ -256,7 +258,7 @@ impl Bucket {
         Self { bytes_per_s_max, full_at: Mutex::new(now), turn, throttled_ms }
     }
 
-    /// How long until what was taken beyond the burst is paid.
+    /// Returns how long it takes until the debt, the bytes taken beyond the burst, is paid.
     fn debt(&self, now: Instant) -> Duration {
         self.full_at.lock().saturating_duration_since(now).saturating_sub(BURST)
     }
@@ -268,7 +270,7 @@ impl Bucket {
         *full_at = (*full_at).max(now) + cost;
     }
 
-    /// Waits for its turn, and then for the debt of those before.
+    /// Waits for the requests before this one, and then until the debt is paid.
     async fn paid(&self) -> tokio::sync::MutexGuard<'_, ()> {
         let _waiting = Waiting { bucket: self, since: Instant::now() };
         let turn = self.turn.lock().await;
@@ -280,8 +282,8 @@ impl Bucket {
     }
 }
 
-/// Counts the time that a request waits, also where it is given up. Less than a millisecond is no
-/// waiting: a timer has no finer grain.
+/// Counts the time that a request waits, even if the request is given up. Less than a millisecond is not counted,
+/// because timers have no finer resolution.
 struct Waiting<'a> {
     bucket: &'a Bucket,
     since: Instant,
@@ -331,7 +333,7 @@ mod tests {
         assert_eq!(bucket.debt(later), Duration::from_millis(500));
     }
 
-    /// Who takes whenever nothing is owed, in pieces of any size, gets the rate.
+    /// A client that takes pieces of any size whenever it has no debt gets its rate.
     #[test]
     fn over_time_the_rate_holds() {
         for piece in [1, 900, 5_000, 123_456] {
@@ -342,7 +344,7 @@ mod tests {
                 bucket.charge(piece, now);
                 taken += piece;
                 now += bucket.debt(now);
-                // A second's worth without waiting would never end the loop.
+                // Without this check, the loop would never end if the bucket never had a debt.
                 assert!(taken <= 10_000 * 602 + piece, "pieces of {piece}: {taken}");
             }
             assert!(taken >= 10_000 * 600, "pieces of {piece}: {taken}");
@@ -380,7 +382,7 @@ mod tests {
         }
         let last = (client(&format!("c{}", 3 * BUCKETS_MAX - 1)), QuotaKind::Fetch);
         assert!(buckets.by_client.contains_key(&last));
-        // All in the same moment: half of them go all the same.
+        // Half of the buckets are forgotten even if all were used at the same time.
         let mut buckets = Buckets::default();
         for number in 0..=BUCKETS_MAX {
             buckets.get((client(&format!("c{number}")), QuotaKind::Fetch), rate(1), begin);
@@ -415,18 +417,18 @@ mod tests {
         Quotas::new(QuotaSettings { default, by_client: BTreeMap::new() })
     }
 
-    // In a runtime for its timers; nothing is waited for.
+    // The test needs a runtime for its timers, but waits for nothing.
     #[tokio::test]
     async fn who_gives_up_waiting_takes_nothing() {
         let (quotas, a) = (produce_rate(1), client("a"));
         let take = |bytes| quotas.take(&a, QuotaKind::Produce, bytes).now_or_never();
-        assert!(take(1_000_000).is_some(), "the first one waits for nobody");
+        assert!(take(1_000_000).is_some(), "the first request does not wait");
         let bucket = quotas.bucket(&a, QuotaKind::Produce).unwrap();
         let full_at = *bucket.full_at.lock();
         assert!(take(5).is_none());
         assert!(quotas.paid(&a, QuotaKind::Produce).now_or_never().is_none());
         assert_eq!(*bucket.full_at.lock(), full_at);
-        // Neither another client nor the other kind, which has no bound, waits for it.
+        // Neither another client nor the other kind of traffic, which is unlimited, has to wait.
         assert!(quotas.take(&client("b"), QuotaKind::Produce, 1_000_000).now_or_never().is_some());
         assert!(quotas.take(&a, QuotaKind::Fetch, usize::MAX).now_or_never().is_some());
     }
@@ -435,7 +437,7 @@ mod tests {
     async fn only_who_waited_is_counted_as_throttled() {
         let (quotas, a, b) = (produce_rate(100_000), client("a"), client("b"));
         quotas.take(&b, QuotaKind::Produce, 100_000).await;
-        // Each takes more than a burst holds, so that the next one waits: unless this machine stood still.
+        // Each request takes more than the burst, so that the next one waits, unless the machine was stalled.
         for _ in 0..1_000 {
             if quotas.throttled().is_empty() {
                 quotas.take(&a, QuotaKind::Produce, 101_000).await;

@@ -1,4 +1,4 @@
-//! One connection: its peer, and an end where the peer reads nothing.
+//! One connection: its peer, and a timeout that ends it if the peer reads nothing.
 
 use std::io;
 use std::net::IpAddr;
@@ -14,32 +14,32 @@ use tokio::time::Sleep;
 use crate::broker::in_flight::BytesInFlight;
 use crate::metrics::BrokerMetrics;
 
-/// Who is at the other end, and the bytes in flight of all calls of the connection. Cheap to clone.
+/// The remote end of a connection, and the limit for the bytes in flight of all its calls. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) ip: IpAddr,
     pub(crate) in_flight: BytesInFlight,
 }
 
-/// A connection that was accepted.
+/// An accepted connection.
 pub(crate) struct Connection {
     pub(super) stream: TcpStream,
     pub(super) peer: Peer,
-    /// A peer may leave its socket full for this long.
+    /// How long the peer may leave its socket full.
     pub(super) stall_max: Duration,
-    /// Runs while the socket is full.
+    /// A timer that runs while the socket is full.
     pub(super) stalled: Option<Pin<Box<Sleep>>>,
     pub(super) _open: Open,
 }
 
 impl Connection {
-    /// Who is at the other end.
+    /// Returns the remote end.
     pub(crate) fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    /// Ends a connection whose socket stays full. HTTP/2's keepalive can't: its last words to the peer
-    /// would have to be written first.
+    /// Fails a connection whose socket stays full. HTTP/2's keepalive cannot end such a connection, because it would
+    /// first have to write a GOAWAY frame to the peer.
     fn unless_stalled(
         &mut self,
         context: &mut Context<'_>,
@@ -52,13 +52,13 @@ impl Connection {
         let stall_max = self.stall_max;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall_max)));
         stalled.as_mut().poll(context).map(|()| {
-            let reason = format!("the peer read nothing for {stall_max:?}");
+            let reason = format!("the peer has read nothing for {stall_max:?}");
             Err(io::Error::new(io::ErrorKind::TimedOut, reason))
         })
     }
 }
 
-/// One of the connections that may be open.
+/// Counts an open connection. Dropping it frees the connection's place within the limit.
 pub(super) struct Open {
     pub(super) metrics: BrokerMetrics,
     pub(super) _permit: OwnedSemaphorePermit,

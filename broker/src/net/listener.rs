@@ -1,4 +1,4 @@
-//! Accepting connections: how many there may be.
+//! Accepting connections, up to a maximum number of open ones.
 
 use std::io;
 use std::sync::Arc;
@@ -13,24 +13,24 @@ use super::connection::{Connection, Open, Peer};
 use crate::broker::in_flight::BytesInFlight;
 use crate::metrics::BrokerMetrics;
 
-/// The same trouble is logged this often, at most.
+/// Minimum time between two log messages about the same problem.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long nothing is accepted when that fails for want of files or memory: some come free.
+/// How long to wait after accepting has failed for lack of file descriptors or memory, so that some can be freed.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Bounds for connections.
+/// Limits for connections.
 #[derive(Clone, Debug)]
 pub(crate) struct NetSettings {
-    /// Connections at once; further ones are closed as soon as they are accepted.
+    /// Maximum number of open connections. Further ones are closed as soon as they are accepted.
     pub(crate) connections_max: usize,
-    /// Bytes of one connection's produce requests that wait for their commit.
+    /// Maximum total size of one connection's produce requests that wait for their commit, in bytes.
     pub(crate) connection_bytes_in_flight_max: usize,
-    /// A peer may leave its socket full for this long.
+    /// How long a peer may leave its socket full.
     pub(crate) stall_max: Duration,
 }
 
-/// Accepts connections; those beyond the limit are closed at once.
+/// Accepts connections. Those above the limit are closed at once.
 pub(crate) fn accept(
     listener: TcpListener,
     settings: &NetSettings,
@@ -80,12 +80,12 @@ impl Acceptor {
                         peer = %address.ip(),
                         times,
                         connections_max = self.connections_max,
-                        "a connection was closed at once: as many as --connections-max allows are open"
+                        "connections were refused because as many as --connections-max allows are open"
                     );
                 }
                 continue;
             };
-            // Acknowledgements are small and must not wait. A connection that refuses this is gone.
+            // Acknowledgements are small and must not be delayed. If this fails, the connection is already gone.
             if stream.set_nodelay(true).is_err() {
                 continue;
             }
@@ -98,18 +98,18 @@ impl Acceptor {
 
     async fn failed(&mut self, error: &io::Error) {
         use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-        // Gone before it was accepted: nobody's trouble.
+        // The peer closed the connection before it was accepted. That is not a problem of the server.
         if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
             return;
         }
         if let Some(times) = self.failed.due(Instant::now()) {
-            tracing::error!(%error, times, "cannot accept connections; may the process open more files (ulimit -n)?");
+            tracing::error!(%error, times, "cannot accept connections; check the limit of open files (ulimit -n)");
         }
         tokio::time::sleep(ACCEPT_BACKOFF).await;
     }
 }
 
-/// Counts what is not worth a line each time.
+/// Limits the rate of a log message, and counts how often the event occurs.
 #[derive(Default)]
 struct Seldom {
     said_at: Option<Instant>,
@@ -117,7 +117,7 @@ struct Seldom {
 }
 
 impl Seldom {
-    /// How often it happened since it was last said, where it is time to say it again.
+    /// Counts one occurrence. If a message is due, returns the number of occurrences since the last message.
     fn due(&mut self, now: Instant) -> Option<u64> {
         self.times += 1;
         if self.said_at.is_some_and(|at| now.saturating_duration_since(at) < LOG_INTERVAL) {

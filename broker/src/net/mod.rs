@@ -1,4 +1,5 @@
-//! Listeners and connections, whatever protocol is spoken on them: how many there may be, and peers that stall.
+//! Listeners and connections, independent of the protocol: limits for open connections, and a timeout for peers that
+//! stall.
 
 pub(crate) mod connection;
 pub(crate) mod listener;
