@@ -1,14 +1,14 @@
-//! Time, handed in so that tests can hold it still.
+//! The clock, passed in by the caller so that tests can control time.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Wall-clock time.
+/// A source of wall-clock time.
 pub trait Clock: Send + Sync + 'static {
-    /// Milliseconds since the Unix epoch.
+    /// Returns the current time in milliseconds since the Unix epoch.
     fn now_ms(&self) -> i64;
 }
 
-/// The machine's clock.
+/// The operating system's clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 

@@ -1,18 +1,18 @@
-//! Hash maps whose order comes from the system's randomness alone, not from addresses or the clock: where that randomness
-//! is given, as in a simulation, a run that iterates over one does the same again.
+//! Hash maps whose iteration order depends only on the system's random numbers, and not on addresses or the clock. If
+//! the random numbers are controlled, as in a simulation, runs that iterate over such a map are reproducible.
 
 use std::hash::{BuildHasher, RandomState};
 
 use foldhash::SharedSeed;
 use foldhash::fast::{FoldHasher, SeedableRandomState};
 
-/// A map with a [`SeededState`].
+/// A hash map that uses [`SeededState`].
 pub type HashMap<K, V> = hashbrown::HashMap<K, V, SeededState>;
 
-/// A set with a [`SeededState`].
+/// A hash set that uses [`SeededState`].
 pub type HashSet<T> = hashbrown::HashSet<T, SeededState>;
 
-/// Makes hashers as hashbrown's own default does, each with a seed that the standard library's [`RandomState`] gives.
+/// Builds the same hashers as hashbrown's default, but takes the seed from the standard library's [`RandomState`].
 #[derive(Clone, Debug)]
 pub struct SeededState(SeedableRandomState);
 

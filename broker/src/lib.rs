@@ -1,8 +1,8 @@
-//! Partitioned topics on disk, consumer groups over them, and the servers that speak for them.
+//! Partitioned topics on disk, consumer groups that read them, and the gRPC server for both.
 //!
-//! Imports run downwards: `grpc` and the runtime call [`broker::Broker`], which has the log (`log/`) and the groups
-//! (`groups/`), and below them is the store (`store/`), which alone knows redb. A write is followed best in
-//! `log/committer.rs`. This crate knows nothing of WebAssembly.
+//! Imports go downwards only: `grpc` and the runtime call [`broker::Broker`], which owns the log (`log/`) and the
+//! groups (`groups/`). Below them is the store (`store/`), the only module that uses redb. The best place to follow a
+//! write is `log/committer.rs`. This crate knows nothing of WebAssembly.
 
 pub mod broker;
 pub mod clock;

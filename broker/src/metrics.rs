@@ -1,4 +1,4 @@
-//! What the broker counts, in Prometheus' terms.
+//! The broker's Prometheus metrics.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::name::TopicName;
 
-/// Labels of a topic's series.
+/// Labels of the metrics of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct TopicLabels {
-    /// The topic.
+    /// The topic's name.
     pub topic: String,
 }
 
@@ -44,9 +44,9 @@ impl fmt::Debug for BrokerMetrics {
 }
 
 impl BrokerMetrics {
-    /// Makes the series and registers them.
+    /// Creates the metrics and registers them.
     pub fn register(registry: &mut Registry) -> Self {
-        // 0.1 ms to 1.6 s: an fsync takes 0.3 ms on a fast disk and hundreds on a bad day.
+        // From 0.1 ms to 1.6 s: an fsync takes 0.3 ms on a fast disk and can take hundreds of ms on an overloaded one.
         let commit_seconds = Histogram::new(exponential_buckets(0.0001, 2.0, 15));
         let inner = Inner {
             records_in: Family::default(),
@@ -67,24 +67,24 @@ impl BrokerMetrics {
         add("bytes_in", "Bytes of record batches appended, by topic", &inner.bytes_in);
         add("records_out", "Records read by clients, by topic", &inner.records_out);
         add("bytes_out", "Bytes of record batches read by clients, by topic", &inner.bytes_out);
-        registry.register("millstream_commits", "Durable commits", inner.commits.clone());
+        registry.register("millstream_commits", "Number of durable commits", inner.commits.clone());
         let help = "Requests refused because the disk is nearly full";
         registry.register("millstream_refused_disk_full", help, inner.refused_disk_full.clone());
         registry.register(
             "millstream_commit_bytes",
-            "Bytes that commits appended to the journal",
+            "Bytes appended to the journal by commits",
             inner.commit_bytes.clone(),
         );
         registry.register_with_unit(
             "millstream_commit",
-            "How long a durable commit took",
+            "Duration of a durable commit",
             Unit::Seconds,
             inner.commit_seconds.clone(),
         );
-        registry.register("millstream_connections", "Connections that are open", inner.connections.clone());
+        registry.register("millstream_connections", "Number of open connections", inner.connections.clone());
         registry.register(
             "millstream_connections_refused",
-            "Connections that were closed at once, as too many were open",
+            "Connections that were closed at once because too many were open",
             inner.connections_refused.clone(),
         );
         Self(Arc::new(inner))
@@ -102,7 +102,7 @@ impl BrokerMetrics {
         self.0.connections_refused.inc();
     }
 
-    /// Requests that were refused because the disk is nearly full.
+    /// Returns the number of requests that were refused because the disk is nearly full.
     pub fn refused_disk_full(&self) -> u64 {
         self.0.refused_disk_full.get()
     }

@@ -563,7 +563,7 @@ async fn a_member_that_speaks_out_of_turn_is_told() {
     member.say(ToServer::Join(join("g")));
     let status = member.removed().await;
     assert_eq!(code(&status), Some(ErrorCode::InvalidRequest));
-    assert!(status.message().contains("joins once a stream"), "{status:?}");
+    assert!(status.message().contains("only once per stream"), "{status:?}");
     let nothing = v1::Join { topics: Vec::new(), ..join("g") };
     let status = Member::join(&served.channel, nothing).await.err().unwrap();
     assert!(status.message().contains("names no topic"), "{status:?}");

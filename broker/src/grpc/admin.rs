@@ -1,4 +1,4 @@
-//! `millstream.v1.Admin`.
+//! The service `millstream.v1.Admin`: backups.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -15,10 +15,11 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::store::backup::{BackupError, Manifest, Piece, Snapshot};
 
-/// Pieces that are read ahead of the connection, of at most 1 MiB each.
+/// Maximum number of pieces, of at most 1 MiB each, that are read before the connection can send them.
 const PIECES_AHEAD: usize = 2;
 
-/// Backups at a time. Each keeps a copy of the journal on the disk, a thread, and what was deleted since.
+/// Maximum number of concurrent backups. Each occupies a thread, and keeps on disk a copy of the journal and the
+/// segments that are deleted while it runs.
 const BACKUPS_MAX: usize = 1;
 
 pub(super) struct Service {
@@ -40,7 +41,7 @@ impl Admin for Service {
 
     async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let Ok(permit) = self.room.clone().try_acquire_owned() else {
-            let message = "another backup is being made of this server: try again once it is done";
+            let message = "another backup is being made of this server: try again when it is finished";
             return Err(status::status(v1::ErrorCode::InUse, Code::FailedPrecondition, message));
         };
         let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
@@ -50,18 +51,18 @@ impl Admin for Service {
     }
 }
 
-/// Sends a whole backup, or what kept it from being one. A receiver that is gone ends it.
+/// Sends a backup, followed by its manifest or by the error that ended it. Stops early if the receiver is gone.
 fn send(broker: &Broker, sender: &Sender, _permit: OwnedSemaphorePermit) {
     let last = match backup(broker, sender) {
         Ok(manifest) => Ok(chunk(Chunk::Manifest(to_manifest(manifest)))),
         Err(BackupError::Cancelled) if broker.is_stopping() => Err(BrokerError::ShuttingDown.into()),
         Err(BackupError::Cancelled) => return,
         Err(error) => {
-            tracing::error!(%error, "a backup could not be made");
+            tracing::error!(%error, "a backup failed");
             Err(to_status(&error))
         }
     };
-    // Who asked may have gone.
+    // The requester may have disconnected.
     let _ = sender.blocking_send(last);
 }
 
@@ -93,7 +94,8 @@ fn to_manifest(Manifest { format, data_format, version, created_at_ms, files }: 
     v1::BackupManifest { format, data_format, version, created_at_ms, files }
 }
 
-/// The store still works: what could not be made is the backup.
+/// Returns the status for a failed backup. It is an internal error and not a storage failure, because the store still
+/// works.
 fn to_status(error: &BackupError) -> Status {
     let message = format!("the server could not make the backup: {error}");
     status::status(v1::ErrorCode::Internal, Code::Internal, message)

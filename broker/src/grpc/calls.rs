@@ -1,10 +1,10 @@
-//! What every call passes before its service: who calls, and until when it must be answered. What must not be cut off when
-//! that time is over, the domain runs to its end.
+//! A layer that every call passes through before it reaches its service. It determines the caller and enforces the
+//! deadline of the call. Operations that must not be cut off at the deadline are run to completion by the domain.
 //!
-//! A call that streams its answers has a deadline for their beginning only. From then on it is the
-//! connection's keepalive that ends it: a peer that is gone answers no ping, or leaves its socket full
-//! (`connection.rs`). One that answers pings and takes no answers stays, and is held up by HTTP/2's flow
-//! control with what little it was sent.
+//! For a call that streams its answers, the deadline applies only to the start of the stream. After that, only the
+//! connection's keepalive can end it, if the peer answers no ping or leaves its socket full (`connection.rs`). A peer
+//! that answers pings but reads no answers keeps its stream, and HTTP/2 flow control limits the data that is buffered
+//! for it.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -30,10 +30,10 @@ use crate::broker::quota::ClientId;
 use crate::error::BrokerError;
 use crate::net::connection::{Connection, Peer};
 
-/// A call that may wait for records before it answers.
+/// The path of the call that may wait for records before it answers.
 const LONG_POLL: &str = "/millstream.v1.Log/Fetch";
 
-/// All services, behind what every call passes.
+/// All services, wrapped by the layer that every call passes through.
 #[derive(Clone)]
 pub(super) struct Calls {
     routes: Routes,
@@ -46,7 +46,7 @@ impl Calls {
         Self { routes: routes.prepare(), broker, call_deadline }
     }
 
-    /// What the server allows a call, and what its client does.
+    /// Returns the deadline of a call: the shorter of the server's limit and the client's timeout.
     fn deadline(&self, path: &str, headers: &HeaderMap) -> Duration {
         let allowed = match path {
             LONG_POLL => self.call_deadline.saturating_add(WAIT_MAX),
@@ -66,12 +66,12 @@ impl Service<Request<Body>> for Calls {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        // Now, not when it is first polled: a client's deadline is watched by tonic, too, which says
-        // less of it.
+        // Measured from now, not from the first poll. tonic also enforces the client's deadline, but its error message
+        // is less informative, so this deadline must expire first.
         let begun = Instant::now();
         let caller = match request.extensions().get::<Peer>() {
             Some(peer) => caller(&self.broker, peer, request.headers()).map_err(Status::from),
-            None => Err(internal("a request without its connection")),
+            None => Err(internal("the request has no connection information")),
         };
         let caller = match caller {
             Ok(caller) => caller,
@@ -82,12 +82,12 @@ impl Service<Request<Body>> for Calls {
         request.extensions_mut().insert(caller);
         let call = self.routes.call(request);
         Box::pin(async move {
-            // A defect in one call is no reason to end the others of its connection.
+            // A panic in one call must not end the other calls of its connection.
             let answered = async {
                 let answered = AssertUnwindSafe(call).catch_unwind().await;
-                answered.unwrap_or_else(|_| Ok(internal(format!("{path} ended by a defect, see the log")).into_http()))
+                answered.unwrap_or_else(|_| Ok(internal(format!("{path} panicked, see the log")).into_http()))
             };
-            // A deadline past the end of time is none.
+            // A deadline that overflows is replaced by one in the distant future.
             let until = begun.checked_add(deadline).unwrap_or(begun + Duration::from_secs(u64::from(u32::MAX)));
             match tokio::time::timeout_at(until, answered).await {
                 Ok(answered) => answered,
@@ -105,10 +105,10 @@ impl Connected for Connection {
     }
 }
 
-/// The client that a call's metadata names, or else the peer's address.
+/// Determines the caller: the client that the call's metadata names or, without one, the peer's address.
 ///
 /// # Errors
-/// [`BrokerError::InvalidArgument`] for a client id that is not allowed.
+/// [`BrokerError::InvalidArgument`] if the client id is not allowed.
 fn caller(broker: &Broker, peer: &Peer, headers: &HeaderMap) -> Result<Caller, BrokerError> {
     let client = match headers.get(CLIENT_ID_METADATA) {
         Some(id) => ClientId::new(&String::from_utf8_lossy(id.as_bytes()))?,
@@ -117,13 +117,13 @@ fn caller(broker: &Broker, peer: &Peer, headers: &HeaderMap) -> Result<Caller, B
     Ok(Caller::new(broker.clone(), client, peer.in_flight.clone()))
 }
 
-/// Who made a request.
+/// Returns the caller of a request.
 ///
 /// # Errors
-/// A status where the request did not pass [`Calls`]: a defect.
+/// An internal error if the request did not pass through [`Calls`], which would be a defect.
 pub(super) fn caller_of<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
     let caller = request.extensions().get::<Caller>().cloned();
-    caller.ok_or_else(|| internal("a call without its caller"))
+    caller.ok_or_else(|| internal("the call has no caller"))
 }
 
 fn timed_out(path: &str, deadline: Duration) -> Status {
@@ -132,8 +132,8 @@ fn timed_out(path: &str, deadline: Duration) -> Status {
         v1::ErrorCode::TimedOut,
         Code::DeadlineExceeded,
         format!(
-            "{call} was not done within {} ms, the call's deadline; it may be done all the same: look, or send it again \
-             with more time (the server allows what --call-deadline-ms says)",
+            "{call} was not finished within {} ms, the call's deadline; it may still take effect: check, or send it \
+             again with more time (--call-deadline-ms sets the server's limit)",
             deadline.as_millis()
         ),
     )
@@ -143,8 +143,7 @@ fn internal(message: impl Into<String>) -> Status {
     status::status(v1::ErrorCode::Internal, Code::Internal, message)
 }
 
-/// The `grpc-timeout` header: at most eight digits and a unit. What is no timeout is none, as tonic
-/// has it.
+/// Parses the `grpc-timeout` header: at most eight digits and a unit. An invalid value is ignored, as tonic does.
 fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let unit = text.chars().next_back()?;

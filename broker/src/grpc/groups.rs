@@ -1,4 +1,5 @@
-//! `millstream.v1.Groups`: membership on one bidirectional stream, and offsets for people.
+//! The service `millstream.v1.Groups`: group membership on a bidirectional stream, and calls to inspect and change
+//! groups and their offsets.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,10 +31,10 @@ use crate::hash::HashMap;
 use crate::name::{self, GroupId, TopicName, TopicPartition};
 use crate::store::place::Offset;
 
-/// Credit that a member may have, in bytes: what it can make the server hold for it.
+/// Maximum credit of a member, in bytes. It limits how much the server buffers for the member.
 const CREDIT_BYTES_MAX: usize = 32 << 20;
 
-/// The most that one message of records holds, in bytes; one batch more may come.
+/// Maximum size of the records in one message, in bytes. One batch may exceed it.
 const MESSAGE_RECORDS_BYTES: usize = 1 << 20;
 
 pub(super) struct Service {
@@ -114,7 +115,7 @@ impl Groups for Service {
         use v1::reset_group_request::To;
         let request = request.into_inner();
         let at = match request.to {
-            None => return Err(status::invalid("say where to: earliest, latest, an offset or a time")),
+            None => return Err(status::invalid("specify a position: earliest, latest, an offset or a time")),
             Some(To::Earliest(_)) => At::Earliest(true),
             Some(To::Latest(_)) => At::Latest(true),
             Some(To::Offset(offset)) => At::Offset(offset),
@@ -146,7 +147,7 @@ impl Groups for Service {
     }
 }
 
-/// Where a group stands, for people.
+/// Converts the position of a group in a partition.
 pub fn to_group_offset(offset: &GroupOffset, member_id: Option<String>) -> v1::GroupOffset {
     v1::GroupOffset {
         topic: offset.partition.topic.as_str().to_owned(),
@@ -208,15 +209,15 @@ fn to_offsets(
     offsets.into_iter().map(named).collect()
 }
 
-/// Answers that may wait to be sent before the member is heard again: who commits and never looks must not fill
-/// memory.
+/// Maximum number of unsent answers before the server stops reading the member's messages. Otherwise a member that
+/// commits but reads no answers could fill the server's memory.
 const UNSENT_MAX: usize = 256;
 
-/// What waits to be sent to a member.
+/// Counts the answers that wait to be sent to a member.
 #[derive(Default)]
 struct Unsent {
     answers: AtomicUsize,
-    /// Of these, those with records.
+    /// The number of these answers that contain records.
     records: AtomicUsize,
     one_less: Notify,
 }
@@ -248,12 +249,13 @@ fn is_of_records(answer: &Answer) -> bool {
     matches!(answer, Ok(v1::MemberResponse { message: Some(ToMember::Records(_)) }))
 }
 
-/// One member's stream: what may still be sent on it, and in which form.
+/// The stream of one member, with its remaining credit and its record format.
 struct Session {
     broker: Broker,
     consumer: Consumer,
-    /// Unbounded, but batches in it are bounded by the member's credit, plain records by one answer of them, as each
-    /// may keep a whole inflated batch in memory, and the others by [`UNSENT_MAX`].
+    /// The channel is unbounded, but its contents are limited: batches by the member's credit; plain records to one
+    /// answer at a time, because each may keep a whole inflated batch in memory; and all other answers by
+    /// [`UNSENT_MAX`].
     answers: mpsc::UnboundedSender<Answer>,
     unsent: Arc<Unsent>,
     format: v1::Format,
@@ -262,7 +264,7 @@ struct Session {
     limits: Limits,
 }
 
-/// Why a session ends; `None` where the member ended it.
+/// Why a session ends; `None` if the member ended it.
 type End = Option<Status>;
 
 impl Session {
@@ -286,11 +288,11 @@ impl Session {
         Ok((session, Box::pin(answers)))
     }
 
-    /// Runs until the member leaves, its stream is lost, or it holds partitions too long.
+    /// Runs until the member leaves, its stream is lost, or it fails to give partitions back in time.
     async fn run(mut self, mut requests: Streaming<v1::MemberRequest>) {
         let (broker, unsent) = (self.broker.clone(), self.unsent.clone());
         let end: End = loop {
-            // Asked once: what is sent in between must wake it.
+            // Evaluated once per iteration, so that a notification that arrives in between is not missed.
             let waits_to_send = self.waits_to_send();
             let bytes_max = if waits_to_send { 0 } else { self.credit_bytes.min(MESSAGE_RECORDS_BYTES) };
             tokio::select! {
@@ -299,7 +301,7 @@ impl Session {
                 () = unsent.one_less.notified(), if unsent.is_much() || waits_to_send => {}
                 request = requests.message(), if !unsent.is_much() => match request {
                     Ok(Some(request)) => if let Err(end) = self.hear(request).await { break Some(end) },
-                    // Left, or lost: the same to the others.
+                    // Leaving and losing the connection have the same effect for the group.
                     Ok(None) | Err(_) => break None,
                 },
                 Some(committed) = self.commits.next() => self.send(ToMember::Committed(committed)),
@@ -307,17 +309,17 @@ impl Session {
                 () = self.answers.closed() => break None,
             }
         };
-        // What was committed before the end counts for whoever reads next.
+        // Commits that were queued before the end must be finished, because the next owner starts from them.
         while let Some(committed) = self.commits.next().await {
             self.send(ToMember::Committed(committed));
         }
         if let Some(status) = end {
             self.answer(Err(status));
         }
-        // Dropping the consumer leaves the group.
+        // The member leaves the group when the consumer is dropped.
     }
 
-    /// Whether plain records wait to be sent: no others are read meanwhile.
+    /// Returns whether plain records wait to be sent. No others are read meanwhile.
     fn waits_to_send(&self) -> bool {
         self.format == v1::Format::Records && self.unsent.has_records()
     }
@@ -362,7 +364,7 @@ impl Session {
         for (fetched, from) in fetched {
             let name = fetched.partition.name().clone();
             let stored_bytes = match &fetched.slice {
-                // What has no room is read again.
+                // Records that do not fit are read again later.
                 Ok(_) if room.is_full() => continue,
                 Ok(slice) => slice.bytes(),
                 Err(_) => 0,
@@ -371,7 +373,7 @@ impl Session {
             let records = answer(&self.broker, fetched, from, self.format, &self.limits, &mut room);
             let bytes = match self.format {
                 v1::Format::Batches => stored_bytes,
-                // Nobody gives back what did not come.
+                // The member gets no records, so it would never return credit for them.
                 v1::Format::Records if records.error.is_some() => 0,
                 v1::Format::Records => room.used() - used,
             };
@@ -388,8 +390,8 @@ impl Session {
 
     async fn hear(&mut self, request: v1::MemberRequest) -> Result<(), Status> {
         match request.message {
-            None => Err(status::invalid("a member's message is empty")),
-            Some(FromMember::Join(_)) => Err(status::invalid("a member joins once a stream")),
+            None => Err(status::invalid("the member's message is empty")),
+            Some(FromMember::Join(_)) => Err(status::invalid("a member can send Join only once per stream")),
             Some(FromMember::Credit(credit)) => {
                 self.credit_bytes = (self.credit_bytes + credit.bytes as usize).min(CREDIT_BYTES_MAX);
                 Ok(())
@@ -407,7 +409,7 @@ impl Session {
                 Ok(())
             }
             Some(FromMember::Revoked(revoked)) => {
-                // The next owner begins at what this member committed: that must be on disk.
+                // The next owner starts at the offsets that this member committed, so they must be on disk first.
                 while let Some(committed) = self.commits.next().await {
                     self.send(ToMember::Committed(committed));
                 }
@@ -427,7 +429,7 @@ impl Session {
 
     fn answer(&self, answer: Answer) {
         self.unsent.queued(&answer);
-        // A stream that is gone ends the session elsewhere.
+        // If the stream is gone, `run` ends the session.
         let _ = self.answers.send(answer);
     }
 }
@@ -444,7 +446,7 @@ fn check_client_id(client_id: &str) -> Result<(), Status> {
 fn to_join(join: v1::Join) -> Result<Join, Status> {
     let group = GroupId::new(&join.group)?;
     if join.topics.is_empty() {
-        return Err(status::invalid("Join names no topic"));
+        return Err(status::invalid("Join names no topic to read"));
     }
     if !join.client_id.is_empty() {
         check_client_id(&join.client_id)?;

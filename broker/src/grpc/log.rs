@@ -1,4 +1,4 @@
-//! `millstream.v1.Log`: produce, fetch, consume.
+//! The service `millstream.v1.Log`: produce, fetch, consume.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,22 +24,22 @@ use crate::log::topic::Topic;
 use crate::name::{ProducerId, ProducerIdentity};
 use crate::store::place::Offset;
 
-/// A stop waits this long for a client to notice that its stream has ended.
+/// How long a shutdown waits for a client to notice that its stream has ended.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
-/// Requests of one produce stream that may wait for their commit. Their bytes are bounded by the
-/// commit queue.
+/// Maximum number of requests of one produce stream that wait for their commit. The limits for bytes in flight bound
+/// their total size.
 const PRODUCE_IN_FLIGHT_MAX: usize = 256;
 
-/// Answers of one consume stream that may wait for the reader.
+/// Maximum number of answers of one consume stream that wait to be read by the client.
 const CONSUME_AHEAD_MAX: usize = 2;
 
-/// Partitions of one fetch: as many as a topic may have.
+/// Maximum number of partitions in one fetch: as many as a topic may have.
 const FETCH_PARTITIONS_MAX: usize = 10_000;
 
 const FETCH_BYTES_DEFAULT: usize = 1 << 20;
 
-/// The most that one answer holds: half of a message's limit, as one batch more than asked may come.
+/// Maximum size of the batches in one answer, in bytes: half of the message limit, because one batch may exceed it.
 const FETCH_BYTES_MAX: usize = millstream_api::MESSAGE_BYTES_MAX / 2;
 
 pub(super) struct Service {
@@ -54,7 +54,7 @@ impl Service {
     }
 }
 
-/// A produce request that is queued.
+/// A queued produce request.
 struct Pending {
     receipt: Receipt,
     queued: Vec<Queued>,
@@ -74,8 +74,8 @@ async fn queue(broker: &Broker, request: v1::ProduceRequest) -> Result<Pending, 
     let topic = broker.topic(&request.topic)?;
     let protocol = |reason: &str| Err(BrokerError::Protocol(reason.to_owned()));
     let (receipt, queued) = match (request.batches.is_empty(), request.records.is_empty(), request.partition) {
-        (false, false, _) => return protocol("a produce request holds batches or records, not both"),
-        (true, true, _) => return protocol("a produce request holds no records"),
+        (false, false, _) => return protocol("a produce request must hold either batches or records, not both"),
+        (true, true, _) => return protocol("the produce request holds no records"),
         (false, true, None) => return protocol("a produce request with batches must name its partition"),
         (false, true, Some(partition)) => {
             let (receipt, queued) = broker.produce_bytes(&topic, partition, request.batches).await?;
@@ -88,7 +88,8 @@ async fn queue(broker: &Broker, request: v1::ProduceRequest) -> Result<Pending, 
     Ok(Pending { receipt, queued })
 }
 
-/// Queues a request once its caller may; the permit is its part of the connection's bytes in flight.
+/// Queues a request once the caller's limits allow it. The permit is the request's share of the connection's bytes in
+/// flight.
 async fn admit(
     broker: &Broker,
     caller: &Caller,
@@ -98,7 +99,8 @@ async fn admit(
     Ok((queue(broker, request).await?, in_flight))
 }
 
-/// What a produce request counts for, in bytes: its batches, or its records' keys, values and headers.
+/// Returns the size of a produce request for quotas and limits, in bytes: its batches, or the keys, values and headers
+/// of its records.
 fn request_bytes(request: &v1::ProduceRequest) -> usize {
     let len = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
     let record = |record: &v1::Record| {
@@ -128,7 +130,7 @@ impl Log for Service {
         let broker = self.broker.clone();
         tokio::spawn(async move {
             loop {
-                // Requests are queued in order, and answered in that order.
+                // Requests are queued in order and answered in the same order.
                 let next = async {
                     caller.may_produce().await;
                     requests.message().await
@@ -147,7 +149,7 @@ impl Log for Service {
                         () = sender.closed() => return,
                     },
                     Ok(None) => break,
-                    // Unreadable: it ends the stream, with the reason, after the answers before it.
+                    // An unreadable request ends the stream with its error, after the answers to earlier requests.
                     Err(status) => Err(status),
                 };
                 let ends = queued.is_err();
@@ -185,7 +187,7 @@ impl Log for Service {
         let format = to_format(request.format)?;
         if request.partitions.len() > FETCH_PARTITIONS_MAX {
             let asked = request.partitions.len();
-            return Err(status::invalid(format!("a fetch of {asked} partitions: {FETCH_PARTITIONS_MAX} is the most")));
+            return Err(status::invalid(format!("a fetch of {asked} partitions: the limit is {FETCH_PARTITIONS_MAX}")));
         }
         let mut from = Vec::with_capacity(request.partitions.len());
         let mut offsets = Vec::with_capacity(request.partitions.len());
@@ -210,7 +212,7 @@ impl Log for Service {
             from,
             bytes_min: request.min_bytes.max(1) as usize,
             bytes_max: bytes_max(request.max_bytes),
-            // What is refused is said at once.
+            // Errors are reported without waiting for records.
             wait_max: if refused.is_empty() { wait_max } else { Duration::ZERO },
         };
         let fetched = tokio::select! {
@@ -278,15 +280,16 @@ impl Consumer {
             if self.from.is_empty() {
                 return;
             }
-            // First of all room for the answer: a reader that is slow makes the server hold no more.
+            // Reserves a place for the answer before reading, so that a slow client does not make the server buffer
+            // more.
             let Ok(place) = sender.reserve().await else { return };
-            // A full first partition must not starve the others.
+            // Rotates the partitions, because the first one may fill the answer and would starve the others.
             self.from.rotate_left(1);
             let fetch = Fetch { from: self.from.clone(), bytes_min: 1, bytes_max: self.bytes_max, wait_max: WAIT_MAX };
             let fetched = tokio::select! {
                 fetched = self.caller.fetch(&fetch) => fetched,
                 () = self.broker.stopped() => {
-                    // The reader learns why its stream ends.
+                    // Tells the client why its stream ends.
                     return place.send(Err(BrokerError::ShuttingDown.into()));
                 }
                 () = sender.closed() => return,
@@ -313,7 +316,7 @@ impl Consumer {
     }
 }
 
-/// One partition's answer, counted.
+/// Builds the answer for one partition, and counts its records in the metrics.
 pub(super) fn answer(
     broker: &Broker,
     fetched: crate::broker::fetch::Fetched,
@@ -339,7 +342,7 @@ pub(super) fn to_format(format: i32) -> Result<v1::Format, Status> {
 fn to_identity(given: v1::ProducerIdentity) -> Result<ProducerIdentity, Status> {
     let v1::ProducerIdentity { producer_id, epoch } = given;
     let id = ProducerId::new(producer_id).ok_or_else(|| {
-        status::invalid(format!("producer id {producer_id} is negative: leave `current` out for a new one"))
+        status::invalid(format!("producer id {producer_id} is negative: omit `current` to get a new producer id"))
     })?;
     let epoch = i16::try_from(epoch)
         .map_err(|_| status::invalid(format!("producer epoch {epoch} is not allowed: use 0 to {}", i16::MAX)))?;
@@ -367,7 +370,7 @@ pub(super) fn wanted_partitions(topic: &Topic, wanted: &[u32]) -> Result<Vec<Arc
     wanted.into_iter().map(|number| topic.partition(number).cloned()).collect()
 }
 
-/// The offset at a position; the log end offset where none is given.
+/// Returns the offset of a position, or the log end offset if no position is given.
 pub(super) async fn resolve(
     broker: &Broker,
     partition: &Arc<Partition>,
@@ -387,10 +390,10 @@ pub(super) async fn resolve(
     }
 }
 
-/// Reads on what a client has already sent, and takes none of it. A socket that is closed with unread
-/// bytes is reset, and the client would lose the answers that are on their way to it.
+/// Reads and discards the requests that a client has already sent. Closing a socket that has unread bytes resets the
+/// connection, and the client would lose the answers that are in transit.
 async fn drain(mut requests: Streaming<v1::ProduceRequest>) {
     let all = async { while let Ok(Some(_)) = requests.message().await {} };
-    // Who goes on sending for longer is cut off.
+    // A client that keeps sending for longer is cut off.
     let _ = tokio::time::timeout(DRAIN_MAX, all).await;
 }

@@ -1,4 +1,5 @@
-//! gRPC (`sdk/proto`): one file a service; protobuf to domain and back, errors to Status.
+//! The gRPC services (`sdk/proto`), one file for each. They convert protobuf messages to domain types and back, and
+//! errors to `Status`.
 
 mod admin;
 mod calls;
@@ -23,26 +24,27 @@ use self::calls::Calls;
 use crate::broker::Broker;
 use crate::net::listener::{self, NetSettings};
 
-/// Connections at once, by default: a few times what one machine's clients make, and 240 MB of memory
-/// where all of them are idle.
+/// Default maximum number of open connections: a few times as many as the clients of one server usually open. 10,000
+/// idle connections take 240 MB of memory.
 const CONNECTIONS_MAX_DEFAULT: usize = 10_000;
 
-/// Bytes in flight a connection, by default: half of the commit queue, so that no connection fills it.
+/// Default maximum of bytes in flight per connection: half of the commit queue, so that no single connection can fill
+/// it.
 const CONNECTION_BYTES_IN_FLIGHT_MAX_DEFAULT: usize = 32 << 20;
 
-/// A minute for a call, by default: far beyond the slowest commit and the longest compilation.
+/// Default deadline of a call, in ms: a minute, far longer than the slowest commit and the longest compilation take.
 const CALL_DEADLINE_MS_DEFAULT: u64 = 60_000;
 
-/// How often a peer is asked for a sign of life, and how long it may take to give it, by default.
+/// Default interval between pings to a peer, and default time that the peer has to answer one, in ms.
 const KEEPALIVE_MS_DEFAULT: u64 = 10_000;
 
-/// The largest HTTP/2 frame that is taken: a few frames a message of a megabyte.
+/// Maximum size of an HTTP/2 frame, in bytes, so that a message of one megabyte needs only a few frames.
 const FRAME_BYTES_MAX: u32 = 1 << 20;
 
-/// Requests that one connection may have open at once.
+/// Maximum number of concurrent requests on one connection.
 const STREAMS_A_CONNECTION_MAX: u32 = 1_000;
 
-/// Adds the broker's services.
+/// Adds the broker's services to `routes`.
 pub fn add_services(routes: &mut RoutesBuilder, broker: &Broker) {
     let topics = TopicsServer::new(topics::Service::new(broker.clone()));
     let log = LogServer::new(log::Service::new(broker.clone()));
@@ -54,21 +56,21 @@ pub fn add_services(routes: &mut RoutesBuilder, broker: &Broker) {
         .add_service(groups.max_decoding_message_size(MESSAGE_BYTES_MAX));
 }
 
-/// Bounds for what comes in.
+/// Limits for connections and calls.
 #[derive(Clone, Debug)]
 pub struct ServeSettings {
-    /// Connections at once; what comes beyond is closed at once.
+    /// Maximum number of open connections. Further ones are closed at once.
     pub connections_max: usize,
-    /// Bytes of the produce requests of one connection that wait for their commit, over all its calls
-    /// and streams; what comes beyond waits, and so in the end does the client.
+    /// Maximum total size of the produce requests of one connection that wait for their commit, in bytes, over all its
+    /// calls and streams. Further requests wait, and eventually so does the client.
     pub connection_bytes_in_flight_max: usize,
-    /// How long a call may take that answers once; a fetch has its longest long poll on top. A client's
-    /// own `grpc-timeout` holds where it is shorter.
+    /// Maximum duration of a call with a single answer. A fetch may take the longest long poll in addition. A shorter
+    /// `grpc-timeout` of the client takes precedence.
     pub call_deadline_ms: u64,
-    /// How often a peer is pinged.
+    /// Interval between pings to a peer.
     pub keepalive_interval_ms: u64,
-    /// A peer that answers no ping for this long, or reads nothing off its socket for this long and an
-    /// interval, is gone: its streams end, its members leave.
+    /// How long a peer may take to answer a ping. A peer that does not answer in time, or that reads nothing from its
+    /// socket for this time plus the interval, is considered gone: its streams end, and its members leave their groups.
     pub keepalive_timeout_ms: u64,
 }
 
@@ -84,10 +86,10 @@ impl Default for ServeSettings {
     }
 }
 
-/// Serves `routes`, with health and reflection, until `stop` is there; open calls may end first.
+/// Serves `routes`, with health and reflection, until `stop` completes. Then waits for open calls to end.
 ///
 /// # Errors
-/// What the transport says.
+/// The error of the transport.
 pub async fn serve(
     mut routes: RoutesBuilder,
     listener: TcpListener,
@@ -105,7 +107,7 @@ pub async fn serve(
     let net = NetSettings {
         connections_max: settings.connections_max,
         connection_bytes_in_flight_max: settings.connection_bytes_in_flight_max,
-        // As long as a peer has to answer a ping.
+        // The same time as a peer has to answer a ping, counted from the previous ping.
         stall_max: Duration::from_millis(settings.keepalive_interval_ms.saturating_add(settings.keepalive_timeout_ms)),
     };
     let connections = listener::accept(listener, &net, broker.metrics().clone());

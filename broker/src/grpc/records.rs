@@ -1,4 +1,4 @@
-//! Records between the wire's forms and the domain's: ready batches, or plain records.
+//! Conversion of records between the domain and the wire, as record batches or as plain records.
 
 use millstream_api::v1;
 use millstream_record::{BatchError, Limits, split_batches};
@@ -8,7 +8,7 @@ use crate::broker::fetch::Fetched;
 use crate::log::reader::Slice;
 use crate::log::validate::NewRecord;
 
-/// A record as a client sends it.
+/// Converts a record that a client sent.
 pub(super) fn to_new_record(record: &v1::Record) -> NewRecord<'_, impl Iterator<Item = (&str, Option<&[u8]>)> + Clone> {
     NewRecord {
         timestamp_ms: record.timestamp_ms,
@@ -18,17 +18,19 @@ pub(super) fn to_new_record(record: &v1::Record) -> NewRecord<'_, impl Iterator<
     }
 }
 
-/// What one answer may still hold of plain records, in bytes. Compressed batches are small as they are
-/// stored; as plain records they need not fit a message.
+/// The room that is left for plain records in one answer, in bytes. A compressed batch that is small when stored may
+/// not fit into a message as plain records.
 pub(super) struct PlainRoom {
     left: usize,
     used: usize,
 }
 
-/// Half of a message's limit: one record more may come, and the largest is as large.
+/// Maximum size of the plain records in one answer, in bytes: half of the message limit, because one record may exceed
+/// it and the largest record has about that size.
 const PLAIN_BYTES_MAX: usize = millstream_api::MESSAGE_BYTES_MAX / 2;
 
-/// A plain record's own fields in bytes, at most: offset, timestamp, tags and lengths. A header counts as much.
+/// Maximum encoded size of a plain record beside its key, value and headers, in bytes: offset, timestamp, tags and
+/// lengths. Each header is counted with the same overhead.
 const PLAIN_OVERHEAD_BYTES: usize = 64;
 
 impl Default for PlainRoom {
@@ -38,22 +40,22 @@ impl Default for PlainRoom {
 }
 
 impl PlainRoom {
-    /// No more than `bytes`, nor than an answer holds.
+    /// Creates room for up to `bytes`, but no more than one answer may hold.
     pub(super) fn up_to(bytes: usize) -> Self {
         Self { left: bytes.min(PLAIN_BYTES_MAX), used: 0 }
     }
 
-    /// What its records count.
+    /// Returns the bytes that have been used.
     pub(super) fn used(&self) -> usize {
         self.used
     }
 
-    /// Whether no record fits any more.
+    /// Returns whether no further record fits.
     pub(super) fn is_full(&self) -> bool {
         self.used > 0 && self.left < PLAIN_OVERHEAD_BYTES
     }
 
-    /// Whether there is room for so many bytes; the first record of an answer always has it.
+    /// Takes room for a record of `bytes` and returns whether it fits. The first record of an answer always fits.
     fn take(&mut self, bytes: usize) -> bool {
         if bytes > self.left && self.used > 0 {
             return false;
@@ -64,7 +66,7 @@ impl PlainRoom {
     }
 }
 
-/// What a reader gets of one partition.
+/// Converts the result of a fetch for one partition.
 pub(super) fn to_partition_records(
     fetched: Fetched,
     from: u64,
@@ -101,7 +103,7 @@ pub(super) fn to_partition_records(
     answer
 }
 
-/// The records as far as there is room, and the offset to go on at.
+/// Returns the plain records that fit, and the offset from which to continue.
 fn plain(slice: Slice, from: u64, limits: &Limits, room: &mut PlainRoom) -> Result<(Vec<v1::Record>, u64), BatchError> {
     let mut plain = Vec::new();
     let next = slice.next.into();

@@ -1,4 +1,4 @@
-//! The one place that turns errors into gRPC's codes and the contract's.
+//! Maps errors to gRPC status codes and to the error codes of the API. No other module does this.
 
 use millstream_api::{ERROR_TRAILER, v1};
 use millstream_record::BatchError;
@@ -8,25 +8,25 @@ use tonic::{Code, Status};
 use crate::error::BrokerError;
 use crate::name::{InvalidGroupId, InvalidName};
 
-/// An error as the contract has it.
+/// Converts an error to the API's error message.
 pub fn to_error(error: &BrokerError) -> v1::Error {
     v1::Error { code: codes(error).0 as i32, message: error.to_string() }
 }
 
-/// An error as a call's status, with the contract's code in a trailer.
+/// Converts an error to the status of a call, with the API's error code in a trailer.
 pub fn to_status(error: &BrokerError) -> Status {
     let (code, grpc) = codes(error);
     status(code, grpc, error.to_string())
 }
 
-/// A status with the contract's code in a trailer.
+/// Creates a status with the API's error code in a trailer.
 pub fn status(code: v1::ErrorCode, grpc: Code, message: impl Into<String>) -> Status {
     let mut status = Status::new(grpc, message);
     status.metadata_mut().insert(ERROR_TRAILER, MetadataValue::from_static(code.as_str_name()));
     status
 }
 
-/// The status for a request that says nothing sensible.
+/// Creates the status for an invalid request.
 pub fn invalid(message: impl Into<String>) -> Status {
     status(v1::ErrorCode::InvalidRequest, Code::InvalidArgument, message)
 }

@@ -1,4 +1,4 @@
-//! `millstream.v1.Topics`.
+//! The service `millstream.v1.Topics`.
 
 use millstream_api::v1;
 use millstream_api::v1::topics_server::Topics;
@@ -78,12 +78,12 @@ impl Topics for Service {
     }
 }
 
-/// A new topic's settings: those that an alteration of none makes.
+/// Converts the settings of a new topic. Fields that are absent get their defaults.
 fn to_settings(settings: &v1::TopicSettings) -> Result<TopicSettings, BrokerError> {
     Ok(to_set(settings)?.settings(&TopicSettings::default()))
 }
 
-/// What is there is set.
+/// Converts settings to an alteration. Fields that are present are updated.
 fn to_set(settings: &v1::TopicSettings) -> Result<TopicAlteration, BrokerError> {
     fn set<T>(value: Option<T>) -> Change<T> {
         value.map_or(Change::Keep, Change::Set)
@@ -103,7 +103,7 @@ fn to_set(settings: &v1::TopicSettings) -> Result<TopicAlteration, BrokerError> 
 fn to_alteration(request: &v1::AlterTopicRequest) -> Result<TopicAlteration, BrokerError> {
     fn unset<T>(change: &mut Change<T>, name: &str) -> Result<(), BrokerError> {
         if matches!(change, Change::Set(_)) {
-            let allowed = "the request sets it too: set it or unset it".to_owned();
+            let allowed = "the request also sets it: either set it or unset it".to_owned();
             return Err(BrokerError::InvalidArgument { what: "unset", value: name.to_owned(), allowed });
         }
         *change = Change::Unset;
@@ -127,7 +127,7 @@ fn to_alteration(request: &v1::AlterTopicRequest) -> Result<TopicAlteration, Bro
                 unset(&mut alteration.timestamp_after_max_ms, "timestamp_after_max_ms")?;
             }
             Ok(v1::TopicSetting::Unspecified) | Err(_) => {
-                let allowed = "it names no setting: use one of TopicSetting".to_owned();
+                let allowed = "it names no setting: use a value of TopicSetting".to_owned();
                 return Err(BrokerError::InvalidArgument { what: "unset", value: number.to_string(), allowed });
             }
         }
