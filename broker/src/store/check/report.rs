@@ -65,7 +65,7 @@ impl Damage {
 
     /// Damage that can only be undone by restoring a backup.
     pub(super) fn beyond_repair(file: &str, reason: impl std::fmt::Display) -> Self {
-        Self { repairable: false, ..Self::of_file(file, format!("{reason}; go back to a backup")) }
+        Self { repairable: false, ..Self::of_file(file, format!("{reason}; restore a backup")) }
     }
 
     pub(super) fn of_records(file: &str, topic: &str, partition: u32, fault: &BlockFault) -> Self {
