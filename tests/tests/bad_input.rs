@@ -451,7 +451,7 @@ async fn a_batch_that_lies_is_refused_for_its_lie() {
     sound.refuses_batch(flipped, code, &["topic good", "is corrupt: its CRC-32C is", "nothing of this request"]).await;
     let mut wrong_crc = good_batch("wrong").to_vec();
     wrong_crc[field::CRC..field::CRC + 4].copy_from_slice(&[0, 0, 0, 0]);
-    sound.refuses_batch(wrong_crc, code, &["its CRC-32C is 00000000, its bytes have"]).await;
+    sound.refuses_batch(wrong_crc, code, &["its CRC-32C is 00000000, but its bytes have"]).await;
 
     for (count, word) in [(1, "claims 1"), (3, "claims 3"), (i32::MAX, "claims 2147483647"), (-1, "claims -1")] {
         sound.refuses_batch(lying(field::RECORD_COUNT, &count.to_be_bytes()), code, &[word]).await;
@@ -462,28 +462,29 @@ async fn a_batch_that_lies_is_refused_for_its_lie() {
         let lie = lying_twice((field::RECORD_COUNT, &count.to_be_bytes()), (field::LAST_OFFSET_DELTA, &delta));
         sound.refuses_batch(lie, code, &[&format!("claims {count} records")]).await;
     }
-    for (length, words) in [(i32::MAX, "is cut short"), (0, "length 0 is impossible"), (-1, "length -1 is impossible")]
-    {
+    for (length, words) in [(i32::MAX, "is truncated"), (0, "has invalid length 0"), (-1, "has invalid length -1")] {
         sound.refuses_batch(lying(field::LENGTH, &length.to_be_bytes()), code, &[words]).await;
     }
     sound.refuses_batch(lying(field::MAGIC, &[1]), code, &["(magic) 1 is not supported"]).await;
     sound.refuses_batch(lying(field::ATTRIBUTES, &[0, 5]), code, &["compression codec 5 is unknown"]).await;
     sound.refuses_batch(lying(field::ATTRIBUTES, &[0, 0x20]), code, &["a control batch cannot be produced"]).await;
     for unused in [[0x80, 0], [0, 0x80], [0, 0x40]] {
-        sound.refuses_batch(lying(field::ATTRIBUTES, &unused), code, &["have bits set that are not in use"]).await;
+        sound
+            .refuses_batch(lying(field::ATTRIBUTES, &unused), code, &["have bits set that a producer must not set"])
+            .await;
     }
     let transactional = ["is part of a transaction", "transactional.id"];
     sound.refuses_batch(lying(field::ATTRIBUTES, &[0, 0x10]), code, &transactional).await;
     sound.refuses_batch(lying(field::ATTRIBUTES, &[0, 0x08]), code, &["timestamp type LogAppendTime"]).await;
     for codec in [Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd] {
         let lie = lying(field::ATTRIBUTES, &[0, codec as u8]);
-        sound.refuses_batch(lie, code, &[&format!("{codec} body does not inflate")]).await;
+        sound.refuses_batch(lie, code, &[&format!("{codec} body cannot be decompressed")]).await;
     }
     // The first record says that it is as long as the world.
     sound.refuses_batch(lying(61, &[0xfe, 0xff, 0xff, 0xff, 0x0f]), code, &["record 0 of a batch"]).await;
     // Text, and what is left of a batch.
-    sound.refuses_batch("hello".as_bytes(), code, &["cut short: 5 bytes are there, 61 are needed"]).await;
-    sound.refuses_batch([good_batch("x"), "tail".into()].concat(), code, &["4 bytes are there"]).await;
+    sound.refuses_batch("hello".as_bytes(), code, &["truncated: found 5 bytes, expected at least 61"]).await;
+    sound.refuses_batch([good_batch("x"), "tail".into()].concat(), code, &["found 4 bytes"]).await;
     sound.ends_sound().await;
 }
 
@@ -606,7 +607,7 @@ async fn a_compressed_bomb_is_refused_before_it_is_unpacked() {
     for codec in [Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd] {
         let bomb = built(codec, std::iter::repeat_n(record.as_slice(), 16)).into_bytes();
         assert!(bomb.len() < 16 << 20, "{codec} packs zeros");
-        let words = ["inflates to over 33554432 bytes"];
+        let words = ["decompresses to more than 33554432 bytes"];
         refused(
             sound.log().produce(batch_to("large", 0, bomb)).await,
             ErrorCode::InvalidBatch,

@@ -1,5 +1,5 @@
-//! Writes batches of our own making into a folder, and beside each a `.json` of what is in it, for
-//! `tests/vectors/generate-java` to read with Kafka's client:
+//! Writes batches built by `BatchBuilder` into a folder, each with a `.json` file that describes its contents, so that
+//! `tests/vectors/generate-java` can read them with Kafka's client:
 //!
 //! ```text
 //! cargo run -p millstream-record --example write_vectors -- FOLDER
@@ -39,14 +39,14 @@ impl Shape {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let folder = PathBuf::from(std::env::args().nth(1).ok_or("say into which folder")?);
+    let folder = PathBuf::from(std::env::args().nth(1).ok_or("usage: write_vectors FOLDER")?);
     fs::create_dir_all(&folder)?;
     let one = [Entry { timestamp_ms: T, ..Entry::default() }];
     for codec in [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd] {
         let shape = Shape::plain(codec);
         write(&folder, &format!("rust-{codec}"), shape, &mixed())?;
         write(&folder, &format!("rust-{codec}-one-all-null"), shape, &one)?;
-        // Over every codec's block: 32 KiB of Snappy's framing, 4 MiB of LZ4's largest.
+        // Larger than one block of every codec: 32 KiB in Snappy's framing, up to 4 MiB in LZ4.
         write(&folder, &format!("rust-{codec}-runs"), shape, &large(4 << 20, |i| (i / 1000) as u8))?;
         write(&folder, &format!("rust-{codec}-noise"), shape, &large(300_000, noise))?;
         let from_a_log = Shape { base_offset: 5_000_000_000, leader_epoch: 17, producer: (4711, 3, 99), ..shape };
@@ -87,7 +87,7 @@ fn large(bytes: u32, byte: impl Fn(u32) -> u8) -> Vec<Entry> {
     vec![entry(T, b"1", Some(&value)), entry(T + 1, b"2", Some(&value[..value.len() / 2])), entry(T + 2, b"3", None)]
 }
 
-/// Bytes that do not compress.
+/// Returns bytes that do not compress.
 fn noise(index: u32) -> u8 {
     let mixed = u64::from(index).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 56) as u8

@@ -1,11 +1,12 @@
-//! The batch as a whole: header, checksum, and batches back to back.
+//! The batch as a whole: its header, its checksum, and sequences of consecutive batches.
 //!
 //! ```text
 //! baseOffset i64 | batchLength i32 | partitionLeaderEpoch i32 | magic i8 | crc u32 | attributes i16
 //! | lastOffsetDelta i32 | baseTimestamp i64 | maxTimestamp i64 | producerId i64 | producerEpoch i16
 //! | baseSequence i32 | recordCount i32 | records
 //! ```
-//! Big-endian. `batchLength` counts the bytes after itself; the CRC-32C covers all after itself.
+//! All integers are big-endian. `batchLength` counts the bytes that follow it; the CRC-32C covers all bytes after the
+//! `crc` field.
 
 use bytes::{Bytes, BytesMut};
 
@@ -15,16 +16,16 @@ use crate::compression::{Compression, inflate};
 use crate::error::BatchError;
 use crate::records::{NO_TIMESTAMP, Records, Survey, walk};
 
-/// Bytes of a batch before its records.
+/// Size of a batch header, in bytes.
 pub const BATCH_HEADER_BYTES: usize = 61;
 
-/// Bytes that `batchLength` does not count: base offset and itself.
+/// Number of bytes that `batchLength` does not count: the base offset and `batchLength` itself.
 const UNCOUNTED_BYTES: usize = 12;
 
 pub(crate) const MAGIC: u8 = 2;
 
 pub(crate) mod at {
-    //! Where each field stands.
+    //! Byte positions of the header fields.
     pub(crate) const LENGTH: usize = 8;
     pub(crate) const LEADER_EPOCH: usize = 12;
     pub(crate) const MAGIC: usize = 16;
@@ -45,44 +46,43 @@ const CONTROL_BIT: u16 = 0x20;
 const DELETE_HORIZON_BIT: u16 = 0x40;
 const KNOWN_BITS: u16 = 0x7f;
 
-/// What a batch's timestamps mean.
+/// The meaning of a batch's timestamps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimestampType {
-    /// Each record has the one that its producer set.
+    /// Each record has the timestamp that its producer set.
     CreateTime,
-    /// All records have the batch's largest.
+    /// All records have the batch's max timestamp.
     LogAppendTime,
 }
 
-/// A batch's fixed part, read from borrowed bytes.
+/// The header of a batch, read from borrowed bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchHeader {
     /// Offset of the first record.
     pub base_offset: i64,
-    /// Bytes of the whole batch, header included.
+    /// Size of the whole batch including its header, in bytes.
     pub batch_bytes: usize,
-    /// Whether the records are compressed, with whatever codec.
+    /// Whether the records are compressed, with any codec.
     pub is_compressed: bool,
-    /// Last record's offset less the base offset.
+    /// Offset of the last record minus the base offset.
     pub last_offset_delta: i32,
-    /// What the records' timestamps are relative to, in ms since the epoch.
+    /// The timestamp that the records' timestamps are relative to, in ms since the epoch.
     pub base_timestamp_ms: i64,
     /// The largest timestamp, in ms since the epoch.
     pub max_timestamp_ms: i64,
-    /// The producer's id; -1 without idempotence.
+    /// The producer id, or -1 without idempotence.
     pub producer_id: i64,
-    /// The producer's epoch; -1 without idempotence.
+    /// The producer epoch, or -1 without idempotence.
     pub producer_epoch: i16,
-    /// The first record's sequence number; -1 without idempotence.
+    /// The sequence number of the first record, or -1 without idempotence.
     pub base_sequence: i32,
 }
 
 impl BatchHeader {
-    /// Reads the header of the batch at the front of `bytes`, and checks that the whole batch is
-    /// there.
+    /// Parses the header of the batch at the start of `bytes`, and checks that `bytes` contains the whole batch.
     ///
     /// # Errors
-    /// [`BatchError`] for bytes that are too few, or lengths and counts that are impossible.
+    /// [`BatchError`] if `bytes` is too short, or if a length or count is impossible.
     pub fn parse(bytes: &[u8]) -> Result<Self, BatchError> {
         if bytes.len() < BATCH_HEADER_BYTES {
             return Err(BatchError::Truncated { have: bytes.len(), need: BATCH_HEADER_BYTES });
@@ -123,38 +123,39 @@ impl BatchHeader {
 
     /// The offset after the last record.
     pub fn next_offset(&self) -> i64 {
-        // Checked by `parse`.
+        // `parse` has checked that this does not overflow.
         self.base_offset + i64::from(self.last_offset_delta) + 1
     }
 
-    /// Offsets that the batch takes.
+    /// Returns the number of offsets that the batch takes.
     pub fn record_count(&self) -> u32 {
         self.last_offset_delta.unsigned_abs() + 1
     }
 }
 
-/// A record batch over shared bytes. Cheap to clone.
+/// A record batch in shared bytes, which is cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordBatch {
     bytes: Bytes,
 }
 
 impl RecordBatch {
-    /// Checks bytes from outside: exactly one batch, whose lengths, checksum, attributes, count and
-    /// every record are true. A compressed body is inflated for that, within the limits. The largest timestamp is the
-    /// one exception: some clients leave it out or get it wrong, and the batch gets that of its records.
+    /// Checks bytes from an untrusted source. They must be exactly one batch with valid lengths, checksum, attributes,
+    /// record count and records. A compressed body is decompressed for this, within the limits. Only the max timestamp
+    /// may be wrong, because some clients omit it or get it wrong; it is replaced by the largest timestamp of the
+    /// records.
     ///
     /// # Errors
-    /// [`BatchError`] with what is wrong.
+    /// [`BatchError`] that describes the first problem.
     pub fn check(bytes: Bytes, limits: &Limits) -> Result<Self, BatchError> {
         Self::survey(bytes, limits).map(|(batch, _)| batch)
     }
 
-    /// Refuses what the log alone may say of a batch: that it is of a transaction, which is not supported yet, or that its
-    /// timestamps are those of the append.
+    /// Rejects batches that only the log itself may write: those of a transaction, which is not supported yet, and
+    /// those with the timestamp type LogAppendTime.
     ///
     /// # Errors
-    /// [`BatchError::Transactional`], [`BatchError::LogAppendTime`].
+    /// [`BatchError::Transactional`] or [`BatchError::LogAppendTime`].
     pub fn check_producible(&self) -> Result<(), BatchError> {
         if self.is_transactional() {
             return Err(BatchError::Transactional);
@@ -165,10 +166,10 @@ impl RecordBatch {
         Ok(())
     }
 
-    /// As [`RecordBatch::check`], and says what it found of the records.
+    /// Like [`RecordBatch::check`], but also returns a summary of the records.
     ///
     /// # Errors
-    /// As [`RecordBatch::check`].
+    /// See [`RecordBatch::check`].
     pub fn survey(bytes: Bytes, limits: &Limits) -> Result<(Self, Survey), BatchError> {
         let batch_bytes = BatchHeader::parse(&bytes)?.batch_bytes;
         if batch_bytes > limits.batch_bytes_max {
@@ -194,7 +195,7 @@ impl RecordBatch {
         let claimed = i32_at(&batch.bytes, at::RECORD_COUNT);
         let deltas = i64::from(i32_at(&batch.bytes, at::LAST_OFFSET_DELTA)) + 1;
         if claimed <= 0 || i64::from(claimed) != deltas {
-            let found = format!("its offsets take {deltas}");
+            let found = format!("its offset range covers {deltas}");
             return Err(BatchError::Count { claimed: i64::from(claimed), found });
         }
         let body = inflate(codec, batch.body(), limits.inflated_bytes_max)?;
@@ -207,10 +208,11 @@ impl RecordBatch {
         Ok((batch.with_fields(&[(at::MAX_TIMESTAMP, &latest_ms.to_be_bytes())]), survey))
     }
 
-    /// The same records, where those without a timestamp have `timestamp_ms`. Encodes all of them anew.
+    /// Returns the same records, with `timestamp_ms` set on those that have no timestamp. All records are encoded
+    /// again.
     ///
     /// # Errors
-    /// [`BatchError`] for a batch that was not checked before.
+    /// [`BatchError`] if the batch was not checked before and is malformed.
     pub fn fill_timestamps(&self, limits: &Limits, timestamp_ms: i64) -> Result<Self, BatchError> {
         let mut builder = BatchBuilder::with_capacity(self.compression(), self.bytes.len());
         builder.set_producer(self.producer_id(), self.producer_epoch(), self.base_sequence());
@@ -220,13 +222,13 @@ impl RecordBatch {
             let timestamp_ms = if is_missing { timestamp_ms } else { record.timestamp_ms };
             builder.push(timestamp_ms, record.key, record.value, record.headers());
         }
-        builder.finish().ok_or_else(|| BatchError::Count { claimed: 0, found: "it holds none".to_owned() })
+        builder.finish().ok_or_else(|| BatchError::Count { claimed: 0, found: "its body contains none".to_owned() })
     }
 
-    /// Takes a batch from our own log: the header must be sound, the rest is trusted.
+    /// Wraps a batch that was read from the log. Only the header is checked; the rest is trusted.
     ///
     /// # Errors
-    /// [`BatchError`] for a header that is not.
+    /// [`BatchError`] if the header is invalid.
     pub fn from_log(bytes: Bytes) -> Result<Self, BatchError> {
         let batch_bytes = BatchHeader::parse(&bytes)?.batch_bytes;
         if bytes.len() > batch_bytes {
@@ -236,10 +238,10 @@ impl RecordBatch {
         Ok(Self { bytes })
     }
 
-    /// Whether the bytes are those that the checksum was made of.
+    /// Compares the checksum in the header with the one computed from the bytes.
     ///
     /// # Errors
-    /// [`BatchError::Crc`].
+    /// [`BatchError::Crc`] if they differ.
     pub fn verify_crc(&self) -> Result<(), BatchError> {
         let found = u32::from_be_bytes(array(&self.bytes, at::CRC));
         let computed = crc32c::crc32c(&self.bytes[at::ATTRIBUTES..]);
@@ -261,12 +263,12 @@ impl RecordBatch {
         self.last_offset().saturating_add(1)
     }
 
-    /// How many records the header says there are.
+    /// Returns the number of records according to the header.
     pub fn record_count(&self) -> u32 {
         u32::try_from(i32_at(&self.bytes, at::RECORD_COUNT)).unwrap_or(0)
     }
 
-    /// What the records' timestamps are relative to, in ms since the epoch.
+    /// The timestamp that the records' timestamps are relative to, in ms since the epoch.
     pub fn base_timestamp_ms(&self) -> i64 {
         i64_at(&self.bytes, at::BASE_TIMESTAMP)
     }
@@ -276,12 +278,12 @@ impl RecordBatch {
         i64_at(&self.bytes, at::MAX_TIMESTAMP)
     }
 
-    /// How the records are compressed.
+    /// The codec that the records are compressed with.
     pub fn compression(&self) -> Compression {
         Compression::from_attributes(self.attributes()).unwrap_or_default()
     }
 
-    /// What the timestamps mean.
+    /// The meaning of the timestamps.
     pub fn timestamp_type(&self) -> TimestampType {
         if self.attributes() & TIMESTAMP_TYPE_BIT == 0 {
             TimestampType::CreateTime
@@ -290,23 +292,22 @@ impl RecordBatch {
         }
     }
 
-    /// The producer's id; -1 without idempotence.
+    /// The producer id, or -1 without idempotence.
     pub fn producer_id(&self) -> i64 {
         i64_at(&self.bytes, at::PRODUCER_ID)
     }
 
-    /// The producer's epoch; -1 without idempotence.
+    /// The producer epoch, or -1 without idempotence.
     pub fn producer_epoch(&self) -> i16 {
         i16::from_be_bytes(array(&self.bytes, at::PRODUCER_EPOCH))
     }
 
-    /// The first record's sequence number; -1 without idempotence.
+    /// The sequence number of the first record, or -1 without idempotence.
     pub fn base_sequence(&self) -> i32 {
         i32_at(&self.bytes, at::BASE_SEQUENCE)
     }
 
-    /// The batch with another producer's identity (KIP-98), and the checksum of that. Copies the bytes
-    /// only where they are shared.
+    /// Replaces the producer's identity (KIP-98) and updates the checksum. Copies the bytes only if they are shared.
     pub fn with_producer(self, id: i64, epoch: i16, base_sequence: i32) -> Self {
         self.with_fields(&[
             (at::PRODUCER_ID, &id.to_be_bytes()),
@@ -315,8 +316,8 @@ impl RecordBatch {
         ])
     }
 
-    /// The batch with other bytes at these places of its header, and the checksum of that. Copies the bytes only where
-    /// they are shared.
+    /// Overwrites the header fields at the given positions and updates the checksum. Copies the bytes only if they are
+    /// shared.
     fn with_fields(self, fields: &[(usize, &[u8])]) -> Self {
         let mut bytes = self.bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
         for (at, field) in fields {
@@ -327,35 +328,35 @@ impl RecordBatch {
         Self { bytes: bytes.freeze() }
     }
 
-    /// The leader epoch in which it was appended.
+    /// The leader epoch in which the batch was appended.
     pub fn leader_epoch(&self) -> i32 {
         i32_at(&self.bytes, at::LEADER_EPOCH)
     }
 
-    /// Whether it is part of a Kafka transaction.
+    /// Whether the batch is part of a Kafka transaction.
     pub fn is_transactional(&self) -> bool {
         self.attributes() & TRANSACTIONAL_BIT != 0
     }
 
-    /// Whether it holds control records.
+    /// Whether the batch contains control records.
     pub fn is_control(&self) -> bool {
         self.attributes() & CONTROL_BIT != 0
     }
 
-    /// The batch as stored and sent.
+    /// The batch in the form that is stored and sent.
     pub fn as_bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// The batch as stored and sent.
+    /// Returns the batch in the form that is stored and sent.
     pub fn into_bytes(self) -> Bytes {
         self.bytes
     }
 
-    /// Inflates the body, without a copy where it is not compressed.
+    /// Decompresses the body. A body that is not compressed is not copied.
     ///
     /// # Errors
-    /// [`BatchError`] for a body that does not inflate within the limits.
+    /// [`BatchError`] if the body cannot be decompressed within the limits.
     pub fn records(&self, limits: &Limits) -> Result<Records, BatchError> {
         let body = match self.compression() {
             Compression::None => self.bytes.slice(BATCH_HEADER_BYTES..),
@@ -380,33 +381,33 @@ impl RecordBatch {
         u16_at(&self.bytes, at::ATTRIBUTES)
     }
 
-    /// For the builder, which makes sound batches.
+    /// Wraps a batch that the builder has encoded, without checking it.
     pub(crate) fn built(bytes: Bytes) -> Self {
         Self { bytes }
     }
 }
 
-/// Writes base offset and leader epoch into an encoded batch. The checksum does not cover them.
+/// Writes the base offset and the leader epoch into an encoded batch. The checksum does not cover these fields.
 ///
 /// # Panics
-/// Where `batch` has fewer bytes than a header.
+/// Panics if `batch` is shorter than a header.
 pub fn patch_batch(batch: &mut [u8], base_offset: i64, leader_epoch: i32) {
     batch[..8].copy_from_slice(&base_offset.to_be_bytes());
     batch[at::LEADER_EPOCH..at::LEADER_EPOCH + 4].copy_from_slice(&leader_epoch.to_be_bytes());
 }
 
-/// The sequence number of the record that comes `records` after the one with `sequence`: after
-/// `i32::MAX` comes 0 (KIP-98).
+/// Returns the sequence number that is `records` after `sequence`. Sequence numbers wrap to 0 after `i32::MAX`
+/// (KIP-98).
 pub fn sequence_after(sequence: i32, records: u32) -> i32 {
     (sequence.cast_unsigned().wrapping_add(records) & i32::MAX.cast_unsigned()).cast_signed()
 }
 
-/// Iterates the whole batches that stand back to back in `bytes`, as slices of it.
+/// Returns an iterator over the consecutive batches in `bytes`, as slices of `bytes`.
 pub fn split_batches(bytes: Bytes) -> SplitBatches {
     SplitBatches { rest: bytes }
 }
 
-/// See [`split_batches`]. Ends after the first error.
+/// Iterator returned by [`split_batches`]. It ends after the first error.
 #[derive(Clone, Debug)]
 pub struct SplitBatches {
     rest: Bytes,

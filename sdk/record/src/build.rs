@@ -1,4 +1,4 @@
-//! Building batches: records are encoded as they come, into the bytes that are sent.
+//! Building batches. Records are encoded directly into the buffer that is sent.
 
 use bytes::Bytes;
 
@@ -6,11 +6,11 @@ use crate::batch::{BATCH_HEADER_BYTES, MAGIC, RecordBatch, at};
 use crate::compression::{Compression, compress};
 use crate::varint;
 
-/// Builds one batch after another.
+/// Builds record batches, one at a time.
 #[derive(Clone, Debug)]
 pub struct BatchBuilder {
     compression: Compression,
-    /// The header's bytes, then the records, not compressed.
+    /// The header, followed by the uncompressed records.
     bytes: Vec<u8>,
     capacity: usize,
     count: u32,
@@ -28,17 +28,17 @@ struct Producer {
 
 const NO_PRODUCER: Producer = Producer { id: -1, epoch: -1, base_sequence: -1 };
 
-/// The most that a record's fields take beside its key, value and headers, in bytes: length 5,
-/// attributes 1, timestamp 10, offset 5, key and value lengths 5 each, header count 5.
+/// Maximum size of the fields of a record apart from its key, value and headers, in bytes: length 5, attributes 1,
+/// timestamp 10, offset 5, key and value lengths 5 each, header count 5.
 const RECORD_OVERHEAD_BYTES_MAX: usize = 36;
 
 impl BatchBuilder {
-    /// An empty batch.
+    /// Creates an empty builder.
     pub fn new(compression: Compression) -> Self {
         Self::with_capacity(compression, 0)
     }
 
-    /// An empty batch with room for `bytes`, header included.
+    /// Creates an empty builder with capacity for `bytes` bytes, including the header.
     pub fn with_capacity(compression: Compression, bytes: usize) -> Self {
         Self {
             compression,
@@ -51,12 +51,12 @@ impl BatchBuilder {
         }
     }
 
-    /// Sets the producer's identity for the batch in the making (KIP-98).
+    /// Sets the producer's identity (KIP-98) of the current batch.
     pub fn set_producer(&mut self, id: i64, epoch: i16, base_sequence: i32) {
         self.producer = Producer { id, epoch, base_sequence };
     }
 
-    /// Appends a record. `headers` are names and values, in order.
+    /// Appends a record. `headers` are pairs of name and value, in order.
     #[inline]
     pub fn push<'h>(
         &mut self,
@@ -77,27 +77,27 @@ impl BatchBuilder {
         self.count += 1;
     }
 
-    /// Records so far.
+    /// Returns the number of records in the current batch.
     pub fn record_count(&self) -> u32 {
         self.count
     }
 
-    /// Whether there are none.
+    /// Whether the current batch has no records.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Bytes so far, header included, before compression.
+    /// Returns the size of the current batch before compression, in bytes, including the header.
     pub fn encoded_bytes(&self) -> usize {
         self.bytes.len().max(BATCH_HEADER_BYTES)
     }
 
-    /// The most that a record without headers adds, for keys and values of these lengths.
+    /// Returns the maximum size that a record without headers adds for a key and value of the given lengths, in bytes.
     pub fn record_bytes_max(key_bytes: usize, value_bytes: usize) -> usize {
         RECORD_OVERHEAD_BYTES_MAX + key_bytes + value_bytes
     }
 
-    /// The batch, with base offset 0; `None` where no record was pushed. The builder is empty after.
+    /// Finishes the batch, with base offset 0, and empties the builder. Returns `None` if there are no records.
     pub fn finish(&mut self) -> Option<RecordBatch> {
         if self.count == 0 {
             return None;
@@ -127,7 +127,7 @@ impl BatchBuilder {
     }
 }
 
-/// Sets what a batch's header says of its bytes: their length and checksum.
+/// Sets the length and checksum in the header of an encoded batch.
 pub(crate) fn seal_batch(bytes: &mut [u8]) {
     let length = bytes.len() as i32 - at::LEADER_EPOCH as i32;
     bytes[at::LENGTH..at::LENGTH + 4].copy_from_slice(&length.to_be_bytes());
@@ -135,7 +135,7 @@ pub(crate) fn seal_batch(bytes: &mut [u8]) {
     bytes[at::CRC..at::CRC + 4].copy_from_slice(&crc.to_be_bytes());
 }
 
-/// Appends a record to a batch's body.
+/// Appends an encoded record to the body of a batch.
 #[inline]
 pub(crate) fn encode_record<'h>(
     out: &mut Vec<u8>,

@@ -1,4 +1,4 @@
-//! Records as columns: what stages work on (`sdk/wit/stage.wit` has the same shapes).
+//! Records as columns, the form that stages work on (`sdk/wit/stage.wit` defines the same types).
 
 use std::ops::Range;
 
@@ -8,17 +8,17 @@ use crate::build::BatchBuilder;
 use crate::error::{BatchError, ColumnError};
 use crate::records::RECORD_BYTES_MIN;
 
-/// One byte string an entry: lengths (-1 is null), and all bytes back to back.
+/// A column of nullable byte strings, stored as their lengths and their concatenated bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Column {
-    /// One an entry; -1 is null.
+    /// Length of each entry in bytes, or -1 for null.
     pub lengths: Vec<i32>,
-    /// The entries' bytes, back to back.
+    /// The bytes of all entries, concatenated.
     pub bytes: Vec<u8>,
 }
 
 impl Column {
-    /// Appends an entry. Entries are at most `i32::MAX` bytes: record batches allow no more.
+    /// Appends an entry of at most `i32::MAX` bytes, the maximum that a record batch allows.
     #[inline]
     pub fn push(&mut self, entry: Option<&[u8]>) {
         match entry {
@@ -30,23 +30,23 @@ impl Column {
         }
     }
 
-    /// How many entries it has.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.lengths.len()
     }
 
-    /// Whether it has none.
+    /// Whether the column has no entries.
     pub fn is_empty(&self) -> bool {
         self.lengths.is_empty()
     }
 
-    /// Removes the entries, keeps the memory.
+    /// Removes all entries and keeps the allocated memory.
     pub fn clear(&mut self) {
         self.lengths.clear();
         self.bytes.clear();
     }
 
-    /// The entries in order. The column must be sound.
+    /// Returns an iterator over the entries. The column must be valid.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<&[u8]>> + Clone {
         let mut at = 0;
         self.lengths.iter().map(move |&length| {
@@ -57,10 +57,10 @@ impl Column {
         })
     }
 
-    /// Checks that lengths are -1 or more and add up to the bytes.
+    /// Checks that all lengths are at least -1 and that they add up to the number of bytes.
     ///
     /// # Errors
-    /// [`ColumnError`] with the first thing that is wrong.
+    /// [`ColumnError`] that describes the first problem.
     pub fn check(&self) -> Result<(), ColumnError> {
         let (mut sum, mut least) = (0u64, 0i32);
         for &length in &self.lengths {
@@ -83,7 +83,7 @@ impl Column {
         self.bytes.extend_from_slice(&other.bytes);
     }
 
-    /// The entries whose `mask` is not 0. Neighbours are copied together.
+    /// Returns the entries whose `mask` is not 0. Adjacent entries are copied in one go.
     pub fn select(&self, mask: &[u8]) -> Self {
         let mut out = Self::default();
         let (mut at, mut run) = (0, 0..0);
@@ -102,7 +102,7 @@ impl Column {
         out
     }
 
-    /// The entries `range`.
+    /// Returns the entries in `range`.
     pub fn slice(&self, range: Range<usize>) -> Self {
         let bytes_of = |lengths: &[i32]| lengths.iter().map(|length| (*length).max(0) as usize).sum::<usize>();
         let begin = bytes_of(&self.lengths[..range.start]);
@@ -110,7 +110,7 @@ impl Column {
         Self { lengths: self.lengths[range].to_vec(), bytes: self.bytes[begin..end].to_vec() }
     }
 
-    /// The entries at `indices`, in that order.
+    /// Returns the entries at `indices`, in the order of `indices`.
     pub fn gather(&self, indices: &[u32]) -> Self {
         let reader = ColumnReader::new(self);
         let mut out = Self { lengths: Vec::with_capacity(indices.len()), bytes: Vec::new() };
@@ -129,7 +129,7 @@ impl<'a> FromIterator<Option<&'a [u8]>> for Column {
     }
 }
 
-/// Random access to a sound column.
+/// Random access to the entries of a valid column.
 #[derive(Clone, Debug)]
 pub struct ColumnReader<'a> {
     column: &'a Column,
@@ -137,7 +137,7 @@ pub struct ColumnReader<'a> {
 }
 
 impl<'a> ColumnReader<'a> {
-    /// Adds the lengths up once.
+    /// Computes the start of each entry.
     pub fn new(column: &'a Column) -> Self {
         let mut at = 0u32;
         let starts = column.lengths.iter().map(|length| {
@@ -148,10 +148,10 @@ impl<'a> ColumnReader<'a> {
         Self { column, starts: starts.collect() }
     }
 
-    /// Entry `index`.
+    /// Returns entry `index`.
     ///
     /// # Panics
-    /// Where there is no such entry.
+    /// Panics if `index` is out of bounds.
     #[inline]
     pub fn get(&self, index: usize) -> Option<&'a [u8]> {
         let len = usize::try_from(self.column.lengths[index]).ok()?;
@@ -160,22 +160,22 @@ impl<'a> ColumnReader<'a> {
     }
 }
 
-/// Headers of all records.
+/// The headers of all records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderColumns {
-    /// Headers a record; empty where no record has any.
+    /// Number of headers of each record; empty if no record has headers.
     pub counts: Vec<u32>,
-    /// One a header, UTF-8, never null.
+    /// Name of each header, as non-null UTF-8.
     pub names: Column,
-    /// One a header.
+    /// Value of each header.
     pub values: Column,
 }
 
 impl HeaderColumns {
-    /// Checks shapes and names against the number of records.
+    /// Checks the lengths of the columns against the number of records, and checks the header names.
     ///
     /// # Errors
-    /// [`ColumnError`] with the first thing that is wrong.
+    /// [`ColumnError`] that describes the first problem.
     pub fn check(&self, records: usize) -> Result<(), ColumnError> {
         if !self.counts.is_empty() {
             expect_entries("the column of header counts", self.counts.len(), records)?;
@@ -194,7 +194,7 @@ impl HeaderColumns {
         Ok(())
     }
 
-    /// Appends the headers of one record, the `records`-th.
+    /// Appends the headers of the record that follows the first `records_before` records.
     fn push<'h>(&mut self, records_before: usize, headers: impl Iterator<Item = (&'h str, Option<&'h [u8]>)>) {
         let before = self.names.len();
         for (name, value) in headers {
@@ -210,7 +210,7 @@ impl HeaderColumns {
         }
     }
 
-    /// Drops the counts again where nobody has a header, so that equal columns are equal.
+    /// Clears the counts if no record has headers, so that equal records compare equal.
     fn normalise(mut self) -> Self {
         if self.names.is_empty() {
             self.counts.clear();
@@ -219,33 +219,33 @@ impl HeaderColumns {
     }
 }
 
-/// Records of one partition, in columns of equal length.
+/// Records of one partition, as columns of equal length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
-    /// Positions in the partition.
+    /// Offset of each record in the partition.
     pub offsets: Vec<i64>,
-    /// In ms since the epoch.
+    /// Timestamp of each record, in ms since the epoch.
     pub timestamps_ms: Vec<i64>,
-    /// Null or bytes.
+    /// Key of each record, which may be null.
     pub keys: Column,
-    /// Null (tombstones) or bytes.
+    /// Value of each record; null is a tombstone.
     pub values: Column,
-    /// Headers.
+    /// Headers of the records.
     pub headers: HeaderColumns,
 }
 
 impl Columns {
-    /// How many records there are.
+    /// Returns the number of records.
     pub fn len(&self) -> usize {
         self.offsets.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no records.
     pub fn is_empty(&self) -> bool {
         self.offsets.is_empty()
     }
 
-    /// Removes the records, keeps the memory.
+    /// Removes all records and keeps the allocated memory.
     pub fn clear(&mut self) {
         self.offsets.clear();
         self.timestamps_ms.clear();
@@ -256,20 +256,20 @@ impl Columns {
         self.headers.values.clear();
     }
 
-    /// Bytes of keys, values and headers.
+    /// Returns the total size of keys, values and headers, in bytes.
     pub fn bytes(&self) -> usize {
         let headers = self.headers.names.bytes.len() + self.headers.values.bytes.len();
         self.keys.bytes.len() + self.values.bytes.len() + headers
     }
 
-    /// Appends the records of a batch from `from_offset` on. Returns how many.
+    /// Appends the records of a batch whose offset is at least `from_offset`, and returns how many were appended.
     ///
     /// # Errors
-    /// [`BatchError`] for a body that does not inflate or parse. Records before the malformed one
-    /// may have been appended.
+    /// [`BatchError`] if the body cannot be decompressed or parsed. The records before the malformed one may have been
+    /// appended.
     pub fn append_batch(&mut self, batch: &RecordBatch, from_offset: i64, limits: &Limits) -> Result<u32, BatchError> {
         let records = batch.records(limits)?;
-        // The count is a claim: no more is reserved than the body can hold.
+        // The count in the header is not trusted: no more is reserved than the body can contain.
         let expected = (batch.record_count() as usize).min(records.body().len() / RECORD_BYTES_MIN);
         self.offsets.reserve(expected);
         self.timestamps_ms.reserve(expected);
@@ -326,7 +326,7 @@ impl Columns {
         self.values.extend(&other.values);
     }
 
-    /// The records whose `mask` is not 0.
+    /// Returns the records whose `mask` is not 0.
     pub fn select(&self, mask: &[u8]) -> Self {
         Self {
             offsets: select(&self.offsets, mask),
@@ -350,7 +350,7 @@ impl Columns {
         HeaderColumns { counts, names: headers.names.select(&wide), values: headers.values.select(&wide) }.normalise()
     }
 
-    /// The records `range`.
+    /// Returns the records in `range`.
     pub fn slice(&self, range: Range<usize>) -> Self {
         let headers = if self.headers.counts.is_empty() {
             HeaderColumns::default()
@@ -374,7 +374,7 @@ impl Columns {
         }
     }
 
-    /// The headers of the records at `indices`, in that order.
+    /// Returns the headers of the records at `indices`, in the order of `indices`.
     pub fn gather_headers(&self, indices: &[u32]) -> HeaderColumns {
         let mut out = HeaderColumns::default();
         if self.headers.counts.is_empty() {
@@ -387,7 +387,7 @@ impl Columns {
         out.normalise()
     }
 
-    /// The records at `indices`, in that order.
+    /// Returns the records at `indices`, in the order of `indices`.
     pub fn gather(&self, indices: &[u32]) -> Self {
         let pick = |of: &[i64]| indices.iter().map(|index| of[*index as usize]).collect();
         Self {
@@ -399,10 +399,10 @@ impl Columns {
         }
     }
 
-    /// Checks that the columns are sound and equally long.
+    /// Checks that each column is valid and that all have the same length.
     ///
     /// # Errors
-    /// [`ColumnError`] with the first thing that is wrong.
+    /// [`ColumnError`] that describes the first problem.
     pub fn check(&self) -> Result<(), ColumnError> {
         let records = self.len();
         expect_entries("the column of timestamps", self.timestamps_ms.len(), records)?;
@@ -414,10 +414,10 @@ impl Columns {
     }
 }
 
-/// Checks a column's number of entries.
+/// Checks that a column has the expected number of entries.
 ///
 /// # Errors
-/// [`ColumnError::EntryCount`].
+/// [`ColumnError::EntryCount`] if it does not.
 fn expect_entries(column: &'static str, found: usize, expected: usize) -> Result<(), ColumnError> {
     if found == expected { Ok(()) } else { Err(ColumnError::EntryCount { column, found, expected }) }
 }
@@ -426,7 +426,7 @@ fn select<T: Copy>(of: &[T], mask: &[u8]) -> Vec<T> {
     of.iter().zip(mask).filter(|(_, keep)| **keep != 0).map(|(value, _)| *value).collect()
 }
 
-/// Random access to sound columns, a record at a time.
+/// Random access to the records of valid columns.
 #[derive(Clone, Debug)]
 pub struct ColumnsReader<'a> {
     columns: &'a Columns,
@@ -437,21 +437,21 @@ pub struct ColumnsReader<'a> {
     header_values: ColumnReader<'a>,
 }
 
-/// One record of columns.
+/// One record of [`Columns`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row<'a> {
-    /// Position in the partition.
+    /// Offset of the record in the partition.
     pub offset: i64,
-    /// In ms since the epoch.
+    /// Timestamp, in ms since the epoch.
     pub timestamp_ms: i64,
-    /// Null or bytes.
+    /// Key, which may be null.
     pub key: Option<&'a [u8]>,
-    /// Null or bytes.
+    /// Value; null is a tombstone.
     pub value: Option<&'a [u8]>,
 }
 
 impl<'a> ColumnsReader<'a> {
-    /// Adds the lengths up once.
+    /// Computes the start of each entry.
     pub fn new(columns: &'a Columns) -> Self {
         let mut at = 0;
         let header_starts = columns.headers.counts.iter().map(|count| {
@@ -469,10 +469,10 @@ impl<'a> ColumnsReader<'a> {
         }
     }
 
-    /// Record `index`.
+    /// Returns record `index`.
     ///
     /// # Panics
-    /// Where there is no such record.
+    /// Panics if `index` is out of bounds.
     #[inline]
     pub fn row(&self, index: usize) -> Row<'a> {
         Row {
@@ -483,8 +483,8 @@ impl<'a> ColumnsReader<'a> {
         }
     }
 
-    /// The headers of record `index`. A name that is not UTF-8 is shown as empty; sound columns
-    /// have none.
+    /// Returns the headers of record `index`. A name that is not UTF-8 is returned as an empty string; valid columns
+    /// have no such names.
     #[inline]
     pub fn headers(&self, index: usize) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> + Clone {
         let range = match self.header_starts.get(index) {

@@ -1,4 +1,4 @@
-//! The codecs of record batches, and inflating within a bound.
+//! The compression codecs of record batches, and decompression within a limit.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,18 +7,18 @@ use std::str::FromStr;
 
 use crate::error::BatchError;
 
-/// How a batch's records are compressed. The numbers are those of the batch's attributes.
+/// The compression codec of a batch. The discriminants are those of the batch attributes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Compression {
-    /// As they are.
+    /// No compression.
     #[default]
     None = 0,
     /// gzip, RFC 1952.
     Gzip = 1,
-    /// Snappy in the xerial framing that Kafka's clients write.
+    /// Snappy in the xerial framing, which Kafka's clients write.
     Snappy = 2,
-    /// LZ4's frame format.
+    /// The LZ4 frame format.
     Lz4 = 3,
     /// Zstandard, RFC 8878.
     Zstd = 4,
@@ -33,12 +33,12 @@ impl Compression {
         ALL.into_iter().find(|known| *known as u8 == codec).ok_or(BatchError::UnknownCompression(codec))
     }
 
-    /// The number of the codec that a batch's attributes name, known or not.
+    /// Returns the codec number from the attributes of a batch, whether or not the codec is known.
     pub(crate) fn number(attributes: u16) -> u8 {
         (attributes & 7) as u8
     }
 
-    /// The codec's name, as Kafka's `compression.type` has it.
+    /// Returns the codec's name as in Kafka's `compression.type`.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -65,18 +65,17 @@ impl FromStr for Compression {
     }
 }
 
-/// First bytes of the xerial framing: a magic, then two version numbers.
+/// The magic bytes of the xerial framing. In the header, two version numbers follow them.
 const XERIAL_MAGIC: &[u8] = b"\x82SNAPPY\0";
 const XERIAL_HEADER: &[u8] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
 
-/// Raw bytes of one Snappy block: what the Java client's stream uses.
+/// Uncompressed size of one Snappy block, in bytes, as in the Java client's stream.
 const XERIAL_BLOCK_BYTES: usize = 32 * 1024;
 
-/// The largest window that a zstd frame may ask for, as a power of two: 8 MiB, what every decoder
-/// must support.
+/// Maximum window size of a zstd frame, as a power of two: 8 MiB, which every decoder should support (RFC 8878).
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
-/// How much is inflated before the bound is checked again. Also the first allocation.
+/// Number of bytes to decompress before the limit is checked again. It is also the size of the first allocation.
 const INFLATE_STEP_BYTES: usize = 64 * 1024;
 
 pub(crate) fn compress(codec: Compression, body: &[u8]) -> Vec<u8> {
@@ -107,7 +106,7 @@ pub(crate) fn compress(codec: Compression, body: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Inflates a body to at most `bytes_max` bytes. Allocates at most twice that, whatever the body.
+/// Decompresses a body to at most `bytes_max` bytes. Allocates at most twice that amount for any body.
 pub(crate) fn inflate(codec: Compression, body: &[u8], bytes_max: usize) -> Result<Cow<'_, [u8]>, BatchError> {
     let inflated = match codec {
         Compression::None => return Ok(Cow::Borrowed(body)),
@@ -149,7 +148,7 @@ fn snappy(body: &[u8], bytes_max: usize) -> Result<Vec<u8>, BatchError> {
         snappy_block(body, &mut out, bytes_max)?;
         return Ok(out);
     }
-    let cut = || failed(Compression::Snappy, &"a block is cut short");
+    let cut = || failed(Compression::Snappy, &"a block is truncated");
     let mut rest = body.get(XERIAL_HEADER.len()..).ok_or_else(cut)?;
     while !rest.is_empty() {
         let (len, after) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
@@ -163,13 +162,13 @@ fn snappy(body: &[u8], bytes_max: usize) -> Result<Vec<u8>, BatchError> {
 fn snappy_block(block: &[u8], out: &mut Vec<u8>, bytes_max: usize) -> Result<(), BatchError> {
     let codec = Compression::Snappy;
     let len = snap::raw::decompress_len(block).map_err(|e| failed(codec, &e))?;
-    // A block's claim is trusted to its bound and no further than its own bytes can fill: a copy
-    // element of two bytes yields at most 64.
+    // The length that a block claims is allocated only within the limit, and only if the block is long enough for it: a
+    // copy element of two bytes yields at most 64 bytes.
     if len > bytes_max - out.len() {
         return Err(BatchError::InflatesTooFar { bytes_max });
     }
     if len > block.len().saturating_mul(64) {
-        return Err(failed(codec, &"a block claims more than its bytes can hold"));
+        return Err(failed(codec, &"a block claims a length that its bytes cannot produce"));
     }
     let begin = out.len();
     out.resize(begin + len, 0);

@@ -1,148 +1,148 @@
-//! What can be wrong with a record batch or with columns.
+//! The errors of record batches and columns.
 
-/// Why bytes are no sound record batch.
+/// The reason why bytes are not a valid record batch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
-    /// Offsets beyond what 63 bits hold.
-    #[error("its base offset {0} leaves no room for its records")]
+    /// The offsets of the records exceed 63 bits.
+    #[error("base offset {0} of a record batch is too large: the offsets of its records exceed 63 bits")]
     BaseOffset(i64),
-    /// Fewer bytes than a batch's header or its length field says.
-    #[error("a record batch is cut short: {have} bytes are there, {need} are needed")]
+    /// There are fewer bytes than a header has, or fewer than the length field says.
+    #[error("a record batch is truncated: found {have} bytes, expected at least {need}")]
     Truncated {
-        /// Bytes that are there.
+        /// Number of bytes available.
         have: usize,
-        /// Bytes that are needed.
+        /// Number of bytes needed.
         need: usize,
     },
-    /// Bytes after the batch.
-    #[error("{0} bytes follow the record batch: one batch was expected")]
+    /// There are bytes after the batch.
+    #[error("expected one record batch, but {0} bytes follow it")]
     TrailingBytes(usize),
-    /// An older or newer message format.
-    #[error("record batch format (magic) {0} is not supported: send magic 2, as Kafka clients since 0.11 do")]
+    /// The message format is older or newer than magic 2.
+    #[error("record batch format (magic) {0} is not supported: use magic 2, which Kafka clients send since 0.11")]
     Magic(u8),
-    /// The length field is impossible.
-    #[error("a record batch of length {0} is impossible: a header alone has 49 bytes after it")]
+    /// The length field has an impossible value.
+    #[error("a record batch has invalid length {0}: the header alone takes 49 bytes after the length field")]
     Length(i64),
-    /// Over [`crate::Limits::batch_bytes_max`].
+    /// The batch exceeds [`crate::Limits::batch_bytes_max`].
     #[error("a record batch of {bytes} bytes is over the limit of {bytes_max}")]
     TooLarge {
-        /// Its size.
+        /// Size of the batch, in bytes.
         bytes: usize,
-        /// The limit.
+        /// The limit, in bytes.
         bytes_max: usize,
     },
     /// The checksum does not match.
-    #[error("a record batch is corrupt: its CRC-32C is {found:08x}, its bytes have {computed:08x}")]
+    #[error("a record batch is corrupt: its CRC-32C is {found:08x}, but its bytes have {computed:08x}")]
     Crc {
-        /// In the header.
+        /// The checksum in the header.
         found: u32,
-        /// Of the bytes.
+        /// The checksum computed from the bytes.
         computed: u32,
     },
-    /// An unknown compression.
+    /// The compression codec is unknown.
     #[error("compression codec {0} is unknown: use none, gzip, snappy, lz4 or zstd")]
     UnknownCompression(u8),
-    /// Attributes that a producer must not set.
-    #[error("record batch attributes {0:#06x} have bits set that are not in use")]
+    /// The batch has attributes that a producer must not set.
+    #[error("record batch attributes {0:#06x} have bits set that a producer must not set")]
     Attributes(u16),
-    /// Control batches are the log's own.
+    /// The batch is a control batch, which only the log itself may write.
     #[error("a control batch cannot be produced")]
     Control,
-    /// A batch of a transaction.
+    /// The batch is part of a transaction.
     #[error(
         "a record batch is part of a transaction, and transactions are not supported: produce without `transactional.id`"
     )]
     Transactional,
-    /// A batch whose timestamps are those of its append, which only the log itself may say.
-    #[error("a record batch has the timestamp type LogAppendTime: a producer sends CreateTime")]
+    /// The batch has the timestamp type LogAppendTime, which only the log itself may set.
+    #[error("a record batch has the timestamp type LogAppendTime: a producer must send CreateTime")]
     LogAppendTime,
-    /// An idempotent producer's fields are not whole.
+    /// The batch has a producer id but no valid epoch or base sequence.
     #[error(
         "a record batch of producer id {id} has epoch {epoch} and base sequence {base_sequence}: both must be 0 or more"
     )]
     Producer {
-        /// The producer's id.
+        /// The producer id.
         id: i64,
-        /// Its epoch.
+        /// The producer epoch.
         epoch: i16,
-        /// The first record's sequence number.
+        /// The sequence number of the first record.
         base_sequence: i32,
     },
-    /// The count says something else than the records.
-    #[error("a record batch claims {claimed} records, {found}")]
+    /// The record count in the header does not match the records.
+    #[error("a record batch claims {claimed} records, but {found}")]
     Count {
-        /// What the header says.
+        /// The number of records according to the header.
         claimed: i64,
-        /// What is there, in words.
+        /// A description of what was found instead.
         found: String,
     },
-    /// A record's offset, length or field is impossible.
+    /// A record has an impossible offset, length or field.
     #[error("record {index} of a batch is malformed: {reason}")]
     Record {
-        /// From 0.
+        /// Index of the record, from 0.
         index: u32,
-        /// What is wrong with it.
+        /// What is wrong with the record.
         reason: &'static str,
     },
-    /// A record over [`crate::Limits::record_bytes_max`].
+    /// The record exceeds [`crate::Limits::record_bytes_max`].
     #[error("record {index} of a batch has {bytes} bytes, over the limit of {bytes_max}")]
     RecordTooLarge {
-        /// From 0.
+        /// Index of the record, from 0.
         index: u32,
-        /// Its size.
+        /// Size of the record, in bytes.
         bytes: usize,
-        /// The limit.
+        /// The limit, in bytes.
         bytes_max: usize,
     },
-    /// The compressed body does not inflate.
-    #[error("a record batch's {codec} body does not inflate: {reason}")]
+    /// The compressed body cannot be decompressed.
+    #[error("a record batch's {codec} body cannot be decompressed: {reason}")]
     Inflate {
-        /// The codec.
+        /// Name of the codec.
         codec: &'static str,
-        /// What the codec says.
+        /// The error message of the codec.
         reason: String,
     },
-    /// The compressed body inflates beyond [`crate::Limits::inflated_bytes_max`].
-    #[error("a record batch's body inflates to over {bytes_max} bytes: the limit")]
+    /// The decompressed body exceeds [`crate::Limits::inflated_bytes_max`].
+    #[error("a record batch's body decompresses to more than {bytes_max} bytes, which is the limit")]
     InflatesTooFar {
-        /// The limit.
+        /// The limit, in bytes.
         bytes_max: usize,
     },
 }
 
-/// Why columns do not make a batch.
+/// The reason why columns are invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ColumnError {
-    /// A length below -1.
+    /// The length of an entry is below -1.
     #[error("entry {index} has length {length}")]
     NegativeLength {
-        /// Which entry, from 0.
+        /// Index of the entry, from 0.
         index: usize,
-        /// Its length.
+        /// Length of the entry.
         length: i32,
     },
-    /// The lengths and the bytes do not match.
-    #[error("the lengths add up to {sum} bytes, {bytes} are there")]
+    /// The lengths do not add up to the number of bytes.
+    #[error("the lengths add up to {sum} bytes, but there are {bytes}")]
     LengthSum {
-        /// What the lengths add up to.
+        /// Sum of the lengths.
         sum: u64,
-        /// Bytes that are there.
+        /// Number of bytes in the column.
         bytes: usize,
     },
-    /// A column has another number of entries than it must.
-    #[error("{column} has {found} entries, {expected} are expected")]
+    /// A column does not have the expected number of entries.
+    #[error("{column} has {found} entries, expected {expected}")]
     EntryCount {
-        /// Which column.
+        /// Name of the column.
         column: &'static str,
-        /// What it has.
+        /// Number of entries found.
         found: usize,
-        /// What it must have.
+        /// Number of entries expected.
         expected: usize,
     },
-    /// A header name that is null or not UTF-8.
+    /// The name of a header is null or not UTF-8.
     #[error("header {index} has a name that is null or not UTF-8")]
     HeaderName {
-        /// Which header, from 0, over all records.
+        /// Index of the header, from 0, across all records.
         index: usize,
     },
 }

@@ -1,8 +1,7 @@
-//! Kafka's record batch v2 (KIP-98), parsed, checked and built, and records as columns.
+//! Parsing, checking and building Kafka's record batch v2 (KIP-98), and a columnar form of records.
 //!
-//! Broker, runtime and client all speak in these types. Nothing here does I/O, and nothing trusts a
-//! length before it is checked: whatever the bytes, parsing neither panics nor allocates more than
-//! its [`Limits`] say.
+//! The broker, the runtime and the client all use these types. This crate does no I/O and uses no length field before
+//! checking it: for any input, parsing does not panic and allocates no more than [`Limits`] allow.
 
 mod batch;
 mod build;
@@ -29,21 +28,21 @@ pub use partitioner::{murmur2, partition_for_key};
 pub use records::{Header, HeaderIter, NO_TIMESTAMP, Record, RecordIter, RecordView, Records, Survey};
 pub use retain::Retained;
 
-/// Bounds for what is parsed.
+/// Limits on what the parser accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest batch as sent, in bytes.
+    /// Maximum size of a batch as sent, in bytes.
     pub batch_bytes_max: usize,
-    /// The largest body of a compressed batch once inflated, in bytes.
+    /// Maximum size of the body of a compressed batch after decompression, in bytes.
     pub inflated_bytes_max: usize,
-    /// The largest record, in bytes of its encoded form.
+    /// Maximum size of an encoded record, in bytes.
     pub record_bytes_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        // The largest batch that any topic may allow. Logs compress 10 to 20 times; twice the
-        // batch limit lets the usual batch of 1 MiB inflate 32 times.
+        // The largest batch size that a topic can be configured to allow. Logs compress 10 to 20 times; at twice the
+        // batch limit, a typical batch of 1 MiB may decompress to 32 times its size.
         Self { batch_bytes_max: 16 << 20, inflated_bytes_max: 32 << 20, record_bytes_max: 16 << 20 }
     }
 }

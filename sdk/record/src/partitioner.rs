@@ -1,6 +1,6 @@
-//! Which partition a key goes to: as Kafka's default partitioner decides it.
+//! The mapping of keys to partitions, which is the same as in Kafka's default partitioner.
 
-/// Kafka's murmur2 (`org.apache.kafka.common.utils.Utils.murmur2`).
+/// Kafka's murmur2 hash (`org.apache.kafka.common.utils.Utils.murmur2`).
 pub fn murmur2(key: &[u8]) -> u32 {
     const SEED: u32 = 0x9747_b28c;
     const M: u32 = 0x5bd1_e995;
@@ -23,7 +23,7 @@ pub fn murmur2(key: &[u8]) -> u32 {
     hash ^ (hash >> 15)
 }
 
-/// The partition of a key, from 0. `partitions` must not be 0.
+/// Returns the partition of a key, from 0. `partitions` must not be 0.
 pub fn partition_for_key(key: &[u8], partitions: u32) -> u32 {
     (murmur2(key) & 0x7fff_ffff) % partitions
 }

@@ -1,10 +1,10 @@
-//! The records in a batch's body.
+//! The records in the body of a batch.
 //!
 //! ```text
 //! length varint | attributes i8 | timestampDelta varlong | offsetDelta varint | key | value
 //! | headerCount varint | (name | value)*
 //! ```
-//! Keys, values and headers are a varint length (-1 is null) and bytes.
+//! Keys, values and headers are encoded as a varint length (-1 for null) and the bytes.
 
 use bytes::Bytes;
 
@@ -12,16 +12,16 @@ use crate::batch::{RecordBatch, TimestampType};
 use crate::error::BatchError;
 use crate::varint::Cursor;
 
-/// The fewest bytes that a record takes: seven fields of one byte.
+/// Minimum size of a record, in bytes: seven fields of one byte each.
 pub(crate) const RECORD_BYTES_MIN: usize = 7;
 
-/// The records of one batch, inflated, as shared bytes.
+/// The decompressed records of one batch, in shared bytes.
 #[derive(Clone, Debug)]
 pub struct Records {
     body: Bytes,
     base_offset: i64,
     base_timestamp_ms: i64,
-    /// Set where all records have the batch's time.
+    /// The timestamp of all records, if the timestamp type is LogAppendTime.
     append_time_ms: Option<i64>,
     count: u32,
 }
@@ -38,22 +38,23 @@ impl Records {
         }
     }
 
-    /// The records in order. Ends after the first error.
+    /// Returns an iterator over the records. It ends after the first error.
     pub fn iter(&self) -> RecordIter<'_> {
         RecordIter { records: self, cursor: Cursor { bytes: &self.body }, index: 0 }
     }
 
-    /// The inflated body.
+    /// The decompressed body.
     pub fn body(&self) -> &Bytes {
         &self.body
     }
 
-    /// How many records the batch's header claims.
+    /// Returns the number of records according to the batch header.
     pub fn claimed_count(&self) -> u32 {
         self.count
     }
 
-    /// A record that keeps the body alive instead of borrowing it. `view` must be one of these.
+    /// Converts `view` to a record that shares ownership of the body instead of borrowing it. `view` must come from
+    /// these records.
     pub fn to_record(&self, view: &RecordView<'_>) -> Record {
         let owned = |bytes: &[u8]| {
             if bytes.is_empty() { Bytes::new() } else { self.body.slice_ref(bytes) }
@@ -78,7 +79,7 @@ impl<'a> IntoIterator for &'a Records {
     }
 }
 
-/// Reads records one by one.
+/// Iterator over the records of a batch.
 #[derive(Clone, Debug)]
 pub struct RecordIter<'a> {
     records: &'a Records,
@@ -98,7 +99,7 @@ impl<'a> Iterator for RecordIter<'a> {
         self.index += 1;
         match read_record(&mut self.cursor) {
             Ok(raw) => Some(Ok(RecordView {
-                // Checked for batches from outside; a corrupt log must not panic either.
+                // Batches from untrusted sources have been checked, but a corrupt log must not cause a panic either.
                 offset: self.records.base_offset.wrapping_add(i64::from(raw.offset_delta)),
                 timestamp_ms: self
                     .records
@@ -117,35 +118,35 @@ impl<'a> Iterator for RecordIter<'a> {
     }
 }
 
-/// A record in place.
+/// A record that borrows the body of its batch.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordView<'a> {
-    /// Position in its partition.
+    /// Offset of the record in its partition.
     pub offset: i64,
-    /// In ms since the epoch.
+    /// Timestamp, in ms since the epoch.
     pub timestamp_ms: i64,
-    /// Null or bytes.
+    /// Key, which may be null.
     pub key: Option<&'a [u8]>,
-    /// Null (a tombstone) or bytes.
+    /// Value; null is a tombstone.
     pub value: Option<&'a [u8]>,
     header_count: u32,
     headers: &'a [u8],
 }
 
 impl<'a> RecordView<'a> {
-    /// The headers, in order and with duplicates. A header that is malformed ends them.
+    /// Returns the headers, in order and including duplicates. The iterator ends at a malformed header.
     #[inline]
     pub fn headers(&self) -> HeaderIter<'a> {
         HeaderIter { cursor: Cursor { bytes: self.headers }, left: self.header_count }
     }
 
-    /// How many headers it has.
+    /// Returns the number of headers.
     pub fn header_count(&self) -> u32 {
         self.header_count
     }
 }
 
-/// Reads headers one by one.
+/// Iterator over the headers of a record.
 #[derive(Clone, Debug)]
 pub struct HeaderIter<'a> {
     cursor: Cursor<'a>,
@@ -162,27 +163,27 @@ impl<'a> Iterator for HeaderIter<'a> {
     }
 }
 
-/// A record that owns its bytes, as slices of its batch's.
+/// A record with shared ownership of its bytes, which are slices of the batch body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// Position in its partition.
+    /// Offset of the record in its partition.
     pub offset: i64,
-    /// In ms since the epoch.
+    /// Timestamp, in ms since the epoch.
     pub timestamp_ms: i64,
-    /// Null or bytes.
+    /// Key, which may be null.
     pub key: Option<Bytes>,
-    /// Null (a tombstone) or bytes.
+    /// Value; null is a tombstone.
     pub value: Option<Bytes>,
-    /// In order, with duplicates.
+    /// Headers, in order and including duplicates.
     pub headers: Vec<Header>,
 }
 
-/// One header.
+/// A header of a record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Header {
-    /// UTF-8.
+    /// Name of the header.
     pub name: String,
-    /// Null or bytes.
+    /// Value, which may be null.
     pub value: Option<Bytes>,
 }
 
@@ -197,47 +198,47 @@ struct RawRecord<'a> {
 
 #[inline]
 fn read_record<'a>(body: &mut Cursor<'a>) -> Result<RawRecord<'a>, &'static str> {
-    let length = body.varint().and_then(|length| usize::try_from(length).ok()).ok_or("its length is no length")?;
-    let mut record = Cursor { bytes: body.take(length).ok_or("it is longer than the batch")? };
+    let length = body.varint().and_then(|length| usize::try_from(length).ok()).ok_or("its length is invalid")?;
+    let mut record = Cursor { bytes: body.take(length).ok_or("it extends past the end of the batch")? };
     record.byte().ok_or("it has no attributes")?;
-    let timestamp_delta = record.varlong().ok_or("its timestamp is cut short")?;
-    let offset_delta = record.varint().ok_or("its offset is cut short")?;
-    let key = record.nullable().map_err(|()| "its key is longer than the record")?;
-    let value = record.nullable().map_err(|()| "its value is longer than the record")?;
+    let timestamp_delta = record.varlong().ok_or("its timestamp is truncated or invalid")?;
+    let offset_delta = record.varint().ok_or("its offset is truncated or invalid")?;
+    let key = record.nullable().map_err(|()| "its key has an invalid length")?;
+    let value = record.nullable().map_err(|()| "its value has an invalid length")?;
     let headers = record.varint().and_then(|count| u32::try_from(count).ok());
-    let header_count = headers.ok_or("its header count is no count")?;
-    // A header takes two bytes at least.
+    let header_count = headers.ok_or("its header count is invalid")?;
+    // A header takes at least two bytes.
     if header_count as usize > record.bytes.len() / 2 {
-        return Err("it claims more headers than it has bytes for");
+        return Err("it claims more headers than its bytes can contain");
     }
     Ok(RawRecord { timestamp_delta, offset_delta, key, value, header_count, headers: record.bytes })
 }
 
 #[inline]
 fn read_header<'a>(cursor: &mut Cursor<'a>) -> Result<(&'a str, Option<&'a [u8]>), &'static str> {
-    let name = cursor.nullable().ok().flatten().ok_or("a header's name is null or too long")?;
-    let name = std::str::from_utf8(name).map_err(|_| "a header's name is not UTF-8")?;
-    let value = cursor.nullable().map_err(|()| "a header's value is longer than the record")?;
+    let name = cursor.nullable().ok().flatten().ok_or("the name of a header is null or has an invalid length")?;
+    let name = std::str::from_utf8(name).map_err(|_| "the name of a header is not UTF-8")?;
+    let value = cursor.nullable().map_err(|()| "the value of a header has an invalid length")?;
     Ok((name, value))
 }
 
 /// The timestamp of a record that has none.
 pub const NO_TIMESTAMP: i64 = -1;
 
-/// What a check finds out about a batch's records. Indexes are from 0.
+/// A summary of the records of a batch, made while checking them. Indexes start at 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Survey {
-    /// The record with the smallest timestamp, and that, in ms since the epoch.
+    /// Index and timestamp of the record with the smallest timestamp, in ms since the epoch.
     pub earliest: (u32, i64),
-    /// The record with the largest timestamp, and that, in ms since the epoch.
+    /// Index and timestamp of the record with the largest timestamp, in ms since the epoch.
     pub latest: (u32, i64),
-    /// The first record without a timestamp ([`NO_TIMESTAMP`]).
+    /// Index of the first record without a timestamp ([`NO_TIMESTAMP`]).
     pub without_timestamp: Option<u32>,
-    /// The first record without a key.
+    /// Index of the first record without a key.
     pub without_key: Option<u32>,
 }
 
-/// Checks that a body holds exactly `count` sound records with offsets 0 to `count` - 1.
+/// Checks that a body contains exactly `count` valid records with offset deltas 0 to `count` - 1.
 pub(crate) fn walk(
     body: &[u8],
     count: u32,
@@ -246,7 +247,7 @@ pub(crate) fn walk(
 ) -> Result<Survey, BatchError> {
     let claimed = i64::from(count);
     if count as usize > body.len() / RECORD_BYTES_MIN {
-        let found = format!("its {} bytes cannot hold so many", body.len());
+        let found = format!("its body of {} bytes is too small for them", body.len());
         return Err(BatchError::Count { claimed, found });
     }
     let mut cursor = Cursor { bytes: body };
@@ -254,7 +255,7 @@ pub(crate) fn walk(
         Survey { earliest: (0, i64::MAX), latest: (0, i64::MIN), without_timestamp: None, without_key: None };
     for index in 0..count {
         if cursor.bytes.is_empty() {
-            return Err(BatchError::Count { claimed, found: format!("it holds {index}") });
+            return Err(BatchError::Count { claimed, found: format!("its body contains {index}") });
         }
         let malformed = |reason| BatchError::Record { index, reason };
         let before = cursor.bytes.len();
@@ -264,14 +265,14 @@ pub(crate) fn walk(
             return Err(BatchError::RecordTooLarge { index, bytes, bytes_max: record_bytes_max });
         }
         if i64::from(record.offset_delta) != i64::from(index) {
-            return Err(malformed("its offset does not follow the one before"));
+            return Err(malformed("its offset does not follow that of the previous record"));
         }
         let mut headers = Cursor { bytes: record.headers };
         for _ in 0..record.header_count {
             read_header(&mut headers).map_err(malformed)?;
         }
         if !headers.bytes.is_empty() {
-            return Err(malformed("bytes follow its last field"));
+            return Err(malformed("there are bytes after its last field"));
         }
         let timestamp_ms = base_timestamp_ms.wrapping_add(record.timestamp_delta);
         if timestamp_ms < survey.earliest.1 {
@@ -290,5 +291,5 @@ pub(crate) fn walk(
     if cursor.bytes.is_empty() {
         return Ok(survey);
     }
-    Err(BatchError::Count { claimed, found: format!("{} bytes follow them", cursor.bytes.len()) })
+    Err(BatchError::Count { claimed, found: format!("{} bytes follow these records", cursor.bytes.len()) })
 }

@@ -1,4 +1,4 @@
-//! Taking records out of a batch, as compaction does. What stays keeps its offset and its timestamp.
+//! Removing records from a batch for compaction. The remaining records keep their offsets and timestamps.
 
 use bytes::Bytes;
 
@@ -9,30 +9,32 @@ use crate::compression::{Compression, compress};
 use crate::error::BatchError;
 use crate::records::RecordView;
 
-/// What is left of a batch.
+/// The result of removing records from a batch.
 #[derive(Clone, Debug)]
 pub enum Retained {
-    /// All of it, unchanged.
+    /// The batch is unchanged.
     All,
-    /// These records. The batch has the same offsets, producer and sequence as before.
+    /// Some records remain. The batch has the same offsets, producer and sequence number as before.
     Some(RecordBatch),
-    /// Nothing.
+    /// No records remain.
     Nothing,
 }
 
 impl RecordBatch {
-    /// When compaction may remove the batch's tombstones, in ms since the epoch: the delete horizon of
-    /// KIP-534, which stands in the base timestamp once compaction has seen a tombstone in it.
+    /// Returns the time at which compaction may remove the batch's tombstones, in ms since the epoch. This is the
+    /// delete horizon of KIP-534, which is stored in the base timestamp once compaction has seen a tombstone in the
+    /// batch.
     pub fn delete_horizon_ms(&self) -> Option<i64> {
         self.has_delete_horizon().then(|| self.base_timestamp_ms())
     }
 
-    /// Keeps the records that `keep` says. Where one of them is a tombstone and the batch has no delete
-    /// horizon yet, it gets `delete_horizon_ms`. What would be beyond the limits then, as timestamps take more room
-    /// beside a horizon, gets none, and what would be even so, compressed anew, stays as it is.
+    /// Keeps the records for which `keep` returns true. If one of them is a tombstone and the batch has no delete
+    /// horizon yet, its delete horizon is set to `delete_horizon_ms`. A delete horizon can make the timestamps take
+    /// more bytes: a batch that would then exceed the limits gets no delete horizon, and a batch that would exceed them
+    /// without it, because it is compressed again, is left unchanged.
     ///
     /// # Errors
-    /// [`BatchError`] for a batch that does not parse.
+    /// [`BatchError`] if the batch cannot be parsed.
     pub fn retain(
         &self,
         limits: &Limits,
@@ -57,7 +59,7 @@ impl RecordBatch {
         if kept.is_empty() {
             return Ok(Retained::Nothing);
         }
-        // With append time all records have the batch's.
+        // With LogAppendTime, all records have the batch's timestamp.
         let max_timestamp_ms = kept.iter().map(|record| record.timestamp_ms).max().unwrap_or_default();
         let body_with = |base_timestamp_ms: i64| -> Option<(i64, Vec<u8>)> {
             let mut body = Vec::with_capacity(records.body().len());
@@ -140,7 +142,8 @@ mod tests {
             let before = builder.finish().unwrap();
             let inflated_bytes_max = before.records(&Limits::default()).unwrap().body().len();
             let tight = Limits { inflated_bytes_max, ..Limits::default() };
-            // A day ahead takes four bytes where a millisecond took one.
+            // Relative to a horizon one day ahead, a timestamp delta takes four bytes; relative to a nearby timestamp
+            // it takes one.
             assert!(matches!(before.retain(&tight, 86_400_000, |_| true).unwrap(), Retained::All));
             let Retained::Some(after) = before.retain(&tight, 86_400_000, |r| r.offset > 0).unwrap() else {
                 panic!("99 stay");

@@ -1,6 +1,6 @@
-//! Zigzag variable-length integers, as Protocol Buffers and Kafka's record batch v2 write them.
+//! Zigzag variable-length integers, as in Protocol Buffers and Kafka's record batch v2.
 
-/// Reads from the front of a slice and remembers where it is.
+/// Reads from the start of a slice, which it advances.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor<'a> {
     pub(crate) bytes: &'a [u8],
@@ -21,7 +21,7 @@ impl<'a> Cursor<'a> {
         Some(byte)
     }
 
-    /// A 32-bit varint: at most five bytes.
+    /// Reads a 32-bit varint of at most five bytes.
     #[inline]
     pub(crate) fn varint(&mut self) -> Option<i32> {
         let first = self.byte()?;
@@ -31,7 +31,7 @@ impl<'a> Cursor<'a> {
         self.more(u64::from(first & 0x7f), 5).and_then(|raw| i32::try_from(unzigzag(raw)).ok())
     }
 
-    /// A 64-bit varint: at most ten bytes.
+    /// Reads a 64-bit varint of at most ten bytes.
     #[inline]
     pub(crate) fn varlong(&mut self) -> Option<i64> {
         let first = self.byte()?;
@@ -56,7 +56,8 @@ impl<'a> Cursor<'a> {
         None
     }
 
-    /// A length-prefixed byte string; -1 is null. `Err` for any other negative or beyond the end.
+    /// Reads a length-prefixed byte string; length -1 is null. Returns `Err` for any other negative length, and for a
+    /// length that exceeds the remaining bytes.
     #[inline]
     pub(crate) fn nullable(&mut self) -> Result<Option<&'a [u8]>, ()> {
         match self.varint() {
@@ -87,7 +88,7 @@ pub(crate) fn put(out: &mut Vec<u8>, value: i64) {
     out.push(raw as u8);
 }
 
-/// How many bytes [`put`] writes.
+/// Returns the number of bytes that [`put`] writes.
 #[inline]
 pub(crate) fn size(value: i64) -> usize {
     let bits = 64 - (zigzag(value) | 1).leading_zeros() as usize;

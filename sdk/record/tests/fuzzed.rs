@@ -1,4 +1,4 @@
-//! The fuzz targets' bodies on the inputs that once failed, on the vectors, and on some of their own:
+//! Runs the bodies of the fuzz targets on inputs that failed in the past, on the vectors, and on generated inputs.
 //! `cargo xtask fuzz` tries many more.
 #![allow(clippy::unwrap_used)]
 
@@ -7,13 +7,13 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-// A crate of its own there, a module here.
+// A separate crate in `fuzz/`, included here as a module.
 #[allow(unreachable_pub)]
 #[path = "../fuzz/src/lib.rs"]
 mod fuzz;
 mod seeded;
 
-/// The contents of a folder's files.
+/// Returns the contents of all files in a folder.
 fn inputs(folder: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());

@@ -1,4 +1,4 @@
-//! What is built is what is read, and what is not sound is refused without harm.
+//! Tests that records survive a round trip through a batch, and that invalid batches are rejected without harm.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,13 +13,13 @@ use proptest::prelude::*;
 
 mod seeded;
 
-/// Counts what is allocated at once, to hold the parser to its bound.
+/// Counts live and peak allocations, to check the parser's memory limit.
 struct Counting;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: forwards to the system's allocator; the counters do not touch memory.
+// SAFETY: all calls are forwarded to the system allocator; the counters do not touch the allocated memory.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -77,7 +77,7 @@ fn build(records: &[Model], codec: Compression) -> RecordBatch {
     builder.finish().expect("records were pushed")
 }
 
-/// Reads a batch in every way that there is; what matters is that it returns.
+/// Reads a batch in every possible way. The test is that this returns.
 fn read_all(bytes: &Bytes, limits: &Limits) {
     if let Ok(batch) = RecordBatch::check(bytes.clone(), limits) {
         assert_eq!(batch.records(limits).unwrap().iter().filter(Result::is_ok).count(), batch.record_count() as usize);
@@ -165,8 +165,8 @@ proptest! {
         PEAK.store(before, Ordering::Relaxed);
         let size = encoded.len();
         read_all(&Bytes::from(encoded), &limits);
-        // The stated multiple: inflated bytes twice (body and columns), and 8 times the input for
-        // the columns of small records; other tests run beside this one, hence the last term.
+        // Decompressed bytes count twice (body and columns), and the columns of small records take up to 8 times the
+        // input. The last term allows for other tests that run in parallel.
         let bound = 4 * limits.inflated_bytes_max + 64 * size + (48 << 20);
         let peak = PEAK.load(Ordering::Relaxed) - before.min(PEAK.load(Ordering::Relaxed));
         prop_assert!(peak < bound, "{} bytes were allocated for {}", peak, size);

@@ -1,7 +1,7 @@
-//! Batches that real Kafka clients wrote are read as the records that were put in: see
-//! `vectors/README.md` for how they were made.
+//! Tests that batches written by real Kafka clients are read as the records that were put in. `vectors/README.md`
+//! describes how they were made.
 
-// Helpers here are tests too.
+// The lint's exception for tests does not cover the helper functions.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -13,7 +13,7 @@ use millstream_record::{
 };
 use serde_json::Value;
 
-/// How many vectors there are at least, so that an empty folder is no success.
+/// Minimum number of vectors, so that the tests do not pass on an empty folder.
 const VECTORS_MIN: usize = 40;
 
 struct Vector {
@@ -55,7 +55,7 @@ fn base64(text: &str) -> Bytes {
     out.into()
 }
 
-/// Null, base64, or for long runs a byte and how often it comes.
+/// Parses null, base64, or, for a long run of one byte, that byte and its number of repetitions.
 fn bytes(value: &Value) -> Option<Bytes> {
     match value {
         Value::Null => None,
@@ -136,8 +136,8 @@ fn batches_of_kafka_clients_make_columns() {
     }
 }
 
-/// Kafka's producer and our builder lay records out alike: not compressed, batches are equal to the
-/// byte but for what only a log sets.
+/// Kafka's producer and our builder use the same record layout: uncompressed batches are equal byte for byte, except
+/// for the fields that only a log sets.
 #[test]
 fn our_builder_writes_the_bytes_that_kafka_clients_write() {
     let limits = Limits::default();
@@ -157,7 +157,7 @@ fn our_builder_writes_the_bytes_that_kafka_clients_write() {
         let bodies = (ours.records(&limits).unwrap(), batch.records(&limits).unwrap());
         assert_eq!(bodies.0.body(), bodies.1.body(), "{name}");
         if batch.compression() == Compression::None {
-            // From the checksum on.
+            // Compares everything from the checksum on.
             assert_eq!(ours.as_bytes()[17..], batch.as_bytes()[17..], "{name}");
         }
         compared += 1;

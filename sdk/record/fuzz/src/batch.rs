@@ -1,5 +1,5 @@
-//! Whatever the bytes, a batch is refused or read: no panic, no memory beyond the limits, and what
-//! `check` lets pass is read to its last record.
+//! Checks that any bytes are either rejected or read as a batch, without a panic and without allocating more than the
+//! limits allow, and that every record of a batch accepted by `check` can be read.
 
 use bytes::Bytes;
 use millstream_record::{
@@ -9,7 +9,7 @@ use millstream_record::{
 
 const LIMITS: Limits = Limits { batch_bytes_max: 1 << 20, inflated_bytes_max: 4 << 20, record_bytes_max: 1 << 20 };
 
-/// Reads the bytes as a batch, and as one with a true checksum.
+/// Reads the bytes as a batch, once unchanged and once with a correct checksum.
 pub fn batch(data: &[u8]) {
     exercise(data.to_vec());
     if let Some(sealed) = sealed(data) {
@@ -17,7 +17,7 @@ pub fn batch(data: &[u8]) {
     }
 }
 
-/// The same bytes with a true length, magic and checksum: a fuzzer does not guess a CRC.
+/// Returns the same bytes with a correct length, magic and checksum, because a fuzzer does not find a matching CRC.
 fn sealed(data: &[u8]) -> Option<Vec<u8>> {
     if data.len() < BATCH_HEADER_BYTES {
         return None;
@@ -37,7 +37,7 @@ fn exercise(data: Vec<u8>) {
         Ok(batch) => sound(&batch),
         Err(e) => assert!(!e.to_string().is_empty()),
     }
-    // From a log, records are not checked before they are read: errors are fine, panics are not.
+    // Records from a log are not checked before they are read. Errors are allowed here, panics are not.
     for batch in split_batches(bytes) {
         let Ok(batch) = batch else { break };
         let _ = (batch.next_offset(), batch.verify_crc());
@@ -53,8 +53,8 @@ fn exercise(data: Vec<u8>) {
     }
 }
 
-/// What passed the check is read without error, the same by rows and by columns, and is the same
-/// again once rebuilt.
+/// Checks that an accepted batch is read without errors, yields the same records as rows and as columns, and is
+/// unchanged when it is rebuilt.
 fn sound(batch: &RecordBatch) {
     let records = batch.records(&LIMITS).expect("a checked batch inflates");
     let rows: Vec<_> =

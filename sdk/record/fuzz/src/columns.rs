@@ -1,19 +1,19 @@
-//! Whatever columns a module returns, they are refused, or can be read, cut, joined and written.
+//! Checks that columns as a module may return them are either rejected, or can be read, sliced, joined and encoded.
 
 use millstream_record::{
     BatchBuilder, Column, Columns, ColumnsReader, Compression, HeaderColumns, Limits, RecordBatch,
 };
 
-/// Entries of a column at most: what goes wrong does so with few.
+/// Exclusive upper bound of the number of records; a few are enough to find errors.
 const ENTRIES_MAX: u8 = 8;
 
-/// Makes columns of the bytes as a module might, sound or not.
+/// Builds columns from the bytes as a module might return them, valid or not.
 pub fn columns(data: &[u8]) {
     let mut bytes = Source(data);
     let records = bytes.next() % ENTRIES_MAX;
     let counts = if bytes.next() % 2 == 0 { 0 } else { bytes.count(records) };
     let counts: Vec<u32> = (0..counts).map(|_| u32::from(bytes.next() % 4)).collect();
-    // What the counts say, or something else.
+    // Usually the sum of the counts, sometimes one more or less.
     let headers: u32 = counts.iter().sum();
     let headers = bytes.count(u8::try_from(headers).unwrap_or(u8::MAX));
     let columns = Columns {
@@ -29,7 +29,7 @@ pub fn columns(data: &[u8]) {
     }
 }
 
-/// Columns that were checked are of use in every way that there is.
+/// Checks every operation on columns that passed the check.
 fn sound(columns: &Columns) {
     let HeaderColumns { names, values, .. } = &columns.headers;
     for column in [&columns.keys, &columns.values, names, values] {
@@ -61,12 +61,12 @@ fn sound(columns: &Columns) {
     let batch = RecordBatch::check(batch.into_bytes(), &limits).expect("what is built is sound");
     let mut read = Columns::default();
     read.append_batch(&batch, 0, &limits).expect("what is built is read");
-    // A batch numbers its records by itself.
+    // A batch assigns its own offsets.
     read.offsets.clone_from(&columns.offsets);
     same(&read, columns);
 }
 
-/// The same records: columns without a header may say so in two ways.
+/// Compares the records. Columns without headers have two equivalent representations.
 fn same(left: &Columns, right: &Columns) {
     left.check().expect("what is made of sound columns is sound");
     assert_eq!(left.len(), right.len());
@@ -77,7 +77,7 @@ fn same(left: &Columns, right: &Columns) {
     }
 }
 
-/// Bytes that never end.
+/// An endless source of bytes: zeros follow the input.
 struct Source<'d>(&'d [u8]);
 
 impl Source<'_> {
@@ -88,11 +88,12 @@ impl Source<'_> {
     }
 
     fn number(&mut self) -> i64 {
-        // The whole range, and mostly small ones. A batch holds differences.
+        // Covers a wide range of magnitudes, with many small numbers. A batch stores the differences between
+        // timestamps.
         i64::from(self.next()) << (self.next() % 40)
     }
 
-    /// The right number, and once in a while one beside it.
+    /// Returns the correct number most of the time, and otherwise one more or one less.
     fn count(&mut self, right: u8) -> u8 {
         match self.next() {
             254 => right.saturating_sub(1),

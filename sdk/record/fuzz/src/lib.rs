@@ -1,7 +1,7 @@
-//! What the fuzz targets do with their bytes. The tests of the crate above do the same with the inputs that
-//! once failed, and with a few of their own (`tests/fuzzed.rs`).
+//! The bodies of the fuzz targets. The tests of the parent crate (`tests/fuzzed.rs`) run them on inputs that failed in
+//! the past and on generated ones.
 //!
-//! `cargo xtask fuzz` builds the targets with the coverage that libFuzzer wants, and runs each.
+//! `cargo xtask fuzz` builds the targets with libFuzzer's coverage instrumentation and runs each of them.
 
 mod batch;
 mod columns;

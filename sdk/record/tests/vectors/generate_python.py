@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes python-*.bin with kafka-python, and beside each a .json of what was put in.
+"""Writes python-*.bin with kafka-python, each with a .json file that describes its records.
 
     pip install -r requirements.txt && python3 generate_python.py FOLDER
 """
@@ -25,12 +25,12 @@ MIXED = [
      [("trace", b"\x00\x01\xfe\xff"), ("trace", b"again"), ("null", None), ("empty", b""), ("größe-鍵-🗝", b"1")]),
     (T + 2, None, None, []),
 ]
-# Small once compressed, but over several 32 KiB blocks of Snappy and a 64 KiB block of LZ4.
+# Small after compression, but larger than several 32 KiB blocks of Snappy and one 64 KiB block of LZ4.
 BLOCKS = [(T, b"1", b"a" * 35_000, []), (T + 1, b"2", b"b" * 35_000, []), (T + 2, b"3", b"end", [])]
 
 
 def packed(value):
-    """Base64, or for long runs of one byte that byte and its number."""
+    """Returns base64, or, for a long run of one byte, that byte and its number of repetitions."""
     if value is None:
         return None
     if len(value) > VALUE_BYTES_PLAIN_MAX:
@@ -61,7 +61,7 @@ def write(folder, name, records, codec="none", written_codec=None, producer=(-1,
         if headers:
             record["headers"] = [{"name": name, "value": packed(value)} for name, value in headers]
         lines.append(compact(record))
-    # A record a line.
+    # One record per line.
     text = compact(expected)[:-1] + ',"records":[\n' + ",\n".join(lines) + "\n]}\n"
     (folder / f"{name}.json").write_text(text)
 
@@ -76,7 +76,7 @@ def main():
         write(folder, f"python-{codec}", MIXED, codec)
         if codec != "none":
             write(folder, f"python-{codec}-blocks", BLOCKS, codec)
-    # What does not shrink is sent as it is, whatever the codec asked for.
+    # A batch that compression would not shrink is sent uncompressed, whatever codec was requested.
     write(folder, "python-gzip-not-smaller", [(T, None, b"v", [])], "gzip", written_codec="none")
     write(folder, "python-one-all-null", [(T, None, None, [])])
     write(folder, "python-timestamps-descending", [(T - i * 1000, b"k%d" % i, b"v", []) for i in range(4)])

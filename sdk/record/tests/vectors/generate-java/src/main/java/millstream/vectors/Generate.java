@@ -22,14 +22,14 @@ import org.apache.kafka.common.record.internal.MemoryRecords;
 import org.apache.kafka.common.record.internal.MemoryRecordsBuilder;
 import org.apache.kafka.common.record.internal.RecordBatch;
 
-/** Writes java-*.bin with kafka-clients, and beside each a .json of what was put in. */
+/** Writes java-*.bin with kafka-clients, each with a .json file that describes its records. */
 public final class Generate {
     private static final long T = 1_760_000_000_000L;
     private static final int VALUE_BYTES_PLAIN_MAX = 1024;
 
     private record Rec(long timestamp, byte[] key, byte[] value, Header... headers) {}
 
-    /** What a batch's header is made of. The timestamp type is log append time where a time is given. */
+    /** The header fields of a batch. If an append time is given, the timestamp type is LogAppendTime. */
     private record Shape(
             CompressionType codec, long baseOffset, Long appendTime, long producerId, short producerEpoch,
             int baseSequence, boolean transactional, int leaderEpoch) {
@@ -126,7 +126,7 @@ public final class Generate {
                 new Rec(T + 2, null, null));
     }
 
-    /** Small once compressed, but over several 32 KiB blocks of Snappy and a 64 KiB block of LZ4. */
+    /** Small after compression, but larger than several 32 KiB blocks of Snappy and one 64 KiB block of LZ4. */
     private static List<Rec> blocks() {
         byte[] long1 = new byte[35_000];
         Arrays.fill(long1, (byte) 'a');
@@ -177,7 +177,7 @@ public final class Generate {
             }
             lines.add(node.toString());
         }
-        // A record a line.
+        // One record per line.
         String text = top.toString();
         text = text.substring(0, text.length() - 1) + ",\"records\":[\n" + String.join(",\n", lines) + "\n]}";
         write(name, text, batch);
@@ -196,7 +196,7 @@ public final class Generate {
         Files.writeString(out.resolve(name + ".json"), text + "\n");
     }
 
-    /** Base64, or for long runs of one byte that byte and its number. */
+    /** Writes base64, or, for a long run of one byte, that byte and its number of repetitions. */
     private static void put(ObjectNode node, String name, byte[] value) {
         if (value == null || value.length <= VALUE_BYTES_PLAIN_MAX) {
             node.put(name, value);

@@ -22,7 +22,7 @@ import org.apache.kafka.common.record.internal.Record;
 import org.apache.kafka.common.utils.internals.BufferSupplier;
 import org.apache.kafka.common.utils.internals.CloseableIterator;
 
-/** Reads every .bin of a folder with kafka-clients and compares it with the .json beside it. */
+/** Reads every .bin file of a folder with kafka-clients and compares it with the .json file of the same name. */
 public final class Verify {
     private static int failures;
 
@@ -39,7 +39,7 @@ public final class Verify {
             String name = file.getFileName().toString();
             JsonNode want = json.readTree(Path.of(file.toString().replaceAll("\\.bin$", ".json")).toFile());
             if (want.has("refused")) {
-                System.out.println(name + ": skipped, not a batch that a producer sends");
+                System.out.println(name + ": skipped, because no producer sends such a batch");
                 continue;
             }
             int failuresBefore = failures;
