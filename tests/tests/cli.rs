@@ -814,7 +814,7 @@ fn a_wrong_command_line_is_named() {
         (&["serve", "--data", "d", "--grpc", "7070"], "write an IP address and a port"),
         (&["produce", "t", "--compression", "rar"], "use none, gzip, snappy, lz4 or zstd"),
         (&["produce", "t", "--header", "nothing"], "NAME=VALUE"),
-        (&["--server", "nonsense", "topic", "list"], "is no address: use host:port"),
+        (&["--server", "nonsense", "topic", "list"], "is not a valid address: use host:port"),
         (&["apply"], "--file"),
     ] {
         fails(server.run(arguments), 2, &["error: ", words]);

@@ -1,4 +1,4 @@
-//! Reads a topic from its first record to its last, or as a member of a group from where it stood.
+//! Reads a topic from its first record to its last, or, as a member of a group, from the group's committed offsets.
 //!
 //! `MILLSTREAM_SERVER=127.0.0.1:7070 cargo run -p millstream-client --example consume -- TOPIC [GROUP]`
 

@@ -28,7 +28,7 @@ async fn main() -> Result<()> {
     for delivery in deliveries {
         match delivery.await {
             Ok(stored) => println!("partition {}, offset {}", stored.partition, stored.offset),
-            Err(error @ ClientError::UnknownOutcome { .. }) => println!("look before sending again: {error}"),
+            Err(error @ ClientError::UnknownOutcome { .. }) => println!("check before sending again: {error}"),
             Err(error) => return Err(error.into()),
         }
     }

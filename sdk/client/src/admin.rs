@@ -1,4 +1,4 @@
-//! One method a call of the contract.
+//! The admin client, with one method for each gRPC call.
 
 use std::time::Duration;
 
@@ -17,14 +17,15 @@ use tonic::{Response, Status};
 use crate::client::{Channel, Client, Position};
 use crate::error::ClientError;
 
-/// A module is uploaded in pieces of this size, in bytes.
+/// Size of the pieces in which a module is uploaded, in bytes.
 const UPLOAD_CHUNK_BYTES: usize = 1 << 20;
 
-/// Topics, groups, modules, pipelines, state, and single reads and writes. Cheap to clone.
+/// Manages topics, groups, modules, pipelines and state, and makes single reads and writes. Cheap to clone.
 ///
-/// Every method fails with [`ClientError::Refused`] where the server refuses, with
-/// [`ClientError::Unavailable`] where there is none, and with [`ClientError::CallTimeout`] where it does
-/// not answer in time (`ClientSettings::call_timeout_ms`); each says only what it adds to that.
+/// # Errors
+/// Every method returns [`ClientError::Refused`] if the server refuses the request, [`ClientError::Unavailable`] if no
+/// server is reachable, and [`ClientError::CallTimeout`] if the server does not answer in time
+/// (`ClientSettings::call_timeout_ms`). Each method documents only additional cases.
 #[derive(Clone, Debug)]
 pub struct Admin {
     client: Client,
@@ -37,10 +38,10 @@ impl Admin {
 
     // Topics
 
-    /// Makes a topic. `partitions`: 1 to 10,000; 1 where left out.
+    /// Creates a topic with 1 to 10,000 partitions. The default is 1 partition.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn create_topic(
         &self,
         name: &str,
@@ -52,36 +53,37 @@ impl Admin {
         self.field(answer.topic, "topic")
     }
 
-    /// All topics, repartition topics of pipelines included.
+    /// Returns all topics, including the repartition topics of pipelines.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn list_topics(&self) -> Result<Vec<v1::Topic>, ClientError> {
         Ok(self.answer("ListTopics", self.topics().list_topics(v1::ListTopicsRequest {})).await?.topics)
     }
 
-    /// A topic and its partitions.
+    /// Returns a topic and its partitions.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn describe_topic(&self, name: &str) -> Result<v1::DescribeTopicResponse, ClientError> {
         let request = v1::DescribeTopicRequest { name: name.to_owned() };
         self.answer("DescribeTopic", self.topics().describe_topic(request)).await
     }
 
-    /// Changes a topic's settings and adds partitions to it, while it is read and written. All of it, or nothing.
+    /// Changes the settings of a topic and adds partitions to it, all or nothing. The topic can be read and written
+    /// meanwhile.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn alter_topic(&self, request: v1::AlterTopicRequest) -> Result<v1::Topic, ClientError> {
         let answer = self.answer("AlterTopic", self.topics().alter_topic(request)).await?;
         self.field(answer.topic, "topic")
     }
 
-    /// Deletes a topic with its records and every group's offsets in it.
+    /// Deletes a topic, its records, and the offsets that groups have committed for it.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn delete_topic(&self, name: &str) -> Result<(), ClientError> {
         let request = v1::DeleteTopicRequest { name: name.to_owned() };
         self.answer("DeleteTopic", self.topics().delete_topic(request)).await.map(drop)
@@ -89,10 +91,10 @@ impl Admin {
 
     // Log
 
-    /// The offsets at a position. `partitions`: all of them where empty.
+    /// Returns the offsets at a position, for the given partitions or, if `partitions` is empty, for all of them.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn list_offsets(
         &self,
         topic: &str,
@@ -107,56 +109,56 @@ impl Admin {
         Ok(self.answer("ListOffsets", self.log().list_offsets(request)).await?.offsets)
     }
 
-    /// One read.
+    /// Reads once.
     ///
     /// # Errors
-    /// As all. What is wrong with one partition stands in its part of the answer.
+    /// See [`Admin`]. The error of a single partition is returned in that partition's part of the answer.
     pub async fn fetch(&self, request: v1::FetchRequest) -> Result<v1::FetchResponse, ClientError> {
         let after_ms = self.client.call_timeout_ms().saturating_add(request.max_wait_ms.into());
         self.answer_within(after_ms, "Fetch", self.log().fetch(request)).await
     }
 
-    /// One write; answered when the records are on disk. A [`crate::Producer`] is for many.
+    /// Writes once. The answer arrives when the records are on disk. Use a [`crate::Producer`] to write many records.
     ///
     /// # Errors
-    /// As all. Where the connection is lost, the records may be stored all the same.
+    /// See [`Admin`]. If the connection is lost, the records may nevertheless be stored.
     pub async fn produce(&self, request: v1::ProduceRequest) -> Result<v1::ProduceResponse, ClientError> {
         self.answer("Produce", self.log().produce(request)).await
     }
 
     // Groups
 
-    /// All groups, those of pipelines included.
+    /// Returns all groups, including those of pipelines.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn list_groups(&self) -> Result<Vec<v1::Group>, ClientError> {
         Ok(self.answer("ListGroups", self.groups().list_groups(v1::ListGroupsRequest {})).await?.groups)
     }
 
-    /// A group, its members, and where it stands in each partition.
+    /// Returns a group, its members, and its position in each partition.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn describe_group(&self, name: &str) -> Result<v1::DescribeGroupResponse, ClientError> {
         let request = v1::DescribeGroupRequest { name: name.to_owned() };
         self.answer("DescribeGroup", self.groups().describe_group(request)).await
     }
 
-    /// Commits offsets for a group without members; the group is made where there is none.
+    /// Commits offsets for a group that has no members, and creates the group if it does not exist.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn commit_offsets(&self, group: &str, offsets: Vec<v1::TopicPartitionOffset>) -> Result<(), ClientError> {
         let request = v1::CommitOffsetsRequest { group: group.to_owned(), offsets };
         self.answer("CommitOffsets", self.groups().commit_offsets(request)).await.map(drop)
     }
 
-    /// Sets a group's committed offsets, and says where to: also with `dry_run`, which changes
-    /// nothing. [`Position`] converts into the request's `to`.
+    /// Sets a group's committed offsets and returns the new ones. With `dry_run`, nothing is changed and the new
+    /// offsets are only returned. [`Position`] converts into the request's `to`.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn reset_group(
         &self,
         request: v1::ResetGroupRequest,
@@ -164,10 +166,10 @@ impl Admin {
         Ok(self.answer("ResetGroup", self.groups().reset_group(request)).await?.offsets)
     }
 
-    /// Deletes a group with its offsets.
+    /// Deletes a group and its offsets.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn delete_group(&self, name: &str) -> Result<(), ClientError> {
         let request = v1::DeleteGroupRequest { name: name.to_owned() };
         self.answer("DeleteGroup", self.groups().delete_group(request)).await.map(drop)
@@ -175,11 +177,12 @@ impl Admin {
 
     // Server
 
-    /// All that the server holds as of one moment, on a connection of its own: first about how many bytes come,
-    /// then the files, piece by piece, then the manifest. A stream that ends before the manifest is no backup.
+    /// Returns a consistent snapshot of all data of the server, over a separate connection: first the approximate
+    /// number of bytes, then the files in pieces, then the manifest. A stream that ends before the manifest is not a
+    /// complete backup.
     ///
     /// # Errors
-    /// As all; the stream may end with an error too.
+    /// See [`Admin`]. The stream may also end with an error.
     pub async fn backup(
         &self,
     ) -> Result<impl Stream<Item = Result<v1::BackupChunk, ClientError>> + Send + Unpin + use<>, ClientError> {
@@ -191,10 +194,10 @@ impl Admin {
 
     // Modules
 
-    /// Uploads a module as `name` or `name:tag`. It is compiled before the answer.
+    /// Uploads a module as `name` or `name:tag`. The server compiles it before it answers.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn push_module(&self, reference: &str, bytes: Bytes) -> Result<v1::PushModuleResponse, ClientError> {
         use v1::push_module_request::Part;
         let starts = (0..bytes.len()).step_by(UPLOAD_CHUNK_BYTES);
@@ -205,27 +208,27 @@ impl Admin {
         self.answer("PushModule", self.modules().push_module(requests)).await
     }
 
-    /// All modules.
+    /// Returns all modules.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn list_modules(&self) -> Result<Vec<v1::Module>, ClientError> {
         Ok(self.answer("ListModules", self.modules().list_modules(v1::ListModulesRequest {})).await?.modules)
     }
 
-    /// A module and the stages that use it.
+    /// Returns a module and the stages that use it.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn describe_module(&self, reference: &str) -> Result<v1::DescribeModuleResponse, ClientError> {
         let request = v1::DescribeModuleRequest { reference: reference.to_owned() };
         self.answer("DescribeModule", self.modules().describe_module(request)).await
     }
 
-    /// Removes a module. Refused while a pipeline uses it.
+    /// Removes a module. The server refuses this while a pipeline uses the module.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn remove_module(&self, reference: &str) -> Result<(), ClientError> {
         let request = v1::RemoveModuleRequest { reference: reference.to_owned() };
         self.answer("RemoveModule", self.modules().remove_module(request)).await.map(drop)
@@ -233,10 +236,10 @@ impl Admin {
 
     // Pipelines
 
-    /// Makes a pipeline run as its file says.
+    /// Creates a pipeline or updates it to match its file.
     ///
     /// # Errors
-    /// As all. A file with mistakes is answered with them, and changes nothing.
+    /// See [`Admin`]. If the file contains mistakes, the answer lists them and nothing is changed.
     pub async fn apply_pipeline(
         &self,
         request: v1::ApplyPipelineRequest,
@@ -244,47 +247,47 @@ impl Admin {
         self.answer("ApplyPipeline", self.pipelines().apply_pipeline(request)).await
     }
 
-    /// All pipelines.
+    /// Returns all pipelines.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn list_pipelines(&self) -> Result<Vec<v1::Pipeline>, ClientError> {
         Ok(self.answer("ListPipelines", self.pipelines().list_pipelines(v1::ListPipelinesRequest {})).await?.pipelines)
     }
 
-    /// A pipeline, its file, its stages, and where it stands in each partition.
+    /// Returns a pipeline, its file, its stages, and its position in each partition.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn describe_pipeline(&self, name: &str) -> Result<v1::DescribePipelineResponse, ClientError> {
         let request = v1::DescribePipelineRequest { name: name.to_owned() };
         self.answer("DescribePipeline", self.pipelines().describe_pipeline(request)).await
     }
 
-    /// Ends a pipeline's work at a commit; [`Admin::resume_pipeline`] goes on from there.
+    /// Stops a pipeline at a commit. [`Admin::resume_pipeline`] continues from there.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn pause_pipeline(&self, name: &str) -> Result<v1::Pipeline, ClientError> {
         let request = v1::PausePipelineRequest { name: name.to_owned() };
         let answer = self.answer("PausePipeline", self.pipelines().pause_pipeline(request)).await?;
         self.field(answer.pipeline, "pipeline")
     }
 
-    /// Goes on with a pipeline that was paused, or that a failure stopped.
+    /// Continues a pipeline that was paused or that stopped after a failure.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn resume_pipeline(&self, name: &str) -> Result<v1::Pipeline, ClientError> {
         let request = v1::ResumePipelineRequest { name: name.to_owned() };
         let answer = self.answer("ResumePipeline", self.pipelines().resume_pipeline(request)).await?;
         self.field(answer.pipeline, "pipeline")
     }
 
-    /// Deletes a pipeline with its group, its state and its repartition topics.
+    /// Deletes a pipeline, its group, its state and its repartition topics.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn delete_pipeline(&self, name: &str) -> Result<(), ClientError> {
         let request = v1::DeletePipelineRequest { name: name.to_owned() };
         self.answer("DeletePipeline", self.pipelines().delete_pipeline(request)).await.map(drop)
@@ -292,11 +295,11 @@ impl Admin {
 
     // State
 
-    /// The state of one key; `None` where it has none. `stage` may be empty where the pipeline has
+    /// Returns the state of one key, or `None` if the key has none. `stage` may be empty if the pipeline has exactly
     /// one aggregate stage.
     ///
     /// # Errors
-    /// As all.
+    /// See [`Admin`].
     pub async fn get_state(
         &self,
         pipeline: &str,
@@ -307,10 +310,10 @@ impl Admin {
         Ok(self.answer("GetState", self.state().get_state(request)).await?.entry)
     }
 
-    /// The state of many keys, in no particular order.
+    /// Returns the state of many keys, in no particular order.
     ///
     /// # Errors
-    /// As all; the stream may end with an error too.
+    /// See [`Admin`]. The stream may also end with an error.
     pub async fn list_state(
         &self,
         request: v1::ListStateRequest,
@@ -348,7 +351,7 @@ impl Admin {
         StateClient::new(self.client.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// Waits for an answer as long as a call may take.
+    /// Waits for an answer for at most the call timeout.
     async fn answer<T>(
         &self,
         call: &'static str,

@@ -1,4 +1,4 @@
-//! How long to wait before another attempt: each time twice as long, up to a second.
+//! Exponential backoff between attempts. The wait doubles each time, up to one second.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// `first_ms` is the first wait.
+    /// Creates a backoff whose first wait is `first_ms`.
     pub(crate) fn new(first_ms: u64) -> Self {
         let first = Duration::from_millis(first_ms);
         Self { first, next: first }
     }
 
-    /// The wait before the next attempt.
+    /// Returns the wait before the next attempt.
     pub(crate) fn next(&mut self) -> Duration {
         let wait = self.next;
         self.next = (wait * 2).min(WAIT_MAX);
         wait
     }
 
-    /// It went well: the next wait is the first.
+    /// Restarts with the first wait after a success.
     pub(crate) fn reset(&mut self) {
         self.next = self.first;
     }

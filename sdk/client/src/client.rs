@@ -1,4 +1,4 @@
-//! Where the server is, and connections to it.
+//! The server address, and connections to the server.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,20 +15,20 @@ use crate::consumer::{Consumer, ConsumerSettings};
 use crate::error::ClientError;
 use crate::producer::{Producer, ProducerSettings};
 
-/// A server that does not take a connection within this is not there.
+/// Maximum time to connect to the server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A server that answers no ping for this long is gone.
+/// Interval of keepalive pings. A server that does not answer a ping within the timeout is considered gone.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The largest HTTP/2 frame that is taken: a few frames a message of a megabyte.
+/// Maximum size of a received HTTP/2 frame, in bytes. A message of one megabyte takes a few frames.
 const FRAME_BYTES_MAX: u32 = 1 << 20;
 
-/// A connection that tells the server who calls.
+/// A connection that sends the client id with each call.
 pub(crate) type Channel = InterceptedService<tonic::transport::Channel, Named>;
 
-/// Names the client in each call.
+/// Interceptor that adds the client id to each call.
 #[derive(Clone, Debug)]
 pub(crate) struct Named(MetadataValue<Ascii>);
 
@@ -39,14 +39,14 @@ impl Interceptor for Named {
     }
 }
 
-/// Who a client is, and how long it waits.
+/// The identity and timeouts of a client.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
-    /// Names this client to the server: its quotas, if it has some, are those of all clients of that
-    /// name together. 1 to 249 of `a-z A-Z 0-9 . _ -`. Default "millstream-rust".
+    /// Name of this client on the server, of 1 to 249 of the characters `a-z A-Z 0-9 . _ -`. Quotas apply to all
+    /// clients with the same name together. Default "millstream-rust".
     pub client_id: String,
-    /// How long a call may take that is answered once (all but producing, consuming and listing
-    /// state; a fetch has its long poll on top). Default 30,000.
+    /// Maximum time of a call with a single answer, in ms. This does not apply to producing, consuming and listing
+    /// state; the long poll time of a fetch is added to it. Default 30,000.
     pub call_timeout_ms: u64,
 }
 
@@ -56,36 +56,37 @@ impl Default for ClientSettings {
     }
 }
 
-/// A server's address, and what can be done there. Cheap to clone; connects when first used.
+/// A client of one server. It is cheap to clone and connects on first use.
 #[derive(Clone, Debug)]
 pub struct Client(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// As people write it: without the scheme.
+    /// The address without the scheme, for messages.
     server: String,
     endpoint: Endpoint,
     named: Named,
     call_timeout_ms: u64,
-    /// For short calls. Producers and consumers have connections of their own: a reader that is
-    /// slow must hold up nobody else.
+    /// The connection of short calls. Producers and consumers have their own connections, so that a slow reader does
+    /// not hold up other calls.
     shared: OnceLock<Channel>,
 }
 
 impl Client {
-    /// A client for the server at `server`: `127.0.0.1:7070`, or `http://host:port`. Does not
+    /// Creates a client for the server at `server`, given as `127.0.0.1:7070` or `http://host:port`. This does not
     /// connect yet.
     ///
     /// # Errors
-    /// [`ClientError::InvalidArgument`] for what is no such address.
+    /// [`ClientError::InvalidArgument`] if `server` is not a valid address.
     pub fn new(server: &str) -> Result<Self, ClientError> {
         Self::with_settings(server, ClientSettings::default())
     }
 
-    /// As [`Client::new`], with settings.
+    /// Like [`Client::new`], with settings.
     ///
     /// # Errors
-    /// [`ClientError::InvalidArgument`] also for a client id that is not allowed, and for no time.
+    /// [`ClientError::InvalidArgument`] if `server` is not a valid address, the client id is not allowed, or the call
+    /// timeout is 0.
     pub fn with_settings(server: &str, settings: ClientSettings) -> Result<Self, ClientError> {
         let invalid = |reason: String| ClientError::InvalidArgument { what: "server", reason };
         let name = server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/');
@@ -96,7 +97,7 @@ impl Client {
             .ok()
             .filter(|endpoint| endpoint.uri().host().is_some() && endpoint.uri().port_u16().is_some());
         let Some(endpoint) = endpoint else {
-            return Err(invalid(format!("{server:?} is no address: use host:port, such as 127.0.0.1:7070")));
+            return Err(invalid(format!("{server:?} is not a valid address: use host:port, such as 127.0.0.1:7070")));
         };
         let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
@@ -110,44 +111,44 @@ impl Client {
         let named = Named(client_id(&settings.client_id)?);
         let call_timeout_ms = settings.call_timeout_ms;
         if call_timeout_ms == 0 {
-            let reason = "0 leaves no time for an answer: use 1 or more".to_owned();
+            let reason = "must be at least 1".to_owned();
             return Err(ClientError::InvalidArgument { what: "call_timeout_ms", reason });
         }
         let shared = OnceLock::new();
         Ok(Self(Arc::new(Inner { server: name.to_owned(), endpoint, named, call_timeout_ms, shared })))
     }
 
-    /// The server's address, without a scheme.
+    /// Returns the server's address without the scheme.
     pub fn server(&self) -> &str {
         &self.0.server
     }
 
-    /// Topics, groups, modules, pipelines, state, and single reads and writes.
+    /// Returns a client for managing topics, groups, modules, pipelines and state, and for single reads and writes.
     pub fn admin(&self) -> Admin {
         Admin::new(self.clone())
     }
 
-    /// A producer with a connection of its own.
+    /// Creates a producer, which has its own connection.
     ///
     /// # Panics
-    /// Outside a tokio runtime.
+    /// Panics if called outside a tokio runtime.
     pub fn producer(&self, settings: ProducerSettings) -> Producer {
         Producer::start(self.clone(), settings)
     }
 
-    /// A consumer with a connection of its own. It connects, and joins its group if it has one, at
-    /// once, in the background; what goes wrong there is what its first `next` says.
+    /// Creates a consumer, which has its own connection. It immediately connects in the background, and joins its group
+    /// if it has one. Errors of that are returned by its first call to `next`.
     ///
     /// # Errors
-    /// [`ClientError::InvalidArgument`] for settings that contradict each other.
+    /// [`ClientError::InvalidArgument`] if the settings contradict each other.
     ///
     /// # Panics
-    /// Outside a tokio runtime.
+    /// Panics if called outside a tokio runtime.
     pub fn consumer(&self, settings: ConsumerSettings) -> Result<Consumer, ClientError> {
         Consumer::start(self.clone(), settings)
     }
 
-    /// The connection that short calls share.
+    /// Returns the shared connection for short calls.
     pub(crate) fn channel(&self) -> Channel {
         self.0.shared.get_or_init(|| self.own_channel()).clone()
     }
@@ -162,7 +163,8 @@ impl Client {
     }
 }
 
-/// Checked here, so that it is this client's mistake and not each call's.
+/// Validates the client id. It is checked here so that an invalid id fails when the client is created and not in each
+/// call.
 fn client_id(id: &str) -> Result<MetadataValue<Ascii>, ClientError> {
     let allowed = (1..=249).contains(&id.len())
         && !matches!(id, "." | "..")
@@ -174,17 +176,17 @@ fn client_id(id: &str) -> Result<MetadataValue<Ascii>, ClientError> {
     })
 }
 
-/// A place in partitions.
+/// A position in the partitions of a topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Position {
-    /// The first record that is kept.
+    /// The first record that is still stored.
     Earliest,
     /// After the last record.
     #[default]
     Latest,
     /// The record with this offset.
     Offset(u64),
-    /// The first record whose timestamp is this or later, in ms since the epoch.
+    /// The first record whose timestamp is at or after this time, in ms since the epoch.
     TimestampMs(i64),
 }
 

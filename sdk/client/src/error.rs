@@ -1,4 +1,4 @@
-//! What can go wrong, in words for the person who has to act on it.
+//! The errors of the client. Their messages address the person who has to act on them.
 
 use std::error::Error;
 
@@ -6,76 +6,76 @@ use millstream_api::{ERROR_TRAILER, v1};
 use millstream_record::BatchError;
 use tonic::{Code, Status};
 
-/// Why the client could not do what was asked.
+/// An error of a client operation.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// The server understood and refused. Nothing was changed, unless the code is `TimedOut`: then the
-    /// server's deadline was over, and it may be done all the same.
+    /// The server refused the request. Nothing was changed, unless the code is `TimedOut`: then the server's deadline
+    /// passed, and the operation may nevertheless complete.
     #[error("{message}")]
     Refused {
-        /// Why, for programs.
+        /// Reason for programs.
         code: v1::ErrorCode,
-        /// Why, for people: what was wrong, with which value, and what to do.
+        /// Reason for people: what was wrong, which value caused it, and what to do.
         message: String,
     },
-    /// No connection, or it was lost. A call that changes something may have done so all the same
-    /// where its connection was lost; a [`crate::Producer`] says [`ClientError::UnknownOutcome`] then.
+    /// There is no connection, or the connection was lost. If it was lost during a call that changes something, the
+    /// change may have been made; for records, a [`crate::Producer`] returns [`ClientError::UnknownOutcome`] in that
+    /// case.
     #[error("no server answers at {server} ({reason}): is `millstream serve` running?")]
     Unavailable {
-        /// Where it was looked for.
+        /// Address of the server.
         server: String,
-        /// What the transport says.
+        /// Error of the transport.
         reason: String,
     },
-    /// Records were sent, and no answer came before the time was over: they may or may not be stored.
-    /// Producers that are not idempotent say so as soon as a connection is lost.
+    /// Records were sent, but no answer arrived before the timeout. They may or may not be stored. Producers that are
+    /// not idempotent return this error as soon as a connection is lost.
     #[error(
-        "topic {topic}, partition {partition}: {records} records were sent but their answer is lost ({reason}); \
+        "topic {topic}, partition {partition}: {records} records were sent but the answer was lost ({reason}); \
          they may or may not be stored"
     )]
     UnknownOutcome {
-        /// Where they were sent.
+        /// Topic that the records were sent to.
         topic: String,
-        /// Where they were sent.
+        /// Partition that the records were sent to.
         partition: u32,
-        /// How many share this fate.
+        /// Number of records that this concerns.
         records: u32,
         /// How the answer was lost.
         reason: String,
     },
-    /// A commit could not be made, or its answer was lost, with the member's stream. The consumer
-    /// joins its group again by itself.
+    /// A commit failed, or its answer was lost, because the member's stream was lost. The consumer joins its group
+    /// again automatically.
     #[error(
-        "the consumer lost its place in group {group} and joins again: the offsets may not be committed, and records \
-         may come again"
+        "the consumer lost its membership of group {group} and joins again: the offsets may not be committed, and \
+         records may be delivered again"
     )]
     MembershipLost {
         /// The group.
         group: String,
     },
-    /// The time set for it is over; nothing was stored.
-    #[error("{what}: not done within {after_ms} ms{}", last_reason(.last))]
+    /// The timeout passed and nothing was stored.
+    #[error("{what}: timed out after {after_ms} ms{}", last_reason(.last))]
     Timeout {
-        /// What was to be done.
+        /// Description of the operation.
         what: String,
-        /// The time that was allowed.
+        /// The timeout, in ms.
         after_ms: u64,
-        /// The last failed attempt, if there was one.
+        /// Error of the last attempt, if an attempt failed.
         last: Option<String>,
     },
-    /// A server that is there did not answer a call in time. What was to be done may be done all the
-    /// same.
+    /// A connected server did not answer a call in time. The operation may nevertheless complete.
     #[error(
-        "{call}: {server} did not answer within {after_ms} ms (call_timeout_ms); it may be done all the same: look, or \
-         try again with more time"
+        "{call}: {server} did not answer within {after_ms} ms (call_timeout_ms); the call may still succeed: check, or \
+         try again with a longer timeout"
     )]
     CallTimeout {
-        /// The call, as the contract names it.
+        /// Name of the gRPC call.
         call: &'static str,
-        /// Who was asked.
+        /// Address of the server.
         server: String,
-        /// The time that was allowed.
+        /// The timeout, in ms.
         after_ms: u64,
     },
     /// The producer or consumer was closed.
@@ -84,71 +84,72 @@ pub enum ClientError {
         /// "producer" or "consumer".
         what: &'static str,
     },
-    /// No room now; only `try_send` says so, `send` waits.
+    /// The buffer has no room for the record. Only `try_send` returns this error; `send` waits for room.
     #[error(
         "the producer's buffer is full ({buffer_bytes_max} bytes, buffer_bytes_max): use send, which waits for room"
     )]
     BufferFull {
-        /// The setting.
+        /// The value of the setting, in bytes.
         buffer_bytes_max: usize,
     },
-    /// A record that can't be sent: larger than a batch of its topic may be.
+    /// The record is larger than the maximum batch size of its topic.
     #[error(
         "topic {topic}: a record of {bytes} bytes is over the limit of {bytes_max}: send it in parts, or raise the \
          topic's batch_bytes_max"
     )]
     RecordTooLarge {
-        /// Where it was to go.
+        /// Topic of the record.
         topic: String,
-        /// Its size in a batch.
+        /// Size of the record in a batch, in bytes.
         bytes: usize,
-        /// What the topic takes.
+        /// Maximum size that the topic accepts, in bytes.
         bytes_max: usize,
     },
-    /// The topic has fewer partitions.
+    /// The topic does not have this partition.
     #[error("topic {topic} has no partition {partition}: it has {partitions}, numbered from 0")]
     UnknownPartition {
         /// The topic.
         topic: String,
-        /// The partition as asked.
+        /// The requested partition.
         partition: u32,
-        /// How many there are.
+        /// Number of partitions of the topic.
         partitions: u32,
     },
-    /// A record batch that was received is not sound.
+    /// A received record batch is invalid.
     #[error("topic {topic}, partition {partition}: {source}")]
     Batch {
-        /// Where it came from.
+        /// Topic of the batch.
         topic: String,
-        /// Where it came from.
+        /// Partition of the batch.
         partition: u32,
-        /// What is wrong with it.
+        /// What is wrong with the batch.
         source: BatchError,
     },
-    /// A setting or argument that makes no sense.
+    /// A setting or argument is invalid.
     #[error("{what}: {reason}")]
     InvalidArgument {
-        /// Its name.
+        /// Name of the setting or argument.
         what: &'static str,
         /// What is wrong, and what is allowed.
         reason: String,
     },
-    /// The server says what this client does not understand: another version, or no Millstream.
-    #[error("the answer of {server} is not understood: {message}")]
+    /// The server's answer does not follow the protocol: the server has another version, or it is not a Millstream
+    /// server.
+    #[error("unexpected answer from {server}: {message}")]
     Protocol {
-        /// Who answered.
+        /// Address of the server.
         server: String,
-        /// What came, and what was expected.
+        /// What was received and what was expected.
         message: String,
     },
 }
 
 fn last_reason(last: &Option<String>) -> String {
-    last.as_ref().map_or_else(String::new, |last| format!("; the last attempt: {last}"))
+    last.as_ref().map_or_else(String::new, |last| format!("; the last attempt failed: {last}"))
 }
 
 impl ClientError {
-    /// Whether what stood in the way may pass by itself, so that the same request makes sense again.
+    /// Whether the cause may be temporary, so that the same request may succeed later.
     pub fn is_retriable(&self) -> bool {
         match self {
             Self::Refused { code, .. } => {
@@ -160,7 +161,7 @@ impl ClientError {
         }
     }
 
-    /// The server's code, where it is the server that refused.
+    /// Returns the server's error code if the server refused the request.
     pub fn code(&self) -> Option<v1::ErrorCode> {
         match self {
             Self::Refused { code, .. } => Some(*code),
@@ -168,12 +169,12 @@ impl ClientError {
         }
     }
 
-    /// An error that came inside an answer.
+    /// Converts an error that is part of an answer.
     pub(crate) fn refused(error: v1::Error) -> Self {
         Self::Refused { code: error.code(), message: error.message }
     }
 
-    /// What a failed call says.
+    /// Converts the status of a failed call.
     pub(crate) fn from_status(server: &str, status: &Status) -> Self {
         let code = status.metadata().get(ERROR_TRAILER).and_then(|name| name.to_str().ok());
         if let Some(code) = code {
@@ -187,20 +188,20 @@ impl ClientError {
         match status.code() {
             Code::Unavailable | Code::Cancelled => Self::Unavailable { server, reason: status.message().to_owned() },
             Code::Unimplemented => {
-                let message = "it does not offer this call: it is of another version, or this is not the address of its gRPC services";
+                let message = "it does not support this call: it has another version, or this is not the address of its gRPC services";
                 Self::Protocol { server, message: message.to_owned() }
             }
             code => Self::Protocol { server, message: format!("{} ({code:?})", status.message()) },
         }
     }
 
-    /// An answer that lacks what the contract promises.
+    /// Returns the error for an answer without a required field.
     pub(crate) fn lacks(server: &str, what: &str) -> Self {
-        Self::Protocol { server: server.to_owned(), message: format!("it has no {what}") }
+        Self::Protocol { server: server.to_owned(), message: format!("the field {what} is missing") }
     }
 }
 
-/// The innermost error's words: "connection refused" rather than "transport error".
+/// Returns the message of the innermost error, such as "connection refused" rather than "transport error".
 fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
@@ -234,8 +235,8 @@ mod tests {
             let last = last.map(str::to_owned);
             ClientError::Timeout { what: "sending".to_owned(), after_ms: 30, last }.to_string()
         };
-        assert_eq!(told(None), "sending: not done within 30 ms");
-        assert_eq!(told(Some("refused")), "sending: not done within 30 ms; the last attempt: refused");
+        assert_eq!(told(None), "sending: timed out after 30 ms");
+        assert_eq!(told(Some("refused")), "sending: timed out after 30 ms; the last attempt failed: refused");
     }
 
     #[test]

@@ -9,9 +9,9 @@
 //! # async fn run() -> Result<(), millstream_client::ClientError> {
 //! let client = Client::new("127.0.0.1:7070")?;
 //! let producer = client.producer(ProducerSettings::default());
-//! // Waits only for room in the buffer; records are sent in batches.
+//! // Waits only until the buffer has room; records are sent in batches.
 //! let delivery = producer.send(ProducerRecord::keyed("flights", "LIS", "late")).await?;
-//! // Waits until the record is on disk: once, whatever became of connections meanwhile.
+//! // Waits until the record is on disk. It is stored once, even if connections are lost meanwhile.
 //! let stored = delivery.await?;
 //! println!("partition {}, offset {}", stored.partition, stored.offset);
 //! producer.close().await
@@ -34,8 +34,7 @@
 //! # }
 //! ```
 //!
-//! [`Consumer::next_batch`] hands out many records at once, in place: the way for those who count
-//! records by the million.
+//! [`Consumer::next_batch`] returns many records at once and does not copy them. Use it to read millions of records.
 
 mod admin;
 mod backoff;

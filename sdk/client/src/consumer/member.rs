@@ -1,12 +1,12 @@
-//! A member of a group: one Join stream at a time, joined again when it is lost.
+//! A member of a consumer group. It has one Join stream at a time, and joins again when the stream is lost.
 //!
 //! ```text
 //! join -> assigned -> reading <-> revoking -> … -> leaving
 //!   ^________________________lost_______________|
 //! ```
-//! This task always reads its stream, so that a Revoke is seen at once; what may arrive is bounded
-//! by the credit that the application's taking gives (`shared.rs`). Partitions are given back when
-//! the application is through with what it has of them, and that is committed.
+//! This task reads its stream all the time, so that it sees a Revoke immediately. The amount of data that may arrive is
+//! limited by credit, which grows as the application takes records (`shared.rs`). Partitions are given back once the
+//! application has processed the records that it holds of them, and the offsets are committed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ use crate::backoff::Backoff;
 use crate::client::{Channel, Position};
 use crate::error::ClientError;
 
-/// How long leaving in good order may take.
+/// Maximum time for an orderly leave.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How a stream ended.
+/// The reason why a stream ended.
 enum End {
     Closed,
     Lost(ClientError),
@@ -65,15 +65,15 @@ pub(super) async fn run(shared: Arc<Shared>) {
     shared.end();
 }
 
-/// Streams so far.
+/// The history of streams.
 struct Attempts {
     backoff: Backoff,
     ever_joined: bool,
 }
 
 impl Attempts {
-    /// How long to wait after a stream that was lost; `None` where it is time to give up. `joined` is whether the
-    /// server took it.
+    /// Returns how long to wait after a stream was lost, or `None` to give up. `joined` says whether the server
+    /// accepted the stream.
     fn wait_after(&mut self, joined: bool, shared: &Shared, error: &ClientError) -> Option<Duration> {
         if joined {
             self.backoff.reset();
@@ -84,16 +84,16 @@ impl Attempts {
     }
 }
 
-/// One stream's life.
+/// The state of one stream.
 struct Session<'a> {
     shared: &'a Shared,
     joined: bool,
-    /// Where each partition is read next.
+    /// Next offset to read, for each partition.
     reading: BTreeMap<(String, u32), u64>,
-    /// Asked for by the server, and not given back yet.
+    /// Partitions that the server asked to give back and that are not given back yet.
     revoking: Vec<Arc<Assigned>>,
     revoke_deadline: Option<Instant>,
-    /// With `until_end`: where to end.
+    /// With `until_end`, the offset at which each partition ends.
     ends: Option<BTreeMap<(String, u32), u64>>,
 }
 
@@ -134,7 +134,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// `None` where the consumer closes first.
+    /// Opens the stream. Returns `None` if the consumer is closed first.
     async fn join(&mut self, channel: Channel) -> Result<Option<Streaming<v1::MemberResponse>>, ClientError> {
         let settings = &self.shared.settings;
         let (requests, receiver) = mpsc::unbounded_channel();
@@ -181,7 +181,7 @@ impl<'a> Session<'a> {
             Some(FromServer::Committed(committed)) => self.shared.committed(committed),
             None => {
                 let server = self.shared.client.server().to_owned();
-                let message = "a message to a group's member is of an unknown kind".to_owned();
+                let message = "a message to a member of a group has an unknown type".to_owned();
                 return Err(ClientError::Protocol { server, message });
             }
         }
@@ -203,12 +203,12 @@ impl<'a> Session<'a> {
             self.reading.remove(&(partition.topic.clone(), partition.partition));
         }
         self.revoking.extend(self.shared.revoke(revoke.generation, &revoke.partitions));
-        // Half of the time for the application; the rest is for the way back.
+        // The application gets half of the rebalance timeout. The rest is left for the answer to reach the server.
         let patience = Duration::from_millis(u64::from(self.shared.settings.rebalance_timeout_ms) / 2);
         self.revoke_deadline.get_or_insert_with(|| Instant::now() + patience);
     }
 
-    /// Gives back what was revoked, once the application is through with it or had time enough.
+    /// Gives back revoked partitions once the application has processed their records, or once the deadline has passed.
     fn give_back(&mut self) {
         if self.revoking.is_empty() {
             self.revoke_deadline = None;
@@ -235,11 +235,11 @@ impl<'a> Session<'a> {
         self.shared.calm();
         let key = (records.topic, records.partition);
         let Some(offset) = self.reading.get_mut(&key) else {
-            // On its way when the partition was given back.
+            // The records were already sent when the partition was given back.
             return self.shared.regrant();
         };
         if let Some(error) = records.error {
-            // The server goes on with the others: what is no more has no offset to commit.
+            // The server continues with the other partitions. A deleted topic has no offsets to commit.
             self.reading.remove(&key);
             if error.code() == v1::ErrorCode::UnknownTopic {
                 self.shared.given_back(&Vec::from_iter(self.shared.partition(&key.0, key.1)));
@@ -265,8 +265,8 @@ impl<'a> Session<'a> {
         self.check_end();
     }
 
-    /// With `until_end`: whether all that is assigned was read. A member without partitions waits
-    /// for some.
+    /// With `until_end`, ends once all assigned partitions are read to their end. A member without partitions waits for
+    /// an assignment.
     fn check_end(&self) {
         let Some(ends) = &self.ends else { return };
         let done = |(partition, offset): (&(String, u32), &u64)| ends.get(partition).is_none_or(|end| offset >= end);
@@ -277,12 +277,12 @@ impl<'a> Session<'a> {
 
     fn commit(&self, offsets: Vec<(Arc<Assigned>, u64)>) {
         if !offsets.is_empty() {
-            // Without a stream there is nothing to commit on: the records come again.
+            // Without a stream, a commit is not possible; the records are delivered again.
             let _ = self.shared.commit_as_member(to_offsets(&offsets), offsets, None);
         }
     }
 
-    /// Waits for the answers to commits, and leaves.
+    /// Waits for the answers to pending commits, and leaves the group.
     async fn leave(&mut self, mut answers: Streaming<v1::MemberResponse>) -> End {
         let leaving = async {
             while self.shared.commits_pending() {
@@ -306,7 +306,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Whether joining again makes sense: a member that was too slow is a new one then.
+/// Decides whether to join again. A member that was too slow joins again as a new member.
 fn end(error: ClientError) -> End {
     if error.is_retriable() || error.code() == Some(v1::ErrorCode::StaleGeneration) {
         End::Lost(error)
@@ -361,12 +361,12 @@ mod tests {
         v1::PartitionRecords { topic: "t".into(), partition, batches, next_offset, ..Default::default() }
     }
 
-    /// What a server says on a member's stream, as the transport gives it.
+    /// Creates a member's stream of server messages, in the transport's encoding.
     fn answers() -> (mpsc::UnboundedSender<FromServer>, Streaming<v1::MemberResponse>) {
         let (say, said) = mpsc::unbounded_channel();
         let frames = UnboundedReceiverStream::new(said).map(|message| {
             let message = prost::Message::encode_to_vec(&v1::MemberResponse { message: Some(message) });
-            // Not compressed, and how long it is.
+            // A gRPC frame: the flag for no compression, then the length of the message.
             let mut frame = vec![0];
             frame.extend_from_slice(&(message.len() as u32).to_be_bytes());
             frame.extend_from_slice(&message);
@@ -395,7 +395,7 @@ mod tests {
         assert!(matches!(told.try_recv(), Ok(Ok(()))));
         while sent.try_recv().is_ok() {}
         assert!(matches!(sent.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)), "its requests end");
-        // The server is through with it.
+        // The server closes the stream.
         drop(say);
         let left = tokio::time::timeout(LEAVE_TIMEOUT / 2, leaving).await;
         assert!(matches!(left, Ok(End::Closed)), "it waits for nothing more");
@@ -414,7 +414,7 @@ mod tests {
         session.records(records(1, 5, 1_000));
         let granted = sent.try_recv().unwrap().message;
         assert!(matches!(granted, Some(ToServer::Credit(v1::Credit { bytes: 1_000 }))), "{granted:?}");
-        // What is kept for the application is not.
+        // Records that are kept for the application do not give credit back.
         session.records(records(0, 5, 1_000));
         assert!(sent.try_recv().is_err());
     }
@@ -424,7 +424,7 @@ mod tests {
         let shared = shared(ConsumerSettings::topic("t"));
         let mut session = Session::new(&shared);
         session.ends = Some((0..3).map(|partition| (("t".to_owned(), partition), 5)).collect());
-        // Without partitions it waits for some.
+        // Without partitions, the member waits for an assignment.
         session.check_end();
         session.assigned(assigned(0..2));
         for (partition, next_offset) in [(0, 5), (1, 4)] {
@@ -446,7 +446,7 @@ mod tests {
         let waits = [true, false, false, true, true, false];
         let waits = waits.map(|joined| attempts.wait_after(joined, &shared, &error).unwrap().as_millis());
         assert_eq!(waits, [100, 200, 400, 100, 100, 200]);
-        // Until its time is over.
+        // The wait ends once the reconnect timeout has passed.
         let impatient = self::shared(ConsumerSettings { reconnect_timeout_ms: 0, ..ConsumerSettings::topic("t") });
         let mut attempts = Attempts { backoff: Backoff::new(100), ever_joined: false };
         impatient.lost(&error);
@@ -471,7 +471,7 @@ mod tests {
         let shared = shared(ConsumerSettings::topic("t"));
         let mut session = Session::new(&shared);
         session.assigned(assigned(0..4));
-        // Nothing is in hand: it is answered at once.
+        // The application holds no records of this partition, so it is given back immediately.
         session.revoke(&revoke(3));
         assert!(session.revoke_deadline.is_some());
         session.give_back();
@@ -488,12 +488,12 @@ mod tests {
         session.revoke(&revoke(1));
         session.give_back();
         assert_eq!((session.revoking.len(), session.revoke_deadline), (2, deadline));
-        // Once that is over, as the loop says, it is given back all the same.
+        // After the deadline, which the loop clears, the partitions are given back regardless.
         session.revoke_deadline = None;
         session.give_back();
         assert!(session.revoking.is_empty() && session.revoke_deadline.is_none());
 
-        // Or once the application is through with it.
+        // They are also given back once the application has processed the records.
         let partition = shared.partition("t", 2).unwrap();
         shared.push(Fetched { partition, runs: Vec::new(), bytes: 0, from, next_offset, log_end_offset });
         shared.take().await.unwrap().unwrap();

@@ -1,7 +1,7 @@
-//! Reading records: as a member of a group, or partitions of one's own choice.
+//! Consumers, which read as a member of a group or from chosen partitions.
 //!
-//! A task a consumer reads (`member.rs` with a group that assigns, `partitions.rs` without) and
-//! leaves what it read in `shared.rs`, where the handle takes it.
+//! Each consumer has a task that reads (`member.rs` if the group assigns the partitions, otherwise `partitions.rs`) and
+//! stores the records in `shared.rs`, from which the handle takes them.
 
 mod member;
 mod partitions;
@@ -26,50 +26,51 @@ use crate::error::ClientError;
 /// When offsets are committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitMode {
-    /// Every so often, when partitions are given back, and on [`Consumer::close`]: the offsets of
-    /// records that the application is through with, as it has asked for the next ones.
+    /// Offsets are committed at an interval, when partitions are given back, and on [`Consumer::close`]. A record
+    /// counts as processed, and its offset is committed, once the application has asked for the next one.
     Auto {
-        /// How often.
+        /// Interval between commits, in ms.
         interval_ms: u64,
     },
-    /// Only on [`Consumer::commit`] and [`Consumer::commit_offsets`].
+    /// Offsets are committed only by [`Consumer::commit`] and [`Consumer::commit_offsets`].
     Manual,
 }
 
 /// What a consumer reads, and how.
 #[derive(Clone, Debug)]
 pub struct ConsumerSettings {
-    /// The topics; one at least.
+    /// The topics, at least one.
     pub topics: Vec<String>,
-    /// The partitions of the one topic. Empty (the default): all of them, or with a group those
-    /// that the broker assigns. Given together with a group, the consumer is no member, but begins
-    /// at the group's offsets and commits for it.
+    /// The partitions to read, of exactly one topic. If this is empty (the default), the consumer reads all partitions,
+    /// or those that the broker assigns if there is a group. If partitions are given together with a group, the
+    /// consumer does not join the group, but it starts at the group's offsets and commits for the group.
     pub partitions: Vec<u32>,
-    /// The consumer group. Left out: every record of the partitions is read.
+    /// The consumer group. Without a group, the consumer reads every record of the partitions.
     pub group: Option<String>,
-    /// Where to begin; with a group, only where it has no committed offset. Members of a group can
-    /// begin at the earliest or the latest record alone. Default: latest.
+    /// Where to start. With a group, this applies only to partitions without a committed offset, and members of a group
+    /// can start only at the earliest or the latest record. Default latest.
     pub from: Position,
-    /// End at the log end offsets that hold when the reading begins (again, after a connection was
-    /// lost). Default false.
+    /// Whether to end at the log end offsets at the time when reading starts, or restarts after a lost connection.
+    /// Default false.
     pub until_end: bool,
-    /// When offsets are committed. Without a group, none are. Default: every 5,000 ms.
+    /// When offsets are committed. Without a group, nothing is committed. Default every 5,000 ms.
     pub commit: CommitMode,
-    /// The most that one set of records holds, in bytes (one record batch may be larger); a member
-    /// gets what the broker finds right. Default 1 MiB.
+    /// Maximum size of one set of records, in bytes; a single record batch may be larger. For members of a group, the
+    /// broker chooses the size. Default 1 MiB.
     pub fetch_bytes_max: usize,
-    /// Bytes that may be here and not taken yet. Default 8 MiB.
+    /// Maximum number of bytes that are received but not yet taken by the application. Default 8 MiB.
     pub buffer_bytes_max: usize,
-    /// Whether the checksum of every batch is checked. Default true.
+    /// Whether to verify the checksum of every batch. Default true.
     pub check_crcs: bool,
-    /// For people: shown by `group describe`. Of the characters a-z A-Z 0-9 . _ -; may be empty.
+    /// Name of the client, which `group describe` shows. It consists of the characters a-z A-Z 0-9 . _ - and may be
+    /// empty.
     pub client_id: String,
-    /// How long a member may work on records of partitions that it must give back. Default 60,000.
+    /// How long a member may process records of partitions that it must give back, in ms. Default 60,000.
     pub rebalance_timeout_ms: u32,
-    /// The first wait before another attempt to connect; it doubles up to a second. Default 100.
+    /// Wait before the first attempt to reconnect, in ms. It doubles with each attempt, up to one second. Default 100.
     pub retry_backoff_ms: u64,
-    /// How long to look for a server that was there before. One that was never there is an error at
-    /// once. Default 120,000.
+    /// How long to try to reconnect to a server that was reachable before, in ms. If the server was never reachable,
+    /// the consumer fails immediately. Default 120,000.
     pub reconnect_timeout_ms: u64,
 }
 
@@ -94,12 +95,12 @@ impl Default for ConsumerSettings {
 }
 
 impl ConsumerSettings {
-    /// Reads one topic, with the defaults.
+    /// Returns the default settings for reading one topic.
     pub fn topic(topic: impl Into<String>) -> Self {
         Self::topics([topic])
     }
 
-    /// Reads several topics, with the defaults.
+    /// Returns the default settings for reading several topics.
     pub fn topics(topics: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self { topics: topics.into_iter().map(Into::into).collect(), ..Self::default() }
     }
@@ -139,7 +140,7 @@ impl ConsumerSettings {
         self
     }
 
-    /// Whether the broker assigns.
+    /// Whether the broker assigns the partitions.
     fn is_member(&self) -> bool {
         self.group.is_some() && self.partitions.is_empty()
     }
@@ -147,19 +148,19 @@ impl ConsumerSettings {
     fn check(&self) -> Result<(), ClientError> {
         let invalid = |what, reason: &str| Err(ClientError::InvalidArgument { what, reason: reason.to_owned() });
         if self.topics.is_empty() {
-            return invalid("topics", "name one at least");
+            return invalid("topics", "at least one topic is required");
         }
         if !self.partitions.is_empty() && self.topics.len() > 1 {
-            return invalid("partitions", "can be chosen of one topic only");
+            return invalid("partitions", "can only be set for a single topic");
         }
         if self.is_member() && matches!(self.from, Position::Offset(_) | Position::TimestampMs(_)) {
             return invalid(
                 "from",
-                "members of a group begin at the earliest or latest record; set the group's offsets with reset_group",
+                "members of a group start at the earliest or latest record; use reset_group to set the group's offsets",
             );
         }
         if self.buffer_bytes_max == 0 || self.fetch_bytes_max == 0 {
-            return invalid("buffer_bytes_max", "must be more than 0, and so must fetch_bytes_max");
+            return invalid("buffer_bytes_max", "buffer_bytes_max and fetch_bytes_max must be more than 0");
         }
         Ok(())
     }
@@ -172,28 +173,28 @@ impl ConsumerSettings {
     }
 }
 
-/// Reads records, set by set or one by one.
+/// Reads records, in sets or one at a time.
 ///
-/// With a group, every record is handed out **at least once**: after a crash, a lost connection, or
-/// a partition that moved while the application worked on it, records that were not committed come
-/// again.
+/// With a group, every record is delivered **at least once**: records that were not committed are delivered again after
+/// a crash, after a lost connection, and after their partition moved to another member while the application processed
+/// them.
 ///
-/// A partition that can't be read (its offset is out of range: the error names the offset and those
-/// that are there) is reported once; a group's member goes on with its others, a consumer without
-/// membership ends.
+/// A partition that cannot be read is reported once, for example when its offset is out of range; the error then names
+/// this offset and the available ones. After that, a member of a group continues with its other partitions, and any
+/// other consumer ends.
 ///
-/// Dropping it leaves the group without a last commit; [`Consumer::close`] does both.
+/// Dropping the consumer leaves the group without a final commit; [`Consumer::close`] commits and leaves.
 #[derive(Debug)]
 pub struct Consumer {
     shared: Arc<Shared>,
     task: Option<JoinHandle<()>>,
-    /// What `next` reads from.
+    /// The set that `next` reads from.
     current: Option<Current>,
-    /// A batch was not sound: going on would commit past it.
+    /// A batch was invalid. Nothing more is read, because a commit would skip that batch.
     broken: bool,
 }
 
-/// A set that is handed out record by record.
+/// A set whose records are handed out one at a time.
 #[derive(Debug)]
 struct Current {
     set: RecordSet,
@@ -216,13 +217,14 @@ impl Consumer {
         Ok(Self { shared, task: Some(task), current: None, broken: false })
     }
 
-    /// The next records of one partition; `None` at the end. Asking says that the application is
-    /// through with what it got before.
+    /// Returns the next records of one partition, or `None` at the end. Calling this marks all records returned before
+    /// as processed.
     ///
-    /// Cancel-safe: where this future is dropped, nothing is lost.
+    /// This is cancel-safe: no records are lost if the future is dropped.
     ///
     /// # Errors
-    /// Where reading fails for good; `None` follows, except where a group's member goes on.
+    /// Fails if reading is no longer possible. The next call returns `None`, unless the consumer is a member of a group
+    /// and continues with other partitions.
     pub async fn next_batch(&mut self) -> Option<Result<RecordSet, ClientError>> {
         if let Some(mut rest) = self.current.take()
             && !rest.partition.is_revoked()
@@ -242,13 +244,12 @@ impl Consumer {
         }
     }
 
-    /// The next record; `None` at the end. Asking says that the application is through with the
-    /// records before.
+    /// Returns the next record, or `None` at the end. Calling this marks all records returned before as processed.
     ///
-    /// Cancel-safe: where this future is dropped, nothing is lost.
+    /// This is cancel-safe: no records are lost if the future is dropped.
     ///
     /// # Errors
-    /// As [`Consumer::next_batch`].
+    /// See [`Consumer::next_batch`].
     pub async fn next(&mut self) -> Option<Result<ConsumedRecord, ClientError>> {
         loop {
             if let Some(current) = &mut self.current {
@@ -273,20 +274,20 @@ impl Consumer {
         }
     }
 
-    /// The records as a stream, which ends where [`Consumer::next`] does. Dropping it drops the
+    /// Returns the records as a stream, which ends when [`Consumer::next`] does. Dropping the stream drops the
     /// consumer.
     pub fn into_stream(self) -> impl Stream<Item = Result<ConsumedRecord, ClientError>> + Send + 'static {
         stream::unfold(self, |mut consumer| async move { Some((consumer.next().await?, consumer)) })
     }
 
-    /// Why no records can come just now, if that is so: the connection or the membership is lost, and is tried again
-    /// until [`ConsumerSettings::reconnect_timeout_ms`] is over.
+    /// Returns the reason if currently no records can arrive because the connection or the membership is lost. The
+    /// consumer retries until [`ConsumerSettings::reconnect_timeout_ms`] has passed.
     pub fn trouble(&self) -> Option<String> {
         self.shared.trouble()
     }
 
-    /// How many records retention deleted before this member of a group read them, since it was made. Reading goes on
-    /// behind them.
+    /// Returns the number of records that retention deleted before this member of a group read them, since the consumer
+    /// was created. Reading continues after them.
     pub fn missed_records(&self) -> u64 {
         self.shared.missed_records()
     }
@@ -307,12 +308,11 @@ impl Consumer {
         }
     }
 
-    /// Commits the offsets after all records that were handed out, and waits until they are on
-    /// disk.
+    /// Commits the offsets of all records that were handed out, and waits until the offsets are on disk.
     ///
     /// # Errors
-    /// Without a group; where the commit is refused, or the connection is lost: the records may
-    /// come again.
+    /// Fails if there is no group, if the server refuses the commit, or if the connection is lost. The records may be
+    /// delivered again.
     pub async fn commit(&self) -> Result<(), ClientError> {
         self.group()?;
         let offsets = self.shared.to_commit(UpTo::Handed);
@@ -322,10 +322,10 @@ impl Consumer {
         self.commit_known(to_offsets(&offsets), offsets).await
     }
 
-    /// Commits these offsets: each is that of the next record to read.
+    /// Commits the given offsets. Each is the offset of the next record to read.
     ///
     /// # Errors
-    /// As [`Consumer::commit`].
+    /// See [`Consumer::commit`].
     pub async fn commit_offsets(
         &self,
         offsets: impl IntoIterator<Item = v1::TopicPartitionOffset>,
@@ -357,21 +357,21 @@ impl Consumer {
         Err(ClientError::InvalidArgument { what: "group", reason })
     }
 
-    /// What this consumer reads now. Empty until it has connected.
+    /// Returns what this consumer currently reads. It is empty until the consumer has connected.
     pub fn assignment(&self) -> Assignment {
         self.shared.assignment.borrow().clone()
     }
 
-    /// Follows the assignment through every rebalance.
+    /// Returns a receiver that is updated with the assignment after every rebalance.
     pub fn assignments(&self) -> watch::Receiver<Assignment> {
         self.shared.assignment.subscribe()
     }
 
-    /// Commits if that is automatic (all that was handed out counts as processed), and leaves the
-    /// group.
+    /// Commits the offsets if commits are automatic, with all records that were handed out counting as processed, and
+    /// leaves the group.
     ///
     /// # Errors
-    /// Where the last commit fails: records may come again to others.
+    /// Fails if the final commit fails. The records may be delivered again to other members.
     pub async fn close(mut self) -> Result<(), ClientError> {
         let mut committed = Ok(());
         self.shared.settle();
@@ -397,7 +397,7 @@ impl Drop for Consumer {
 
 impl Current {
     fn next(&mut self) -> Option<Result<ConsumedRecord, ClientError>> {
-        // Up to here the application is through.
+        // The application has processed the records before this offset.
         self.partition.processed(self.next_offset);
         if self.partition.is_revoked() {
             return None;
@@ -437,7 +437,7 @@ mod tests {
     use super::shared::{Fetched, UpTo};
     use super::*;
 
-    /// A batch of four records from offset 100 on.
+    /// Returns a batch of four records starting at offset 100.
     fn run() -> Bytes {
         let mut builder = BatchBuilder::new(Compression::None);
         (0..4).for_each(|_| builder.push(7, None, Some(b"value"), []));
@@ -446,7 +446,7 @@ mod tests {
         run.freeze()
     }
 
-    /// A member whose task a test plays.
+    /// Creates a member without a task; the tests do the task's work.
     fn member() -> Consumer {
         let client = Client::new("127.0.0.1:1").unwrap();
         let shared = Arc::new(Shared::new(client, ConsumerSettings::topic("t").group("g")));

@@ -1,5 +1,5 @@
-//! Reading partitions of one's own choice: Consume streams, which HTTP/2's flow control holds to
-//! the application's pace, and begun again where they were when they are lost.
+//! Reading chosen partitions with Consume streams. HTTP/2 flow control limits them to the application's pace, and after
+//! a lost connection they resume at the same offsets.
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
@@ -18,11 +18,11 @@ use crate::backoff::Backoff;
 use crate::client::{Channel, Position};
 use crate::error::ClientError;
 
-/// Streams on one connection: half of what the server allows. Partitions that begin at the same
+/// Maximum number of streams on one connection, half of what the server allows. Partitions that start at the same
 /// offset share a stream.
 const STREAMS_A_CONNECTION: usize = 500;
 
-/// Where one partition is read next, and whether more is to come.
+/// The next offset to read of one partition.
 struct Reading {
     partition: Arc<Assigned>,
     offset: u64,
@@ -32,7 +32,7 @@ type Partitions = BTreeMap<(Arc<str>, u32), Reading>;
 
 type Answers = Pin<Box<dyn Stream<Item = Piece> + Send>>;
 
-/// What a stream says; the number is the stream's.
+/// A message of a stream, or its end. The number is the index of the stream.
 enum Piece {
     Opened,
     Records(Box<v1::ConsumeResponse>),
@@ -40,10 +40,10 @@ enum Piece {
     Lost(Status),
 }
 
-/// Why reading stops for now.
+/// The reason why reading stopped.
 enum Stop {
     Closing,
-    /// All is read, with `until_end`.
+    /// Everything is read, with `until_end`.
     Done,
     Lost(ClientError),
     Failed(ClientError),
@@ -59,7 +59,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     shared.end();
 }
 
-/// Commits offsets that the application chose, or is through with.
+/// Commits offsets that the application chose or has processed.
 pub(super) async fn commit(
     shared: &Shared,
     offsets: Vec<v1::TopicPartitionOffset>,
@@ -86,7 +86,7 @@ async fn commit_now_and_then(shared: &Shared) {
     }
 }
 
-/// Reads until the end, or until it can't go on.
+/// Reads until the end or until an error that cannot be retried.
 async fn read(shared: &Shared) -> Option<ClientError> {
     let mut partitions = match unless_closing(shared, begin(shared)).await? {
         Ok(partitions) => partitions,
@@ -115,7 +115,7 @@ async fn read(shared: &Shared) -> Option<ClientError> {
     }
 }
 
-/// `None` where the consumer closes first.
+/// Returns `None` if the consumer is closed first.
 async fn unless_closing<T>(shared: &Shared, what: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         done = what => Some(done),
@@ -123,7 +123,7 @@ async fn unless_closing<T>(shared: &Shared, what: impl Future<Output = T>) -> Op
     }
 }
 
-/// Where each partition begins.
+/// Returns the partitions with the offsets at which they start.
 async fn begin(shared: &Shared) -> Result<Partitions, ClientError> {
     let admin = shared.client.admin();
     let settings = &shared.settings;
@@ -214,7 +214,7 @@ async fn stream_all(shared: &Shared, partitions: &mut Partitions, channels: &mut
     }
 }
 
-/// One Consume stream, from its call to its end.
+/// Opens a Consume stream and returns its pieces until its end.
 fn open(channel: Channel, request: v1::ConsumeRequest, index: usize) -> impl Stream<Item = Piece> + Send {
     let mut client = LogClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let opened = async move { client.consume(request).await };
@@ -237,7 +237,7 @@ fn take(shared: &Shared, partitions: &mut Partitions, records: v1::PartitionReco
     let key = (Arc::from(records.topic.as_str()), records.partition);
     let Some(reading) = partitions.get_mut(&key) else {
         let what =
-            format!("records of topic {}, partition {}, which was not asked for", records.topic, records.partition);
+            format!("records of topic {}, partition {}, which was not requested", records.topic, records.partition);
         return Err(ClientError::Protocol { server: shared.client.server().to_owned(), message: what });
     };
     let from = std::mem::replace(&mut reading.offset, records.next_offset);

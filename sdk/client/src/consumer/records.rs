@@ -1,4 +1,4 @@
-//! What a consumer hands out: sets of records in place, or single records.
+//! What a consumer returns: sets of borrowed records, or single owned records.
 
 use std::slice;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use millstream_record::{BatchError, Header, Limits, RecordIter, RecordView, Reco
 use super::shared::Fetched;
 use crate::error::ClientError;
 
-/// Records of one partition, in order, as they were received.
+/// Consecutive records of one partition as they were received.
 #[derive(Clone, Debug)]
 pub struct RecordSet {
     topic: Arc<str>,
@@ -22,7 +22,7 @@ pub struct RecordSet {
 }
 
 impl RecordSet {
-    /// Checks and inflates what was fetched.
+    /// Checks and decompresses the fetched batches.
     pub(super) fn new(fetched: &Fetched, check_crcs: bool) -> Result<Self, ClientError> {
         let (topic, partition) = (fetched.partition.topic.clone(), fetched.partition.number);
         let batches = inflate(&fetched.runs, check_crcs).map_err(|source| ClientError::Batch {
@@ -41,55 +41,55 @@ impl RecordSet {
         })
     }
 
-    /// The topic.
+    /// Returns the topic.
     pub fn topic(&self) -> &str {
         &self.topic
     }
 
-    /// The partition.
+    /// Returns the partition.
     pub fn partition(&self) -> u32 {
         self.partition
     }
 
-    /// Bytes as received.
+    /// Returns the size of the batches as received, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// No record in it is before this offset.
+    /// Returns the offset where this set starts. All its records have this offset or a larger one.
     pub fn first_offset(&self) -> u64 {
         self.first_offset
     }
 
-    /// The offset to read from after this set: what to commit for it.
+    /// Returns the offset to continue reading at, which is also the offset to commit after this set.
     pub fn next_offset(&self) -> u64 {
         self.next_offset
     }
 
-    /// The partition's log end offset when this set was read.
+    /// Returns the partition's log end offset at the time when this set was read.
     pub fn log_end_offset(&self) -> u64 {
         self.log_end_offset
     }
 
-    /// How far behind the log end the reader is after this set, in records.
+    /// Returns the number of records between the end of this set and the log end offset.
     pub fn lag(&self) -> u64 {
         self.log_end_offset.saturating_sub(self.next_offset)
     }
 
-    /// The records, borrowed, in order.
+    /// Returns an iterator over the records, which borrows them.
     pub fn iter(&self) -> RecordSetIter<'_> {
         RecordSetIter { set: self, batches: self.batches.iter(), records: None }
     }
 
-    /// What is left from `offset` on.
+    /// Removes the records before `offset`.
     pub(super) fn skip_to(&mut self, offset: u64) {
         self.first_offset = self.first_offset.max(offset);
     }
 
-    /// The records of batch `index` from the first offset on, owned; `None` after the last batch.
+    /// Returns the owned records of batch `index`, starting at the first offset, or `None` after the last batch.
     pub(super) fn owned(&self, index: usize) -> Option<Vec<Result<ConsumedRecord, ClientError>>> {
         let records = self.batches.get(index)?;
-        // The count is a claim: no more is reserved than a batch of usual size holds.
+        // The count in the header is not trusted: no more is reserved than a typical batch contains.
         let mut owned = Vec::with_capacity(records.claimed_count().min(4_096) as usize);
         for view in records {
             match view {
@@ -128,7 +128,7 @@ impl<'a> IntoIterator for &'a RecordSet {
     }
 }
 
-/// The records of a [`RecordSet`], in place. An error means that the batch is not sound.
+/// Iterator over the records of a [`RecordSet`]. An error means that a batch is invalid.
 #[derive(Clone, Debug)]
 pub struct RecordSetIter<'a> {
     set: &'a RecordSet,
@@ -144,7 +144,7 @@ impl<'a> Iterator for RecordSetIter<'a> {
         loop {
             if let Some(records) = &mut self.records {
                 match records.next() {
-                    // The first batch may begin before what was asked for.
+                    // The first batch may start before the requested offset.
                     Some(Ok(view)) if view.offset.unsigned_abs() < self.set.first_offset => continue,
                     Some(Ok(view)) => return Some(Ok(view)),
                     Some(Err(source)) => return Some(Err(self.set.unsound(source))),
@@ -168,22 +168,22 @@ fn inflate(runs: &[Bytes], check_crcs: bool) -> Result<Vec<Records>, BatchError>
     Ok(inflated)
 }
 
-/// A record that was read, owning its bytes (as slices of what was received).
+/// A consumed record that owns its bytes, as slices of the received data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConsumedRecord {
     /// The topic.
     pub topic: Arc<str>,
     /// The partition.
     pub partition: u32,
-    /// Position in the partition.
+    /// Offset of the record in the partition.
     pub offset: u64,
-    /// In ms since the epoch.
+    /// Timestamp, in ms since the epoch.
     pub timestamp_ms: i64,
-    /// Null or bytes.
+    /// Key, which may be null.
     pub key: Option<Bytes>,
-    /// Null (a tombstone) or bytes.
+    /// Value; null is a tombstone.
     pub value: Option<Bytes>,
-    /// In order, with duplicates.
+    /// Headers, in order and including duplicates.
     pub headers: Vec<Header>,
 }
 
@@ -194,7 +194,7 @@ mod tests {
     use bytes::BytesMut;
     use millstream_record::{BatchBuilder, Compression, patch_batch};
 
-    /// Three batches of four records, from offset 100 on.
+    /// Returns three batches of four records each, starting at offset 100.
     fn fetched(from: u64) -> Fetched {
         let mut run = BytesMut::new();
         for batch in 0..3 {

@@ -1,9 +1,8 @@
-//! What a consumer's handle and its task share: records that wait to be taken, and how far the
-//! application is in each partition.
+//! The state that a consumer's handle and its task share: records that are ready to be taken, and the application's
+//! progress in each partition.
 //!
-//! Three offsets a partition matter: up to `handed` the application has the records; up to
-//! `processed` it is through with them, as it has asked for more since; up to `committed` that is
-//! on disk.
+//! There are three offsets for each partition. The application has received the records before `handed`. It has
+//! processed the records before `processed`, because it has asked for more since. Offset `committed` is on disk.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -20,13 +19,13 @@ use super::ConsumerSettings;
 use crate::client::Client;
 use crate::error::ClientError;
 
-/// Nothing is known to be committed.
+/// Marks a partition for which no committed offset is known.
 const NOT_COMMITTED: u64 = u64::MAX;
 
-/// The most credit that a server keeps for a member, in bytes: what is given beyond is lost.
+/// Maximum credit that the server keeps for a member, in bytes. The server discards credit beyond it.
 const CREDIT_BYTES_MAX: usize = 32 << 20;
 
-/// A server that is gone again before this time was not really there.
+/// A connection that is lost before this time does not end an outage.
 const STEADY: Duration = Duration::from_secs(1);
 
 /// One partition of the assignment.
@@ -52,13 +51,13 @@ impl Assigned {
         })
     }
 
-    /// The application gets the records before `offset`.
+    /// Records that the application has received the records before `offset`.
     #[inline]
     pub(super) fn hand_out(&self, offset: u64) {
         self.handed.store(offset, Ordering::Release);
     }
 
-    /// The application is through with the records before `offset`.
+    /// Records that the application has processed the records before `offset`.
     #[inline]
     pub(super) fn processed(&self, offset: u64) {
         self.processed.store(offset, Ordering::Release);
@@ -68,7 +67,7 @@ impl Assigned {
         self.committed.store(offset, Ordering::Release);
     }
 
-    /// Whether it belongs to somebody else by now, or soon.
+    /// Whether the partition has been or is being given to another member.
     #[inline]
     pub(super) fn is_revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire)
@@ -95,13 +94,13 @@ impl Assigned {
 /// Which offset to commit.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum UpTo {
-    /// All that the application got.
+    /// The offset after all records that the application received.
     Handed,
-    /// All that it is through with.
+    /// The offset after all records that the application processed.
     Processed,
 }
 
-/// Records as they came.
+/// Fetched records of one partition, as received.
 #[derive(Debug)]
 pub(super) struct Fetched {
     pub(super) partition: Arc<Assigned>,
@@ -112,24 +111,24 @@ pub(super) struct Fetched {
     pub(super) log_end_offset: u64,
 }
 
-/// What a consumer reads now.
+/// The partitions that a consumer currently reads.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Assignment {
-    /// The group's generation; 0 without a group.
+    /// Generation of the group, or 0 without a group.
     pub generation: u64,
-    /// The partitions, by topic and number.
+    /// The partitions, ordered by topic and number.
     pub partitions: Vec<v1::TopicPartition>,
 }
 
-/// See the module's head.
+/// State shared between handle and task; see the module documentation.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) client: Client,
     pub(super) settings: ConsumerSettings,
     state: Mutex<State>,
-    /// For the handle: something to take, or the end.
+    /// Wakes the handle when there are records to take, or at the end.
     arrived: Notify,
-    /// For the task: there is room, or the application is back.
+    /// Wakes the task when there is room, or when the application has returned.
     pub(super) moved: Notify,
     closing: watch::Sender<bool>,
     pub(super) assignment: watch::Sender<Assignment>,
@@ -137,7 +136,7 @@ pub(super) struct Shared {
     missed_records: AtomicU64,
 }
 
-/// The server is gone, or was.
+/// An outage of the connection to the server.
 #[derive(Debug)]
 struct Trouble {
     since: Instant,
@@ -154,14 +153,14 @@ impl Trouble {
 #[derive(Debug, Default)]
 struct State {
     ready: VecDeque<Result<Fetched, ClientError>>,
-    /// Bytes in `ready`.
+    /// Total size of the records in `ready`, in bytes.
     held_bytes: usize,
     ended: bool,
     assigned: BTreeMap<(Arc<str>, u32), Arc<Assigned>>,
     generation: u64,
-    /// What the application works on.
+    /// Partition whose records the application is processing.
     in_hand: Option<Arc<Assigned>>,
-    /// There while the consumer is a member.
+    /// Set while the consumer is a member of the group.
     member: Option<Membership>,
 }
 
@@ -169,7 +168,7 @@ struct State {
 #[derive(Debug)]
 struct Membership {
     requests: mpsc::UnboundedSender<v1::MemberRequest>,
-    /// What the server may still send, as it counts.
+    /// Number of bytes that the server may still send, according to the server's count.
     credit_bytes: usize,
     next_commit: u64,
     commits: HashMap<u64, Committing>,
@@ -196,7 +195,7 @@ impl Shared {
         }
     }
 
-    /// Retention deleted so many records before they were read.
+    /// Counts records that retention deleted before they were read.
     pub(super) fn missed(&self, records: u64) {
         self.missed_records.fetch_add(records, Ordering::Relaxed);
     }
@@ -211,7 +210,7 @@ impl Shared {
 
     // The handle's side
 
-    /// The next records, once the application is through with those before.
+    /// Returns the next records, and marks the previous ones as processed.
     pub(super) async fn take(&self) -> Option<Result<Fetched, ClientError>> {
         loop {
             {
@@ -231,19 +230,19 @@ impl Shared {
                     return None;
                 }
             }
-            // The application waits: whoever waits for it may go on.
+            // The application is waiting, so a task that waits for it may continue.
             self.moved.notify_one();
             self.arrived.notified().await;
         }
     }
 
-    /// Offsets to commit, of all partitions.
+    /// Returns the offsets to commit, of all partitions that have one.
     pub(super) fn to_commit(&self, upto: UpTo) -> Vec<(Arc<Assigned>, u64)> {
         let state = self.state.lock();
         state.assigned.values().filter_map(|part| Some((part.clone(), part.to_commit(upto)?))).collect()
     }
 
-    /// The partitions, if these are among the assignment.
+    /// Returns those of the partitions that are part of the assignment.
     pub(super) fn find(&self, offsets: &[v1::TopicPartitionOffset]) -> Vec<(Arc<Assigned>, u64)> {
         let state = self.state.lock();
         let find = |offset: &v1::TopicPartitionOffset| {
@@ -253,8 +252,7 @@ impl Shared {
         offsets.iter().filter_map(find).collect()
     }
 
-    /// Sends a commit on the member's stream. The answer comes by the receiver; it is dropped where
-    /// the stream is lost.
+    /// Sends a commit on the member's stream. The answer is sent to `answer`, which is dropped if the stream is lost.
     pub(super) fn commit_as_member(
         &self,
         offsets: Vec<v1::TopicPartitionOffset>,
@@ -280,20 +278,20 @@ impl Shared {
 
     // The task's side
 
-    /// The server is gone. Returns since when; a server that was there for less than [`STEADY`] is gone since it was
-    /// before.
+    /// Records that the server is unreachable, and returns since when. If the server was reachable for less than
+    /// [`STEADY`], the earlier outage continues.
     pub(super) fn lost(&self, error: &ClientError) -> Instant {
         let mut trouble = self.trouble.lock();
         let before = trouble.as_ref().filter(|trouble| trouble.goes_on()).map(|trouble| trouble.since);
         if before.is_none() {
-            tracing::warn!(server = self.client.server(), "no records come any more, it is tried again: {error}");
+            tracing::warn!(server = self.client.server(), "reading was interrupted, retrying: {error}");
         }
         let since = before.unwrap_or_else(Instant::now);
         *trouble = Some(Trouble { since, reason: error.to_string(), over_at: None });
         since
     }
 
-    /// The server is there.
+    /// Records that the server is reachable.
     pub(super) fn found(&self) {
         if let Some(trouble) = &mut *self.trouble.lock()
             && trouble.over_at.is_none()
@@ -301,20 +299,20 @@ impl Shared {
             trouble.over_at = Some(Instant::now());
             tracing::debug!(
                 server = self.client.server(),
-                "the server is there again after {:?}",
+                "the server is reachable again after {:?}",
                 trouble.since.elapsed()
             );
         }
     }
 
-    /// There is no trouble any more.
+    /// Clears the outage.
     pub(super) fn calm(&self) {
         *self.trouble.lock() = None;
     }
 
-    /// Returns when the consumer closes.
+    /// Waits until the consumer is closed.
     pub(super) async fn closing(&self) {
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
     }
 
@@ -322,7 +320,7 @@ impl Shared {
         self.state.lock().held_bytes >= self.settings.buffer_bytes_max
     }
 
-    /// What the application holds while it closes counts as processed.
+    /// Marks the records that the application holds as processed, when the consumer is closed.
     pub(super) fn settle(&self) {
         self.state.lock().settle();
     }
@@ -340,7 +338,7 @@ impl Shared {
         self.arrived.notify_one();
     }
 
-    /// Nothing comes after what is ready.
+    /// Ends the consumer after the records that are ready.
     pub(super) fn end(&self) {
         self.state.lock().ended = true;
         self.calm();
@@ -356,8 +354,8 @@ impl Shared {
         self.publish(&state);
     }
 
-    /// Takes back what waits of these partitions. They stay the consumer's, for commits, until they
-    /// are given back. Returns those that were there.
+    /// Removes the records of these partitions that are not taken yet, and returns the partitions that were assigned.
+    /// The partitions stay assigned, so that their offsets can be committed, until they are given back.
     pub(super) fn revoke(&self, generation: u64, partitions: &[v1::TopicPartition]) -> Vec<Arc<Assigned>> {
         let mut state = self.state.lock();
         state.generation = generation;
@@ -375,13 +373,13 @@ impl Shared {
         revoked
     }
 
-    /// These are the consumer's no more.
+    /// Removes these partitions from the assignment.
     pub(super) fn given_back(&self, partitions: &[Arc<Assigned>]) {
         let mut state = self.state.lock();
         state.assigned.retain(|_, part| !partitions.iter().any(|gone| Arc::ptr_eq(gone, part)));
     }
 
-    /// Whether the application works on records of one of these.
+    /// Whether the application is processing records of one of these partitions.
     pub(super) fn in_hand(&self, partitions: &[Arc<Assigned>]) -> bool {
         let state = self.state.lock();
         let Some(in_hand) = &state.in_hand else { return false };
@@ -393,14 +391,14 @@ impl Shared {
         state.assigned.get(&(Arc::from(topic), number)).filter(|part| !part.is_revoked()).cloned()
     }
 
-    /// A member's stream begins.
+    /// Starts a membership when the member's stream is open.
     pub(super) fn joined(&self, requests: mpsc::UnboundedSender<v1::MemberRequest>) {
         let mut state = self.state.lock();
         state.member = Some(Membership { requests, credit_bytes: 0, next_commit: 1, commits: HashMap::new() });
         self.grant(&mut state);
     }
 
-    /// A member's stream is over: its partitions are somebody else's.
+    /// Ends the membership when the member's stream is lost: its partitions belong to other members now.
     pub(super) fn left(&self) {
         let mut state = self.state.lock();
         state.member = None;
@@ -411,7 +409,7 @@ impl Shared {
         self.publish(&state);
     }
 
-    /// The server sent so many bytes of its credit.
+    /// Deducts received bytes from the server's credit.
     pub(super) fn received(&self, bytes: usize) {
         let mut state = self.state.lock();
         if let Some(member) = &mut state.member {
@@ -419,7 +417,7 @@ impl Shared {
         }
     }
 
-    /// Gives the server credit again for what is not held, where that is worth a message.
+    /// Gives the server credit for the free part of the buffer, if it is enough for a message.
     pub(super) fn regrant(&self) {
         self.grant(&mut self.state.lock());
     }
@@ -430,7 +428,7 @@ impl Shared {
         }
     }
 
-    /// The answer to a commit.
+    /// Handles the answer to a commit.
     pub(super) fn committed(&self, committed: v1::Committed) {
         let mut state = self.state.lock();
         let Some(commit) = state.member.as_mut().and_then(|member| member.commits.remove(&committed.id)) else {
@@ -451,7 +449,7 @@ impl Shared {
         self.state.lock().member.as_ref().is_some_and(|member| !member.commits.is_empty())
     }
 
-    /// Ends the requests of the member's stream: it leaves.
+    /// Leaves the group by ending the requests of the member's stream.
     pub(super) fn leave(&self) {
         self.state.lock().member = None;
     }
@@ -461,7 +459,8 @@ impl Shared {
         let held_bytes = state.held_bytes;
         let Some(member) = &mut state.member else { return };
         let grant = bytes_max.saturating_sub(held_bytes + member.credit_bytes);
-        // A quarter at a time: few messages, and the server never runs dry.
+        // Credit is given in steps of at least a quarter of the buffer: this takes few messages, and the server does
+        // not run out of credit.
         if grant >= (bytes_max / 4).max(1) {
             member.credit_bytes += grant;
             let bytes = u32::try_from(grant).unwrap_or(u32::MAX);
@@ -490,12 +489,12 @@ impl State {
 
 impl Membership {
     fn send(&self, message: v1::member_request::Message) {
-        // A stream that is gone is noticed where its answers are read.
+        // A lost stream is detected where its answers are read.
         let _ = self.requests.send(v1::MemberRequest { message: Some(message) });
     }
 }
 
-/// Offsets as the contract has them.
+/// Converts offsets to their gRPC form.
 pub(super) fn to_offsets(offsets: &[(Arc<Assigned>, u64)]) -> Vec<v1::TopicPartitionOffset> {
     let to_offset = |(part, offset): &(Arc<Assigned>, u64)| v1::TopicPartitionOffset {
         topic: part.topic.to_string(),
@@ -505,7 +504,7 @@ pub(super) fn to_offsets(offsets: &[(Arc<Assigned>, u64)]) -> Vec<v1::TopicParti
     offsets.iter().map(to_offset).collect()
 }
 
-/// Those of `parts` with something to commit.
+/// Returns those of `parts` that have an offset to commit.
 pub(super) fn dirty(parts: &[Arc<Assigned>], upto: UpTo) -> Vec<(Arc<Assigned>, u64)> {
     parts.iter().filter_map(|part| Some((part.clone(), part.to_commit(upto)?))).collect()
 }
@@ -565,7 +564,7 @@ mod tests {
         let error = shared.membership_lost();
         let since = shared.lost(&error);
         assert_eq!(shared.lost(&error), since);
-        // A server that is there for a moment and gone again was never there.
+        // A server that is reachable only for a moment does not end the outage.
         shared.found();
         assert_eq!(shared.lost(&error), since);
         shared.calm();
@@ -580,7 +579,7 @@ mod tests {
         let part = Assigned::new("t".into(), 0, 0);
         shared.joined(sender);
         assert_eq!(credit(&mut requests), Some(1_000));
-        // What was granted is not granted twice.
+        // The same credit is not granted twice.
         shared.regrant();
         assert_eq!(credit(&mut requests), None);
         shared.assign(1, [part.clone()]);
@@ -605,11 +604,11 @@ mod tests {
         assert!(shared.is_full());
         assert_eq!(credit(&mut requests), None);
         hand_out(&shared).await;
-        // Not worth a message yet.
+        // The credit is too small for a message.
         assert_eq!(credit(&mut requests), None);
         hand_out(&shared).await;
         assert_eq!(credit(&mut requests), Some(400));
-        // The server may send one batch more than it has credit for.
+        // The server may exceed its credit by one batch.
         shared.received(900);
         shared.push(fetched(&part, 5, 6, 900));
         for _ in 0..3 {

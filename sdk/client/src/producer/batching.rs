@@ -1,4 +1,4 @@
-//! Records into batches: which partition, and when a batch is full.
+//! Collecting records into batches: the choice of partition, and when a batch is full.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
@@ -15,14 +15,14 @@ use super::delivery::{Batch, Delivery};
 use super::{CLOSED, ProducerSettings, ROOM_BYTES, Shared, lone_batch_bytes, now_ms, record_bytes, room_units};
 use crate::error::ClientError;
 
-/// What a topic takes unless its settings say otherwise: the server's default, 1 MiB and a little.
+/// Maximum batch size of a topic without this setting, in bytes: the server's default, slightly more than 1 MiB.
 const BATCH_BYTES_MAX_DEFAULT: usize = 1_048_588;
 
-/// Room that a new batch takes, in pieces of [`ROOM_BYTES`]; it doubles as the batch grows, so that
-/// few records in many partitions don't fill the buffer, and full batches rarely ask.
+/// Room that is reserved for a new batch, in units of [`ROOM_BYTES`]. The room doubles as the batch grows, so that a
+/// few records in many partitions do not fill the buffer, and full batches rarely have to ask for more.
 const FIRST_ROOM: u32 = 2;
 
-/// A record in either form.
+/// A record to encode, owned or borrowed.
 pub(super) trait Encode {
     fn partition(&self) -> Option<u32>;
     fn key(&self) -> Option<&[u8]>;
@@ -31,22 +31,22 @@ pub(super) trait Encode {
     fn timestamp_ms(&self) -> Option<i64>;
 }
 
-/// What came of an attempt to append.
+/// The result of an attempt to append a record.
 pub(super) enum Appended {
     Done(Delivery),
-    /// The batch was full and is on its way: try again.
+    /// The batch was full and has been sealed: try again.
     Sealed,
-    /// So much room is needed first, in pieces of [`ROOM_BYTES`].
+    /// This much room is needed first, in units of [`ROOM_BYTES`].
     NoRoom(u32),
 }
 
-/// A topic as it was described.
+/// A topic as the server last described it.
 #[derive(Debug)]
 pub(super) struct Topic {
     name: Arc<str>,
     partitions: Vec<Arc<Partition>>,
     sticky: Arc<Sticky>,
-    /// The largest batch that it takes.
+    /// Maximum batch size of the topic, in bytes.
     batch_bytes_max: usize,
     stale: AtomicBool,
 }
@@ -56,7 +56,7 @@ fn batch_bytes_max(described: &v1::Topic) -> usize {
     from_settings.map_or(BATCH_BYTES_MAX_DEFAULT, |bytes| bytes as usize)
 }
 
-/// Where records without a key go: a partition for a batch.
+/// The partition of records without a key. It changes with every batch.
 #[derive(Debug)]
 struct Sticky {
     current: AtomicU32,
@@ -65,12 +65,12 @@ struct Sticky {
 
 impl Sticky {
     fn new(partitions: u32) -> Self {
-        // Producers that start together must not all begin with the same partition.
+        // Start with a random partition, so that producers that start together do not all use the same one.
         let start = RandomState::new().hash_one(0u8) as u32;
         Self { current: AtomicU32::new(start % partitions), partitions }
     }
 
-    /// A batch of `partition` is finished: on to the next.
+    /// Moves on to the next partition after a batch of `partition` is finished.
     fn finished(&self, partition: u32) {
         let next = (partition + 1) % self.partitions;
         let _ = self.current.compare_exchange(partition, next, Ordering::Relaxed, Ordering::Relaxed);
@@ -78,7 +78,7 @@ impl Sticky {
 }
 
 impl Topic {
-    /// `before` is the same topic as it was known: its batches in the making go on.
+    /// `before` is the previous description of the same topic. Its open batches are kept.
     pub(super) fn new(
         name: &Arc<str>,
         described: &v1::Topic,
@@ -101,7 +101,7 @@ impl Topic {
         }
     }
 
-    /// Whether it is still as the server describes it.
+    /// Whether the topic is still as the server describes it.
     pub(super) fn is_as(&self, described: &v1::Topic) -> bool {
         self.partition_count() == described.partitions && self.batch_bytes_max == batch_bytes_max(described)
     }
@@ -114,7 +114,7 @@ impl Topic {
         self.sticky.partitions
     }
 
-    /// Whether the server says that it is otherwise by now.
+    /// Whether the server has reported that the description is outdated.
     pub(super) fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Relaxed)
     }
@@ -123,8 +123,8 @@ impl Topic {
         self.stale.store(true, Ordering::Relaxed);
     }
 
-    /// Encodes a record into the open batch of its partition. `granted` is room that was taken for
-    /// it; it is the batch's from here on.
+    /// Encodes a record into the open batch of its partition. `granted` is room that was reserved for the record; it
+    /// now belongs to the batch.
     #[inline]
     pub(super) fn append(&self, shared: &Shared, record: &impl Encode, granted: u32) -> Result<Appended, ClientError> {
         let record_bytes = record_bytes(record.key(), record.value(), record.headers());
@@ -140,7 +140,7 @@ impl Topic {
         )
     }
 
-    /// The producer ends: what is still appended is told so at once.
+    /// Closes the topic when the producer ends. Later attempts to append fail immediately.
     pub(super) fn close(&self, shared: &Shared) {
         for partition in &self.partitions {
             let mut open = partition.open.lock();
@@ -163,7 +163,7 @@ impl Topic {
     }
 
     fn check_size(&self, record_bytes: usize, shared: &Shared) -> Result<(), ClientError> {
-        // What compression will make of it is not known yet.
+        // The size after compression is not known yet.
         let bytes_max = match shared.settings.compression {
             Compression::None => self.batch_bytes_max,
             _ => Limits::default().record_bytes_max,
@@ -176,12 +176,12 @@ impl Topic {
     }
 
     fn batch_bytes(&self, shared: &Shared) -> usize {
-        // A batch that outgrew the buffer would not be held by it.
+        // A batch larger than the buffer would not fit into it.
         shared.settings.batch_bytes.min(self.batch_bytes_max).min(shared.settings.buffer_bytes_max)
     }
 }
 
-/// A partition's batch in the making.
+/// The open batch of a partition.
 #[derive(Debug)]
 pub(super) struct Partition {
     topic: Arc<str>,
@@ -192,13 +192,13 @@ pub(super) struct Partition {
 #[derive(Debug)]
 struct Open {
     builder: BatchBuilder,
-    /// There while the builder holds records.
+    /// Set while the builder contains records.
     batch: Option<Arc<Batch>>,
-    /// Taken for it, in pieces of [`ROOM_BYTES`].
+    /// Room reserved for the batch, in units of [`ROOM_BYTES`].
     room: u32,
-    /// As large as the last batch became: what the next one reserves.
+    /// Size of the last batch in bytes, which the next batch reserves.
     expected_bytes: usize,
-    /// No sender is there any more.
+    /// The sender has ended.
     closed: bool,
 }
 
@@ -246,7 +246,7 @@ impl Partition {
             None => {
                 let batch = Batch::open(self.topic.clone(), self.number);
                 open.batch = Some(batch.clone());
-                // Under the lock: a batch's events must come in the order of the batches.
+                // This happens under the lock so that the events have the order of the batches.
                 shared.outbox.push(Event::Opened(self.clone(), batch.clone()));
                 batch
             }
@@ -277,8 +277,8 @@ impl Partition {
 }
 
 impl Open {
-    /// Room to take for a batch of `bytes`: as much as it has, or what is missing. None where the
-    /// whole buffer is this batch's already.
+    /// Returns the room to reserve for a batch of `bytes`: as much again as it has, or what is missing if that is more.
+    /// Returns `None` if the batch already has the whole buffer.
     fn more_room(&self, bytes: usize, shared: &Shared) -> Option<u32> {
         let all = room_units(shared.settings.buffer_bytes_max) as u32;
         let missing = u32::try_from(bytes.div_ceil(ROOM_BYTES)).unwrap_or(u32::MAX).saturating_sub(self.room);
@@ -287,7 +287,7 @@ impl Open {
     }
 }
 
-/// A batch that takes no more records.
+/// A batch that accepts no more records.
 #[derive(Debug)]
 pub(super) struct Sealed {
     pub(super) batch: Arc<Batch>,
@@ -295,20 +295,20 @@ pub(super) struct Sealed {
     pub(super) room: u32,
 }
 
-/// What the sender must know.
+/// A message to the sender.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A batch has its first record: it may linger.
+    /// The batch has its first record and starts to linger.
     Opened(Arc<Partition>, Arc<Batch>),
     Sealed(Sealed),
-    /// Seal all that is open, then:
+    /// Seals all open batches and then continues as `Flushing`.
     Flush(oneshot::Sender<Result<(), ClientError>>),
-    /// Answer when all that was sealed before has its outcome.
+    /// Answers once all batches sealed before have an outcome.
     Flushing(oneshot::Sender<Result<(), ClientError>>),
 }
 
 impl Event {
-    /// There is no sender any more: nobody is left waiting.
+    /// Fails everything that waits for this event, because there is no sender any more.
     pub(super) fn refuse(self) {
         match self {
             Self::Opened(_, batch) | Self::Sealed(Sealed { batch, .. }) => batch.complete(Err(CLOSED)),
@@ -319,14 +319,14 @@ impl Event {
     }
 }
 
-/// Events on their way to the sender, in order. Bounded by the buffer's room.
+/// Queue of events for the sender, in order. The room of the buffer limits its size.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    /// None once the sender has ended.
+    /// `None` once the sender has ended.
     events: Mutex<Events>,
     pub(super) wake: Notify,
     closed: AtomicBool,
-    /// How many wait for room: nothing lingers while someone does.
+    /// Number of callers that wait for room. Batches do not linger while there are any.
     hurried: AtomicUsize,
 }
 
@@ -348,20 +348,20 @@ impl Outbox {
         self.wake.notify_one();
     }
 
-    /// Swaps what is there for the empty `into`.
+    /// Swaps the queued events with the empty queue `into`.
     pub(super) fn take(&self, into: &mut VecDeque<Event>) {
         if let Some(events) = &mut self.events.lock().0 {
             std::mem::swap(into, events);
         }
     }
 
-    /// The sender ends.
+    /// Ends the queue when the sender ends, and fails all queued events.
     pub(super) fn end(&self) {
         let events = self.events.lock().0.take();
         events.into_iter().flatten().for_each(Event::refuse);
     }
 
-    /// No more events come, except for what is open.
+    /// Tells the sender to finish. Only events of open batches follow.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.wake.notify_one();
@@ -382,7 +382,7 @@ impl Outbox {
     }
 }
 
-/// Someone waits for room while this lives.
+/// Exists while a caller waits for room.
 pub(super) struct Hurry<'a>(&'a Outbox);
 
 impl Drop for Hurry<'_> {
@@ -391,7 +391,7 @@ impl Drop for Hurry<'_> {
     }
 }
 
-// A first record of a few bytes needs no second look at the buffer.
+// The first room of a batch is enough for the header and a record of a few bytes.
 const _: () = assert!(BATCH_HEADER_BYTES < ROOM_BYTES * FIRST_ROOM as usize);
 
 #[cfg(test)]
@@ -500,7 +500,7 @@ mod tests {
         let refused = topic.append(&shared, &RecordRef::new(&[0; 2_000]), granted);
         assert!(matches!(refused, Err(ClientError::RecordTooLarge { bytes_max: 2_000, .. })));
         assert_eq!(shared.room.available_permits(), before);
-        // Larger than a batch is to be, but allowed: it goes alone.
+        // The record is larger than the batch size but allowed, so it is sent in its own batch.
         drop(append(&topic, &shared, &RecordRef::new(&[0; 1_900])));
     }
 

@@ -1,4 +1,4 @@
-//! How a record went. All records of a batch share one fate: a delivery is a share of it.
+//! The outcome of sending a record. All records of a batch have the same outcome, which their deliveries share.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,28 +10,28 @@ use tokio::time::Instant;
 
 use crate::error::ClientError;
 
-/// Becomes the record's place, or the reason why it has none. Dropping it changes nothing: the
-/// record is sent all the same.
+/// Future that resolves to the stored record's position, or to the error. Dropping it has no effect on the record,
+/// which is sent anyway.
 #[derive(Debug)]
-#[must_use = "a delivery says whether the record was stored; drop it only where flush is asked instead"]
+#[must_use = "a delivery reports whether the record was stored; drop it only if you check the result of flush instead"]
 pub struct Delivery {
     batch: Arc<Batch>,
     index: u32,
     timestamp_ms: i64,
-    /// Where this delivery's waker stands, once it waited.
+    /// Index of this delivery's waker, once it has been polled.
     waker: Option<u32>,
 }
 
-/// Where a record was stored.
+/// The position at which a record was stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordMetadata {
     /// The topic.
     pub topic: Arc<str>,
     /// The partition.
     pub partition: u32,
-    /// Position in the partition.
+    /// Offset of the record in the partition.
     pub offset: u64,
-    /// In ms since the epoch.
+    /// Timestamp, in ms since the epoch.
     pub timestamp_ms: i64,
 }
 
@@ -40,7 +40,7 @@ impl Delivery {
         Self { batch, index, timestamp_ms, waker: None }
     }
 
-    /// How it went, if that is known.
+    /// Returns the outcome if it is known.
     pub fn outcome(&self) -> Option<Result<RecordMetadata, ClientError>> {
         let base_offset = self.batch.outcome.get()?;
         Some(base_offset.clone().map(|base_offset| RecordMetadata {
@@ -51,7 +51,7 @@ impl Delivery {
         }))
     }
 
-    /// The partition that it goes to.
+    /// Returns the partition that the record is sent to.
     pub fn partition(&self) -> u32 {
         self.batch.partition
     }
@@ -66,7 +66,8 @@ impl Future for Delivery {
         }
         let this = &mut *self;
         let mut wakers = this.batch.wakers.lock();
-        // Completing sets the outcome before it takes the wakers: unset here means woken later.
+        // `complete` sets the outcome before it takes the wakers. If the outcome is not set here, the waker is woken
+        // later.
         if this.batch.outcome.get().is_none() {
             match this.waker.and_then(|at| wakers.get_mut(at as usize)) {
                 Some(waker) => waker.clone_from(context.waker()),
@@ -85,13 +86,13 @@ impl Future for Delivery {
     }
 }
 
-/// The fate that the records of a batch share.
+/// The outcome that the records of a batch share.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) topic: Arc<str>,
     pub(super) partition: u32,
     pub(super) opened_at: Instant,
-    /// The base offset, once it is known.
+    /// The base offset or the error, once it is known.
     outcome: OnceLock<Result<u64, ClientError>>,
     wakers: Mutex<Vec<Waker>>,
     sealed: AtomicBool,
@@ -104,7 +105,7 @@ impl Batch {
         Arc::new(Self { topic, partition, opened_at, outcome, wakers, sealed })
     }
 
-    /// It takes no more records.
+    /// Marks the batch as accepting no more records.
     pub(super) fn set_sealed(&self) {
         self.sealed.store(true, Ordering::Relaxed);
     }
@@ -113,7 +114,7 @@ impl Batch {
         self.sealed.load(Ordering::Relaxed)
     }
 
-    /// Says how it went; only the first word counts.
+    /// Sets the outcome and wakes the deliveries. Only the first outcome counts.
     pub(super) fn complete(&self, outcome: Result<u64, ClientError>) {
         let _ = self.outcome.set(outcome);
         let wakers = std::mem::take(&mut *self.wakers.lock());

@@ -1,5 +1,5 @@
-//! What a producer knows of its topics. Each is looked up when it is first used, and again now and then:
-//! partitions may have been added, and limits altered.
+//! A producer's descriptions of topics. Each topic is looked up when it is first used and again at intervals, because
+//! partitions may have been added or limits changed.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::batching::Topic;
 use crate::backoff::Backoff;
 use crate::error::ClientError;
 
-/// Refreshes until the producer is gone or closed.
+/// Refreshes the topics until the producer is dropped or closed.
 pub(super) async fn refresh(shared: Weak<Shared>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
@@ -29,7 +29,7 @@ impl Shared {
         self.topics.read().get(name).filter(|topic| !topic.is_stale()).cloned()
     }
 
-    /// Looks a topic up that is not known, or is known to be another by now.
+    /// Looks up a topic that is unknown or whose description is outdated.
     pub(super) async fn describe(&self, name: &Arc<str>) -> Result<Arc<Topic>, ClientError> {
         let begun = Instant::now();
         let _one = self.describing.lock().await;
@@ -43,8 +43,8 @@ impl Shared {
         Ok(topic)
     }
 
-    /// Tries until the delivery timeout, counted from `begun`. Who never heard of a topic there has perhaps no
-    /// server, and is told so at once.
+    /// Retries until the delivery timeout, counted from `begun`. If no topic has been looked up yet, the server may not
+    /// exist, and the first error is returned immediately.
     async fn lookup_in_time(&self, name: &str, begun: Instant) -> Result<v1::Topic, ClientError> {
         let mut backoff = Backoff::new(self.settings.retry_backoff_ms);
         let timeout = |last: Option<String>| ClientError::Timeout {
@@ -54,7 +54,7 @@ impl Shared {
         };
         loop {
             self.check_open()?;
-            // Others' look-ups may have taken all the time there is.
+            // Other lookups may have used up the time.
             if begun.elapsed() > self.delivery_timeout() {
                 return Err(timeout(None));
             }
@@ -76,8 +76,8 @@ impl Shared {
         described.topic.ok_or_else(|| ClientError::lacks(self.client.server(), "topic"))
     }
 
-    /// Looks up each known topic. One that can't be looked up stays as it was known: who sends to it learns
-    /// what is wrong.
+    /// Looks up each known topic. If that fails, the old description is kept, and the next send to the topic returns
+    /// the error.
     async fn refresh_topics(&self) {
         let known: Vec<Arc<Topic>> = self.topics.read().values().cloned().collect();
         for topic in known {
@@ -92,7 +92,7 @@ impl Shared {
         let _one = self.describing.lock().await;
         let described = self.lookup(known.name()).await?;
         let mut topics = self.topics.write();
-        // Who found it stale meanwhile has looked it up already.
+        // A sender that found the topic outdated meanwhile has already looked it up.
         let current = topics.get(known.name()).filter(|current| Arc::ptr_eq(current, known));
         if current.is_some() && !known.is_as(&described) {
             let topic = Arc::new(Topic::new(known.name(), &described, Some(known), &self.settings));

@@ -1,9 +1,9 @@
-//! Writing records: many at a time, in order, each with an answer.
+//! Producers, which send records in batches and in order, with an answer for each record.
 //!
-//! `send` encodes a record straight into the open batch of its partition (`batching.rs`). One task
-//! a producer (`sender.rs`) sends the batches that are full or have waited long enough, and tells
-//! each batch's deliveries how it went (`delivery.rs`). Topics are looked up when they are first used, and
-//! by another task again now and then (`metadata.rs`).
+//! `send` encodes a record directly into the open batch of its partition (`batching.rs`). Each producer has one task
+//! (`sender.rs`) that sends the batches that are full or have waited long enough, and reports the outcome to the
+//! deliveries of each batch (`delivery.rs`). Topics are looked up when they are first used, and another task looks them
+//! up again at intervals (`metadata.rs`).
 
 mod batching;
 mod delivery;
@@ -29,37 +29,37 @@ use self::sender::Sender;
 use crate::client::Client;
 use crate::error::ClientError;
 
-/// The buffer is counted in pieces of this size, in bytes: a semaphore counts in 32 bits.
+/// Unit in which the buffer is counted, in bytes, because a semaphore counts in 32 bits.
 const ROOM_BYTES: usize = 1024;
 
-/// How a producer batches, waits and tries again.
+/// Settings for batching, waiting and retrying.
 #[derive(Clone, Debug)]
 pub struct ProducerSettings {
-    /// How long a batch that is not full waits for more records. Default 5.
+    /// How long a batch that is not full waits for more records, in ms. Default 5.
     pub linger_ms: u64,
-    /// A batch is sent when it is this large, before compression, in bytes. Default 262,144: with
-    /// 5 of them on their way, a partition is no slower than several. A slow producer's are sent when they lingered.
+    /// Size at which a batch is sent, before compression, in bytes. With 5 batches in flight, the default of 262,144
+    /// makes one partition as fast as several. A batch that fills more slowly is sent after it has lingered.
     pub batch_bytes: usize,
-    /// How batches are compressed. Default: they are not.
+    /// Compression of the batches. Default none.
     pub compression: Compression,
-    /// Batches that may be on their way without an answer: enough that every commit of the server has some
-    /// to take. Default 32.
+    /// Maximum number of batches in flight, which are sent but not answered. The default of 32 is enough for every
+    /// commit of the server to include some of them.
     pub in_flight_max: usize,
-    /// Bytes of records that may wait for their answers: `send` waits beyond. Default 32 MiB.
+    /// Maximum total size of records without an answer, in bytes. Beyond it, `send` waits. Default 32 MiB.
     pub buffer_bytes_max: usize,
-    /// How long a record may take from `send` to its answer. Default 120,000.
+    /// Maximum time from `send` to the answer of a record, in ms. Default 120,000.
     pub delivery_timeout_ms: u64,
-    /// The first wait before another attempt; it doubles up to a second. Default 100.
+    /// Wait before the first retry, in ms. It doubles with each retry, up to one second. Default 100.
     pub retry_backoff_ms: u64,
-    /// Number the records, so that what is sent again is stored once (KIP-98). Default true. No more
-    /// than 5 batches are then on their way to one partition.
+    /// Whether to number the records, so that a record that is sent again is stored once (KIP-98). At most 5 batches
+    /// per partition are then in flight. Default true.
     pub idempotent: bool,
-    /// Only where not [`idempotent`](Self::idempotent): send again what was sent but lost its answer.
-    /// Default false: such records fail with [`ClientError::UnknownOutcome`], and are stored once or not
-    /// at all. True: they are stored once or more.
+    /// Whether to send records again if their answer was lost. This applies only if [`idempotent`](Self::idempotent) is
+    /// false. If `false` (the default), such records fail with [`ClientError::UnknownOutcome`] and are stored at most
+    /// once; if `true`, they are stored at least once.
     pub retry_unknown: bool,
-    /// How long it goes by what it knows of a topic before it looks again: partitions that were added are
-    /// used by then. Default 60,000: Kafka's producers take five minutes, and a look is cheap here.
+    /// Maximum age of the description of a topic before it is looked up again, in ms. Partitions that were added are
+    /// used after this time. Default 60,000. Kafka's producers use five minutes, but a lookup is cheap here.
     pub metadata_max_age_ms: u64,
 }
 
@@ -80,26 +80,26 @@ impl Default for ProducerSettings {
     }
 }
 
-/// Sends records. Cheap to clone: clones share batches, buffer and connection.
+/// Sends records. Clones are cheap and share batches, buffer and connection.
 ///
-/// Records of one partition are stored in the order in which `send` took them. A record goes to the
-/// partition it names, or else to that of its key (Kafka's murmur2), or else with others to one
-/// partition after the other, a batch each.
+/// Records of one partition are stored in the order in which `send` accepted them. A record is sent to the partition
+/// that it specifies, or otherwise to the partition of its key (Kafka's murmur2). Records with neither are spread over
+/// the partitions, one batch at a time.
 ///
-/// **What is tried again**, until the delivery timeout: what was never sent, what the server refused for
-/// the moment (it is shutting down), and what was sent but lost its answer with the connection. Records
-/// are stored once all the same, and in order: the server knows a batch again (KIP-98) that it stored
-/// before. Only where no answer comes before the delivery timeout is the outcome of what was sent
-/// unknown ([`ClientError::UnknownOutcome`]); the records after it go on. Without
-/// [`ProducerSettings::idempotent`] every lost answer is such a one. Only a producer's very first contact is
-/// not tried again: where no server is, its first `send` says so at once.
+/// **Retries** continue until the delivery timeout. They cover batches that were never sent, batches that the server
+/// temporarily refused (for example because it is shutting down), and batches that were sent but whose answer was lost
+/// with the connection. Records are nevertheless stored once and in order, because the server recognises a batch that
+/// it has already stored (KIP-98). The outcome of a sent batch is unknown ([`ClientError::UnknownOutcome`]) only if no
+/// answer arrives before the delivery timeout; later records are not affected. Without
+/// [`ProducerSettings::idempotent`], every lost answer has this result. Only a producer's very first contact is not
+/// retried: if there is no server, the first `send` fails immediately.
 ///
-/// Dropping the last clone still sends what is buffered, in the background, as long as the runtime
-/// lives; [`Producer::close`] waits for that.
+/// When the last clone is dropped, buffered records are still sent in the background while the runtime runs;
+/// [`Producer::close`] waits for that.
 #[derive(Clone, Debug)]
 pub struct Producer(Arc<Handle>);
 
-/// What clones share. Its end is the sender's signal to finish.
+/// State that the clones share. Dropping it tells the sender to finish.
 #[derive(Debug)]
 struct Handle {
     shared: Arc<Shared>,
@@ -114,19 +114,19 @@ impl Drop for Handle {
     }
 }
 
-/// What producer and sender share.
+/// State that the producer and its sender share.
 #[derive(Debug)]
 struct Shared {
     client: Client,
     settings: ProducerSettings,
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
-    /// Held while a topic is looked up: once is enough.
+    /// Held during a lookup, so that each topic is looked up only once.
     describing: tokio::sync::Mutex<()>,
-    /// Room in the buffer, in pieces of [`ROOM_BYTES`].
+    /// Free room in the buffer, in units of [`ROOM_BYTES`].
     room: Semaphore,
     outbox: Outbox,
     closed: AtomicBool,
-    /// Why what was sent is sent again, until an answer comes.
+    /// The reason for the current retries, until an answer arrives.
     trouble: Mutex<Option<String>>,
 }
 
@@ -134,21 +134,20 @@ impl Producer {
     pub(crate) fn start(client: Client, settings: ProducerSettings) -> Self {
         let shared = Arc::new(Shared::new(client, settings));
         let sender = tokio::spawn(Sender::new(shared.clone()).run());
-        // A millisecond at least: what never ages would be looked up without end.
+        // At least one millisecond, because otherwise topics would be looked up without pause.
         let metadata_max_age = Duration::from_millis(shared.settings.metadata_max_age_ms.max(1));
         let refresher = tokio::spawn(metadata::refresh(Arc::downgrade(&shared), metadata_max_age)).abort_handle();
         Self(Arc::new(Handle { shared, sender: Mutex::new(Some(sender)), refresher }))
     }
 
-    /// Takes a record, and waits only while the buffer is full (and, for the first record of a
-    /// topic, for the number of its partitions). The returned [`Delivery`] says how it went; it may
-    /// be dropped.
+    /// Accepts a record. This waits only while the buffer is full and, for the first record of a topic, for the topic's
+    /// description. The returned [`Delivery`] resolves to the outcome and may be dropped.
     ///
-    /// Where this future is dropped before it is done, the record was not taken.
+    /// If the future of `send` is dropped before it completes, the record is not accepted.
     ///
     /// # Errors
-    /// For what is known at once: an unknown topic or partition, a record that is too large, a
-    /// producer that is closed.
+    /// Returns errors that are known immediately: an unknown topic or partition, a record that is too large, or a
+    /// closed producer.
     pub async fn send(&self, record: ProducerRecord) -> Result<Delivery, ClientError> {
         let shared = &self.0.shared;
         let topic = match shared.known_topic(&record.topic) {
@@ -158,18 +157,18 @@ impl Producer {
         shared.append(&topic, &record).await
     }
 
-    /// Takes a record if that needs no waiting.
+    /// Accepts a record only if that is possible without waiting.
     ///
     /// # Errors
-    /// [`ClientError::BufferFull`] where there is no room, or the topic was not used before; else
-    /// as [`Producer::send`].
+    /// [`ClientError::BufferFull`] if the buffer has no room or the topic was not used before; otherwise see
+    /// [`Producer::send`].
     pub fn try_send(&self, record: &ProducerRecord) -> Result<Delivery, ClientError> {
         let shared = &self.0.shared;
         let full = || ClientError::BufferFull { buffer_bytes_max: shared.settings.buffer_bytes_max };
         shared.check_open()?;
         let topic = shared.known_topic(&record.topic).ok_or_else(full)?;
         let mut granted = 0;
-        // Once where the batch is full, once for the next batch, once with its room.
+        // One attempt for a full batch, one for the next batch, and one with the room for it.
         for _ in 0..4 {
             match topic.append(shared, record, std::mem::take(&mut granted))? {
                 Appended::Done(delivery) => return Ok(delivery),
@@ -183,10 +182,11 @@ impl Producer {
         Err(full())
     }
 
-    /// Takes records in order, as [`Producer::send`] does one.
+    /// Accepts records in order, as [`Producer::send`] does for one record.
     ///
     /// # Errors
-    /// As [`Producer::send`], for the first record that is not taken; those before it are.
+    /// See [`Producer::send`]. The error is that of the first record that was not accepted; the records before it were
+    /// accepted.
     pub async fn send_many(
         &self,
         records: impl IntoIterator<Item = ProducerRecord>,
@@ -199,10 +199,10 @@ impl Producer {
         Ok(deliveries)
     }
 
-    /// A producer of one topic, which takes borrowed bytes: the fastest way to send.
+    /// Returns a producer for one topic that accepts borrowed bytes. This is the fastest way to send.
     ///
     /// # Errors
-    /// Where the topic can't be looked up.
+    /// Fails if the topic cannot be looked up.
     pub async fn topic(&self, name: &str) -> Result<TopicProducer, ClientError> {
         let shared = &self.0.shared;
         shared.check_open()?;
@@ -213,41 +213,41 @@ impl Producer {
         Ok(TopicProducer { producer: self.clone(), topic })
     }
 
-    /// Why records are sent again and again just now, if they are: the server is gone, or its disk is full. A
-    /// [`Delivery`] tells only in the end, when the delivery timeout is over.
+    /// Returns the reason if records are currently being sent again, for example because the server is unreachable or
+    /// its disk is full. A [`Delivery`] reports it only after the delivery timeout.
     pub fn trouble(&self) -> Option<String> {
         self.0.shared.trouble.lock().clone()
     }
 
-    /// Sends what is buffered now, lingering or not, and waits for the answers.
+    /// Sends all buffered records without lingering, and waits for the answers.
     ///
     /// # Errors
-    /// The first failure since the last flush, whether or not its [`Delivery`] was looked at:
-    /// whoever drops deliveries learns here.
+    /// Returns the first failure since the last flush, whether or not its [`Delivery`] was checked. Callers that drop
+    /// deliveries can detect failures here.
     pub async fn flush(&self) -> Result<(), ClientError> {
         let (done, answer) = oneshot::channel();
         self.0.shared.outbox.push(Event::Flush(done));
         answer.await.unwrap_or(Err(CLOSED))
     }
 
-    /// Takes no more records (of clones neither), sends what is buffered, and waits for the answers.
+    /// Stops accepting records, also from clones, sends all buffered records, and waits for the answers.
     ///
     /// # Errors
-    /// As [`Producer::flush`].
+    /// See [`Producer::flush`].
     pub async fn close(self) -> Result<(), ClientError> {
         self.0.shared.closed.store(true, Ordering::SeqCst);
         let flushed = self.flush().await;
         self.0.shared.outbox.close();
         let sender = self.0.sender.lock().take();
         if let Some(sender) = sender {
-            // A panic of the sender is seen as lost deliveries.
+            // If the sender panicked, the deliveries have already failed.
             let _ = sender.await;
         }
         flushed
     }
 }
 
-/// Sends records to one topic, from borrowed bytes. Cheap to clone.
+/// Sends records from borrowed bytes to one topic. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct TopicProducer {
     producer: Producer,
@@ -255,10 +255,10 @@ pub struct TopicProducer {
 }
 
 impl TopicProducer {
-    /// As [`Producer::send`].
+    /// Sends a record like [`Producer::send`].
     ///
     /// # Errors
-    /// As [`Producer::send`].
+    /// See [`Producer::send`].
     pub async fn send(&self, record: RecordRef<'_>) -> Result<Delivery, ClientError> {
         let shared = &self.producer.0.shared;
         if self.topic.is_stale() {
@@ -271,12 +271,12 @@ impl TopicProducer {
         shared.append(&self.topic, &record).await
     }
 
-    /// The topic's name.
+    /// Returns the topic's name.
     pub fn name(&self) -> &str {
         self.topic.name()
     }
 
-    /// How many partitions it has.
+    /// Returns the number of partitions of the topic.
     pub fn partitions(&self) -> u32 {
         self.topic.partition_count()
     }
@@ -308,7 +308,7 @@ impl Shared {
             self.check_open().inspect_err(|_| self.give_room(granted))?;
             match topic.append(self, record, std::mem::take(&mut granted))? {
                 Appended::Done(delivery) => return Ok(delivery),
-                // The sender may share this thread: let it have a full batch at once.
+                // Yield, because the sender may run on this thread and should get a full batch immediately.
                 Appended::Sealed => tokio::task::yield_now().await,
                 Appended::NoRoom(units) => granted = self.take_room(units).await?,
             }
@@ -319,7 +319,7 @@ impl Shared {
         if let Some(units) = self.try_take_room(units) {
             return Ok(units);
         }
-        // Batches that linger hold room too.
+        // Lingering batches also occupy room.
         let _hurry = self.outbox.hurry();
         let permit = self.room.acquire_many(units).await.map_err(|_| CLOSED)?;
         permit.forget();
@@ -347,7 +347,7 @@ fn room_units(bytes: usize) -> usize {
     (bytes / ROOM_BYTES).clamp(1, u32::MAX as usize >> 4)
 }
 
-/// The machine's clock, in ms since the epoch.
+/// Returns the time of the system clock, in ms since the epoch.
 fn now_ms() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => since.as_millis() as i64,
@@ -355,18 +355,18 @@ fn now_ms() -> i64 {
     }
 }
 
-/// The most that a batch with one record of these lengths takes, in bytes.
+/// Returns the maximum size of a batch with one record of this size, in bytes.
 fn lone_batch_bytes(record_bytes: usize) -> usize {
     BATCH_HEADER_BYTES + record_bytes
 }
 
-/// The most that a record takes in a batch, in bytes.
+/// Returns the maximum size of a record in a batch, in bytes.
 fn record_bytes<'h>(
     key: Option<&[u8]>,
     value: Option<&[u8]>,
     headers: impl Iterator<Item = (&'h str, Option<&'h [u8]>)>,
 ) -> usize {
-    /// Two varint lengths.
+    /// Maximum size of the two varint lengths of a header.
     const HEADER_OVERHEAD_BYTES: usize = 10;
     let headers: usize =
         headers.map(|(name, value)| HEADER_OVERHEAD_BYTES + name.len() + value.map_or(0, <[u8]>::len)).sum();

@@ -1,4 +1,4 @@
-//! What is sent.
+//! Records to send.
 
 use std::sync::Arc;
 
@@ -7,25 +7,25 @@ use millstream_record::Header;
 
 use super::batching::Encode;
 
-/// A record to send, owning its bytes.
+/// A record to send that owns its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProducerRecord {
-    /// Where to. Share one `Arc` among many records: cloning it is cheap.
+    /// Topic of the record. Many records can share one `Arc`, which is cheap to clone.
     pub topic: Arc<str>,
-    /// Left out: by the key, or any.
+    /// Partition of the record. Without it, the key determines the partition, or the producer chooses one.
     pub partition: Option<u32>,
-    /// Null or bytes.
+    /// Key, which may be null.
     pub key: Option<Bytes>,
-    /// Null (a tombstone) or bytes.
+    /// Value; null is a tombstone.
     pub value: Option<Bytes>,
-    /// In order, with duplicates.
+    /// Headers, in order and including duplicates.
     pub headers: Vec<Header>,
-    /// In ms since the epoch. Left out: now.
+    /// Timestamp, in ms since the epoch. Default: the current time.
     pub timestamp_ms: Option<i64>,
 }
 
 impl ProducerRecord {
-    /// A record without key.
+    /// Creates a record without a key.
     pub fn new(topic: impl Into<Arc<str>>, value: impl Into<Bytes>) -> Self {
         Self {
             topic: topic.into(),
@@ -37,17 +37,17 @@ impl ProducerRecord {
         }
     }
 
-    /// A record with a key: it goes to the key's partition.
+    /// Creates a record with a key, which determines its partition.
     pub fn keyed(topic: impl Into<Arc<str>>, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
         Self { key: Some(key.into()), ..Self::new(topic, value) }
     }
 
-    /// A key without value.
+    /// Creates a record with a key and a null value.
     pub fn tombstone(topic: impl Into<Arc<str>>, key: impl Into<Bytes>) -> Self {
         Self { value: None, ..Self::keyed(topic, key, Bytes::new()) }
     }
 
-    /// Sends it to this partition.
+    /// Sets the partition of the record.
     #[must_use]
     pub fn partition(mut self, partition: u32) -> Self {
         self.partition = Some(partition);
@@ -69,28 +69,28 @@ impl ProducerRecord {
     }
 }
 
-/// A record to send, from borrowed bytes.
+/// A record to send that borrows its bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RecordRef<'a> {
-    /// Left out: by the key, or any.
+    /// Partition of the record. Without it, the key determines the partition, or the producer chooses one.
     pub partition: Option<u32>,
-    /// Null or bytes.
+    /// Key, which may be null.
     pub key: Option<&'a [u8]>,
-    /// Null (a tombstone) or bytes.
+    /// Value; null is a tombstone.
     pub value: Option<&'a [u8]>,
-    /// Names and values, in order.
+    /// Names and values of the headers, in order.
     pub headers: &'a [(&'a str, Option<&'a [u8]>)],
-    /// In ms since the epoch. Left out: now.
+    /// Timestamp, in ms since the epoch. Default: the current time.
     pub timestamp_ms: Option<i64>,
 }
 
 impl<'a> RecordRef<'a> {
-    /// A record without key.
+    /// Creates a record without a key.
     pub fn new(value: &'a [u8]) -> Self {
         Self { value: Some(value), ..Self::default() }
     }
 
-    /// A record with a key: it goes to the key's partition.
+    /// Creates a record with a key, which determines its partition.
     pub fn keyed(key: &'a [u8], value: &'a [u8]) -> Self {
         Self { key: Some(key), value: Some(value), ..Self::default() }
     }

@@ -1,13 +1,12 @@
-//! The producer's task: sends sealed batches in order, many at a time, and tells how each went.
+//! The producer's task, which sends sealed batches in order with many in flight, and reports the outcome of each.
 //!
-//! A batch is open (`batching.rs`), then here in `queue`, `in_flight`, perhaps `refused` and in
-//! `queue` again, until its records are stored, refused for good, or out of time.
+//! A batch is first open (`batching.rs`). In this task, it is in `queue`, then in `in_flight`, and possibly in
+//! `refused` and again in `queue`, until its records are stored, permanently refused, or timed out.
 //!
-//! An idempotent producer numbers a batch when it is first sent, and sends it again under the same
-//! numbers, whatever became of the connection: the server stores it once. Where a numbered batch is
-//! given up, those behind it would be refused for the gap. Then only what may be stored is sent on,
-//! under its numbers; once each of those has its answer, the next epoch begins, and the rest is
-//! numbered anew.
+//! An idempotent producer numbers a batch when it is first sent, and sends it again with the same numbers after a lost
+//! connection, so that the server stores it once. If a numbered batch is given up, the server would refuse the batches
+//! after it because of the gap. In that case, only batches that may be stored are sent again, with their numbers; when
+//! all of those are answered, the next epoch starts and the remaining batches are numbered again.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -37,43 +36,43 @@ pub(super) struct Sender {
     connection: Option<Connection>,
     sequences: Sequences,
     events: VecDeque<Event>,
-    /// Batches that are open, the oldest first. Some may be sealed by now.
+    /// Open batches, the oldest first. Some may have been sealed meanwhile.
     lingering: VecDeque<(Arc<Partition>, Arc<Batch>)>,
-    /// To be sent, in order.
+    /// Batches to send, in order.
     queue: VecDeque<Pending>,
-    /// Sent on the connection, in order, and not answered.
+    /// Batches that were sent on the connection, in order, and are not answered yet.
     in_flight: VecDeque<Pending>,
-    /// Refused for the moment. Nothing is sent until all in flight are answered; then these go
-    /// first, so that order is kept.
+    /// Batches that were temporarily refused. Nothing is sent until all batches in flight are answered; then these
+    /// batches are sent first, which keeps the order.
     refused: Vec<Pending>,
     next_seq: u64,
-    /// Every batch that was sealed and has no outcome.
+    /// Numbers of all sealed batches without an outcome.
     outstanding: BTreeSet<u64>,
-    /// Waiting until all before this number have an outcome.
+    /// Flushes that wait until all batches before the given number have an outcome.
     flushes: Vec<(u64, oneshot::Sender<Result<(), ClientError>>)>,
     first_failure: Option<ClientError>,
     retry_at: Option<Instant>,
     backoff: Backoff,
 }
 
-/// One produce stream.
+/// A produce stream.
 struct Connection {
     requests: mpsc::UnboundedSender<v1::ProduceRequest>,
     answers: Streaming<v1::ProduceResponse>,
-    /// Requests that the transport took: these may have reached the server.
+    /// Number of requests that the transport accepted and that may have reached the server.
     taken: Arc<AtomicU64>,
     answered: u64,
 }
 
-/// A finished batch without an outcome.
+/// A sealed batch without an outcome.
 struct Pending {
     seq: u64,
     batch: Arc<Batch>,
     encoded: RecordBatch,
     room: u32,
-    /// It was sent under sequence numbers, and keeps them.
+    /// The batch was sent with sequence numbers, which it keeps.
     numbered: bool,
-    /// It was sent, and its answer is lost: it may be stored.
+    /// The batch was sent and its answer was lost, so it may be stored.
     in_doubt: bool,
 }
 
@@ -120,7 +119,7 @@ impl Sender {
     /// Runs until the producer is closed and every batch has an outcome.
     pub(super) async fn run(mut self) {
         loop {
-            // Asked before the events are taken: what comes after is not lost.
+            // Read this before taking the events, so that later events are not lost.
             let closed = self.shared.outbox.is_closed();
             self.hear();
             self.expire();
@@ -151,7 +150,7 @@ impl Sender {
                     for (partition, batch) in self.lingering.drain(..) {
                         partition.seal_if(&batch, &self.shared);
                     }
-                    // What was just sealed is heard before this.
+                    // The batches that were just sealed are handled before this event.
                     self.shared.outbox.push(Event::Flushing(done));
                 }
                 Event::Flushing(done) => self.flushes.push((self.next_seq, done)),
@@ -173,21 +172,21 @@ impl Sender {
         self.queue.push_back(Pending { seq, batch, encoded, room, numbered: false, in_doubt: false });
     }
 
-    /// Whether a batch could go out at once.
+    /// Whether a batch could be sent immediately.
     fn has_room(&self, batch: &Batch) -> bool {
         self.queue.is_empty() && self.refused.is_empty() && self.retry_at.is_none() && self.may_send(batch)
     }
 
-    /// Whether one more of its partition may be on its way.
+    /// Whether another batch of the same partition may be in flight.
     fn may_send(&self, batch: &Batch) -> bool {
         let of_partition = || self.in_flight.iter().filter(|pending| pending.is_of(batch)).count();
         self.in_flight.len() < self.shared.settings.in_flight_max.max(1)
             && (!self.shared.settings.idempotent || of_partition() < IN_FLIGHT_OF_PARTITION_MAX)
     }
 
-    /// Seals what lingered long enough. A batch that could not be sent yet stays open and grows.
+    /// Seals batches that have lingered long enough. A batch that cannot be sent yet stays open and grows.
     fn seal_lingering(&mut self, closed: bool) {
-        // Answers make room; without any to come, only what is open can.
+        // Answers free room. If none are expected, only sealing the open batches can free room.
         let now_or_never = closed || self.outstanding.is_empty() && self.shared.outbox.is_hurried();
         let mut room = self.shared.settings.in_flight_max.max(1).saturating_sub(self.in_flight.len());
         while let Some((_, batch)) = self.lingering.front() {
@@ -206,7 +205,7 @@ impl Sender {
         Duration::from_millis(self.shared.settings.linger_ms)
     }
 
-    /// When something is due without anybody's word.
+    /// Returns the time of the next action that is not triggered by an event.
     fn next_deadline(&self) -> Option<Instant> {
         let linger = self.lingering.front().filter(|(_, batch)| self.has_room(batch));
         let linger = linger.map(|(_, batch)| batch.opened_at + self.linger());
@@ -220,7 +219,7 @@ impl Sender {
         pending.batch.opened_at + self.shared.delivery_timeout()
     }
 
-    /// Gives up on what is out of time.
+    /// Gives up batches whose delivery timeout has passed.
     fn expire(&mut self) {
         let now = Instant::now();
         if self.retry_at.is_some_and(|at| at <= now) {
@@ -271,7 +270,7 @@ impl Sender {
                 pending.encoded = self.sequences.number(&pending.batch, pending.encoded);
                 pending.numbered = true;
             }
-            // Where the stream has ended, its answers say so.
+            // If the stream has ended, this is detected where its answers are read.
             let _ = connection.requests.send(v1::ProduceRequest {
                 topic: pending.batch.topic.to_string(),
                 partition: Some(pending.batch.partition),
@@ -282,12 +281,12 @@ impl Sender {
         }
     }
 
-    /// Whether nothing can be numbered until there is an id, or the next epoch.
+    /// Whether batches cannot be numbered until there is a producer id or the next epoch.
     fn must_begin(&self) -> bool {
         self.shared.settings.idempotent && self.sequences.must_begin()
     }
 
-    /// Whether some batch may be stored under the numbers that it has: they must not change yet.
+    /// Whether a batch may be stored with its current numbers, so that they must not change yet.
     fn awaits_answers(&self) -> bool {
         !self.in_flight.is_empty() || self.queue.iter().any(|pending| pending.in_doubt)
     }
@@ -310,7 +309,7 @@ impl Sender {
         Ok(Connection { requests, answers, taken, answered: 0 })
     }
 
-    /// Asks for an id, or for the next epoch of the one that there is.
+    /// Requests a producer id, or the next epoch of the current id.
     async fn init_producer(&mut self) -> Result<(), ClientError> {
         let mut client = LogClient::new(self.channel.clone());
         let request = v1::InitProducerRequest { current: self.sequences.current() };
@@ -325,7 +324,7 @@ impl Sender {
         begun.map_err(|message| ClientError::Protocol { server: server.to_owned(), message })
     }
 
-    /// Waits for an answer as long as the first batch of the queue can.
+    /// Waits for an answer until the deadline of the first batch in the queue.
     async fn in_time<T>(
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
@@ -336,7 +335,7 @@ impl Sender {
             answer = call => answer.map(tonic::Response::into_inner).map_err(|status| ClientError::from_status(server, &status)),
             () = until(deadline) => Err(ClientError::Unavailable {
                 server: server.to_owned(),
-                reason: "it does not answer".to_owned(),
+                reason: "the server does not answer".to_owned(),
             }),
         }
     }
@@ -344,7 +343,7 @@ impl Sender {
     fn answered(&mut self, answer: Answer) {
         let answer = match answer {
             Answer::Is(answer) => answer,
-            // The server answers all that it took before it ends a stream in good order.
+            // Before the server ends a stream without an error, it answers all requests that it received.
             Answer::Ended => return self.lost("the server ended the stream".to_owned(), false),
             Answer::Lost(status) => {
                 let error = ClientError::from_status(self.shared.client.server(), &status);
@@ -359,7 +358,7 @@ impl Sender {
             connection.answered += 1;
         }
         let Some(pending) = self.in_flight.pop_front() else {
-            return self.lost("the server answered what was not asked".to_owned(), true);
+            return self.lost("the server sent an answer without a request".to_owned(), true);
         };
         match answer.error {
             None => self.stored(pending, &answer.appended),
@@ -379,7 +378,7 @@ impl Sender {
             other => Err(ClientError::Protocol {
                 server: self.shared.client.server().to_owned(),
                 message: format!(
-                    "{} records were sent to partition {}, it says {other:?}",
+                    "{} records were sent to partition {}, but the answer is {other:?}",
                     pending.records(),
                     pending.batch.partition
                 ),
@@ -398,7 +397,7 @@ impl Sender {
         if let Some(E::StaleProducerEpoch | E::UnknownProducerId) = error.code() {
             self.sequences.forget_identity();
         }
-        // Of what was in doubt nobody knows what became of it the first time.
+        // The outcome of the first attempt of a batch in doubt is unknown.
         if error.is_retriable() || out_of_order && !pending.in_doubt {
             *self.shared.trouble.lock() = Some(error.to_string());
             self.refused.push(pending);
@@ -413,25 +412,25 @@ impl Sender {
         self.give_up(pending, error);
     }
 
-    /// A later batch of a partition is stored, or may be: those before it that were refused can't
-    /// be stored in order any more.
+    /// Fails the batches that were refused before a later batch of their partition that is or may be stored. They can
+    /// no longer be stored in order.
     fn fail_overtaken(&mut self, by: &Pending) {
         let is_overtaken = |pending: &Pending| pending.seq < by.seq && pending.is_of(&by.batch);
         let mut overtaken: Vec<Pending> = self.refused.extract_if(.., |pending| is_overtaken(pending)).collect();
         if self.must_begin() {
-            // Only then was a later batch sent before one that still waits.
+            // Only in this case may a later batch have been sent before one that is still queued.
             let (earlier, rest): (VecDeque<_>, _) = self.queue.drain(..).partition(is_overtaken);
             self.queue = rest;
             overtaken.extend(earlier);
         }
         for pending in overtaken {
             let last = self.shared.trouble.lock().clone().unwrap_or_default();
-            let message = format!("{last} (not sent again: records that follow these are stored already)");
+            let message = format!("{last} (not sent again because later records are already stored)");
             self.give_up(pending, ClientError::Refused { code: v1::ErrorCode::ShuttingDown, message });
         }
     }
 
-    /// Once nothing is in flight, what was refused goes first.
+    /// Queues the refused batches first, once nothing is in flight.
     fn retry_refused(&mut self) {
         if self.refused.is_empty() || !self.in_flight.is_empty() {
             return;
@@ -441,7 +440,7 @@ impl Sender {
         self.trouble(reason);
     }
 
-    /// The connection is gone. What it took may be stored, unless `unknown` is false.
+    /// Handles a lost connection. The batches that it accepted may be stored, unless `unknown` is false.
     fn lost(&mut self, reason: String, unknown: bool) {
         let Some(connection) = self.connection.take() else { return };
         let taken = connection.taken.load(Ordering::SeqCst).saturating_sub(connection.answered);
@@ -469,7 +468,7 @@ impl Sender {
         }
     }
 
-    /// Waits before the next attempt.
+    /// Schedules the next attempt.
     fn trouble(&mut self, reason: String) {
         let wait = self.backoff.next();
         tracing::debug!(server = self.shared.client.server(), reason, "producing again in {wait:?}");
@@ -477,7 +476,8 @@ impl Sender {
         self.retry_at = Some(Instant::now() + wait);
     }
 
-    /// It will not be stored, or nobody will know. Its numbers, if it has any, are missing from now on.
+    /// Gives up a batch that will not be stored, or whose outcome stays unknown. If it has sequence numbers, they are
+    /// missing from now on.
     fn give_up(&mut self, pending: Pending, error: ClientError) {
         if pending.numbered {
             self.sequences.set_gap();
@@ -509,7 +509,7 @@ impl Sender {
 }
 
 impl Drop for Sender {
-    /// Nobody is left waiting, not even where the runtime ends first.
+    /// Completes everything that callers wait for, even if the runtime ends first.
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         for topic in self.shared.topics.read().values() {
@@ -532,7 +532,7 @@ impl Drop for Sender {
 
 enum Answer {
     Is(v1::ProduceResponse),
-    /// In good order, with the server's trailers.
+    /// The stream ended without an error, with the server's trailers.
     Ended,
     Lost(tonic::Status),
 }
@@ -566,7 +566,7 @@ mod tests {
     use super::*;
     use crate::client::Client;
 
-    /// One that never runs: a test says what its server answers.
+    /// A sender that does not run; the tests play the server's answers.
     struct Scripted(Sender);
 
     impl Scripted {
@@ -580,7 +580,7 @@ mod tests {
             Self(sender)
         }
 
-        /// A batch of one record that waits to be sent.
+        /// Queues a batch of one record.
         fn queue(&mut self, partition: u32) -> Arc<Batch> {
             let batch = Batch::open("t".into(), partition);
             let mut builder = BatchBuilder::new(Compression::None);
@@ -589,7 +589,7 @@ mod tests {
             batch
         }
 
-        /// A batch of one record that is on its way.
+        /// Puts a batch of one record in flight.
         fn send(&mut self, partition: u32) -> Arc<Batch> {
             let batch = self.queue(partition);
             let mut pending = self.0.queue.pop_back().unwrap();
@@ -601,14 +601,14 @@ mod tests {
             batch
         }
 
-        /// The server stored the first that is on its way.
+        /// Answers that the first batch in flight is stored.
         fn stored(&mut self, base_offset: u64) {
             let partition = self.0.in_flight[0].batch.partition;
             let appended = vec![v1::Appended { partition, base_offset, record_count: 1 }];
             self.0.answered(Answer::Is(v1::ProduceResponse { appended, ..Default::default() }));
         }
 
-        /// The server refused the first that is on its way.
+        /// Answers that the first batch in flight is refused.
         fn refused(&mut self, code: v1::ErrorCode) {
             let error = Some(v1::Error { code: code as i32, message: "no".to_owned() });
             self.0.answered(Answer::Is(v1::ProduceResponse { error, ..Default::default() }));
@@ -656,8 +656,8 @@ mod tests {
         sender.stored(40);
         assert!(matches!(outcome(&later), Some(Ok(40))));
         let told = outcome(&overtaken).unwrap().unwrap_err().to_string();
-        assert!(told.contains("records that follow these are stored already"), "{told}");
-        // The other partition's goes first, before what was never sent.
+        assert!(told.contains("later records are already stored"), "{told}");
+        // The batch of the other partition is sent before the one that was never sent.
         assert_eq!(sender.partitions_queued(), [1, 0]);
         assert!(outcome(&other).is_none() && outcome(&queued).is_none());
         assert!(sender.0.retry_at.is_some());
@@ -670,7 +670,7 @@ mod tests {
         let elsewhere = sender.send(1);
         sender.refused(v1::ErrorCode::InvalidRequest);
         assert!(outcome(&given_up).unwrap().is_err());
-        // Its number is missing: nothing is numbered until the next epoch.
+        // Its number is missing, so nothing is numbered until the next epoch.
         assert!(sender.0.must_begin());
         let waits = sender.0.in_flight.pop_front().unwrap();
         sender.0.queue.push_back(waits);

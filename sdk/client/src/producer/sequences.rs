@@ -1,4 +1,4 @@
-//! The numbers of an idempotent producer (KIP-98): who it is, and what comes next in each partition.
+//! The sequence numbers of an idempotent producer (KIP-98): its identity and the next number in each partition.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use millstream_record::{RecordBatch, sequence_after};
 
 use super::delivery::Batch;
 
-/// Batches on their way to one partition: the server knows so many again (KIP-98).
+/// Maximum number of batches in flight per partition, which is the number that the server remembers (KIP-98).
 pub(super) const IN_FLIGHT_OF_PARTITION_MAX: usize = 5;
 
-/// See the module. Of no use until [`Sequences::begin`].
+/// The identity and the next sequence numbers of a producer. It cannot be used before [`Sequences::begin`].
 #[derive(Debug, Default)]
 pub(super) struct Sequences {
     identity: Option<Identity>,
     next: HashMap<Arc<str>, HashMap<u32, i32>>,
-    /// A number that was given will not come: what follows it would be refused.
+    /// An assigned number will not be sent, so the server would refuse the numbers after it.
     has_gap: bool,
 }
 
@@ -27,39 +27,39 @@ struct Identity {
 }
 
 impl Sequences {
-    /// Whether no batch can be numbered until the server gives an id or the next epoch.
+    /// Whether no batch can be numbered until the server assigns an id or the next epoch.
     pub(super) fn must_begin(&self) -> bool {
         self.identity.is_none() || self.has_gap
     }
 
-    /// What the server must know to give the next epoch; `None` for a new id.
+    /// Returns the identity for which to request the next epoch, or `None` to request a new id.
     pub(super) fn current(&self) -> Option<v1::ProducerIdentity> {
         self.identity.map(|Identity { id, epoch }| v1::ProducerIdentity { producer_id: id, epoch: epoch.into() })
     }
 
-    /// From here on every partition begins at 0.
+    /// Starts an epoch, in which every partition begins at 0.
     ///
     /// # Errors
-    /// What is wrong with the identity, in words.
+    /// Returns a description of what is wrong with the identity.
     pub(super) fn begin(&mut self, given: &v1::ProducerIdentity) -> Result<(), String> {
         let epoch = i16::try_from(given.epoch).ok().filter(|epoch| *epoch >= 0);
         let identity = epoch.filter(|_| given.producer_id >= 0).map(|epoch| Identity { id: given.producer_id, epoch });
-        let identity = identity.ok_or_else(|| format!("it gave {given:?} to a producer"))?;
+        let identity = identity.ok_or_else(|| format!("invalid producer identity {given:?}"))?;
         *self = Self { identity: Some(identity), ..Self::default() };
         Ok(())
     }
 
-    /// The numbers that were given can't go on.
+    /// Records that the assigned numbers cannot be continued.
     pub(super) fn set_gap(&mut self) {
         self.has_gap = true;
     }
 
-    /// The server does not know the id (any more).
+    /// Forgets the id because the server does not know it.
     pub(super) fn forget_identity(&mut self) {
         self.identity = None;
     }
 
-    /// Gives a batch the next numbers of its partition.
+    /// Assigns the next sequence numbers of its partition to a batch.
     pub(super) fn number(&mut self, batch: &Batch, encoded: RecordBatch) -> RecordBatch {
         let Some(Identity { id, epoch }) = self.identity else { return encoded };
         let partitions = match self.next.get_mut(&batch.topic) {
