@@ -1,4 +1,4 @@
-//! Compiles the contract in `sdk/proto` with protox: no protoc to install.
+//! Compiles the gRPC definitions in `sdk/proto` with protox, so that protoc does not have to be installed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = "../proto";
