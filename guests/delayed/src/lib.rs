@@ -36,6 +36,6 @@ mod tests {
     #[test]
     fn a_record_that_is_no_flight_fails() {
         let error = delayed(&Record::of("hello"), &Settings { minutes: 15 }).unwrap_err();
-        assert!(error.to_string().contains("not the JSON expected"), "{error}");
+        assert!(error.to_string().contains("not the expected JSON"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Aggregates: a keyed fold. The host groups the records and keeps the accumulators.
+//! Aggregates, which fold the records of each key. The host groups the records and stores the accumulators.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -34,53 +34,53 @@ use crate::record::Record;
 /// # fn main() {}
 /// ```
 ///
-/// For parameters, write `#[millstream::aggregate(config)]` and give the struct fields and
-/// `#[derive(Deserialize)]`: `self` is then the stage's configuration.
+/// To use parameters, write `#[millstream::aggregate(config)]`, add fields to the struct, and derive `Deserialize` for
+/// it: `self` is then the configuration of the stage.
 pub trait Aggregate {
-    /// What is kept a key, stored with postcard. A key's first record meets the default.
+    /// The accumulator of a key, which is stored with postcard. The first record of a key is added to the default.
     type Accumulator: Default + Serialize + DeserializeOwned;
 
-    /// Adds a record. What it did to the accumulator before it returned an error is undone.
+    /// Adds a record to the accumulator. If this returns an error, its changes to the accumulator are undone.
     ///
     /// # Errors
-    /// The record's failure.
+    /// An error fails the record.
     fn add(&self, accumulator: &mut Self::Accumulator, record: &Record<'_>) -> Result<()>;
 
-    /// Adds another accumulator of the same key.
+    /// Merges another accumulator of the same key into the accumulator.
     ///
     /// # Errors
-    /// Where the two can't be one.
+    /// Returns an error if the two cannot be merged.
     fn merge(&self, accumulator: &mut Self::Accumulator, other: Self::Accumulator) -> Result<()>;
 
-    /// The value to put out for a key.
+    /// Returns the output value of a key.
     ///
     /// # Errors
-    /// The failure of the last record that was added.
+    /// An error fails the last record that was added.
     fn finish(&self, key: &[u8], accumulator: &Self::Accumulator) -> Result<Value>;
 }
 
-/// A value to put out: bytes, or none for a tombstone.
+/// An output value: bytes, or null for a tombstone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Value(pub(crate) Option<Vec<u8>>);
 
 impl Value {
-    /// No value: downstream, the key is gone.
+    /// The null value, which deletes the key downstream.
     pub const TOMBSTONE: Self = Self(None);
 
-    /// `value` as JSON.
+    /// Encodes `value` as JSON.
     ///
     /// # Errors
-    /// Where it can't be JSON.
+    /// Fails if `value` cannot be encoded as JSON.
     pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self> {
         Ok(Self(Some(serde_json::to_vec(value)?)))
     }
 
-    /// The bytes.
+    /// Returns the bytes, or `None` for a tombstone.
     pub fn bytes(&self) -> Option<&[u8]> {
         self.0.as_deref()
     }
 
-    /// As text; empty where it is none.
+    /// Returns the value as text, or an empty string if it is null or not UTF-8.
     pub fn as_str(&self) -> &str {
         self.bytes().and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
     }

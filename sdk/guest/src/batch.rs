@@ -1,8 +1,8 @@
-//! Columns as the host sends and takes them (`stage.wit`), and records in place over them.
+//! Columns as the host sends and receives them (`stage.wit`), and records that borrow from them.
 
 use crate::record::{Headers, Record};
 
-/// One byte string an entry: lengths (-1 is null), and all bytes back to back.
+/// A column of nullable byte strings: the length of each entry (-1 for null), and the concatenated bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Column {
     pub lengths: Vec<i32>,
@@ -21,7 +21,7 @@ impl Column {
         }
     }
 
-    /// Appends an entry that `write` makes in place.
+    /// Appends an entry that `write` appends to the bytes.
     pub(crate) fn push_with<E>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
         let before = self.bytes.len();
         match write(&mut self.bytes) {
@@ -45,7 +45,7 @@ impl Column {
         ColumnSlice { lengths: &self.lengths, bytes: &self.bytes }
     }
 
-    /// Removes entries from `len` on, whose bytes begin at `bytes`.
+    /// Removes the entries from `len` on, whose bytes start at `bytes`.
     pub(crate) fn truncate(&mut self, (len, bytes): (usize, usize)) {
         self.lengths.truncate(len);
         self.bytes.truncate(bytes);
@@ -56,7 +56,7 @@ impl Column {
     }
 }
 
-/// What is left of a column.
+/// The remaining entries of a column.
 #[derive(Clone, Copy, Debug)]
 pub struct ColumnSlice<'a> {
     lengths: &'a [i32],
@@ -64,7 +64,8 @@ pub struct ColumnSlice<'a> {
 }
 
 impl<'a> ColumnSlice<'a> {
-    /// The next entry. Past the end, and where lengths lie, it is null: the host checks columns.
+    /// Returns the next entry. After the end, and if the lengths are inconsistent with the bytes, it is null; the host
+    /// checks columns.
     #[inline]
     pub(crate) fn next_entry(&mut self) -> Option<&'a [u8]> {
         let (&length, lengths) = self.lengths.split_first()?;
@@ -76,7 +77,7 @@ impl<'a> ColumnSlice<'a> {
     }
 }
 
-/// Headers of all records; `counts` is empty where no record has any.
+/// Headers of all records. `counts` is empty if no record has headers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderColumns {
     pub counts: Vec<u32>,
@@ -84,7 +85,7 @@ pub struct HeaderColumns {
     pub values: Column,
 }
 
-/// Records of one partition, in columns of equal length.
+/// Records of one partition, as columns of equal length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     pub offsets: Vec<i64>,
@@ -95,7 +96,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// A batch of one record.
+    /// Returns a batch of one record.
     pub(crate) fn of(record: &Record<'_>) -> Self {
         let mut batch = Self::default();
         batch.offsets.push(record.offset());
@@ -111,7 +112,7 @@ impl Batch {
         batch
     }
 
-    /// The records, in place.
+    /// Returns an iterator over the records, which borrow from the batch.
     #[inline]
     pub(crate) fn records(&self) -> impl Iterator<Item = Record<'_>> {
         let (mut keys, mut values) = (self.keys.slice(), self.values.slice());

@@ -1,4 +1,5 @@
-//! A stage's parameters: strings in the pipeline file, any `Deserialize` struct in the guest.
+//! Parameters of a stage. They are strings in the pipeline file, and any struct that implements `Deserialize` in the
+//! guest.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,30 +11,30 @@ use serde::de::{self, DeserializeOwned, DeserializeSeed, EnumAccess, IntoDeseria
 
 use crate::error::{Error, Result};
 
-/// All parameters as they were written.
+/// All parameters as they are in the pipeline file.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(transparent)]
 pub struct Config(BTreeMap<String, String>);
 
 impl Config {
-    /// The parameter `name`.
+    /// Returns the parameter `name`.
     pub fn str(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
-    /// The parameter `name`, parsed.
+    /// Returns the parameter `name`, parsed.
     ///
     /// # Errors
-    /// Where it is missing, or no `T`.
+    /// Fails if the parameter is missing or cannot be parsed as `T`.
     pub fn get<T: FromStr<Err: fmt::Display>>(&self, name: &str) -> Result<T> {
         let text = self.str(name).ok_or_else(|| Error::new(format!("the parameter {name:?} is missing")))?;
         text.parse().map_err(|error| Error::new(format!("parameter {name:?}: {text:?}: {error}")))
     }
 
-    /// The parameter `name`, parsed, or `default` where it is missing.
+    /// Returns the parameter `name`, parsed, or `default` if it is missing.
     ///
     /// # Errors
-    /// Where it is no `T`.
+    /// Fails if the parameter cannot be parsed as `T`.
     pub fn get_or<T: FromStr<Err: fmt::Display>>(&self, name: &str, default: T) -> Result<T> {
         if self.0.contains_key(name) { self.get(name) } else { Ok(default) }
     }
@@ -60,7 +61,7 @@ pub fn parse_parameters<T: DeserializeOwned>(parameters: &[(String, String)]) ->
 
 struct Parameters<'p>(&'p [(String, String)]);
 
-/// What is wrong with the parameters, in words.
+/// Description of what is wrong with the parameters.
 #[derive(Debug)]
 struct Mistake(String);
 
@@ -123,12 +124,12 @@ impl<'de> MapAccess<'de> for Entries<'_> {
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Mistake> {
-        let (name, text) = self.value.take().ok_or_else(|| Mistake("a value before its key".into()))?;
+        let (name, text) = self.value.take().ok_or_else(|| Mistake("the value was requested before the key".into()))?;
         seed.deserialize(Text(text)).map_err(|error| Mistake(format!("parameter {name:?}: {text:?}: {error}")))
     }
 }
 
-/// One parameter's text, parsed to whatever is asked for.
+/// The text of a parameter, which is parsed to the requested type.
 struct Text<'p>(&'p str);
 
 impl Text<'_> {
@@ -194,7 +195,7 @@ impl<'de> EnumAccess<'de> for Text<'_> {
     }
 }
 
-/// A parameter can name an enum's variant, and no more.
+/// A parameter can name a variant of an enum, but cannot contain fields.
 struct UnitOnly;
 
 impl<'de> de::VariantAccess<'de> for UnitOnly {
@@ -205,14 +206,14 @@ impl<'de> de::VariantAccess<'de> for UnitOnly {
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, _: T) -> Result<T::Value, Mistake> {
-        Err(Mistake("a parameter can't hold a variant with fields".into()))
+        Err(Mistake("a parameter cannot contain a variant with fields".into()))
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, Mistake> {
-        Err(Mistake("a parameter can't hold a variant with fields".into()))
+        Err(Mistake("a parameter cannot contain a variant with fields".into()))
     }
 
     fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, Mistake> {
-        Err(Mistake("a parameter can't hold a variant with fields".into()))
+        Err(Mistake("a parameter cannot contain a variant with fields".into()))
     }
 }

@@ -1,15 +1,15 @@
-//! Why a record could not be handled.
+//! The error type of stages.
 
 use std::fmt;
 
-/// A stage's result.
+/// The result type of stages.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a record could not be handled, in words. Any error converts with `?`.
+/// The reason why a record could not be processed, as text. Any error converts to this type with `?`.
 pub struct Error(String);
 
 impl Error {
-    /// An error that says `reason`.
+    /// Creates an error with the message `reason`.
     pub fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())
     }

@@ -1,5 +1,5 @@
-//! Write Millstream stages in Rust. A stage is a function over one record, or an [`Aggregate`];
-//! compiled for `wasm32-unknown-unknown` it is a module to push.
+//! SDK for writing Millstream stages in Rust. A stage is a function that processes one record, or an [`Aggregate`].
+//! Compiled for `wasm32-unknown-unknown`, it is a module that can be pushed to a server.
 //!
 //! ```
 //! use millstream::prelude::*;
@@ -20,13 +20,13 @@
 //! }
 //!
 //! # fn main() {
-//! // What is not wasm32 sees the plain function: test it as one.
+//! // On other targets than wasm32, this is a plain function that can be tested directly.
 //! assert!(delayed(&Record::of(r#"{"delay": 20}"#), &Config { minutes: 15 }).unwrap());
 //! # }
 //! ```
 //!
-//! An error from a stage is that record's failure: the pipeline file says what becomes of it, and
-//! the records beside it are unaffected. A panic costs no more, but is found more slowly.
+//! If a stage returns an error, the record fails: the pipeline file determines what happens to it, and other records
+//! are not affected. A panic also fails only its record, but it takes longer to find that record.
 
 mod aggregate;
 mod batch;
@@ -44,13 +44,13 @@ pub use millstream_macros::{aggregate, filter, map};
 pub use output::{NewRecord, Output};
 pub use record::{Headers, Record};
 
-/// What a stage's file usually needs.
+/// The items that most stages need.
 pub mod prelude {
     pub use crate::{Aggregate, Config, Error, NewRecord, Output, Record, Result, Value, bail};
     pub use serde::{Deserialize, Serialize};
 }
 
-/// What the attributes expand to. Not for authors.
+/// Support code for the attribute macros. This is not part of the public API.
 #[doc(hidden)]
 pub mod __rt {
     pub use crate::batch::{Batch, Column, HeaderColumns};
@@ -62,7 +62,7 @@ pub mod __rt {
     pub use wit_bindgen;
 }
 
-/// Ends the stage for this record with an error.
+/// Returns from the stage with an error for the current record.
 ///
 /// ```
 /// use millstream::prelude::*;
@@ -81,7 +81,7 @@ macro_rules! bail {
     };
 }
 
-/// Bindings' batch to ours: the vectors move.
+/// Converts a batch of the bindings to ours by moving its vectors.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __batch {

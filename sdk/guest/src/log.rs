@@ -1,20 +1,20 @@
-//! Lines for the server's log; it adds pipeline, stage and partition, and limits their rate.
-//! Outside a server they go to stderr.
+//! Logging to the server's log. The server adds pipeline, stage and partition to each line and limits the rate of
+//! lines. Outside a server, lines are written to stderr.
 
 use std::sync::OnceLock;
 
-/// How much a line matters.
+/// The level of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Every step.
+    /// Every single step.
     Trace,
-    /// For whoever looks for a defect.
+    /// Details for debugging.
     Debug,
-    /// Worth knowing.
+    /// Notable events.
     Info,
-    /// Not as it should be.
+    /// Unexpected conditions.
     Warn,
-    /// Wrong.
+    /// Errors.
     Error,
 }
 
@@ -30,7 +30,7 @@ pub fn write(level: Level, message: &str) {
     }
 }
 
-/// Called once an instance: lines, and the texts of panics, go to the host.
+/// Installs the sink of log lines. Called once per instance; panic messages are also written to it.
 #[doc(hidden)]
 pub fn start(sink: Sink) {
     if SINK.set(sink).is_ok() {
@@ -38,19 +38,19 @@ pub fn start(sink: Sink) {
     }
 }
 
-/// Writes an info line, formatted.
+/// Writes a formatted line at info level.
 #[macro_export]
 macro_rules! info {
     ($($arg:tt)*) => { $crate::log::write($crate::log::Level::Info, &::std::format!($($arg)*)) };
 }
 
-/// Writes a warning, formatted.
+/// Writes a formatted line at warning level.
 #[macro_export]
 macro_rules! warn {
     ($($arg:tt)*) => { $crate::log::write($crate::log::Level::Warn, &::std::format!($($arg)*)) };
 }
 
-/// Writes a debug line, formatted.
+/// Writes a formatted line at debug level.
 #[macro_export]
 macro_rules! debug {
     ($($arg:tt)*) => { $crate::log::write($crate::log::Level::Debug, &::std::format!($($arg)*)) };

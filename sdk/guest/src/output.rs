@@ -1,4 +1,4 @@
-//! What a map puts out. Columns that are all the sources' own are never copied: they are left out.
+//! The output of a map. A column whose values are all taken from the source records is left out instead of copied.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use crate::batch::{Batch, Column, HeaderColumns};
 use crate::error::Result;
 use crate::record::Record;
 
-/// Takes a map's outputs for one record: none, one or many, in order.
+/// Receives the outputs of a map for one record: zero or more records, in order.
 #[derive(Debug)]
 pub struct Output<'b> {
     batch: &'b Batch,
@@ -15,7 +15,7 @@ pub struct Output<'b> {
     mapped: Mapped,
 }
 
-/// All outputs of a batch. A column that is `None` is the sources'.
+/// All outputs of a batch. If a column is `None`, its values are those of the source records.
 #[derive(Debug, Default)]
 pub struct Mapped {
     pub sources: Vec<u32>,
@@ -26,7 +26,7 @@ pub struct Mapped {
     pub failures: Vec<(u32, String)>,
 }
 
-/// A record to put out, or one that came out of a test. What is not set is the source's.
+/// A record to write, or one that a test collected. Fields that are not set are taken from the source record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewRecord {
     key: Option<Option<Vec<u8>>>,
@@ -36,82 +36,82 @@ pub struct NewRecord {
 }
 
 impl NewRecord {
-    /// The source record as it is.
+    /// Creates a record in which no field is set, which is a copy of the source record.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// With this key.
+    /// Sets the key.
     pub fn with_key(self, key: impl Into<Vec<u8>>) -> Self {
         Self { key: Some(Some(key.into())), ..self }
     }
 
-    /// Without a key.
+    /// Sets the key to null.
     pub fn without_key(self) -> Self {
         Self { key: Some(None), ..self }
     }
 
-    /// With this value.
+    /// Sets the value.
     pub fn with_value(self, value: impl Into<Vec<u8>>) -> Self {
         Self { value: Some(Some(value.into())), ..self }
     }
 
-    /// With `value` as JSON.
+    /// Sets the value to `value` as JSON.
     ///
     /// # Errors
-    /// Where it can't be JSON.
+    /// Fails if `value` cannot be encoded as JSON.
     pub fn with_json<T: Serialize>(self, value: &T) -> Result<Self> {
         Ok(self.with_value(serde_json::to_vec(value)?))
     }
 
-    /// Without a value: a tombstone.
+    /// Sets the value to null, which makes the record a tombstone.
     pub fn tombstone(self) -> Self {
         Self { value: Some(None), ..self }
     }
 
-    /// With this timestamp, in milliseconds since the Unix epoch.
+    /// Sets the timestamp, in milliseconds since the Unix epoch.
     pub fn with_timestamp_ms(self, timestamp_ms: i64) -> Self {
         Self { timestamp_ms: Some(timestamp_ms), ..self }
     }
 
-    /// With one header; the source's headers are not taken over.
+    /// Adds a header. The headers of the source record are not kept.
     pub fn with_header(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         self.headers.get_or_insert_default().push((name.into(), Some(value.into())));
         self
     }
 
-    /// The key, as far as it is set.
+    /// Returns the key, or `None` if it is null or not set.
     pub fn key(&self) -> Option<&[u8]> {
         self.key.as_ref()?.as_deref()
     }
 
-    /// The value, as far as it is set.
+    /// Returns the value, or `None` if it is null or not set.
     pub fn value(&self) -> Option<&[u8]> {
         self.value.as_ref()?.as_deref()
     }
 
-    /// The value as text; empty where it is none.
+    /// Returns the value as text, or an empty string if it is null, not set or not UTF-8.
     pub fn value_str(&self) -> &str {
         self.value().and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default()
     }
 
-    /// The key as text; empty where it is none.
+    /// Returns the key as text, or an empty string if it is null, not set or not UTF-8.
     pub fn key_str(&self) -> &str {
         self.key().and_then(|key| std::str::from_utf8(key).ok()).unwrap_or_default()
     }
 
-    /// The timestamp, as far as it is set.
+    /// Returns the timestamp if it is set.
     pub fn timestamp_ms(&self) -> Option<i64> {
         self.timestamp_ms
     }
 
-    /// The headers, as far as they are set.
+    /// Returns the headers, or an empty slice if they are not set.
     pub fn headers(&self) -> &[(String, Option<Vec<u8>>)] {
         self.headers.as_deref().unwrap_or_default()
     }
 }
 
-/// Where every column stood before a record, to go back to when it fails.
+/// The lengths of all columns before a record, to which they are reset if the record fails.
 #[derive(Debug)]
 pub(crate) struct Mark {
     outputs: usize,
@@ -126,10 +126,10 @@ impl<'b> Output<'b> {
         Self { batch, current: 0, source: Record::tombstone(), mapped }
     }
 
-    /// For tests: what `map` puts out for `record`, every field set.
+    /// Returns what `map` outputs for `record`, with all fields set. For tests.
     ///
     /// # Errors
-    /// What `map` returns.
+    /// Returns the error of `map`.
     pub fn collect(record: &Record<'_>, map: impl FnOnce(&mut Output<'_>) -> Result<()>) -> Result<Vec<NewRecord>> {
         let batch = Batch::of(record);
         let mut out = Output::new(&batch);
@@ -157,23 +157,23 @@ impl<'b> Output<'b> {
         Ok(all.records().map(owned).collect())
     }
 
-    /// Puts out the record with another value.
+    /// Outputs the record with a different value.
     pub fn emit<V: AsRef<[u8]> + ?Sized>(&mut self, value: &V) {
         self.materialise_values().push(Some(value.as_ref()));
         self.push_source_but_value();
     }
 
-    /// Puts out the record with `value` as JSON.
+    /// Outputs the record with `value` as JSON as its value.
     ///
     /// # Errors
-    /// Where it can't be JSON.
+    /// Fails if `value` cannot be encoded as JSON.
     pub fn emit_json<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
         self.materialise_values().push_with(|bytes| serde_json::to_writer(bytes, value))?;
         self.push_source_but_value();
         Ok(())
     }
 
-    /// Puts out a record with this key and value.
+    /// Outputs the record with a different key and value.
     pub fn emit_keyed<K: AsRef<[u8]> + ?Sized, V: AsRef<[u8]> + ?Sized>(&mut self, key: &K, value: &V) {
         self.materialise_keys().push(Some(key.as_ref()));
         self.materialise_values().push(Some(value.as_ref()));
@@ -182,7 +182,7 @@ impl<'b> Output<'b> {
         self.mapped.sources.push(self.current);
     }
 
-    /// Puts the record out as it is.
+    /// Outputs the record unchanged.
     #[inline]
     pub fn pass(&mut self) {
         if let Some(values) = &mut self.mapped.values {
@@ -191,7 +191,7 @@ impl<'b> Output<'b> {
         self.push_source_but_value();
     }
 
-    /// Puts the record out with another key.
+    /// Outputs the record with a different key.
     pub fn pass_with_key<K: AsRef<[u8]> + ?Sized>(&mut self, key: &K) {
         self.materialise_keys().push(Some(key.as_ref()));
         if let Some(values) = &mut self.mapped.values {
@@ -202,7 +202,7 @@ impl<'b> Output<'b> {
         self.mapped.sources.push(self.current);
     }
 
-    /// Puts out `record`; what it does not set is the source's.
+    /// Outputs `record`. Fields that it does not set are taken from the source record.
     pub fn emit_record(&mut self, record: &NewRecord) {
         match &record.key {
             Some(key) => self.materialise_keys().push(key.as_deref()),
@@ -246,15 +246,15 @@ impl<'b> Output<'b> {
         }
     }
 
-    /// The current record failed: what it put out goes.
+    /// Removes the outputs of the current record, because it failed.
     pub(crate) fn fail(&mut self, mark: &Mark, reason: String) {
         let mapped = &mut self.mapped;
         mapped.sources.truncate(mark.outputs);
         if let Some(timestamps) = &mut mapped.timestamps {
             timestamps.truncate(mark.outputs);
         }
-        // A column that this record was the first to change holds a copy of the earlier sources':
-        // it is dropped, and they are left out again.
+        // If this record was the first to change a column, the column contains a copy of the earlier source values. It
+        // is dropped, so that it is left out again.
         roll_back(&mut mapped.keys, mark.keys, |column, mark| column.truncate(mark));
         roll_back(&mut mapped.values, mark.values, |column, mark| column.truncate(mark));
         roll_back(&mut mapped.headers, mark.headers, |headers, (names, values)| {
@@ -356,7 +356,7 @@ fn push_headers(headers: &mut HeaderColumns, record: &Record<'_>) {
     headers.counts.push((headers.names.lengths.len() - before) as u32);
 }
 
-/// The entries of `column` at `sources`, which never descend.
+/// Returns the entries of `column` at `sources`, which are in ascending order.
 fn entries_of(column: &Column, sources: &[u32]) -> Column {
     let mut out = Column::default();
     let mut sources = sources.iter().peekable();

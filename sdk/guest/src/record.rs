@@ -1,11 +1,11 @@
-//! A record, read in place.
+//! Records, which borrow from the batch.
 
 use serde::Deserialize;
 
 use crate::batch::ColumnSlice;
 use crate::error::{Error, Result};
 
-/// One record. Nothing is copied: what it returns lives in the batch.
+/// A record. It copies nothing; everything it returns borrows from the batch.
 #[derive(Clone, Debug)]
 pub struct Record<'a> {
     offset: i64,
@@ -26,32 +26,32 @@ impl<'a> Record<'a> {
         Self { offset, timestamp_ms, key, value, headers }
     }
 
-    /// A record to test with: this value, no key, no headers, offset and timestamp 0.
+    /// Creates a record for tests with this value, no key, no headers, and offset and timestamp 0.
     pub fn of<V: AsRef<[u8]> + ?Sized>(value: &'a V) -> Self {
         Self::in_place(0, 0, None, Some(value.as_ref()), Headers::none())
     }
 
-    /// A tombstone to test with.
+    /// Creates a tombstone for tests.
     pub fn tombstone() -> Self {
         Self::in_place(0, 0, None, None, Headers::none())
     }
 
-    /// The same with a key.
+    /// Returns the record with this key.
     pub fn with_key<K: AsRef<[u8]> + ?Sized>(self, key: &'a K) -> Self {
         Self { key: Some(key.as_ref()), ..self }
     }
 
-    /// The same with a timestamp.
+    /// Returns the record with this timestamp.
     pub fn with_timestamp_ms(self, timestamp_ms: i64) -> Self {
         Self { timestamp_ms, ..self }
     }
 
-    /// The same with an offset.
+    /// Returns the record with this offset.
     pub fn with_offset(self, offset: i64) -> Self {
         Self { offset, ..self }
     }
 
-    /// The same with one more header.
+    /// Returns the record with this header added.
     pub fn with_header<V: AsRef<[u8]> + ?Sized>(mut self, name: &'a str, value: &'a V) -> Self {
         let mut list: Vec<_> = self.headers.clone().collect();
         list.push((name, Some(value.as_ref())));
@@ -59,74 +59,74 @@ impl<'a> Record<'a> {
         self
     }
 
-    /// Position in its partition.
+    /// Returns the offset of the record in its partition.
     #[inline]
     pub fn offset(&self) -> i64 {
         self.offset
     }
 
-    /// In milliseconds since the Unix epoch.
+    /// Returns the timestamp, in milliseconds since the Unix epoch.
     #[inline]
     pub fn timestamp_ms(&self) -> i64 {
         self.timestamp_ms
     }
 
-    /// The key.
+    /// Returns the key.
     #[inline]
     pub fn key(&self) -> Option<&'a [u8]> {
         self.key
     }
 
-    /// The value; `None` is a tombstone.
+    /// Returns the value; `None` is a tombstone.
     #[inline]
     pub fn value(&self) -> Option<&'a [u8]> {
         self.value
     }
 
-    /// The key as text.
+    /// Returns the key as text.
     ///
     /// # Errors
-    /// Where there is no key, or it is not UTF-8.
+    /// Fails if the key is null or not UTF-8.
     #[inline]
     pub fn key_str(&self) -> Result<&'a str> {
         text("key", self.key)
     }
 
-    /// The value as text.
+    /// Returns the value as text.
     ///
     /// # Errors
-    /// Where there is no value, or it is not UTF-8.
+    /// Fails if the value is null or not UTF-8.
     #[inline]
     pub fn value_str(&self) -> Result<&'a str> {
         text("value", self.value)
     }
 
-    /// The value parsed as JSON. Strings may be borrowed from it: `&'a str`, `Cow<'a, str>`.
+    /// Parses the value as JSON. Strings can be borrowed from the value, as `&'a str` or `Cow<'a, str>`.
     ///
     /// # Errors
-    /// Where there is no value, or it is not the JSON that `T` wants.
+    /// Fails if the value is null or cannot be parsed as `T`.
     #[inline]
     pub fn json<T: Deserialize<'a>>(&self) -> Result<T> {
         let value = self.value.ok_or_else(|| Error::new("the record has no value (a tombstone)"))?;
         serde_json::from_slice(value)
-            .map_err(|error| Error::new(format!("the value is not the JSON expected: {error}")))
+            .map_err(|error| Error::new(format!("the value is not the expected JSON: {error}")))
     }
 
-    /// All headers, in order, with duplicates.
+    /// Returns all headers, in order and including duplicates.
     #[inline]
     pub fn headers(&self) -> Headers<'a> {
         self.headers.clone()
     }
 
-    /// The last header of that name.
+    /// Returns the value of the last header with this name.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         self.headers().filter(|(found, _)| *found == name).last().and_then(|(_, value)| value)
     }
 
-    /// The last header of that name as text.
+    /// Returns the value of the last header with this name, as text.
     ///
     /// # Errors
-    /// Where there is none, or it is not UTF-8.
+    /// Fails if there is no such header, its value is null, or its value is not UTF-8.
     pub fn header_str(&self, name: &str) -> Result<&'a str> {
         let value = self.header(name).ok_or_else(|| Error::new(format!("the record has no header {name:?}")))?;
         std::str::from_utf8(value).map_err(|error| Error::new(format!("header {name:?} is not UTF-8: {error}")))
@@ -138,7 +138,7 @@ fn text<'a>(what: &str, bytes: Option<&'a [u8]>) -> Result<&'a str> {
     std::str::from_utf8(bytes).map_err(|error| Error::new(format!("the {what} is not UTF-8: {error}")))
 }
 
-/// A record's headers: names and values, in order.
+/// Iterator over the names and values of a record's headers, in order.
 #[derive(Clone, Debug)]
 pub struct Headers<'a>(Inner<'a>);
 
@@ -171,7 +171,7 @@ impl<'a> Iterator for Headers<'a> {
             Inner::Columns { left, names, values } => {
                 *left -= 1;
                 let name = names.next_entry().unwrap_or_default();
-                // The host lets no other names through.
+                // The host rejects names that are not UTF-8.
                 Some((std::str::from_utf8(name).unwrap_or_default(), values.next_entry()))
             }
         }

@@ -1,4 +1,4 @@
-//! A batch through a stage, one record after the other.
+//! Runs a stage on a batch, one record at a time.
 
 use crate::aggregate::Aggregate;
 use crate::batch::{Batch, Column};
@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::output::{Mapped, Output};
 use crate::record::Record;
 
-/// Failures: index and reason.
+/// Index and reason of each failure.
 type Failures = Vec<(u32, String)>;
 
 #[derive(Debug)]
@@ -53,10 +53,10 @@ pub struct Added {
     pub failures: Failures,
 }
 
-/// An accumulator in the making.
+/// An accumulator during `run_add`.
 struct Fold<A> {
     accumulator: A,
-    /// Its encoding before the record `since`; `None` is the one that the host sent.
+    /// The accumulator's encoding before the record `since`. If this is `None`, it is the one that the host sent.
     encoded: Option<Vec<u8>>,
     since: usize,
 }
@@ -81,8 +81,8 @@ pub fn run_add<S: Aggregate>(stage: &S, batch: &Batch, groups: &[u32], accumulat
     Added { accumulators: out, failures }
 }
 
-/// Makes the accumulator as it was before record `index`: the records since the last failure are
-/// added again to what it was then.
+/// Resets the accumulator to its state before record `index`: the records since the last failure are added again to the
+/// state at that failure.
 fn undo<S: Aggregate>(
     stage: &S,
     fold: &mut Fold<S::Accumulator>,
@@ -95,9 +95,9 @@ fn undo<S: Aggregate>(
     fold.accumulator = decode::<S>(fold.encoded.as_deref().or(sent));
     let again = batch.records().zip(groups).take(index).skip(fold.since).filter(|(_, of)| **of == group);
     for (record, _) in again {
-        // They were added before without an error, in the same order.
+        // These records were added before without an error, in the same order.
         if let Err(error) = stage.add(&mut fold.accumulator, &record) {
-            panic!("add is not a pure function: a record that was added fails the second time: {error}");
+            panic!("add is not a pure function: a record that was added before fails when it is added again: {error}");
         }
     }
     let mut encoded = Column::default();
@@ -111,7 +111,7 @@ pub fn run_merge<S: Aggregate>(stage: &S, left: &Column, right: &Column) -> Colu
     for (left, right) in left.iter().zip(right.iter()) {
         let mut accumulator = decode::<S>(left);
         if let Err(error) = stage.merge(&mut accumulator, decode::<S>(right)) {
-            panic!("two accumulators can't be merged: {error}");
+            panic!("two accumulators cannot be merged: {error}");
         }
         encode::<S>(&accumulator, &mut out);
     }
@@ -144,8 +144,8 @@ fn decode<S: Aggregate>(encoded: Option<&[u8]>) -> S::Accumulator {
     match postcard::from_bytes(encoded) {
         Ok(accumulator) => accumulator,
         Err(error) => panic!(
-            "the stored accumulator is not of this module's type ({error}): after a change of the \
-             type, give the stage another name so that it starts anew"
+            "the stored accumulator does not have this module's type ({error}): after a change of the \
+             type, rename the stage so that it starts with empty state"
         ),
     }
 }
@@ -153,6 +153,6 @@ fn decode<S: Aggregate>(encoded: Option<&[u8]>) -> S::Accumulator {
 fn encode<S: Aggregate>(accumulator: &S::Accumulator, column: &mut Column) {
     let encoded = column.push_with(|bytes| postcard::to_io(accumulator, bytes).map(drop));
     if let Err(error) = encoded {
-        panic!("the accumulator can't be stored: {error}");
+        panic!("the accumulator cannot be encoded: {error}");
     }
 }

@@ -1,4 +1,4 @@
-//! The SDK as a guest author sees it, natively.
+//! Tests the SDK natively, as the author of a guest would.
 
 use millstream::__rt::{Batch, Column, parse_parameters, run_add, run_filter, run_map};
 use millstream::prelude::*;
@@ -115,7 +115,7 @@ impl Aggregate for Sum {
     type Accumulator = (u64, Vec<u64>);
 
     fn add(&self, sum: &mut Self::Accumulator, record: &Record<'_>) -> Result<()> {
-        // Changed before it is known to be good, on purpose.
+        // The accumulator is intentionally changed before the record is known to be valid.
         sum.0 += 1000;
         let n = record.value_str()?.parse::<u64>()?;
         sum.0 += n;

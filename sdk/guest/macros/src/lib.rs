@@ -1,8 +1,8 @@
 //! The attributes `#[filter]`, `#[map]` and `#[aggregate]` of the `millstream` crate.
 //!
-//! Each leaves the item as it is, so that it is tested natively, and adds for wasm32 the bindings
-//! of one world of `stage.wit`. They expand in the author's crate: bindings in a library would
-//! put all three worlds into every module.
+//! Each attribute leaves the item unchanged, so that it can be tested natively, and adds the bindings of one world of
+//! `stage.wit` for wasm32. The bindings are expanded in the author's crate, because bindings in a library would put all
+//! three worlds into every module.
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
@@ -10,42 +10,42 @@ use quote::quote;
 use syn::spanned::Spanned;
 use syn::{Error, FnArg, Ident, ItemFn, ItemImpl, Result, Type, parse_macro_input};
 
-/// The contract, as a text that the bindings are made from.
+/// The interface definition from which the bindings are generated.
 const WIT: &str = include_str!("../../../wit/stage.wit");
 
-/// Makes a function the module's filter.
+/// Turns a function into the filter of the module.
 ///
-/// `fn(record: &Record) -> Result<bool>`, or with a second parameter `config: &C`, where `C` is
-/// [`Deserialize`](https://docs.rs/serde) and gets the stage's parameters.
+/// The function is `fn(record: &Record) -> Result<bool>`. It may have a second parameter `config: &C`, where `C`
+/// implements [`Deserialize`](https://docs.rs/serde) and receives the parameters of the stage.
 #[proc_macro_attribute]
 pub fn filter(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let function = parse_macro_input!(item as ItemFn);
     function_stage(attribute.into(), function, &FILTER).unwrap_or_else(Error::into_compile_error).into()
 }
 
-/// Makes a function the module's map.
+/// Turns a function into the map of the module.
 ///
-/// `fn(record: &Record, out: &mut Output) -> Result<()>`, or with a third parameter `config: &C`,
-/// where `C` is [`Deserialize`](https://docs.rs/serde) and gets the stage's parameters.
+/// The function is `fn(record: &Record, out: &mut Output) -> Result<()>`. It may have a third parameter `config: &C`,
+/// where `C` implements [`Deserialize`](https://docs.rs/serde) and receives the parameters of the stage.
 #[proc_macro_attribute]
 pub fn map(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let function = parse_macro_input!(item as ItemFn);
     function_stage(attribute.into(), function, &MAP).unwrap_or_else(Error::into_compile_error).into()
 }
 
-/// Makes an `impl Aggregate for T` the module's aggregate. `T` is a unit struct, or with
-/// `#[aggregate(config)]` a struct that is `Deserialize` and gets the stage's parameters.
+/// Turns an `impl Aggregate for T` into the aggregate of the module. `T` is a unit struct, or, with
+/// `#[aggregate(config)]`, a struct that implements `Deserialize` and receives the parameters of the stage.
 #[proc_macro_attribute]
 pub fn aggregate(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let implementation = parse_macro_input!(item as ItemImpl);
     aggregate_stage(attribute.into(), implementation).unwrap_or_else(Error::into_compile_error).into()
 }
 
-/// What filter and map differ in.
+/// The differences between filter and map.
 struct FunctionKind {
     attribute: &'static str,
     world: &'static str,
-    /// Parameters before the configuration.
+    /// Number of parameters before the configuration.
     parameters: usize,
     signature: &'static str,
     glue: fn(&Ident, Tokens) -> Tokens,
@@ -109,16 +109,16 @@ fn function_stage(attribute: Tokens, function: ItemFn, kind: &FunctionKind) -> R
     no_arguments(&attribute, kind.attribute)?;
     let signature = &function.sig;
     let wrong = |span, what: &str| {
-        Error::new(span, format!("{what}: #[millstream::{}] wants {}", kind.attribute, kind.signature))
+        Error::new(span, format!("{what}: #[millstream::{}] expects {}", kind.attribute, kind.signature))
     };
     if let Some(receiver) = signature.receiver() {
-        return Err(wrong(receiver.span(), "a method can't be a stage"));
+        return Err(wrong(receiver.span(), "a method cannot be a stage"));
     }
     if let Some(asyncness) = signature.asyncness {
-        return Err(wrong(asyncness.span(), "a stage is not async"));
+        return Err(wrong(asyncness.span(), "a stage cannot be async"));
     }
     if signature.generics.type_params().next().is_some() {
-        return Err(wrong(signature.generics.span(), "a stage is not generic"));
+        return Err(wrong(signature.generics.span(), "a stage cannot be generic"));
     }
     let extra = signature.inputs.len().checked_sub(kind.parameters);
     let config = match extra {
@@ -126,11 +126,11 @@ fn function_stage(attribute: Tokens, function: ItemFn, kind: &FunctionKind) -> R
         Some(1) => match signature.inputs.last() {
             Some(FnArg::Typed(typed)) => match typed.ty.as_ref() {
                 Type::Reference(reference) if reference.mutability.is_none() => Some(reference.elem.as_ref()),
-                other => return Err(wrong(other.span(), "the configuration is taken by reference")),
+                other => return Err(wrong(other.span(), "the configuration must be a shared reference")),
             },
             _ => None,
         },
-        _ => return Err(wrong(signature.inputs.span(), "these parameters don't fit")),
+        _ => return Err(wrong(signature.inputs.span(), "the function has the wrong number of parameters")),
     };
     let name = &signature.ident;
     let passed = if config.is_some() { quote!(, configured()) } else { Tokens::new() };
@@ -153,7 +153,7 @@ fn aggregate_stage(attribute: Tokens, implementation: ItemImpl) -> Result<Tokens
         _ => {
             return Err(Error::new(
                 attribute.span(),
-                "write #[millstream::aggregate], or #[millstream::aggregate(config)] for a struct that takes the stage's parameters",
+                "write #[millstream::aggregate], or #[millstream::aggregate(config)] for a struct that receives the parameters of the stage",
             ));
         }
     };
@@ -165,7 +165,7 @@ fn aggregate_stage(attribute: Tokens, implementation: ItemImpl) -> Result<Tokens
     if !is_aggregate {
         return Err(Error::new(
             implementation.self_ty.span(),
-            "#[millstream::aggregate] belongs on `impl Aggregate for …`",
+            "#[millstream::aggregate] must be placed on `impl Aggregate for …`",
         ));
     }
     let this = implementation.self_ty.as_ref();
@@ -229,7 +229,7 @@ fn no_arguments(attribute: &Tokens, name: &str) -> Result<()> {
     Err(Error::new(attribute.span(), format!("#[millstream::{name}] takes no arguments")))
 }
 
-/// Parses the parameters once, and keeps what they mean.
+/// Generates code that parses the parameters once and stores the result.
 fn parsed_configuration(config: Tokens) -> Tokens {
     quote! {
         static CONFIGURED: ::std::sync::OnceLock<#config> = ::std::sync::OnceLock::new();
@@ -240,7 +240,7 @@ fn parsed_configuration(config: Tokens) -> Tokens {
 
         fn configure(parameters: &[(String, String)]) -> Result<(), String> {
             let parsed: #config = ::millstream::__rt::parse_parameters(parameters)?;
-            CONFIGURED.set(parsed).map_err(|_| String::from("a stage is configured once"))
+            CONFIGURED.set(parsed).map_err(|_| String::from("a stage can be configured only once"))
         }
     }
 }
