@@ -1,4 +1,4 @@
-//! Makes an alert that a person can read of a late flight, keyed by its origin.
+//! Turns a late flight into a readable alert, keyed by its origin.
 
 use std::borrow::Cow;
 

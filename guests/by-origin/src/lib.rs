@@ -1,4 +1,4 @@
-//! Gives each flight its airport of origin as the key.
+//! Sets the key of each flight to its airport of origin.
 
 use std::borrow::Cow;
 

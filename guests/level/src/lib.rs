@@ -1,5 +1,5 @@
-//! Keeps log lines at or above `level`: JSON with a field `level`, or text with the level's name
-//! in it as a word.
+//! Keeps log lines at or above `level`. A line is JSON with a field `level`, or text that contains the name of the
+//! level as a word.
 
 use std::borrow::Cow;
 
@@ -36,7 +36,7 @@ pub fn level(record: &Record, settings: &Settings) -> Result<bool> {
     };
     match level {
         Some(level) => Ok(level >= settings.level),
-        None => bail!("the line names no level (trace, debug, info, warn, error, fatal): {text:?}"),
+        None => bail!("the line contains no level (trace, debug, info, warn, error, fatal): {text:?}"),
     }
 }
 
@@ -69,6 +69,6 @@ mod tests {
     #[test]
     fn a_line_without_a_level_fails() {
         let error = level(&Record::of("hello"), &Settings { level: Level::Warn }).unwrap_err();
-        assert!(error.to_string().contains("names no level"));
+        assert!(error.to_string().contains("contains no level"));
     }
 }

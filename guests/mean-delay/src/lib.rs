@@ -1,4 +1,4 @@
-//! Counts a key's flights and their mean delay in minutes.
+//! Computes the number of flights of each key and their mean delay in minutes.
 
 use millstream::prelude::*;
 

@@ -1,5 +1,5 @@
-//! Parses a web server's access log, Combined Log Format, into JSON. A line that breaks is a
-//! failure that says where.
+//! Parses the access log of a web server in Combined Log Format into JSON. A malformed line fails with the column of
+//! the error.
 
 use millstream::prelude::*;
 
@@ -31,12 +31,12 @@ pub fn parse_log(record: &Record, out: &mut Output) -> Result<()> {
         bail!("the request is not METHOD PATH PROTOCOL: {:?}", line.all);
     };
     let status = line.until("status", " ")?;
-    let Ok(status) = status.parse() else { bail!("the status {status:?} is no number") };
-    // The common format ends here.
+    let Ok(status) = status.parse() else { bail!("the status {status:?} is not a number") };
+    // The Common Log Format ends here.
     let bytes = line.until("size", " \"").or_else(|_| line.rest("size"))?;
     let bytes = match bytes {
         "-" => None,
-        digits => Some(digits.parse().map_err(|_| Error::new(format!("the size {digits:?} is no number")))?),
+        digits => Some(digits.parse().map_err(|_| Error::new(format!("the size {digits:?} is not a number")))?),
     };
     let (mut referer, mut agent) = (None, None);
     if !line.is_done() {
@@ -50,7 +50,7 @@ fn dash(field: &str) -> Option<&str> {
     (field != "-").then_some(field)
 }
 
-/// A line, read from the left.
+/// A line that is parsed from left to right.
 struct Line<'a> {
     all: &'a str,
     at: usize,
@@ -110,7 +110,7 @@ mod tests {
         let error = parse("127.0.0.1 - frank 10/Oct/2000").unwrap_err().to_string();
         assert!(error.contains("no user at column 13"), "{error}");
         let error = parse(r#"a - b [t] "GET / HTTP/1.1" abc 1 "-" "-""#).unwrap_err().to_string();
-        assert_eq!(error, "the status \"abc\" is no number");
+        assert_eq!(error, "the status \"abc\" is not a number");
         assert!(parse("").unwrap_err().to_string().contains("client address at column 1"));
     }
 }

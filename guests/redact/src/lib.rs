@@ -1,5 +1,5 @@
-//! Masks e-mail addresses and payment card numbers in a value. A card number is 13 to 19 digits,
-//! with single spaces or dashes between them or none, whose Luhn sum is right.
+//! Masks e-mail addresses and payment card numbers in a value. A card number has 13 to 19 digits, optionally separated
+//! by single spaces or dashes, and a valid Luhn checksum.
 
 use millstream::prelude::*;
 
@@ -29,7 +29,7 @@ fn mask_addresses(text: &str) -> String {
         let name_begins =
             before.rfind(|c| !local(c)).map_or(0, |i| i + before[i..].chars().next().map_or(1, char::len_utf8));
         let host = &after[..after.find(|c| !domain(c)).unwrap_or(after.len())];
-        // A full stop may end the sentence.
+        // A period after the address may be the end of a sentence.
         let host = host.trim_end_matches(['.', '-']);
         let is_address =
             name_begins < at && host.split('.').count() > 1 && host.split('.').all(|part| !part.is_empty());
@@ -67,7 +67,7 @@ fn mask_cards(text: &str) -> String {
     out + &text[copied..]
 }
 
-/// The digits that begin at `at`, single separators skipped, and where they end.
+/// Returns the digits that start at `at`, without single separators between them, and the position of their end.
 fn digits_from(bytes: &[u8], mut at: usize) -> (Vec<u8>, usize) {
     let mut digits = Vec::new();
     let mut end = at;

@@ -1,4 +1,4 @@
-//! One record a word of the value: the word in small letters is key and value.
+//! Outputs one record for each word of the value, with the word in lower case as key and value.
 
 use millstream::prelude::*;
 

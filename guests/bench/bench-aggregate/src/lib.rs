@@ -1,4 +1,4 @@
-//! Counts records, sums their bytes and keeps the last timestamp: 24 bytes a key.
+//! Counts records, sums their sizes and keeps the last timestamp, in 24 bytes per key.
 
 use millstream::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Puts out each value with its last byte changed: one copy a record.
+//! Outputs each value with its last byte changed, which takes one copy per record.
 
 use millstream::prelude::*;
 

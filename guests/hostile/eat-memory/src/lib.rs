@@ -1,4 +1,4 @@
-//! Allocates without end on a record whose value has `needle` in it.
+//! Allocates memory without limit for a record whose value contains `needle`.
 
 use millstream::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Puts out `megabytes` for each record whose value has `needle` in it.
+//! Outputs `megabytes` MiB for each record whose value contains `needle`.
 
 use millstream::prelude::*;
 

@@ -1,5 +1,5 @@
-//! A map made on the bare contract, without the SDK, that returns columns which lie, as its
-//! parameter `lie` says.
+//! A map that uses the interface without the SDK and returns inconsistent columns. The parameter `lie` selects the
+//! inconsistency.
 #![cfg(target_arch = "wasm32")]
 
 use std::sync::OnceLock;

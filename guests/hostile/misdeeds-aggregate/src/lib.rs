@@ -1,7 +1,6 @@
-//! An aggregate that does what a record asks for after `add` or `finish`, and else keeps all values of
-//! a key in their order: `a1,a2`. The value `forget` removes what there is of a key. What it puts out
-//! is the accumulator in brackets, and a tombstone where there is none; of the key `strict` that is a
-//! failure.
+//! An aggregate that misbehaves if a record asks for it with `add` or `finish` and a misdeed. Otherwise it collects all
+//! values of a key in order: `a1,a2`. The value `forget` removes the accumulator of a key. The output is the
+//! accumulator in brackets, or a tombstone if there is none; for the key `strict`, a missing accumulator is a failure.
 #![cfg(target_arch = "wasm32")]
 
 use misdeeds::{FLOOD_BYTES, Misdeed, REASON};

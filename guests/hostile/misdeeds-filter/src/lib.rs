@@ -1,4 +1,5 @@
-//! A filter that does what a record asks for after `run`, and else drops what begins with `drop`.
+//! A filter that misbehaves if a record asks for it with `run` and a misdeed. Otherwise it drops values that start with
+//! `drop`.
 #![cfg(target_arch = "wasm32")]
 
 use misdeeds::{FLOOD_BYTES, Misdeed, REASON};
@@ -28,7 +29,7 @@ impl exports::millstream::stage::filter::Guest for Stage {
                     fail(index, REASON.to_owned());
                     2
                 }
-                // A filter returns no columns, but a reason may be of any length.
+                // A filter returns no columns, but the reason of a failure can have any length.
                 Some(Misdeed::Flood) => {
                     fail(index, "x".repeat(FLOOD_BYTES));
                     2

@@ -1,6 +1,6 @@
-//! A map that does what a record asks for after `run`, and else puts out each value with a `!`: what
-//! begins with `drop` not at all, what begins with `double` twice. Keys, timestamps and headers are
-//! left out, so that they are the sources'.
+//! A map that misbehaves if a record asks for it with `run` and a misdeed. Otherwise it outputs each value followed by
+//! `!`, zero times if the value starts with `drop` and twice if it starts with `double`. Keys, timestamps and headers
+//! are left out, so they are those of the source records.
 #![cfg(target_arch = "wasm32")]
 
 use misdeeds::{FLOOD_BYTES, Misdeed, REASON};

@@ -1,34 +1,34 @@
-//! What the modules `misdeeds-*` have in common: a record tells them what to do wrong, and in which
-//! function. The value `add traps` makes `add` trap, and means nothing to `finish`. They are made on
-//! the bare contract, without the SDK, which would not let them return inconsistent columns.
+//! Code shared by the modules `misdeeds-*`. A record tells these modules how to misbehave, and in which function: the
+//! value `add traps` makes `add` trap and has no effect on `finish`. The modules use the interface without the SDK,
+//! which would not let them return inconsistent columns.
 
 use std::hint::black_box;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How much a flood returns, in bytes: over the limit that the tests set, and its slack.
+/// Size of a flood's output, in bytes. It exceeds the limit that the tests set plus its slack.
 pub const FLOOD_BYTES: usize = 4 << 20;
 
-/// The reason of a failure that is returned as the contract says.
+/// The reason of a failure that is returned correctly.
 pub const REASON: &str = "this record is refused";
 
-/// The last line in the log before a trap.
+/// The last log line before a trap.
 pub const LAST_WORDS: &str = "this record is a trap";
 
-/// What a record asks for.
+/// What a record asks the module to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misdeed {
-    /// Say that the record failed, as the contract has it.
+    /// Report correctly that the record failed.
     Fail,
-    /// The same, and leave a trace where there must be none.
+    /// Report that the record failed, and change the accumulator, which is not allowed.
     Smudge,
     /// Write a line to the log, and trap.
     Trap,
     /// Never return.
     Spin,
-    /// Take memory without end.
+    /// Allocate memory without limit.
     Eat,
-    /// Return far too much.
+    /// Return far too much data.
     Flood,
     /// Return more entries than there are records.
     Miscount,
@@ -36,10 +36,10 @@ pub enum Misdeed {
 
 static HARMLESS: OnceLock<bool> = OnceLock::new();
 
-/// An instance that miscounted once always does: whoever calls it again gets nothing from it.
+/// Whether the instance has miscounted. It then always does, so that calling it again gives no result.
 static BROKEN: AtomicBool = AtomicBool::new(false);
 
-/// Takes the parameter `harmless`: with it, no record has an effect beyond the others'.
+/// Reads the parameter `harmless`. If it is set, no record causes a misdeed.
 pub fn configure(parameters: Vec<(String, String)>) -> Result<(), String> {
     if let Some((name, _)) = parameters.iter().find(|(name, _)| name != "harmless") {
         return Err(format!("there is no parameter {name:?}"));
@@ -47,7 +47,7 @@ pub fn configure(parameters: Vec<(String, String)>) -> Result<(), String> {
     HARMLESS.set(!parameters.is_empty()).map_err(|_| "configured twice".to_owned())
 }
 
-/// What `value` asks the function `place` to do.
+/// Returns what `value` asks the function `place` to do.
 pub fn asked(place: &str, value: &[u8]) -> Option<Misdeed> {
     if HARMLESS.get() == Some(&true) {
         return None;
@@ -73,7 +73,7 @@ fn misdeed(place: &str, value: &[u8]) -> Option<Misdeed> {
     }
 }
 
-/// Traps; `say` writes a line to the log.
+/// Traps after writing a line to the log with `say`.
 pub fn trap(say: impl FnOnce(&str)) -> ! {
     say(LAST_WORDS);
     #[cfg(target_arch = "wasm32")]
@@ -89,7 +89,7 @@ pub fn spin() -> ! {
     }
 }
 
-/// Takes memory until there is none.
+/// Allocates memory until there is none left.
 pub fn eat() -> ! {
     let mut eaten: Vec<Vec<u8>> = Vec::new();
     loop {
@@ -97,7 +97,7 @@ pub fn eat() -> ! {
     }
 }
 
-/// The entries of a column.
+/// Returns the entries of a column.
 pub fn entries<'c>(lengths: &'c [i32], bytes: &'c [u8]) -> impl Iterator<Item = Option<&'c [u8]>> {
     let mut rest = bytes;
     lengths.iter().map(move |&length| {

@@ -1,4 +1,4 @@
-//! Spins forever on a record whose value has `needle` in it.
+//! Spins forever on a record whose value contains `needle`.
 
 use millstream::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Panics on a record whose value has `needle` in it.
+//! Panics on a record whose value contains `needle`.
 
 use millstream::prelude::*;
 
