@@ -1,14 +1,15 @@
-//! The functions of the C library through which a thread waits, sleeps, tells the time, draws random numbers, starts and
-//! joins threads. Those of a simulation go to its scheduler, all others to the C library.
+//! The functions of the C library through which a thread waits, sleeps, reads the clock, draws random numbers, and
+//! starts and joins threads. Calls by simulated threads are handled by the scheduler; all others are passed to the C
+//! library.
 //!
-//! Rust's standard library waits with `syscall(SYS_futex)`, and so does parking_lot; everything else that blocks, channels
-//! and tokio's timers included, stands on these. The linker takes a function of the program before that of a shared library
-//! of the same name, so these are what the whole program calls. Calls that the C library makes itself, as for the lock of
-//! its allocator, do not come here.
+//! Rust's standard library and parking_lot wait with `syscall(SYS_futex)`; everything else that blocks, including
+//! channels and tokio's timers, is built on these. The linker prefers a function of the program to a function of a
+//! shared library with the same name, so the whole program calls the functions in this file. Calls that the C library
+//! makes internally, for example for the lock of its allocator, do not use them.
 //!
-//! Signatures are those of the C library (`man 2 futex`, `man 3 clock_gettime`); errors are told by -1 and `errno`, or by
-//! the number returned, as there. `syscall` is variadic there: on Linux its arguments are passed as those of a function with
-//! seven integers are.
+//! The signatures are those of the C library (`man 2 futex`, `man 3 clock_gettime`). As there, errors are reported by
+//! returning -1 and setting `errno`, or by returning the error number. The C function `syscall` is variadic; on Linux,
+//! its arguments are passed like those of a function with seven integer parameters.
 
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::sync::Arc;
@@ -16,33 +17,33 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use crate::scheduler::{Event, World, enter, in_world, leave};
 
-/// Wall-clock time at the begin of a run, in seconds since the epoch.
+/// Wall-clock time at the start of a run, in seconds since the epoch.
 const WALL_CLOCK_BEGIN_S: u64 = 1_700_000_000;
 
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// The next function of this name: the C library's.
+/// Returns the next function with this name, which is the one of the C library.
 fn real(name: &'static CStr, found: &AtomicPtr<c_void>) -> *mut c_void {
     let known = found.load(Ordering::Relaxed);
     if !known.is_null() {
         return known;
     }
-    // SAFETY: the name ends with a zero byte, and `RTLD_NEXT` may be asked for any name.
+    // SAFETY: the name ends with a zero byte, and `RTLD_NEXT` accepts any name.
     let next = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-    assert!(!next.is_null(), "the C library has no function of this name");
+    assert!(!next.is_null(), "the C library has no function with this name");
     found.store(next, Ordering::Relaxed);
     next
 }
 
-/// Declares the C library's function of a name, to be called as `real_call!(name(type, …) -> type)(argument, …)`.
+/// Returns the C library's function with this name, to be called as `real_call!(name(type, …) -> type)(argument, …)`.
 macro_rules! real_call {
     ($name:ident ($($kind:ty),*) -> $returned:ty) => {{
         static FOUND: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
         const NAME: &CStr = match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
             Ok(name) => name,
-            Err(_) => panic!("a name has no zero byte"),
+            Err(_) => panic!("a name must not contain a zero byte"),
         };
-        // SAFETY: the C library's function of this name has this signature.
+        // SAFETY: the C library's function with this name has this signature.
         unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($kind),*) -> $returned>(real(NAME, &FOUND)) }
     }};
 }
@@ -53,14 +54,14 @@ fn real_syscall() -> Syscall {
     real_call!(syscall(c_long, usize, usize, usize, usize, usize, usize) -> c_long)
 }
 
-/// Waits outside of any simulation while the value is as given.
+/// Waits on a futex outside of any simulation, if it has the given value.
 pub(crate) fn wait_real(futex: &AtomicU32, value: u32) {
     let operation = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG) as usize;
-    // SAFETY: the address is that of a live u32; there is no timeout.
+    // SAFETY: the address is that of a live u32, and there is no timeout.
     unsafe { real_syscall()(libc::SYS_futex, futex.as_ptr() as usize, operation, value as usize, 0, 0, 0) };
 }
 
-/// Wakes a thread that waits outside of any simulation.
+/// Wakes one thread that waits on a futex outside of any simulation.
 pub(crate) fn wake_real(futex: &AtomicU32) {
     let operation = (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG) as usize;
     // SAFETY: the address is that of a live u32.
@@ -68,19 +69,19 @@ pub(crate) fn wake_real(futex: &AtomicU32) {
 }
 
 fn set_errno(code: c_int) {
-    // SAFETY: it is this thread's own.
+    // SAFETY: `errno` is thread-local.
     unsafe { *libc::__errno_location() = code };
 }
 
 /// # Safety
-/// As `syscall` of the C library: the arguments are those of the system call.
+/// The arguments must be valid for the system call, as for `syscall` of the C library.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn syscall(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long {
     let simulated = match number {
         // SAFETY: the arguments are those of futex(2).
         libc::SYS_futex => in_world(|world, me| unsafe { futex(world, me, a, b as c_int, c as u32, d) }).flatten(),
         libc::SYS_getrandom => in_world(|world, _| {
-            // SAFETY: the caller's buffer has as many bytes as it says.
+            // SAFETY: the caller guarantees that the buffer has this size.
             world.fill_random(unsafe { std::slice::from_raw_parts_mut(a as *mut u8, b) });
             Ok(b as c_long)
         }),
@@ -92,15 +93,15 @@ unsafe extern "C" fn syscall(number: c_long, a: usize, b: usize, c: usize, d: us
             set_errno(code);
             -1
         }
-        // SAFETY: the caller's arguments go on unchanged.
+        // SAFETY: the caller's arguments are passed on unchanged.
         None => unsafe { real_syscall()(number, a, b, c, d, e, f) },
     }
 }
 
-/// futex(2) of a simulated thread; `None` for operations that nobody here uses.
+/// Implements futex(2) for a simulated thread. Returns `None` for operations that no code here uses.
 ///
 /// # Safety
-/// `address` is that of a live u32, `timeout` null or that of a `timespec`.
+/// `address` must be the address of a live u32, and `timeout` must be null or the address of a `timespec`.
 unsafe fn futex(
     world: &World,
     me: usize,
@@ -112,14 +113,14 @@ unsafe fn futex(
     let kind = operation & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
     match kind {
         libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => {
-            // SAFETY: the caller says so.
+            // SAFETY: guaranteed by the caller.
             let timeout = unsafe { (timeout as *const libc::timespec).as_ref() };
             let until_ns = timeout.map(|timeout| match kind {
                 libc::FUTEX_WAIT => world.monotonic_ns() + ns(timeout),
                 _ if operation & libc::FUTEX_CLOCK_REALTIME != 0 => ns(timeout) - WALL_CLOCK_BEGIN_S * NS_PER_S,
                 _ => ns(timeout),
             });
-            // SAFETY: the caller says so.
+            // SAFETY: guaranteed by the caller.
             let current = unsafe { &*(address as *const AtomicU32) }.load(Ordering::SeqCst);
             Some(match world.wait_futex(me, address, current == value, until_ns) {
                 None => Err(libc::EAGAIN),
@@ -137,7 +138,7 @@ fn ns(time: &libc::timespec) -> u64 {
 }
 
 /// # Safety
-/// As `clock_gettime(3)`: `time` can be written.
+/// As for `clock_gettime(3)`: `time` must be valid for writes.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> c_int {
     let simulated = in_world(|world, _| {
@@ -149,28 +150,28 @@ unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::time
     });
     let Some(now_ns) = simulated else {
         let real = real_call!(clock_gettime(libc::clockid_t, *mut libc::timespec) -> c_int);
-        // SAFETY: the caller's arguments go on unchanged.
+        // SAFETY: the caller's arguments are passed on unchanged.
         return unsafe { real(clock, time) };
     };
     let now = libc::timespec { tv_sec: (now_ns / NS_PER_S) as libc::time_t, tv_nsec: (now_ns % NS_PER_S) as c_long };
-    // SAFETY: the caller says that it can be written.
+    // SAFETY: the caller guarantees that `time` is valid for writes.
     unsafe { time.write(now) };
     0
 }
 
 /// # Safety
-/// As `nanosleep(2)`.
+/// As for `nanosleep(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nanosleep(wanted: *const libc::timespec, left: *mut libc::timespec) -> c_int {
-    // SAFETY: the caller's pointer is that of a `timespec`.
+    // SAFETY: the caller's pointer points to a `timespec`.
     let slept = in_world(|world, me| sleep(world, me, ns(unsafe { &*wanted })));
     let real = real_call!(nanosleep(*const libc::timespec, *mut libc::timespec) -> c_int);
-    // SAFETY: the caller's arguments go on unchanged.
+    // SAFETY: the caller's arguments are passed on unchanged.
     slept.map_or_else(|| unsafe { real(wanted, left) }, |()| 0)
 }
 
 /// # Safety
-/// As `clock_nanosleep(2)`.
+/// As for `clock_nanosleep(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn clock_nanosleep(
     clock: libc::clockid_t,
@@ -179,7 +180,7 @@ unsafe extern "C" fn clock_nanosleep(
     left: *mut libc::timespec,
 ) -> c_int {
     let slept = in_world(|world, me| {
-        // SAFETY: the caller's pointer is that of a `timespec`.
+        // SAFETY: the caller's pointer points to a `timespec`.
         let wanted_ns = ns(unsafe { &*wanted });
         let until_ns = if clock == libc::CLOCK_REALTIME { WALL_CLOCK_BEGIN_S * NS_PER_S } else { 0 };
         match flags & libc::TIMER_ABSTIME {
@@ -188,7 +189,7 @@ unsafe extern "C" fn clock_nanosleep(
         }
     });
     let real = real_call!(clock_nanosleep(libc::clockid_t, c_int, *const libc::timespec, *mut libc::timespec) -> c_int);
-    // SAFETY: the caller's arguments go on unchanged.
+    // SAFETY: the caller's arguments are passed on unchanged.
     slept.map_or_else(|| unsafe { real(clock, flags, wanted, left) }, |()| 0)
 }
 
@@ -198,7 +199,7 @@ fn sleep(world: &World, me: usize, for_ns: u64) {
 }
 
 /// # Safety
-/// None: it has no arguments.
+/// There are no requirements, because the function has no arguments.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sched_yield() -> c_int {
     let yielded = in_world(|world, me| world.point(me));
@@ -208,20 +209,20 @@ unsafe extern "C" fn sched_yield() -> c_int {
 }
 
 /// # Safety
-/// As `getrandom(2)`: the buffer has that many bytes.
+/// As for `getrandom(2)`: the buffer must have this size.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn getrandom(buffer: *mut c_void, bytes: usize, flags: u32) -> isize {
-    // SAFETY: the caller's buffer has as many bytes as it says.
+    // SAFETY: the caller guarantees that the buffer has this size.
     let filled =
         in_world(|world, _| world.fill_random(unsafe { std::slice::from_raw_parts_mut(buffer.cast(), bytes) }));
     let real = real_call!(getrandom(*mut c_void, usize, u32) -> isize);
-    // SAFETY: the caller's arguments go on unchanged.
+    // SAFETY: the caller's arguments are passed on unchanged.
     filled.map_or_else(|| unsafe { real(buffer, bytes, flags) }, |()| bytes as isize)
 }
 
 type Begin = extern "C" fn(*mut c_void) -> *mut c_void;
 
-/// What a new thread of a simulation needs to begin.
+/// The data that a new simulated thread needs to start.
 struct NewThread {
     world: Arc<World>,
     number: usize,
@@ -230,7 +231,7 @@ struct NewThread {
 }
 
 /// # Safety
-/// As `pthread_create(3)`.
+/// As for `pthread_create(3)`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_create(
     thread: *mut libc::pthread_t,
@@ -243,20 +244,20 @@ unsafe extern "C" fn pthread_create(
     let created = in_world(|world, me| {
         let number = world.add_thread("thread".into());
         let new = Box::new(NewThread { world: world.clone(), number, begin, argument });
-        // SAFETY: the caller's arguments go on, and what is to run gets the box, which it frees.
+        // SAFETY: the caller's arguments are passed on, and the new thread takes ownership of the box.
         let code = unsafe { real(thread, attributes, begin_simulated, Box::into_raw(new).cast()) };
-        assert_eq!(code, 0, "a simulated thread can be started");
-        // SAFETY: the C library wrote it.
+        assert_eq!(code, 0, "failed to start a simulated thread");
+        // SAFETY: the C library has initialised the handle.
         world.set_handle(number, unsafe { thread.read() } as usize);
         world.point(me);
         code
     });
-    // SAFETY: the caller's arguments go on unchanged.
+    // SAFETY: the caller's arguments are passed on unchanged.
     created.unwrap_or_else(|| unsafe { real(thread, attributes, begin, argument) })
 }
 
 extern "C" fn begin_simulated(new: *mut c_void) -> *mut c_void {
-    // SAFETY: `pthread_create` made it for this thread alone.
+    // SAFETY: `pthread_create` created the box for this thread only.
     let new = unsafe { Box::from_raw(new.cast::<NewThread>()) };
     let NewThread { world, number, begin, argument } = *new;
     world.await_turn(number);
@@ -268,7 +269,7 @@ extern "C" fn begin_simulated(new: *mut c_void) -> *mut c_void {
 }
 
 /// # Safety
-/// As `pthread_join(3)`.
+/// As for `pthread_join(3)`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_join(thread: libc::pthread_t, returned: *mut *mut c_void) -> c_int {
     in_world(|world, me| {
@@ -277,21 +278,21 @@ unsafe extern "C" fn pthread_join(thread: libc::pthread_t, returned: *mut *mut c
         }
     });
     let real = real_call!(pthread_join(libc::pthread_t, *mut *mut c_void) -> c_int);
-    // SAFETY: the caller's arguments go on unchanged.
+    // SAFETY: the caller's arguments are passed on unchanged.
     unsafe { real(thread, returned) }
 }
 
-/// Threads are known by name in traces.
+/// Also sets the name of the thread in traces.
 ///
 /// # Safety
-/// As `pthread_setname_np(3)`: the name ends with a zero byte.
+/// As for `pthread_setname_np(3)`: the name must end with a zero byte.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_setname_np(thread: libc::pthread_t, name: *const std::ffi::c_char) -> c_int {
     in_world(|world, me| {
-        // SAFETY: the caller says that it ends with a zero byte.
+        // SAFETY: the caller guarantees that the name ends with a zero byte.
         world.name_thread(me, &unsafe { CStr::from_ptr(name) }.to_string_lossy());
     });
     let real = real_call!(pthread_setname_np(libc::pthread_t, *const std::ffi::c_char) -> c_int);
-    // SAFETY: the caller's arguments go on unchanged.
+    // SAFETY: the caller's arguments are passed on unchanged.
     unsafe { real(thread, name) }
 }

@@ -1,17 +1,16 @@
 //! A deterministic simulator of threads and time.
 //!
-//! [`run`] calls a function whose threads, and all that they start, take turns: one runs, all others stand still. At every
-//! point where a thread could be interrupted in a way that matters to others, the seed decides who goes on: where a thread
-//! waits for a lock, a queue or a condition, wakes another, sleeps, yields, starts or joins a thread, and wherever the code
-//! under test calls [`point`], as a simulated disk does on each call. Time is virtual: it moves a little at each such point,
-//! and jumps to the next deadline when everybody waits. So the same seed gives the same run, and a run takes no longer than
-//! its work.
+//! [`run`] calls a function whose threads, including all threads that they start, take turns: one runs while all others
+//! are stopped. The seed decides which thread continues at every point where an interruption may matter to other
+//! threads: when a thread waits for a lock, a queue or a condition, wakes another thread, sleeps, yields, or starts or
+//! joins a thread, and wherever the code under test calls [`point`], as a simulated disk does on each call. Time is
+//! virtual: it advances a little at each of these points, and jumps to the next deadline when all threads wait. The
+//! same seed therefore gives the same run, and a run takes only as long as its computations.
 //!
-//! The code under test is not changed for this, nor are the libraries that it uses: the simulator stands in for the few
-//! functions of the C library through which every Rust thread waits, sleeps, tells the time and draws random numbers
-//! (`calls.rs`). It works on Linux, and only where the program that links this crate is started for simulations: threads
-//! outside of a simulation must not contend for the same locks as those inside, so one process runs one simulation at a
-//! time.
+//! Neither the code under test nor its libraries are changed for this: the simulator replaces the few functions of the
+//! C library through which every Rust thread waits, sleeps, reads the clock and draws random numbers (`calls.rs`). It
+//! works on Linux, and only in programs that are dedicated to simulations, because threads outside of a simulation must
+//! not contend for the same locks as those inside. For the same reason, a process runs one simulation at a time.
 
 mod calls;
 mod random;

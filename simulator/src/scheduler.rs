@@ -1,4 +1,4 @@
-//! Who runs: one thread of a simulation at a time holds the baton, and hands it on at scheduling points.
+//! The scheduler. One simulated thread at a time holds the baton, and passes it on at scheduling points.
 //!
 //! ```text
 //!             started            its turn                 returns
@@ -8,8 +8,8 @@
 //!                          └────── Waiting ◀──────┘
 //! ```
 //!
-//! Only the thread with the baton touches [`State`], so its lock is never contended. What simulated threads call to wait
-//! arrives here through `calls.rs`.
+//! Only the thread with the baton accesses [`State`], so its lock is never contended. The waiting functions that
+//! simulated threads call are implemented in `calls.rs`, which calls this module.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -22,43 +22,45 @@ use crate::calls;
 use crate::random::Random;
 use crate::trace::Trace;
 
-/// Monotonic time begins here, in ns: code may compute what was a day ago.
+/// Monotonic time at the start of a run, in ns. It is not 0, so that code can compute times before the start, such as a
+/// day ago.
 const BEGIN_NS: u64 = 1_000_000 * 1_000_000_000;
 
-/// A scheduling point takes at most this long, in ns of virtual time.
+/// Exclusive maximum of the virtual time that a scheduling point takes, in ns.
 const POINT_NS_MAX: u64 = 20_000;
 
-/// Time jumps no further than this, in ns, while threads could run: as if the machine had stood still for so long.
+/// Maximum jump of time while threads could run, in ns. Such a jump has the effect of a machine that was suspended for
+/// this long.
 const JUMP_NS_MAX: u64 = 10 * 1_000_000_000;
 
-/// A run with more scheduling points than this goes round in circles.
+/// A run with more scheduling points than this is considered to be in an endless loop.
 const POINTS_MAX: u64 = 20_000_000;
 
-/// How a simulation is run.
+/// Settings of a simulation.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Decides everything.
+    /// The seed, which determines the whole run.
     pub seed: u64,
-    /// Whether [`Outcome::lines`] has the whole trace.
+    /// Whether to keep the whole trace in [`Outcome::lines`].
     pub keep_lines: bool,
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome<T> {
-    /// What the function returned, or its panic.
+    /// The return value of the function, or its panic.
     pub result: std::thread::Result<T>,
     /// A hash of everything that was traced, in order, with threads and times.
     pub trace_hash: u64,
-    /// The trace itself, where it was asked for.
+    /// The trace itself, if it was requested.
     pub lines: Vec<String>,
-    /// Scheduling points.
+    /// Number of scheduling points.
     pub points: u64,
-    /// Virtual time from begin to end.
+    /// Virtual time from start to end.
     pub took: Duration,
 }
 
-/// One simulation.
+/// The state of a simulation.
 pub(crate) struct World {
     state: Mutex<State>,
 }
@@ -67,12 +69,13 @@ struct State {
     threads: Vec<Thread>,
     now_ns: u64,
     points: u64,
-    /// How probable it is that a thread goes on at a point where it could.
+    /// Probability that a thread that can run continues at a scheduling point.
     goes_on: f64,
-    /// How probable it is that time jumps to the next deadline though others could run.
+    /// Probability that time jumps to the next deadline although threads could run.
     time_jumps: f64,
     schedule: Random,
-    /// For what the code under test draws: a change of the schedule must not change that.
+    /// Generator for the random numbers of the code under test. It is separate, so that a change of the schedule does
+    /// not change these numbers.
     drawn: Random,
     trace: Trace,
     seed: u64,
@@ -82,9 +85,9 @@ struct Thread {
     name: String,
     status: Status,
     baton: Arc<Baton>,
-    /// The C library's name of it, once it is known.
+    /// Handle of the thread in the C library, once it is known.
     handle: Option<usize>,
-    /// Whether the last wait ended because its time was up.
+    /// Whether the last wait ended with a timeout.
     timed_out: bool,
 }
 
@@ -95,12 +98,12 @@ enum Status {
     Finished,
 }
 
-/// What a thread waits for.
+/// The event that a thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// A wake of the futex at this address.
     Futex(usize),
-    /// Time alone.
+    /// No event, only the time.
     Time,
     /// The end of the thread with this number.
     End(usize),
@@ -108,7 +111,7 @@ pub(crate) enum Event {
     AllEnd,
 }
 
-/// A thread's right to run, on which it waits outside of the simulation.
+/// A thread's permission to run. The thread waits for it outside of the simulation.
 #[derive(Default)]
 pub(crate) struct Baton(AtomicU32);
 
@@ -126,17 +129,18 @@ impl Baton {
 }
 
 thread_local! {
-    /// The simulation that this thread belongs to, and its number there.
+    /// The simulation that this thread belongs to, and the number of the thread in it.
     static CURRENT: RefCell<Option<(Arc<World>, usize)>> = const { RefCell::new(None) };
-    /// Set while the simulator itself runs on this thread: its own calls are real.
+    /// Set while the simulator itself runs on this thread, so that its own calls are not simulated.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `simulated`, and all threads that it starts, as the seed decides; returns when all of them have ended.
+/// Runs `simulated` and all threads that it starts, in the order that the seed determines, and returns when all of them
+/// have ended.
 ///
 /// # Panics
-/// Where no thread can be started. Where a simulation stands still, every thread waiting for another, or goes round in
-/// circles, the process says so with the seed, and aborts.
+/// Panics if no thread can be started. If the simulation deadlocks or does not end, the process prints the reason and
+/// the seed, and aborts.
 pub fn run<T: Send + 'static>(settings: Settings, simulated: impl FnOnce() -> T + Send + 'static) -> Outcome<T> {
     let mut schedule = Random::new(settings.seed);
     let goes_on = [0.0, 0.5, 0.8, 0.95, 0.99][schedule.below(5) as usize];
@@ -163,20 +167,21 @@ pub fn run<T: Send + 'static>(settings: Settings, simulated: impl FnOnce() -> T 
         leave();
         result
     };
-    // A thread of its own: what threads keep for themselves begins anew with each run.
-    let thread = std::thread::Builder::new().name("simulated".into()).spawn(first).expect("a thread can be started");
+    // A new thread, so that thread-local state starts fresh in each run.
+    let thread = std::thread::Builder::new().name("simulated".into()).spawn(first).expect("failed to start a thread");
     let result = thread.join().and_then(|result| result);
     let mut state = world.lock();
     let (trace_hash, lines) = std::mem::replace(&mut state.trace, Trace::new(false)).finish();
     Outcome { result, trace_hash, lines, points: state.points, took: Duration::from_nanos(state.now_ns - BEGIN_NS) }
 }
 
-/// A scheduling point of the code under test: others may run before this returns. Outside of a simulation it does nothing.
+/// A scheduling point of the code under test: other threads may run before this returns. Outside of a simulation, this
+/// does nothing.
 pub fn point() {
     in_world(|world, me| world.point(me));
 }
 
-/// Adds a line to the trace. Outside of a simulation it does nothing.
+/// Adds a line to the trace. Outside of a simulation, this does nothing.
 pub fn trace(what: fmt::Arguments<'_>) {
     in_world(|world, me| {
         let state = &mut *world.lock();
@@ -184,12 +189,12 @@ pub fn trace(what: fmt::Arguments<'_>) {
     });
 }
 
-/// Calls `act` for a simulated thread. Its own calls of the C library are real.
+/// Calls `act` if this is a simulated thread. Calls of the C library by `act` are not simulated.
 pub(crate) fn in_world<T>(act: impl FnOnce(&Arc<World>, usize) -> T) -> Option<T> {
     if INSIDE.get() {
         return None;
     }
-    // A thread that ends has left the simulation, and its thread-locals may be gone.
+    // A thread that is ending has left the simulation, and its thread-locals may already be destroyed.
     let (world, me) = CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()?;
     INSIDE.set(true);
     let done = act(&world, me);
@@ -213,7 +218,7 @@ impl World {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A new thread, ready to run. Names need not differ: a number makes them so.
+    /// Adds a thread that is ready to run and returns its number. The number makes the name unique.
     pub(crate) fn add_thread(&self, name: String) -> usize {
         let threads = &mut self.lock().threads;
         let number = threads.len();
@@ -230,12 +235,12 @@ impl World {
         self.lock().threads[number].handle = Some(handle);
     }
 
-    /// The thread with this handle that was started last: handles are used again.
+    /// Returns the most recently started thread with this handle, because handles are reused.
     pub(crate) fn by_handle(&self, handle: usize) -> Option<usize> {
         self.lock().threads.iter().rposition(|thread| thread.handle == Some(handle))
     }
 
-    /// A new thread's first turn.
+    /// Waits for the first turn of a new thread.
     pub(crate) fn await_turn(&self, number: usize) {
         let baton = self.lock().threads[number].baton.clone();
         baton.take();
@@ -249,12 +254,12 @@ impl World {
         self.lock().drawn.fill(bytes);
     }
 
-    /// Others may run now.
+    /// Lets other threads run.
     pub(crate) fn point(&self, me: usize) {
         self.hand_on(me, self.lock());
     }
 
-    /// Waits until the event comes, or until this time; says whether it came.
+    /// Waits until the event occurs or the given time is reached. Returns whether the event occurred.
     pub(crate) fn wait(&self, me: usize, on: Event, until_ns: Option<u64>) -> bool {
         let mut state = self.lock();
         let is_there = match on {
@@ -270,7 +275,7 @@ impl World {
         !self.lock().threads[me].timed_out
     }
 
-    /// Waits for a futex to be woken, if it still has the value; `None` where it has another.
+    /// Waits until a futex is woken, if it still has the expected value. Returns `None` if it has not.
     pub(crate) fn wait_futex(
         &self,
         me: usize,
@@ -281,7 +286,7 @@ impl World {
         is_as_expected.then(|| self.wait(me, Event::Futex(address), until_ns))
     }
 
-    /// Wakes up to `most` threads that wait for a futex, and says how many.
+    /// Wakes up to `most` threads that wait on a futex, and returns how many were woken.
     pub(crate) fn wake_futex(&self, me: usize, address: usize, most: usize) -> usize {
         let mut state = self.lock();
         let mut woken = 0;
@@ -299,7 +304,7 @@ impl World {
         woken
     }
 
-    /// The thread has ended; another goes on.
+    /// Ends the thread and lets another one continue.
     pub(crate) fn finish(&self, me: usize) {
         let mut state = self.lock();
         state.threads[me].status = Status::Finished;
@@ -319,7 +324,7 @@ impl World {
         baton.give();
     }
 
-    /// Decides who goes on, and returns when it is this thread's turn again.
+    /// Chooses the thread that continues, and returns when it is this thread's turn again.
     fn hand_on(&self, me: usize, mut state: MutexGuard<'_, State>) {
         let next = state.next(Some(me));
         if next == me {
@@ -339,11 +344,11 @@ impl State {
         others.all(|(_, thread)| thread.status == Status::Finished)
     }
 
-    /// Lets a little time pass, and chooses among those who can run.
+    /// Advances time a little, and chooses one of the threads that can run.
     fn next(&mut self, me: Option<usize>) -> usize {
         self.points += 1;
         if self.points > POINTS_MAX {
-            self.abort("goes round in circles");
+            self.abort("is in an endless loop");
         }
         self.now_ns += self.schedule.below(POINT_NS_MAX);
         if self.time_jumps > 0.0 && self.schedule.happens(self.time_jumps) {
@@ -364,12 +369,12 @@ impl State {
                 return ready[self.schedule.below(ready.len() as u64) as usize];
             }
             if !self.jump(u64::MAX) {
-                self.abort("stands still: every thread waits for another");
+                self.abort("is deadlocked: every thread waits for another");
             }
         }
     }
 
-    /// Moves time to the next deadline, if there is one so soon.
+    /// Advances time to the next deadline, if there is one within this time.
     fn jump(&mut self, within_ns: u64) -> bool {
         let deadline = |thread: &Thread| match thread.status {
             Status::Waiting { until_ns, .. } => until_ns,
@@ -394,7 +399,8 @@ impl State {
         }
     }
 
-    /// No way on, and no way to tell the code under test, which stands in the middle of a call.
+    /// Aborts the process: the simulation cannot continue, and the code under test cannot be told, because it is in the
+    /// middle of a call.
     fn abort(&self, why: &str) -> ! {
         eprintln!("the simulation with seed {} {why}, after {} scheduling points", self.seed, self.points);
         for thread in self.threads.iter().filter(|thread| thread.status != Status::Finished) {

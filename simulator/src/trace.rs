@@ -1,12 +1,12 @@
-//! What a run did, in order, as one number: two runs that did the same have the same number.
+//! A hash of the actions of a run, in order. Two runs with the same actions have the same hash.
 
 use std::fmt::Write as _;
 
-/// FNV-1a's parameters for 64 bits.
+/// The 64-bit parameters of FNV-1a.
 const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 const PRIME: u64 = 0x0100_0000_01b3;
 
-/// A hash of all lines so far, and the lines themselves where they are kept.
+/// The hash of all lines so far, and the lines themselves if they are kept.
 #[derive(Debug)]
 pub(crate) struct Trace {
     hash: u64,
@@ -20,7 +20,7 @@ impl Trace {
 
     pub(crate) fn add(&mut self, thread: &str, now_ns: u64, what: std::fmt::Arguments<'_>) {
         let mut line = String::new();
-        // Writing to a string can't fail.
+        // Writing to a string cannot fail.
         let _ = write!(line, "{now_ns} {thread} {what}");
         for byte in line.bytes().chain([b'\n']) {
             self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(PRIME);

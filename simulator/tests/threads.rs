@@ -1,4 +1,4 @@
-//! Threads of every kind of waiting, simulated. Each test runs alone in its process: see `harness` in Cargo.toml.
+//! Simulates threads that wait in various ways. Each test runs alone in its process; see `harness` in Cargo.toml.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ fn simulate<T: Send + 'static>(seed: u64, simulated: impl FnOnce() -> T + Send +
     run(Settings { seed, keep_lines: true }, simulated)
 }
 
-/// Four threads that wait for each other in every way, and trace what they see.
+/// Runs four threads that wait for each other in various ways and trace what they see.
 fn busy() -> Vec<usize> {
     let order = Arc::new(Mutex::new(Vec::new()));
     let (sender, receiver) = mpsc::channel();
@@ -66,10 +66,10 @@ fn a_seed_replays() {
     let mut orders: Vec<_> = first.iter().map(|outcome| outcome.result.as_ref().unwrap().clone()).collect();
     orders.sort();
     orders.dedup();
-    assert!(orders.len() > 10, "seeds go different ways: {}", orders.len());
+    assert!(orders.len() > 10, "seeds must lead to different orders: {}", orders.len());
 }
 
-/// Two threads that read, let others run and write lose updates in some order, and the simulator finds it.
+/// Two threads that read, yield and write lose an update in some orders, and the simulator finds such an order.
 fn races_are_found() {
     let lost = (0..50).filter(|seed| {
         let counter = simulate(*seed, || {
