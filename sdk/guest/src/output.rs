@@ -133,7 +133,7 @@ impl<'b> Output<'b> {
     pub fn collect(record: &Record<'_>, map: impl FnOnce(&mut Output<'_>) -> Result<()>) -> Result<Vec<NewRecord>> {
         let batch = Batch::of(record);
         let mut out = Output::new(&batch);
-        out.begin(0, &batch.records().next().expect("one was put in"));
+        out.begin(0, &batch.records().next().expect("the batch has one record"));
         map(&mut out)?;
         for column in [Output::materialise_keys, Output::materialise_values] {
             column(&mut out);

@@ -194,7 +194,7 @@ mod tests {
                     "{codec}"
                 );
                 let cut = inflate(codec, &packed[..packed.len() / 2], body.len());
-                assert!(cut.is_err(), "{codec}: half a body inflated");
+                assert!(cut.is_err(), "{codec}: half a body was decompressed");
             }
         }
     }

@@ -124,7 +124,7 @@ mod tests {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             let before = batch(compression);
             let Retained::Some(after) = before.retain(&Limits::default(), 5_000, |r| r.offset != 1_000).unwrap() else {
-                panic!("three of four stay");
+                panic!("three of four records must remain");
             };
             after.verify_crc().unwrap();
             assert_eq!(records(&after), records(&before)[1..]);
@@ -146,7 +146,7 @@ mod tests {
             // it takes one.
             assert!(matches!(before.retain(&tight, 86_400_000, |_| true).unwrap(), Retained::All));
             let Retained::Some(after) = before.retain(&tight, 86_400_000, |r| r.offset > 0).unwrap() else {
-                panic!("99 stay");
+                panic!("99 records must remain");
             };
             assert_eq!(after.delete_horizon_ms(), None);
             assert_eq!(records(&after), records(&before)[1..]);
@@ -161,13 +161,13 @@ mod tests {
         let before = batch(Compression::None);
         assert_eq!(before.delete_horizon_ms(), None);
         let Retained::Some(first) = before.retain(&Limits::default(), 5_000, |_| true).unwrap() else {
-            panic!("it gets a horizon");
+            panic!("the batch must get a delete horizon");
         };
         assert_eq!(first.delete_horizon_ms(), Some(5_000));
         assert_eq!(records(&first), records(&before));
         assert!(matches!(first.retain(&Limits::default(), 9_000, |_| true).unwrap(), Retained::All));
         let Retained::Some(second) = first.retain(&Limits::default(), 9_000, |r| r.offset > 1_000).unwrap() else {
-            panic!("three stay");
+            panic!("three records must remain");
         };
         assert_eq!(second.delete_horizon_ms(), Some(5_000));
         assert!(matches!(second.retain(&Limits::default(), 9_000, |_| false).unwrap(), Retained::Nothing));

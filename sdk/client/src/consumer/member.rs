@@ -389,16 +389,16 @@ mod tests {
         let mut leaving = std::pin::pin!(session.leave(answers));
         say.send(FromServer::Records(records(0, 1, 10))).unwrap();
         assert!(poll!(&mut leaving).is_pending());
-        assert!(!sent.is_closed() && told.try_recv().is_err(), "it waits for the answer");
+        assert!(!sent.is_closed() && told.try_recv().is_err(), "leaving waits for the answer");
         say.send(FromServer::Committed(v1::Committed { id: 1, error: None })).unwrap();
         assert!(poll!(&mut leaving).is_pending());
         assert!(matches!(told.try_recv(), Ok(Ok(()))));
         while sent.try_recv().is_ok() {}
-        assert!(matches!(sent.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)), "its requests end");
+        assert!(matches!(sent.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)), "the requests end");
         // The server closes the stream.
         drop(say);
         let left = tokio::time::timeout(LEAVE_TIMEOUT / 2, leaving).await;
-        assert!(matches!(left, Ok(End::Closed)), "it waits for nothing more");
+        assert!(matches!(left, Ok(End::Closed)), "leaving waits for nothing else");
     }
 
     #[tokio::test]
@@ -484,7 +484,7 @@ mod tests {
         session.revoke(&revoke(0));
         let deadline = session.revoke_deadline;
         session.give_back();
-        assert_eq!(session.revoking.len(), 1, "the application works on it");
+        assert_eq!(session.revoking.len(), 1, "the application is processing its records");
         session.revoke(&revoke(1));
         session.give_back();
         assert_eq!((session.revoking.len(), session.revoke_deadline), (2, deadline));

@@ -51,13 +51,13 @@ impl Assigned {
         })
     }
 
-    /// Records that the application has received the records before `offset`.
+    /// Marks the records before `offset` as received by the application.
     #[inline]
     pub(super) fn hand_out(&self, offset: u64) {
         self.handed.store(offset, Ordering::Release);
     }
 
-    /// Records that the application has processed the records before `offset`.
+    /// Marks the records before `offset` as processed by the application.
     #[inline]
     pub(super) fn processed(&self, offset: u64) {
         self.processed.store(offset, Ordering::Release);
@@ -278,7 +278,7 @@ impl Shared {
 
     // The task's side
 
-    /// Records that the server is unreachable, and returns since when. If the server was reachable for less than
+    /// Notes that the server is unreachable, and returns since when. If the server was reachable for less than
     /// [`STEADY`], the earlier outage continues.
     pub(super) fn lost(&self, error: &ClientError) -> Instant {
         let mut trouble = self.trouble.lock();
@@ -291,7 +291,7 @@ impl Shared {
         since
     }
 
-    /// Records that the server is reachable.
+    /// Notes that the server is reachable.
     pub(super) fn found(&self) {
         if let Some(trouble) = &mut *self.trouble.lock()
             && trouble.over_at.is_none()

@@ -412,8 +412,8 @@ impl Sender {
         self.give_up(pending, error);
     }
 
-    /// Fails the batches that were refused before a later batch of their partition that is or may be stored. They can
-    /// no longer be stored in order.
+    /// Fails the refused batches that precede `by`, a batch of the same partition that is or may be stored. They can no
+    /// longer be stored in order.
     fn fail_overtaken(&mut self, by: &Pending) {
         let is_overtaken = |pending: &Pending| pending.seq < by.seq && pending.is_of(&by.batch);
         let mut overtaken: Vec<Pending> = self.refused.extract_if(.., |pending| is_overtaken(pending)).collect();
@@ -691,7 +691,7 @@ mod tests {
         assert!(!sender.0.must_begin());
         sender.send(0);
         sender.refused(v1::ErrorCode::TimedOut);
-        assert!(!sender.0.must_begin(), "it is sent again under its numbers");
+        assert!(!sender.0.must_begin(), "the batch is sent again with its numbers");
     }
 
     #[tokio::test]

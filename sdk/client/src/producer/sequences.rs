@@ -49,7 +49,7 @@ impl Sequences {
         Ok(())
     }
 
-    /// Records that the assigned numbers cannot be continued.
+    /// Notes that the assigned numbers cannot be continued.
     pub(super) fn set_gap(&mut self) {
         self.has_gap = true;
     }

@@ -49,25 +49,25 @@ fn exercise(data: Vec<u8>) {
         }
         let mut columns = Columns::default();
         let _ = columns.append_batch(&batch, i64::MIN, &LIMITS);
-        columns.check().expect("columns of a log's batch are sound");
+        columns.check().expect("columns of a batch from a log are valid");
     }
 }
 
 /// Checks that an accepted batch is read without errors, yields the same records as rows and as columns, and is
 /// unchanged when it is rebuilt.
 fn sound(batch: &RecordBatch) {
-    let records = batch.records(&LIMITS).expect("a checked batch inflates");
+    let records = batch.records(&LIMITS).expect("a checked batch can be decompressed");
     let rows: Vec<_> =
-        records.iter().map(|record| records.to_record(&record.expect("a checked record is read"))).collect();
+        records.iter().map(|record| records.to_record(&record.expect("a checked record can be read"))).collect();
     assert_eq!(rows.len(), batch.record_count() as usize);
     let mut columns = Columns::default();
-    let appended = columns.append_batch(batch, i64::MIN, &LIMITS).expect("a checked batch makes columns");
+    let appended = columns.append_batch(batch, i64::MIN, &LIMITS).expect("a checked batch can be converted to columns");
     assert_eq!(appended as usize, rows.len());
-    columns.check().expect("columns of a checked batch are sound");
+    columns.check().expect("columns of a checked batch are valid");
     let reader = ColumnsReader::new(&columns);
     let mut builder = BatchBuilder::new(Compression::None);
     for (index, (row, view)) in rows.iter().zip(&records).enumerate() {
-        let view = view.expect("read before");
+        let view = view.expect("the record was read before");
         assert_eq!(row.headers.len(), view.header_count() as usize);
         assert_eq!(Some(row.offset), batch.base_offset().checked_add(index as i64));
         let column = reader.row(index);
@@ -78,11 +78,11 @@ fn sound(batch: &RecordBatch) {
         reader.push_to(&mut builder, index);
     }
     let rebuilt = builder.finish().expect("a checked batch has a record");
-    let rebuilt = RecordBatch::check(rebuilt.into_bytes(), &Limits::default()).expect("a rebuilt batch is sound");
+    let rebuilt = RecordBatch::check(rebuilt.into_bytes(), &Limits::default()).expect("a rebuilt batch is valid");
     assert_eq!(rebuilt.timestamp_type(), TimestampType::CreateTime);
-    let again = rebuilt.records(&Limits::default()).expect("a rebuilt batch inflates");
+    let again = rebuilt.records(&Limits::default()).expect("a rebuilt batch can be decompressed");
     for (row, view) in rows.iter().zip(&again) {
-        let again = again.to_record(&view.expect("a rebuilt record is read"));
+        let again = again.to_record(&view.expect("a rebuilt record can be read"));
         assert_eq!((again.timestamp_ms, &again.key, &again.value), (row.timestamp_ms, &row.key, &row.value));
         assert_eq!(again.headers, row.headers);
     }

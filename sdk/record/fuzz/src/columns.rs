@@ -58,9 +58,9 @@ fn sound(columns: &Columns) {
 
     let Some(batch) = builder.finish() else { return assert!(columns.is_empty()) };
     let limits = Limits::default();
-    let batch = RecordBatch::check(batch.into_bytes(), &limits).expect("what is built is sound");
+    let batch = RecordBatch::check(batch.into_bytes(), &limits).expect("a built batch is valid");
     let mut read = Columns::default();
-    read.append_batch(&batch, 0, &limits).expect("what is built is read");
+    read.append_batch(&batch, 0, &limits).expect("a built batch can be read");
     // A batch assigns its own offsets.
     read.offsets.clone_from(&columns.offsets);
     same(&read, columns);
@@ -68,7 +68,7 @@ fn sound(columns: &Columns) {
 
 /// Compares the records. Columns without headers have two equivalent representations.
 fn same(left: &Columns, right: &Columns) {
-    left.check().expect("what is made of sound columns is sound");
+    left.check().expect("columns made from valid columns are valid");
     assert_eq!(left.len(), right.len());
     let (left_rows, right_rows) = (ColumnsReader::new(left), ColumnsReader::new(right));
     for index in 0..left.len() {
