@@ -1,4 +1,4 @@
-//! Durations, sizes, counts and addresses as people write them, for arguments: `7d`, `10GiB`.
+//! Parsers for durations, sizes, counts and addresses given as command-line arguments, such as `7d` or `10GiB`.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -6,31 +6,31 @@ use std::str::FromStr;
 /// Units of a duration, in milliseconds.
 const DURATIONS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("min", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
-/// Units of a size, in bytes. A number alone is bytes.
+/// Units of a size, in bytes. A number without a unit is a number of bytes.
 const SIZES: [(&str, u64); 6] =
     [("", 1), ("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
 
-/// Reads a whole number of ms, s, min, h or d, as milliseconds.
+/// Parses a whole number of ms, s, min, h or d, and returns milliseconds.
 pub(crate) fn milliseconds(text: &str) -> Result<u64, String> {
     read(text, &DURATIONS, "write a whole number with its unit, one of ms, s, min, h and d, such as 7d")
 }
 
-/// Reads a whole number of bytes, KiB, MiB, GiB or TiB, as bytes.
+/// Parses a whole number of bytes, KiB, MiB, GiB or TiB, and returns bytes.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     read(text, &SIZES, "write a whole number of bytes, or one with KiB, MiB, GiB or TiB, such as 10GiB")
 }
 
-/// Reads a whole number that is not zero, of a `NonZero` type.
+/// Parses a whole number greater than zero into a `NonZero` type.
 pub(crate) fn positive<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "write a whole number, 1 or more".to_owned())
 }
 
-/// Reads a whole number.
+/// Parses a whole number.
 pub(crate) fn whole(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| format!("write a whole number, at most {}", u32::MAX))
 }
 
-/// Reads an IP address and a port.
+/// Parses an IP address and a port.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:7070 or 0.0.0.0:7070".to_owned())
 }
@@ -41,7 +41,9 @@ fn read(text: &str, units: &[(&str, u64)], help: &str) -> Result<u64, String> {
     let factor = units.iter().find(|(name, _)| *name == unit.trim_start()).map(|(_, factor)| *factor);
     let number = number.parse::<u64>().ok();
     let (Some(number), Some(factor)) = (number, factor) else { return Err(help.to_owned()) };
-    number.checked_mul(factor).ok_or_else(|| format!("it is too large: {} in the smallest unit is the most", u64::MAX))
+    number
+        .checked_mul(factor)
+        .ok_or_else(|| format!("the value is too large: the maximum is {} in the smallest unit", u64::MAX))
 }
 
 #[cfg(test)]

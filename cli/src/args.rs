@@ -1,4 +1,4 @@
-//! What can be said on the command line. Each command's own arguments are in its file.
+//! The command-line arguments. The arguments of each command are in that command's file.
 
 use clap::{Parser, Subcommand};
 
@@ -15,18 +15,18 @@ Examples:
   millstream apply -f pipeline.yaml
 
 Exit codes:
-  0  done; also where the reader of the output went away (| head) or Ctrl-C ended `consume`
-  1  refused by the server, mistakes or damage found, or a file that cannot be read
-  2  the command line is wrong
-  3  no server answers, or it took nothing within the time allowed
-  4  interrupted: what was acknowledged until then is stored
-  5  the answer was lost with the connection, or time was over before it: it may or may not have been done";
+  0  success; also when the reader of the output closed the pipe (| head), or Ctrl-C ended `consume`
+  1  the server refused the request, mistakes or damage were found, or a file cannot be read
+  2  the command line is invalid
+  3  no server answers, or the server accepted nothing within the time allowed
+  4  interrupted: records that were acknowledged before are stored
+  5  the connection was lost, or the call timed out, before the answer: the operation may or may not have been done";
 
 /// A streaming platform in one binary: partitioned topics, WebAssembly pipelines, gRPC
 #[derive(Debug, Parser)]
 #[command(name = "millstream", version, after_help = HELP, max_term_width = 110)]
 pub(crate) struct Args {
-    /// The server, for the commands that talk to one
+    /// The server's address, for the commands that connect to one
     #[arg(
         long,
         global = true,
@@ -34,11 +34,11 @@ pub(crate) struct Args {
         hide_env_values = true,
         value_name = "ADDRESS",
         default_value = "127.0.0.1:7070",
-        // After a command's own.
+        // Shown after the options of the command itself.
         display_order = 900
     )]
     pub(crate) server: String,
-    /// Who calls: the server's quotas are by this name
+    /// The client id that is sent to the server, which applies quotas by it
     #[arg(
         long,
         global = true,
@@ -49,7 +49,7 @@ pub(crate) struct Args {
         display_order = 901
     )]
     pub(crate) client_id: String,
-    /// How long a call may take before it is given up
+    /// How long to wait for a call before giving up
     #[arg(long, global = true, value_name = "MS", default_value_t = 30_000, display_order = 902)]
     pub(crate) call_timeout_ms: u64,
     #[command(subcommand)]
@@ -99,7 +99,7 @@ mod tests {
     fn every_command_has_a_help_with_an_example() {
         fn check(command: &clap::Command) {
             let help = command.clone().render_long_help().to_string();
-            assert!(command.get_about().is_some(), "{} says nothing", command.get_name());
+            assert!(command.get_about().is_some(), "{} has no description", command.get_name());
             if command.get_subcommands().next().is_none() {
                 assert!(help.contains("Example"), "{} has no example:\n{help}", command.get_name());
             }

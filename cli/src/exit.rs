@@ -1,4 +1,4 @@
-//! From errors to what a person reads and what a script checks. `millstream --help` lists the codes.
+//! Converts errors to messages for people and exit codes for scripts. `millstream --help` lists the codes.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -8,24 +8,24 @@ use millstream_client::v1::ErrorCode;
 
 use crate::output::OutputError;
 
-/// Refused, or mistakes found.
+/// The server refused the request, or mistakes were found.
 pub(crate) const REFUSED: u8 = 1;
 const USAGE: u8 = 2;
 const NO_SERVER: u8 = 3;
 const INTERRUPTED: u8 = 4;
 const OUTCOME_UNKNOWN: u8 = 5;
 
-/// Ctrl-C or SIGTERM came before the work was done.
+/// Ctrl-C or SIGTERM arrived before the work was done.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted: {0}")]
 pub(crate) struct Interrupted(pub(crate) String);
 
-/// Arguments that clap takes, but that contradict each other.
+/// Arguments that clap accepts, but that contradict each other.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
 
-/// Says what went wrong on stderr, and answers with the code for it.
+/// Prints the error to stderr and returns its exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(OutputError::Closed))) {
         return ExitCode::SUCCESS;
@@ -34,12 +34,12 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code(error))
 }
 
-/// A line on stderr. Where nobody reads stderr, there is nobody to tell.
+/// Prints a line to stderr. Errors are ignored, because there is no other place to report them.
 pub(crate) fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// The error with its causes, without those that the line before already quotes.
+/// Returns the messages of the error and its causes, without causes that the preceding messages already quote.
 fn message(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in error.chain() {
@@ -51,7 +51,7 @@ fn message(error: &anyhow::Error) -> String {
             message.push_str(": ");
         }
         message.push_str(&cause_message);
-        // The client's errors say all there is to say; below them is transport.
+        // The client's errors are complete; their causes are details of the transport.
         if let Some(error) = cause.downcast_ref::<ClientError>() {
             message.push_str(advice(error));
             break;
@@ -63,9 +63,9 @@ fn message(error: &anyhow::Error) -> String {
 fn advice(error: &ClientError) -> &'static str {
     match error {
         ClientError::Unavailable { .. } => {
-            "\n  start one with `millstream serve --data ./millstream-data`, or name another with --server or MILLSTREAM_SERVER"
+            "\n  start one with `millstream serve --data ./millstream-data`, or set the address with --server or MILLSTREAM_SERVER"
         }
-        ClientError::CallTimeout { .. } => "\n  --call-timeout-ms gives it more",
+        ClientError::CallTimeout { .. } => "\n  use --call-timeout-ms to wait longer",
         _ => "",
     }
 }

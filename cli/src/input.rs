@@ -1,6 +1,6 @@
-//! Lines to records: a file, a `.gz` file or stdin, a record a line, with the key and the timestamp
-//! taken from fields of the line where they are asked for. Every line becomes a record or an error
-//! that names it; none is dropped.
+//! Converts lines to records. The input is a file, a `.gz` file or stdin, with one record per line; the key and the
+//! timestamp are optionally taken from fields of the line. Every line becomes a record, or an error that names the
+//! line; no line is dropped.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,63 +18,63 @@ use serde_json::value::RawValue;
 
 use crate::{text, timestamp};
 
-/// The longest line that is taken: the largest record that any topic may allow.
+/// Maximum length of a line, in bytes: the size of the largest record that any topic may allow.
 const LINE_BYTES_MAX: usize = 16 << 20;
 
-/// Asked from the file at once.
+/// Number of bytes to read at a time.
 const READ_BYTES: usize = 256 << 10;
 
-/// So much of a line is shown in an error.
+/// Maximum number of characters of a line shown in an error.
 const SHOWN_CHARS: usize = 80;
 
-/// Which fields of a JSON line become the record's key and timestamp.
+/// The fields of a JSON line to use as the record's key and timestamp.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct FieldArgs {
-    /// The JSON field that becomes the record's key: a string or another scalar; `a.b` is field b in a
+    /// The JSON field to use as the record's key: a string or another scalar; `a.b` is field b in object a
     #[arg(long, value_name = "FIELD")]
     pub(crate) key_field: Option<String>,
-    /// The JSON field that becomes the record's timestamp: RFC 3339, `YYYY-MM-DD HH:MM[:SS[.fff]]`,
-    /// `YYYY/MM/DD HH:MM` (UTC where no zone is given), or seconds or milliseconds since 1970
+    /// The JSON field to use as the record's timestamp: RFC 3339, `YYYY-MM-DD HH:MM[:SS[.fff]]`, `YYYY/MM/DD HH:MM`
+    /// (UTC if no zone is given), or seconds or milliseconds since 1970
     #[arg(long, value_name = "FIELD")]
     pub(crate) timestamp_field: Option<String>,
-    /// What the timestamp counts where it is a number [default: seconds or milliseconds, by its size]
+    /// The unit of a timestamp that is a number [default: seconds or milliseconds, depending on its size]
     #[arg(long, value_name = "UNIT", value_enum, requires = "timestamp_field")]
     pub(crate) timestamp_unit: Option<timestamp::Unit>,
 }
 
-/// One line.
+/// A line of the input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    /// From 1.
+    /// Line number, starting at 1.
     pub(crate) number: u64,
-    /// What `--key-field` found.
+    /// The value of the `--key-field`.
     pub(crate) key: Option<Bytes>,
-    /// What `--timestamp-field` found, in milliseconds since the epoch.
+    /// The value of the `--timestamp-field`, in milliseconds since the epoch.
     pub(crate) timestamp_ms: Option<i64>,
-    /// The line without its end.
+    /// The line without its line ending.
     pub(crate) value: Bytes,
 }
 
-/// A line that is no record.
+/// A line that cannot be converted to a record.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}:{number}: {reason}")]
 pub(crate) struct LineError {
     /// The file's name.
     pub(crate) name: Arc<str>,
-    /// From 1.
+    /// Line number, starting at 1.
     pub(crate) number: u64,
     reason: String,
 }
 
-/// The whole input cannot be read on.
+/// An error that ends the reading of the input.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InputError {
-    /// No such file, or no right to read it.
+    /// The file does not exist, or may not be read.
     #[error("cannot open {}: {error}", path.display())]
     Open {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: io::Error,
     },
     /// Reading failed, or the gzip data is damaged.
@@ -82,25 +82,25 @@ pub(crate) enum InputError {
     Read {
         /// The file's name.
         name: Arc<str>,
-        /// How many lines were read before.
+        /// Number of lines read before the error.
         lines: u64,
-        /// Why.
+        /// The cause.
         error: io::Error,
     },
-    /// No record can be so large.
-    #[error("{name}:{number}: the line is longer than {}, the most that a record may hold", text::size(LINE_BYTES_MAX as u64))]
+    /// The line is longer than any record may be.
+    #[error("{name}:{number}: the line is longer than {}, the maximum size of a record", text::size(LINE_BYTES_MAX as u64))]
     LineTooLong {
         /// The file's name.
         name: Arc<str>,
-        /// From 1.
+        /// Line number, starting at 1.
         number: u64,
     },
 }
 
-/// Some lines, in order; those that are no record as errors in their places.
+/// Consecutive lines, with an error in place of each line that cannot be converted.
 pub(crate) type Block = Vec<Result<Line, LineError>>;
 
-/// The lines of a file or of stdin.
+/// Reads lines from a file or from stdin.
 pub(crate) struct Input {
     name: Arc<str>,
     from: Box<dyn Read + Send>,
@@ -119,7 +119,7 @@ impl fmt::Debug for Input {
 }
 
 impl Input {
-    /// Opens a file, or stdin where there is none or it is `-`. A name that ends in `.gz` is unpacked.
+    /// Opens a file, or stdin if `path` is `None` or `-`. A file whose name ends in `.gz` is decompressed.
     ///
     /// # Errors
     /// [`InputError::Open`].
@@ -159,25 +159,25 @@ impl Input {
         }
     }
 
-    /// The file's name, or `stdin`.
+    /// Returns the file's name, or `stdin`.
     pub(crate) fn name(&self) -> Arc<str> {
         self.name.clone()
     }
 
-    /// The file's size as it is on disk, where it has one.
+    /// Returns the size of the file on disk, before decompression, or `None` if the input is not a regular file.
     pub(crate) fn size_bytes(&self) -> Option<u64> {
         self.size_bytes
     }
 
-    /// Counts how much of [`Self::size_bytes`] was read.
+    /// Returns the counter of bytes read from the file, out of [`Self::size_bytes`].
     pub(crate) fn read_bytes(&self) -> Arc<AtomicU64> {
         self.read_bytes.clone()
     }
 
-    /// The lines that the next reads bring, as soon as there is one; none at the end. Blocks.
+    /// Returns the next complete lines as soon as there is at least one, or `None` at the end. Blocks.
     ///
     /// # Errors
-    /// [`InputError::Read`] and [`InputError::LineTooLong`]; the lines before were handed out.
+    /// [`InputError::Read`] and [`InputError::LineTooLong`]. All lines before the error were returned.
     pub(crate) fn next_block(&mut self) -> Result<Option<Block>, InputError> {
         let mut searched = 0;
         loop {
@@ -271,9 +271,10 @@ fn to_key(line: &Bytes, name: &str, found: Option<&RawValue>) -> Result<Bytes, S
             Some(text) => Ok(line.slice_ref(text.as_bytes())),
             None => Ok(Bytes::from(unescaped(found)?)),
         },
-        Some(b'{' | b'[' | b'n') => {
-            Err(format!("field {name:?} holds {}, which is no key: use a string, a number or a bool", shortened(found)))
-        }
+        Some(b'{' | b'[' | b'n') => Err(format!(
+            "field {name:?} holds {}, which cannot be a key: use a string, a number or a bool",
+            shortened(found)
+        )),
         _ => Ok(line.slice_ref(found.as_bytes())),
     }
 }
@@ -300,17 +301,17 @@ fn to_timestamp(
                  with --timestamp-unit us or ns"
             );
         }
-        format!("field {name:?} holds {shown}, which is no time: use {}", timestamp::FORMS)
+        format!("field {name:?} holds {shown}, which is not a valid time: use {}", timestamp::FORMS)
     })
 }
 
-/// The inside of a JSON string that has no escapes.
+/// Returns the content of a JSON string that has no escapes.
 fn plain_string(found: &str) -> Option<&str> {
     found.strip_prefix('"')?.strip_suffix('"').filter(|text| !text.contains('\\'))
 }
 
 fn unescaped(found: &str) -> Result<String, String> {
-    serde_json::from_str(found).map_err(|error| format!("{} is no string: {error}", shortened(found)))
+    serde_json::from_str(found).map_err(|error| format!("{} is not a valid string: {error}", shortened(found)))
 }
 
 fn lacks(line: &[u8], name: &str) -> String {
@@ -325,14 +326,14 @@ fn shortened(found: &str) -> String {
     }
 }
 
-/// The fields at these paths, as they are written in the line.
+/// Returns the fields at the given paths, as they are written in the line.
 fn pick<'l>(line: &'l [u8], wanted: [Option<&str>; 2]) -> Result<[Option<&'l RawValue>; 2], String> {
     let mut found = [None, None];
     let mut parser = serde_json::Deserializer::from_slice(line);
     let picked = Pick { wanted, found: &mut found }.deserialize(&mut parser).and_then(|()| parser.end());
     match picked {
         Ok(()) => Ok(found),
-        // The line, or what stands where a path leads on, is no object.
+        // The line, or the value at an inner name of a path, is not an object.
         Err(error) if error.is_data() => Err(lacks(line, wanted.into_iter().flatten().next().unwrap_or_default())),
         Err(_) if line.is_empty() => Err("not JSON: the line is empty".into()),
         Err(error) => {
@@ -342,9 +343,9 @@ fn pick<'l>(line: &'l [u8], wanted: [Option<&str>; 2]) -> Result<[Option<&'l Raw
     }
 }
 
-/// Walks down to the wanted fields without building what lies beside them.
+/// Visitor that finds the wanted fields without building the other values.
 struct Pick<'p, 'l> {
-    /// What is left of each path here.
+    /// The rest of each path, relative to this object.
     wanted: [Option<&'p str>; 2],
     found: &'p mut [Option<&'l RawValue>; 2],
 }
@@ -390,7 +391,7 @@ impl<'l> Visitor<'l> for Pick<'_, 'l> {
     }
 }
 
-/// Where a field stands to a wanted path.
+/// Relation of a field to a wanted path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step<'p> {
     Beside,
@@ -398,7 +399,7 @@ enum Step<'p> {
     Inside(&'p str),
 }
 
-/// Compares a field's name with what is wanted.
+/// Compares a field's name with the wanted paths.
 struct Name<'p> {
     wanted: [Option<&'p str>; 2],
 }
@@ -439,7 +440,7 @@ mod tests {
             timestamp_field: time.map(str::to_owned),
             timestamp_unit: None,
         };
-        // One byte a read: no line may depend on where reads end.
+        // Reads one byte at a time, because the lines must not depend on where reads end.
         let reads = OneByOne(bytes.to_vec().into());
         let mut input = Input::new("f.ndjson", Box::new(reads), fields);
         let mut lines = Vec::new();
@@ -489,7 +490,7 @@ mod tests {
         );
         assert_eq!(
             read(br#"{"k":"a","k":"b"}"#, Some("k"), Some("k"))[0].as_ref().unwrap_err(),
-            "f.ndjson:1: field \"k\" holds \"b\", which is no time: use RFC 3339 (2024-05-01T12:00:00Z), YYYY-MM-DD HH:MM[:SS[.fff]] or YYYY/MM/DD HH:MM (UTC where no zone is given), or seconds or milliseconds since 1970"
+            "f.ndjson:1: field \"k\" holds \"b\", which is not a valid time: use RFC 3339 (2024-05-01T12:00:00Z), YYYY-MM-DD HH:MM[:SS[.fff]] or YYYY/MM/DD HH:MM (UTC if no zone is given), or seconds or milliseconds since 1970"
         );
     }
 
@@ -503,7 +504,7 @@ mod tests {
                 "",
                 "f.ndjson:2: not JSON: expected value at column 1; found: hello",
                 "f.ndjson:3: not JSON: the line is empty",
-                "f.ndjson:4: field \"k\" holds null, which is no key: use a string, a number or a bool",
+                "f.ndjson:4: field \"k\" holds null, which cannot be a key: use a string, a number or a bool",
                 "f.ndjson:5: there is no field \"k\" in {\"j\":1}",
                 "f.ndjson:6: there is no field \"k\" in [1]",
                 "f.ndjson:7: not JSON: trailing characters at column 9; found: {\"k\":1} x",

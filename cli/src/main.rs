@@ -1,6 +1,6 @@
-//! The `millstream` binary: what was said on the command line becomes calls of the client, or the
-//! server in this process. Start at `args.rs`; `commands/` has a file a command. No rule of the
-//! platform is decided here.
+//! The `millstream` binary: it turns the command line into calls of the client, or runs the server in this process.
+//! Start reading at `args.rs`; `commands/` has a file for each command. The rules of the platform are not implemented
+//! here.
 
 mod amount;
 mod args;
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Err(error) => return exit::report(&error),
     };
     let code = runtime.block_on(commands::run(args)).unwrap_or_else(|error| exit::report(&error));
-    // A thread that waits for stdin's next line is left behind.
+    // A thread that waits for the next line of stdin is not waited for.
     runtime.shutdown_background();
     code
 }

@@ -1,5 +1,5 @@
-//! What goes to stdout: text, JSON and tables through one locked buffer. A pipe that its reader
-//! closed (`| head`) is an [`OutputError::Closed`], which `main` takes for a quiet end.
+//! Output to stdout: text, JSON and tables, through one locked buffer. If the reader closes the pipe (`| head`), the
+//! result is [`OutputError::Closed`], which ends the command without an error message.
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
@@ -11,10 +11,10 @@ use serde::Serialize;
 use tokio::io::Interest;
 use tokio::net::unix::pipe::Sender;
 
-/// Large enough that records leave in few writes.
+/// Size of the output buffer, large enough that records are written with few system calls.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// For people or for programs.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people
@@ -23,28 +23,28 @@ pub(crate) enum Format {
     Json,
 }
 
-/// The `--output` of commands that list or describe.
+/// The `--output` option of commands that list or describe.
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
-    /// Text for people, or JSON for programs
+    /// Output format: text for people, or JSON for programs
     #[arg(long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
     pub(crate) output: Format,
 }
 
 impl OutputArgs {
-    /// Whether JSON was asked for.
+    /// Returns whether JSON was requested.
     pub(crate) fn json(&self) -> bool {
         self.output == Format::Json
     }
 }
 
-/// Stdout took no more.
+/// An error that occurred while writing to stdout.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OutputError {
-    /// Its reader is gone: no error.
-    #[error("the reader of this command's output is gone")]
+    /// The reader closed the pipe, which is not reported as an error.
+    #[error("the reader of this command's output closed it")]
     Closed,
-    /// A full disk, say.
+    /// Another error, for example a full disk.
     #[error("cannot write to stdout: {0}")]
     Io(io::Error),
 }
@@ -61,7 +61,7 @@ impl From<serde_json::Error> for OutputError {
     }
 }
 
-/// Stdout, locked and buffered. End with [`Out::finish`].
+/// Locked and buffered stdout. Call [`Out::finish`] at the end.
 #[derive(Debug)]
 pub(crate) struct Out {
     to: BufWriter<StdoutLock<'static>>,
@@ -73,39 +73,39 @@ impl Out {
         Self { to: BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock()) }
     }
 
-    /// One line of text.
+    /// Writes one line of text.
     pub(crate) fn line(&mut self, line: impl Display) -> Result<(), OutputError> {
         Ok(writeln!(self.to, "{line}")?)
     }
 
-    /// One JSON document, indented: what lists and describes.
+    /// Writes one indented JSON document, for commands that list or describe.
     pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), OutputError> {
         serde_json::to_writer_pretty(&mut self.to, value)?;
         Ok(self.to.write_all(b"\n")?)
     }
 
-    /// One JSON document on one line: what streams.
+    /// Writes one JSON document on one line, for commands that stream.
     pub(crate) fn json_line(&mut self, value: &impl Serialize) -> Result<(), OutputError> {
         serde_json::to_writer(&mut self.to, value)?;
         Ok(self.to.write_all(b"\n")?)
     }
 
-    /// A table.
+    /// Writes a table.
     pub(crate) fn table(&mut self, table: &Table) -> Result<(), OutputError> {
         self.line(table.table.trim_fmt())
     }
 
-    /// For bytes as they are.
+    /// Returns the writer, for raw bytes.
     pub(crate) fn writer(&mut self) -> &mut impl Write {
         &mut self.to
     }
 
-    /// Hands the reader what was written so far.
+    /// Passes the buffered output on to the reader.
     pub(crate) fn flush(&mut self) -> Result<(), OutputError> {
         Ok(self.to.flush()?)
     }
 
-    /// Hands the reader the rest.
+    /// Flushes the remaining output.
     pub(crate) fn finish(mut self) -> Result<(), OutputError> {
         self.flush()
     }
@@ -114,20 +114,20 @@ impl Out {
 /// A column of a table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Column {
-    /// To the left.
+    /// Left-aligned.
     Text(&'static str),
-    /// To the right.
+    /// Right-aligned.
     Number(&'static str),
 }
 
-/// Rows without borders, which copy well and suit `grep` and `awk`.
+/// A table without borders, so that it can be copied easily and suits `grep` and `awk`.
 #[derive(Debug)]
 pub(crate) struct Table {
     table: comfy_table::Table,
 }
 
 impl Table {
-    /// A table with a header.
+    /// Creates a table with a header.
     pub(crate) fn new(columns: &[Column]) -> Self {
         let mut table = Self::plain();
         let titles = columns.iter().map(|column| match column {
@@ -143,7 +143,7 @@ impl Table {
         table
     }
 
-    /// Names and values, a line each: what describes.
+    /// Creates a table of names and values, one per line, for commands that describe.
     pub(crate) fn fields<'f>(fields: impl IntoIterator<Item = (&'f str, String)>) -> Self {
         let mut table = Self::plain();
         for (name, value) in fields {
@@ -153,7 +153,7 @@ impl Table {
         table
     }
 
-    /// One more row, of as many cells as there are columns.
+    /// Adds a row with one cell per column.
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.table.add_row(cells);
     }
@@ -171,21 +171,21 @@ impl Table {
     }
 }
 
-/// Whether people look at stdout.
+/// Returns whether stdout is a terminal.
 pub(crate) fn to_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// Whether stdout is a file: then a terminal is free for showing progress.
+/// Returns whether stdout is a file, in which case the terminal is free to show progress.
 pub(crate) fn to_file() -> bool {
     let stdout = io::stdout().as_fd().try_clone_to_owned().map(std::fs::File::from);
     stdout.and_then(|stdout| stdout.metadata()).is_ok_and(|metadata| metadata.is_file())
 }
 
-/// Ends when the reader of a pipe on stdout goes away, so that a command that waits for records
-/// need not wait for one more to notice. Never ends where stdout is a file.
+/// Completes when the reader of a pipe on stdout closes it, so that a command that waits for records notices this
+/// without another record. Never completes if stdout is a file.
 pub(crate) async fn closed() {
-    // Unchecked leaves the pipe's writes blocking, which they are for everyone who shares it.
+    // The unchecked constructor leaves the pipe in blocking mode, which other processes that share it rely on.
     let stdout = io::stdout().as_fd().try_clone_to_owned().and_then(Sender::from_owned_fd_unchecked);
     if let Ok(stdout) = stdout {
         while let Ok(ready) = stdout.ready(Interest::ERROR).await {

@@ -1,10 +1,10 @@
-//! Where to begin in a partition, as `--from` and `--to` take it.
+//! Start positions in a partition, as `--from` and `--to` accept them.
 
 use millstream_client::Position;
 
 use crate::timestamp;
 
-/// Reads `earliest`, `latest`, an offset, a time, or `@` and a time as a number.
+/// Parses `earliest`, `latest`, an offset, a time, or `@` followed by a time as a number.
 pub(crate) fn parse(text: &str) -> Result<Position, String> {
     match text {
         "earliest" => return Ok(Position::Earliest),
@@ -20,12 +20,12 @@ pub(crate) fn parse(text: &str) -> Result<Position, String> {
     };
     time.map(Position::TimestampMs).ok_or_else(|| {
         "use earliest, latest, an offset, a time such as 2024-05-01T12:00:00Z or \"2024-05-01 12:00\" \
-         (UTC where no zone is given), or @ and the seconds or milliseconds since 1970"
+         (UTC if no zone is given), or @ and the seconds or milliseconds since 1970"
             .to_owned()
     })
 }
 
-/// As [`parse`] takes it.
+/// Formats a position so that [`parse`] accepts it.
 pub(crate) fn shown(position: Position) -> String {
     match position {
         Position::Earliest => "earliest".into(),

@@ -1,4 +1,4 @@
-//! How records are printed: as text, the value as it is, or as JSON.
+//! Prints records as text or as JSON.
 
 use std::io::{self, Write};
 
@@ -13,7 +13,7 @@ use serde::{Serialize, Serializer};
 use crate::output::{self, Format, Out, OutputError};
 use crate::{text, timestamp};
 
-/// A part of a record, for text output.
+/// A part of a record that text output can print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
     /// The topic
@@ -32,7 +32,7 @@ pub(crate) enum Part {
     Value,
 }
 
-/// A record to print, wherever it comes from.
+/// A record to print, independent of where it comes from.
 #[derive(Clone, Debug)]
 pub(crate) struct Shown<'r, H> {
     topic: &'r str,
@@ -46,7 +46,7 @@ pub(crate) struct Shown<'r, H> {
 
 type Header<'r> = (&'r str, Option<&'r [u8]>);
 
-/// A record in its batch.
+/// Returns a record that is still in its batch.
 pub(crate) fn in_place<'r>(
     topic: &'r str,
     partition: u32,
@@ -63,7 +63,7 @@ pub(crate) fn in_place<'r>(
     }
 }
 
-/// A record by itself.
+/// Returns a record that owns its data.
 pub(crate) fn owned(record: &ConsumedRecord) -> Shown<'_, impl Iterator<Item = Header<'_>> + Clone> {
     Shown {
         topic: &record.topic,
@@ -76,7 +76,7 @@ pub(crate) fn owned(record: &ConsumedRecord) -> Shown<'_, impl Iterator<Item = H
     }
 }
 
-/// A record read from the log itself.
+/// Returns a record that was read directly from the log.
 pub(crate) fn stored<'r>(
     topic: &'r str,
     partition: u32,
@@ -93,22 +93,22 @@ pub(crate) fn stored<'r>(
     }
 }
 
-/// Prints records, all in one way.
+/// Prints records in one format.
 #[derive(Debug)]
 pub(crate) struct Printer {
     format: Format,
     parts: Vec<Part>,
-    /// Text that can move a terminal's cursor or worse is shown instead of sent there.
+    /// Whether control characters, which can move a terminal's cursor or do worse, are escaped.
     escape: bool,
 }
 
 impl Printer {
-    /// Text has these parts, with tabs between them; JSON has all.
+    /// Creates a printer. Text output has the given parts, separated by tabs; JSON output has all parts.
     pub(crate) fn new(format: Format, parts: Vec<Part>) -> Self {
         Self { format, parts, escape: output::to_terminal() }
     }
 
-    /// One record, on a line.
+    /// Prints one record on a line.
     pub(crate) fn print<'r>(
         &self,
         out: &mut Out,
@@ -168,7 +168,7 @@ fn headers<'r>(headers: impl Iterator<Item = Header<'r>>) -> String {
     headers.collect::<Vec<_>>().join(",")
 }
 
-/// Bytes in JSON: a string where they are UTF-8, else `{"base64": "…"}`.
+/// Bytes as JSON: a string if they are UTF-8, otherwise `{"base64": "…"}`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct JsonBytes<'b>(pub(crate) &'b [u8]);
 
@@ -208,7 +208,7 @@ impl<'r, H: Iterator<Item = Header<'r>> + Clone> Serialize for JsonHeaders<'_, H
             name: &'h str,
             value: Option<JsonBytes<'h>>,
         }
-        // A malformed header ends them: how many come is known when they have come.
+        // The number of headers is not known in advance, because a malformed header ends the iteration.
         let mut list = to.serialize_seq(None)?;
         for (name, value) in self.0.clone() {
             list.serialize_element(&JsonHeader { name, value: value.map(JsonBytes) })?;

@@ -1,9 +1,9 @@
-//! Values as people read them: counts, sizes, durations, and bytes that may not be text.
+//! Formats values for people: counts, sizes, durations, and bytes that may not be text.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// `1,234,567`.
+/// Formats a count: `1,234,567`.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
@@ -16,12 +16,12 @@ pub(crate) fn count(number: u64) -> String {
     grouped
 }
 
-/// `1 record`, `1,234 records`.
+/// Formats a count with its noun: `1 record`, `1,234 records`.
 pub(crate) fn plural(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
-/// `512 B`, `1.5 MiB`.
+/// Formats a size: `512 B`, `1.5 MiB`.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
@@ -29,7 +29,7 @@ pub(crate) fn size(bytes: u64) -> String {
     }
     let mut value = bytes as f64 / 1024.0;
     let mut unit = 0;
-    // What rounds to 1024.0 belongs to the next unit.
+    // A value that would be printed as 1024.0 belongs to the next unit.
     while value >= 1023.95 && unit + 1 < UNITS.len() {
         value /= 1024.0;
         unit += 1;
@@ -37,7 +37,7 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// A setting in milliseconds: `7 d`, `36 h`, `1.5 s`, in the largest unit that shows it exactly.
+/// Formats a setting in milliseconds, in the largest unit that shows it exactly: `7 d`, `36 h`, `90 s`.
 pub(crate) fn milliseconds(ms: u64) -> String {
     const UNITS: [(u64, &str); 4] = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s")];
     match UNITS.into_iter().find(|(unit, _)| ms >= *unit && ms.is_multiple_of(*unit)) {
@@ -46,13 +46,13 @@ pub(crate) fn milliseconds(ms: u64) -> String {
     }
 }
 
-/// A time that something took: `0.213 s`, `75.1 s`.
+/// Formats an elapsed time: `0.213 s`, `75.1 s`.
 pub(crate) fn elapsed(took: Duration) -> String {
     let seconds = took.as_secs_f64();
     if seconds < 10.0 { format!("{seconds:.3} s") } else { format!("{seconds:.1} s") }
 }
 
-/// Text as it is, with control characters escaped; other bytes as `\xNN`. For one line in a table.
+/// Returns text with control characters escaped, and bytes that are not UTF-8 as `\xNN`. For one line in a table.
 pub(crate) fn escaped(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -64,7 +64,7 @@ pub(crate) fn escaped(bytes: &[u8]) -> String {
     shown
 }
 
-/// A line as it is, tabs included, with other control characters escaped.
+/// Returns a line with all control characters except tabs escaped.
 pub(crate) fn escaped_but_tabs(line: &str) -> String {
     let parts: Vec<_> = line.split('\t').map(|part| escaped(part.as_bytes())).collect();
     parts.join("\t")
@@ -76,7 +76,7 @@ fn push_escaped(shown: &mut String, character: char) {
         '\r' => shown.push_str("\\r"),
         '\t' => shown.push_str("\\t"),
         control if control.is_control() => {
-            // Control characters end at U+009F: as code points they fit \xNN.
+            // Control characters end at U+009F, so their code points fit `\xNN`.
             let _ = write!(shown, "\\x{:02x}", u32::from(control));
         }
         other => shown.push(other),

@@ -1,20 +1,21 @@
-//! Times as people and files write them, to and from milliseconds since the epoch.
+//! Parses and formats times, as milliseconds since the epoch.
 
 use clap::ValueEnum;
 use time::{Date, Month, OffsetDateTime, Time, UtcOffset};
 
-/// What [`parse`] takes, for error messages.
+/// The forms that [`parse`] accepts, for error messages.
 pub(crate) const FORMS: &str = "RFC 3339 (2024-05-01T12:00:00Z), YYYY-MM-DD HH:MM[:SS[.fff]] or YYYY/MM/DD HH:MM \
-                                (UTC where no zone is given), or seconds or milliseconds since 1970";
+                                (UTC if no zone is given), or seconds or milliseconds since 1970";
 
-/// Numbers from here on are milliseconds, below they are seconds: as seconds this is the year 5138,
-/// as milliseconds it is March 1973.
+/// Numbers from this value on are milliseconds, smaller numbers are seconds. As seconds this is the year 5138, as
+/// milliseconds it is March 1973.
 const MILLISECONDS_FROM: f64 = 1e11;
 
-/// Numbers from here on are no milliseconds: as milliseconds this is the year 5138, as microseconds it is March 1973.
+/// Numbers from this value on cannot be milliseconds: as milliseconds this is the year 5138, as microseconds it is
+/// March 1973.
 const MICROSECONDS_FROM: f64 = 1e14;
 
-/// What a time that is written as a number counts, since 1970.
+/// Unit of a time that is written as a number since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Unit {
     /// Seconds
@@ -27,19 +28,19 @@ pub(crate) enum Unit {
     Ns,
 }
 
-/// Reads a time in any of the [`FORMS`], as milliseconds since the epoch.
+/// Parses a time in any of the [`FORMS`], and returns milliseconds since the epoch.
 pub(crate) fn parse(text: &str) -> Option<i64> {
     parse_in(None, text)
 }
 
-/// As [`parse`], where a number counts this unit. Without one it is seconds or milliseconds, and numbers too large for
-/// either are refused.
+/// Like [`parse`], with the given unit for numbers. Without a unit, a number is seconds or milliseconds, and numbers
+/// that are too large for either are rejected.
 pub(crate) fn parse_in(unit: Option<Unit>, text: &str) -> Option<i64> {
     let text = text.trim();
     parse_date(text).or_else(|| parse_number(unit, text))
 }
 
-/// Whether a number without a unit is so large that it counts micro- or nanoseconds.
+/// Returns whether a number without a unit is so large that it must be micro- or nanoseconds.
 pub(crate) fn is_finer_than_ms(text: &str) -> bool {
     number(text.trim()).is_some_and(|number| number >= MICROSECONDS_FROM)
 }
@@ -49,7 +50,7 @@ fn number(text: &str) -> Option<f64> {
 }
 
 fn parse_number(unit: Option<Unit>, text: &str) -> Option<i64> {
-    // Exact where it can be: a double has no room for nanoseconds.
+    // Integers are converted exactly where possible, because an `f64` cannot hold nanoseconds.
     let whole: Option<i64> = text.parse().ok().filter(|whole| *whole >= 0);
     let number = number(text)?;
     let ms = match unit {
@@ -63,8 +64,8 @@ fn parse_number(unit: Option<Unit>, text: &str) -> Option<i64> {
     (ms < i64::MAX as f64).then_some(ms.round() as i64)
 }
 
-/// Reads `YYYY-MM-DD` or `YYYY/MM/DD`, with `T` or a space and `HH:MM[:SS[.fff]]` after it, with
-/// `Z` or `±HH:MM` after that. Times before 1970 are not taken: in a record, -1 means no time.
+/// Parses `YYYY-MM-DD` or `YYYY/MM/DD`, optionally followed by `T` or a space and `HH:MM[:SS[.fff]]`, and then by `Z`
+/// or `±HH:MM`. Times before 1970 are rejected, because -1 means no timestamp in a record.
 pub(crate) fn parse_date(text: &str) -> Option<i64> {
     let mut rest = text;
     let year = digits(&mut rest, 4)?;
@@ -126,7 +127,7 @@ fn take(rest: &mut &str, expected: char) -> Option<()> {
     Some(())
 }
 
-/// `2024-05-01T12:00:00.000Z`; what no calendar holds stays a number.
+/// Formats a time as `2024-05-01T12:00:00.000Z`. A time outside the range of the calendar is printed as a number.
 pub(crate) fn format(timestamp_ms: i64) -> String {
     let Ok(at) = OffsetDateTime::from_unix_timestamp_nanos(i128::from(timestamp_ms) * 1_000_000) else {
         return timestamp_ms.to_string();

@@ -1,19 +1,19 @@
-//! What keeps a command waiting: it is told once, where it lasts.
+//! Reports once, if it lasts, what keeps a command waiting.
 
 use std::time::{Duration, Instant};
 
 use crate::exit;
 use crate::progress::Progress;
 
-/// Trouble that lasts as long as this is told.
+/// How long trouble must last before it is reported.
 const TOLD_AFTER: Duration = Duration::from_secs(2);
 
-/// Since when there is trouble, and whether that was told.
+/// When the current trouble began, and whether it was reported.
 #[derive(Debug, Default)]
 pub(crate) struct Trouble(Option<(Instant, bool)>);
 
 impl Trouble {
-    /// `reason` is why it waits, if it does; `what` says what is waited for.
+    /// Reports `reason`, which is why the command waits, or `None` if it does not wait. `what` says what does not happen.
     pub(crate) fn tell(&mut self, what: &str, reason: Option<String>, progress: &Progress) {
         let Some(reason) = reason else {
             self.0 = None;
@@ -22,7 +22,7 @@ impl Trouble {
         let (since, told) = self.0.get_or_insert_with(|| (Instant::now(), false));
         if !*told && since.elapsed() >= TOLD_AFTER {
             *told = true;
-            progress.aside(|| exit::say(format_args!("{what}, it is tried again: {reason}")));
+            progress.aside(|| exit::say(format_args!("{what}, retrying: {reason}")));
         }
     }
 }

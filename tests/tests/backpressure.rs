@@ -663,7 +663,7 @@ fn a_quota_that_makes_no_sense_keeps_the_server_from_starting() {
     for (arguments, words) in [
         (
             &["--quota", "a=produce:0"][..],
-            "produce: \"0\" is no number of bytes a second: write a whole number, 1 or more",
+            "produce: \"0\" is not a number of bytes per second: write a whole number, 1 or more",
         ),
         (&["--quota", "a=produce:1,produce:2"], "twice"),
         (&["--quota", "a=produce:1", "--quota", "a=fetch:1"], "client a is given twice"),

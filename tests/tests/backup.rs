@@ -505,7 +505,7 @@ fn the_program_leaves_no_half_backup() {
     // A file here can't be longer than some KiB.
     let script = format!("trap '' XFSZ; ulimit -f 64; exec {} backup --to {}", millstream().display(), text(&to));
     let ran = run(Command::new("bash").args(["-c", &script]).env("MILLSTREAM_SERVER", &server.grpc), "");
-    fails(&ran, 1, &["cannot write", "backup/journal", "there is no backup in"]);
+    fails(&ran, 1, &["cannot write", "backup/journal", "no backup was written to"]);
     assert!(!to.exists());
 
     // The server may not know yet that the client is gone.
@@ -614,7 +614,7 @@ fn a_server_that_ends_in_between_leaves_no_backup() {
     drop((from_server, to_client, listener));
     let ran = program.join().unwrap();
     requests.join().unwrap();
-    fails(&ran, 3, &["there is no backup in"]);
+    fails(&ran, 3, &["no backup was written to"]);
     assert!(!to.exists());
 }
 

@@ -1155,10 +1155,7 @@ async fn a_server_whose_disk_is_full_says_why_it_takes_no_writes_and_starts_agai
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(0), "{said}");
-    says(
-        &said,
-        &["the disk is full: no more writes are taken; make room, and start the server again", "File too large"],
-    );
+    says(&said, &["the disk is full: no more writes are accepted; make room and restart the server", "File too large"]);
 
     let server = Server::start(data.path());
     let kept = server.run(&["consume", "t", "--from", "earliest", "--until-end", "--print", "key"]).ok();

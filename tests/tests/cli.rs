@@ -117,7 +117,7 @@ fn topics_are_created_listed_described_and_deleted() {
     fails(server.run(&["topic", "create", "flights"]), 1, &["error: topic flights exists already"]);
     assert_eq!(
         server.run(&["topic", "create", "flights", "--if-not-exists"]).ok(),
-        "there was topic flights with 3 partitions\n"
+        "found existing topic flights with 3 partitions\n"
     );
     let limits = ["--retention", "7d", "--retention-bytes", "1GiB", "--batch-bytes-max", "2KiB"];
     let created = json_of(&server, &[&["topic", "create", "clicks"][..], &limits].concat());
@@ -275,7 +275,7 @@ fn a_line_that_is_no_record_is_named_with_its_file_and_number() {
     let cut = file(&folder, "cut.gz", [0x1f, 0x8b, 8, 0, 0]);
     fails(server.run(&["produce", "t", "--file", &cut]), 1, &["cannot read", "cut.gz"]);
     let timed = ["produce", "t", "--timestamp-field", "at"];
-    fails(server.run_with_input(&timed, "{\"at\":\"soon\"}\n"), 1, &["stdin:1", "is no time"]);
+    fails(server.run_with_input(&timed, "{\"at\":\"soon\"}\n"), 1, &["stdin:1", "is not a valid time"]);
 }
 
 #[test]
@@ -298,7 +298,7 @@ fn a_producer_whose_records_wait_says_what_for() {
     producer.0.stdin.take().unwrap().write_all(b"one\n").unwrap();
     let mut told = String::new();
     BufReader::new(producer.0.stderr.take().unwrap()).read_line(&mut told).unwrap();
-    assert!(told.starts_with("not stored yet, it is tried again: the disk of"), "{told}");
+    assert!(told.starts_with("not stored yet, retrying: the disk of"), "{told}");
     assert!(told.contains("make room"), "{told}");
     producer.interrupt();
     assert_eq!(producer.end().code, Some(4));
@@ -489,14 +489,17 @@ fn start_with_words() -> (Server, TempDir, String) {
 fn applying_a_file_says_what_changed() {
     let (server, folder, path) = start_with_words();
     let dry = server.run(&["apply", "-f", &path, "--dry-run"]).ok();
-    assert!(dry.contains("counts") && dry.contains("a dry run: this would be so, nothing was changed"), "{dry}");
+    assert!(
+        dry.contains("counts") && dry.contains("dry run: these changes would be made, nothing was changed"),
+        "{dry}"
+    );
     assert_eq!(json_of(&server, &["pipeline", "list"]), json!([]));
     let applied = server.run(&["apply", "-f", &path]).ok();
     assert!(applied.contains("topic counts"), "{applied}");
     assert!(applied.ends_with("pipeline word-counts is running, version 1\n"), "{applied}");
-    assert_eq!(server.run(&["apply", "-f", &path]).ok(), "pipeline word-counts is unchanged, and running\n");
+    assert_eq!(server.run(&["apply", "-f", &path]).ok(), "pipeline word-counts is unchanged and running\n");
     let dry = server.run(&["apply", "-f", &path, "--dry-run"]).ok();
-    assert_eq!(dry, "a dry run: nothing would change\n");
+    assert_eq!(dry, "dry run: nothing would change\n");
 
     // A module by path is relative to the file, and pushed with it; stdin is relative to here.
     fs::copy(guest_path("level"), folder.path().join("only-bad.wasm")).unwrap();
@@ -526,7 +529,7 @@ fn mistakes_are_shown_at_their_places_and_nothing_is_applied() {
     let ran = server.run(&["apply", "-f", &by_text]);
     assert!(ran.err.contains(&format!("{by_text}:3:1: ")), "{}", ran.err);
     assert!(ran.err.contains("\n    stagess:\n    ^\n"), "the line with a caret: {}", ran.err);
-    fails(ran, 1, &["error: 1 mistake in", "nothing of it was applied"]);
+    fails(ran, 1, &["error: 1 mistake in", "the file was not applied"]);
     let by_server = "pipeline: b\nfrom: linse\nstages:\n  - filter: words\n  - aggregate: nope\nto: out\n";
     let by_server = file(&folder, "b.yaml", by_server);
     let places = [
@@ -760,7 +763,7 @@ fn a_pipeline_file_is_tried_without_a_server() {
     let stopped = program(&["test", "-f", &strict, "--module", &delayed], "{\"delay\":20}\nno flight\n");
     assert_eq!(stopped.code, Some(1), "{}", stopped.out);
     assert!(
-        stopped.err.contains("error: the pipeline stops: stage delayed, topic in, partition 0, offset 1"),
+        stopped.err.contains("error: the pipeline stopped: stage delayed, topic in, partition 0, offset 1"),
         "{}",
         stopped.err
     );
@@ -885,7 +888,7 @@ fn an_address_in_use_is_named() {
     fails(ran, 1, &[&format!("cannot listen on {}", server.http), "--http", "in use"]);
     let mut command = Command::new(millstream());
     let ran = run(command.args(["serve", "--log", "=,=", "--data"]).arg(folder.path().join("other")), "");
-    fails(ran, 1, &["--log \"=,=\" is no level"]);
+    fails(ran, 1, &["--log \"=,=\" is neither a level"]);
 }
 
 #[test]
@@ -1067,7 +1070,7 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
     for arguments in [&[][..], &["--repair"]] {
         let found = check(arguments);
         assert_eq!(found.code, Some(1), "{} {}", found.out, found.err);
-        assert!(found.out.contains("1 damage only a backup makes good"), "{}", found.out);
+        assert!(found.out.contains("1 damage cannot be repaired"), "{}", found.out);
         assert!(!found.out.contains("keeps all that is sound"), "{}", found.out);
     }
     // Nor is an empty one made in the place of one that is gone, or cut off.

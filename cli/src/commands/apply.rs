@@ -1,5 +1,5 @@
-//! `millstream apply`: pipeline files to running pipelines. Mistakes that the text alone shows are
-//! found before anything is sent; the server finds the rest.
+//! `millstream apply`: creates and updates pipelines from pipeline files. Mistakes that the text alone shows are found
+//! before anything is sent to the server, which finds the others.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -26,30 +26,30 @@ Examples:
   millstream apply -f pipeline.yaml --dry-run
   millstream apply -f flights.yaml -f alerts.yaml";
 
-/// Make pipelines run as their files say
+/// Create or update pipelines from pipeline files
 ///
-/// Modules that a file names by path, relative to the file, are uploaded first, as
-/// FILE-STEM:HASH. Prints what changed, or every mistake as FILE:LINE:COLUMN and changes nothing.
+/// Modules that a file names by path, relative to the file, are uploaded first, as FILE-STEM:HASH. Prints what changed.
+/// If there are mistakes, prints each as FILE:LINE:COLUMN and changes nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// A pipeline file, or - for stdin; may be given more than once
     #[arg(short, long = "file", value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// Check, say what would change, and change nothing
+    /// Check the files and print what would change, but change nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
 
-/// Does it.
+/// Runs `apply`.
 pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode> {
     let mut files = Vec::with_capacity(args.files.len());
     for path in &args.files {
         files.push(File::read(path)?);
     }
-    // One mistake in one file, and nothing of any is applied.
+    // One mistake in any file prevents all files from being applied.
     if files.iter().any(|file| !file.mistakes.is_empty()) {
         for file in files.iter_mut().filter(|file| !file.mistakes.is_empty()) {
             file.ask_for_more_mistakes(client).await;
@@ -65,26 +65,26 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode>
     report(&files, &args)
 }
 
-/// A pipeline file, and what became of it.
+/// A pipeline file, with the result of applying it.
 pub(super) struct File {
-    /// As it was named.
+    /// Name of the file for output: its path as given, or `stdin`.
     shown: String,
     pub(super) text: String,
-    /// What the file names by path, with the module's bytes.
+    /// Modules that the file names by path, with their bytes.
     pub(super) modules: Vec<PathModule>,
     pub(super) mistakes: Vec<v1::Mistake>,
     mistakes_left_out: usize,
     changes: Vec<String>,
-    /// Whether the server took it.
+    /// Whether the server accepted the file without mistakes.
     applied: bool,
-    /// As it runs now; none where it does not run.
+    /// The pipeline after the call; `None` if the server returned none.
     pipeline: Option<v1::Pipeline>,
 }
 
 pub(super) struct PathModule {
-    /// As the file has it.
+    /// Path as written in the file.
     pub(super) path: String,
-    /// NAME:TAG, the tag from the hash.
+    /// NAME:TAG, where the tag is the beginning of the module's hash.
     pub(super) reference: String,
     hash: String,
     pub(super) bytes: Bytes,
@@ -93,7 +93,7 @@ pub(super) struct PathModule {
 }
 
 impl File {
-    /// Reads it with the modules that it names by path.
+    /// Reads the file, and the modules that it names by path.
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
         let (shown, text) = if path == Path::new("-") {
             ("stdin".to_owned(), io::read_to_string(io::stdin()))
@@ -152,13 +152,13 @@ impl File {
         }
     }
 
-    /// The server sees what the text alone does not show: topics, modules, cycles. Without a server,
-    /// what was found here is told.
+    /// Asks the server for mistakes that the text alone does not show: topics, modules, cycles. If no server answers,
+    /// only the mistakes found locally are reported.
     async fn ask_for_more_mistakes(&mut self, client: &Client) {
         let request = v1::ApplyPipelineRequest { yaml: self.text.clone(), dry_run: true, ..Default::default() };
         let Ok(answer) = client.admin().apply_pipeline(request).await else { return };
         for mistake in answer.mistakes {
-            // Nothing is uploaded for a file that is not going to be applied.
+            // Modules are not uploaded for a file that will not be applied, so these mistakes say nothing.
             let of_upload = mistake.message.contains("no module was uploaded for it");
             if !of_upload && !self.mistakes.contains(&mistake) {
                 self.mistakes.push(mistake);
@@ -170,8 +170,8 @@ impl File {
     async fn apply(&mut self, dry_run: bool, client: &Client) -> Result<(), anyhow::Error> {
         let mut uploaded = Vec::new();
         let result = self.upload_and_apply(dry_run, &mut uploaded, client).await;
-        // The server checks a file against modules that it has, so a dry run uploads too, and takes
-        // away again what was not there before.
+        // The server checks a file against modules that it has. A dry run therefore uploads them too, and afterwards
+        // removes those that did not exist before.
         if dry_run {
             for reference in &uploaded {
                 match client.admin().remove_module(reference).await {
@@ -235,10 +235,10 @@ impl File {
             out.line(change)?;
         }
         match &self.pipeline {
-            _ if args.dry_run && self.changes.is_empty() => out.line("a dry run: nothing would change")?,
-            _ if args.dry_run => out.line("a dry run: this would be so, nothing was changed")?,
+            _ if args.dry_run && self.changes.is_empty() => out.line("dry run: nothing would change")?,
+            _ if args.dry_run => out.line("dry run: these changes would be made, nothing was changed")?,
             Some(pipeline) if self.changes.is_empty() => {
-                out.line(format_args!("pipeline {name} is unchanged, and {}", pipeline.state))?;
+                out.line(format_args!("pipeline {name} is unchanged and {}", pipeline.state))?;
             }
             Some(pipeline) => {
                 out.line(format_args!("pipeline {name} is {}, version {}", pipeline.state, pipeline.version))?;
@@ -248,7 +248,7 @@ impl File {
         Ok(())
     }
 
-    /// Every mistake on stderr, with its line, and what was therefore not done.
+    /// Prints each mistake with its line on stderr, and then `not_done`, which says what was not done because of them.
     pub(super) fn print_mistakes(&self, not_done: &str) {
         for mistake in &self.mistakes {
             exit::say(format_args!("{}:{}:{}: {}", self.shown, mistake.line, mistake.column, mistake.message));
@@ -305,13 +305,13 @@ fn report(files: &[File], args: &Args) -> anyhow::Result<ExitCode> {
     for file in files.iter().filter(|file| !file.mistakes.is_empty()) {
         code = ExitCode::from(exit::REFUSED);
         if !args.output.json() {
-            file.print_mistakes("nothing of it was applied");
+            file.print_mistakes("the file was not applied");
         }
     }
     Ok(code)
 }
 
-/// The line of a mistake with a caret under its column, as compilers show it.
+/// Returns the line of a mistake with a caret below its column, as compilers print it.
 fn shown_place(text: &str, mistake: &v1::Mistake) -> Option<String> {
     let line = text.lines().nth((mistake.line as usize).checked_sub(1)?)?;
     let mut shown = format!("    {}\n    ", text::escaped_but_tabs(line));

@@ -1,4 +1,4 @@
-//! `millstream backup`: all that a running server holds, to a folder here.
+//! `millstream backup`: copies all data of a running server to a local folder.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,31 +22,31 @@ Examples:
   millstream backup --to ./backup-2024-05-01
   millstream backup --to /mnt/backups/monday --server 10.0.0.7:7070
 
-`millstream restore` makes a data directory of it.";
+`millstream restore` creates a data directory from the backup.";
 
-/// Copy all that a running server holds to a folder
+/// Copy all data of a running server to a folder
 ///
-/// The folder gets everything as of one moment: records, topics, modules, pipelines, groups' offsets and
-/// state. The server goes on meanwhile.
+/// The backup has the server's data as of one moment: records, topics, modules, pipelines, committed offsets of groups
+/// and state. The server keeps serving requests meanwhile.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The folder to write, on this machine: new or empty
+    /// The folder to write to, on this machine; it must be new or empty
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
     #[command(flatten)]
     output: OutputArgs,
 }
 
-/// Does it.
+/// Runs `backup`.
 pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode> {
     let mut interrupt = Interrupt::new()?;
     let folder = BackupFolder::create(&args.to)?;
     let received = tokio::select! {
         received = receive(folder, client) => received,
-        () = interrupt.wait() => Err(Interrupted("what was begun is removed".to_owned()).into()),
+        () = interrupt.wait() => Err(Interrupted("the unfinished backup was removed".to_owned()).into()),
     };
-    let manifest = received.with_context(|| format!("there is no backup in {}", args.to.display()))?;
+    let manifest = received.with_context(|| format!("no backup was written to {}", args.to.display()))?;
     let mut out = Out::new();
     if args.output.json() {
         let mut shown = to_json(&manifest);
@@ -59,7 +59,7 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes what the server sends. An error, and being dropped, remove what was written.
+/// Writes what the server sends to the folder. If it fails or is dropped, the folder removes what was written.
 async fn receive(mut folder: BackupFolder, client: &Client) -> anyhow::Result<Manifest> {
     let mut chunks = client.admin().backup().await?;
     let mut progress = Progress::endless();
@@ -80,13 +80,16 @@ async fn receive(mut folder: BackupFolder, client: &Client) -> anyhow::Result<Ma
                 blocking(|| folder.finish(&manifest))?;
                 return Ok(manifest);
             }
-            None => bail!("the server sent what this version does not know: use the server's version of millstream"),
+            None => bail!(
+                "the server sent a chunk that this version does not know: use the same version of millstream as the server"
+            ),
         }
     }
-    bail!("the server ended the backup before it was whole")
+    bail!("the server ended the backup before it was complete")
 }
 
-/// Here and not on a thread of its own: an interrupt must find the folder where it is removed.
+/// Runs blocking work on the current thread rather than on another one, so that the future still owns the folder when
+/// an interrupt drops it.
 fn blocking<T>(work: impl FnOnce() -> Result<T, BackupError>) -> Result<T, BackupError> {
     tokio::task::block_in_place(work)
 }
@@ -97,14 +100,14 @@ fn from_proto(manifest: v1::BackupManifest) -> Manifest {
     Manifest { format, data_format, version, created_at_ms, files: files.into_iter().map(file).collect() }
 }
 
-/// What a backup is, for people.
+/// Describes a backup in text, for people.
 pub(crate) fn shown(manifest: &Manifest) -> String {
     let files = text::plural(manifest.files.len() as u64, "file");
     let (size, time) = (text::size(manifest.bytes()), timestamp::format(manifest.created_at_ms));
     format!("{files}, {size}, as of {time}")
 }
 
-/// What a backup is, for programs.
+/// Describes a backup in JSON, for programs.
 pub(crate) fn to_json(manifest: &Manifest) -> Value {
     json!({
         "files": manifest.files.len(),

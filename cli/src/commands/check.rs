@@ -1,4 +1,4 @@
-//! `millstream check`: looks for damage in a data directory that no server uses, and cuts it out.
+//! `millstream check`: finds damage in a data directory that no server uses, and removes it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,30 +17,30 @@ Examples:
   millstream check --data ./millstream-data --repair
   millstream check --data ./millstream-data --output json | jq '.damages[]'
 
-It reads every byte that counts: the journal, all segments, the tables. Without --repair nothing is changed.
-With it, damaged record batches are cut out: readers go on past their offsets without an error. It also makes
-redb's lists of free pages anew, which no check sees through: do that where the log says that redb panicked.
+The check reads the whole journal, all segments and all tables. Without --repair it changes nothing.
+With --repair it removes damaged record batches: readers skip their offsets without an error. It also rebuilds
+redb's lists of free pages, which no check can verify: use --repair if the log says that redb panicked.
 
-Exit codes: 0 all is sound, or was damaged and is repaired; 1 damage is there, or it can't be read.";
+Exit codes: 0 no damage, or all damage was repaired; 1 there is damage, or the directory cannot be read.";
 
-/// Look for damage in the data directory of a stopped server, and cut it out
+/// Find damage in the data directory of a stopped server, and optionally repair it
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The data directory; no server may run on it
+    /// The data directory; no server may be using it
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// Cut out what is damaged and keep the rest
+    /// Remove what is damaged and keep the rest
     #[arg(long)]
     pub(crate) repair: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
 
-/// Checks, and says what was found.
+/// Runs `check` and prints the damage that it found.
 ///
 /// # Errors
-/// Where the directory is in use or can't be read.
+/// If the directory is in use or cannot be read.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (data, repair) = (args.data.clone(), args.repair);
     let checked = tokio::task::spawn_blocking(move || check(&data, repair));
@@ -66,7 +66,7 @@ fn print(report: &Report, args: &Args, out: &mut Out) -> anyhow::Result<()> {
         out.line(format_args!("{damage}{outcome}"))?;
     }
     for file in &report.unregistered {
-        out.line(format_args!("{file}: left by a crash, no part of the store; the next start removes it"))?;
+        out.line(format_args!("{file}: left behind by a crash and not part of the store; the next start removes it"))?;
     }
     let Report { segments, batches, batch_bytes, commits, .. } = report;
     let [segments, commits] = [(segments, "segment"), (commits, "commit")].map(|(of, noun)| text::plural(*of, noun));
@@ -77,16 +77,16 @@ fn print(report: &Report, args: &Args, out: &mut Out) -> anyhow::Result<()> {
         (damages, repair) => {
             let beyond = report.damages.iter().filter(|damage| !damage.repairable).count();
             let damages = text::plural(damages as u64, "damage");
-            out.line(format_args!("{damages}; sound are {read}"))?;
+            out.line(format_args!("{damages}; undamaged: {read}"))?;
             if report.is_repairable() && !repair {
                 let data = args.data.display();
-                out.line(format_args!("`millstream check --data {data} --repair` keeps all that is sound"))?;
+                out.line(format_args!(
+                    "`millstream check --data {data} --repair` keeps all that is sound and removes the rest"
+                ))?;
             }
             if beyond > 0 {
                 let beyond = text::plural(beyond as u64, "damage");
-                out.line(format_args!(
-                    "{beyond} only a backup makes good: `millstream restore` makes a data directory of it"
-                ))?;
+                out.line(format_args!("{beyond} cannot be repaired: restore a backup with `millstream restore`"))?;
             }
         }
     }

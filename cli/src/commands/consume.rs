@@ -1,4 +1,4 @@
-//! `millstream consume`: records of a topic to stdout.
+//! `millstream consume`: prints records of a topic to stdout.
 
 use std::num::NonZeroU64;
 use std::pin::pin;
@@ -24,50 +24,51 @@ Examples:
   millstream consume flights --group billing --from earliest
   millstream consume flights --print partition,offset,key,value";
 
-/// Who waits for records looks so often whether there is a reason that none come.
+/// While no records arrive, the command checks this often for a reason to report.
 const LOOK_AT_TROUBLE: Duration = Duration::from_secs(1);
 
-/// Read records of a topic, and print one a line
+/// Read records of a topic, and print one per line
 ///
-/// Without --until-end or --max this goes on until Ctrl-C. As text, a value is printed as it is, and
-/// bytes that are no text as \xNN; JSON has everything, and {"base64": …} for such bytes.
+/// Without --until-end or --max this continues until Ctrl-C. In text output, a value is printed unchanged if it is
+/// UTF-8; other bytes are printed as \xNN. JSON output has all parts of a record, and {"base64": …} for values that are
+/// not UTF-8.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The topic
     topic: String,
-    /// Where to begin: earliest, latest, an offset, or a time (the first record at or after it). With
-    /// --group: where no offset is committed, earliest or latest
+    /// Where to start: earliest, latest, an offset, or a time (the first record at or after it). With --group it
+    /// applies to partitions without a committed offset, and is earliest or latest
     #[arg(long, value_name = "POSITION", default_value = "latest", value_parser = position::parse)]
     from: Position,
-    /// End after so many records
+    /// Stop after this many records
     #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU64>)]
     max: Option<NonZeroU64>,
-    /// End where the partitions end at the start of this command
+    /// Stop at the log end offsets that the partitions have when this command starts
     #[arg(long)]
     until_end: bool,
-    /// Only this partition; may be given more than once
+    /// Read only this partition; may be given more than once
     #[arg(long = "partition", value_name = "P")]
     partitions: Vec<u32>,
-    /// Join this consumer group, and commit what was printed; with --partition, read and commit for it
-    /// without joining
+    /// Join this consumer group, and commit the offsets of printed records; with --partition, read and commit for the
+    /// group without joining it
     #[arg(long, value_name = "G")]
     group: Option<String>,
-    /// What is printed of a record as text, in this order, with tabs between
+    /// The parts of a record to print as text, in this order, separated by tabs
     #[arg(long, value_enum, value_name = "PART,…", value_delimiter = ',', default_value = "value")]
     print: Vec<Part>,
     #[command(flatten)]
     output: OutputArgs,
 }
 
-/// Does it.
+/// Runs `consume`.
 pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode> {
     let mut consumer = client.consumer(settings(&args)?)?;
     let printed = Printing::new(&args).until_end(&mut consumer).await;
     let fits = printed.as_ref().err().is_none_or(|error| !error.is::<OutputError>());
-    // Closing commits what was handed out: not if it could not be printed.
+    // Closing commits the offsets of the records that were handed out, so it is skipped if they could not be printed.
     let closed = if fits { consumer.close().await } else { Ok(()) };
-    // The first error says more than what may follow from it.
+    // The first error is reported, because the error of closing may be a consequence of it.
     printed?;
     closed?;
     Ok(ExitCode::SUCCESS)
@@ -77,7 +78,7 @@ fn settings(args: &Args) -> Result<ConsumerSettings, Usage> {
     if let (Some(group), Position::Offset(_) | Position::TimestampMs(_)) = (&args.group, args.from) {
         let (topic, to) = (&args.topic, position::shown(args.from));
         return Err(Usage(format!(
-            "with --group, --from is earliest or latest, for partitions without a committed offset\n  \
+            "with --group, --from can only be earliest or latest, for partitions without a committed offset\n  \
              `millstream group reset {group} --topic {topic} --to {to}` sets the group's offsets"
         )));
     }
@@ -96,10 +97,10 @@ struct Printing<'a> {
     out: Out,
     printer: Printer,
     progress: Progress,
-    /// Records that may still be printed.
+    /// Number of records that may still be printed.
     left: u64,
     printed: u64,
-    /// Records that retention took before they were read, as far as it was told.
+    /// Number of records deleted by retention before they were read, as far as it was reported.
     missed: u64,
 }
 
@@ -117,14 +118,14 @@ impl<'a> Printing<'a> {
         }
     }
 
-    /// Prints until the end, Ctrl-C, or the reader of the output goes away.
+    /// Prints records until the end, until Ctrl-C, or until the reader of the output closes it.
     async fn until_end(&mut self, consumer: &mut Consumer) -> anyhow::Result<()> {
         let mut interrupt = Interrupt::new()?;
         let mut interrupted = pin!(interrupt.wait());
         let mut reader_gone = pin!(output::closed());
         let mut trouble = Trouble::default();
         while self.left > 0 {
-            // Asking for more lets the consumer commit what it handed out: it has to be printed.
+            // Asking for more lets the consumer commit what it handed out, so that must be printed first.
             if self.args.group.is_some() {
                 self.out.flush()?;
             }
@@ -132,7 +133,7 @@ impl<'a> Printing<'a> {
                 biased;
                 () = &mut interrupted => false,
                 going_on = self.print_next(consumer) => going_on?,
-                // None is ready: who reads this gets what there is, and waits as well.
+                // No record is ready: pass the buffered output on to its reader before waiting.
                 () = std::future::ready(()) => {
                     self.out.flush()?;
                     tokio::select! {
@@ -146,17 +147,17 @@ impl<'a> Printing<'a> {
             if !going_on {
                 break;
             }
-            trouble.tell("no records come", consumer.trouble(), &self.progress);
+            trouble.tell("no records arrive", consumer.trouble(), &self.progress);
             self.tell_missed(consumer.missed_records());
             self.progress.say(text::plural(self.printed, "record"));
         }
         Ok(self.out.flush()?)
     }
 
-    /// Prints the next records; false at the end. Cancel-safe: it waits only before it takes them.
+    /// Prints the next records. Returns false at the end. Cancel-safe, because it waits only before it takes records.
     async fn print_next(&mut self, consumer: &mut Consumer) -> anyhow::Result<bool> {
         if self.args.group.is_some() && self.args.max.is_some() {
-            // What is handed out gets committed: no more than is printed.
+            // Records that are handed out get committed, so take no more than are printed.
             let Some(record) = consumer.next().await.transpose()? else { return Ok(false) };
             self.printer.print(&mut self.out, &record::owned(&record))?;
             self.count();
@@ -173,7 +174,7 @@ impl<'a> Printing<'a> {
         Ok(true)
     }
 
-    /// `records` is how many were missed so far.
+    /// Reports newly missed records; `records` is the total number missed so far.
     fn tell_missed(&mut self, records: u64) {
         let more = records - std::mem::replace(&mut self.missed, records);
         if more > 0 {

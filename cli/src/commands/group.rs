@@ -1,4 +1,4 @@
-//! `millstream group`: list, describe, reset, delete. Pipelines are groups too.
+//! `millstream group`: list, describe, reset and delete consumer groups. Pipelines are groups too.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::output::{Column, Out, OutputArgs, Table};
 use crate::{position, text};
 
-/// What can be done with groups.
+/// The `group` subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List the groups with their lag
@@ -29,14 +29,14 @@ Example:
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Set a group's committed offsets; refused while it has members or its pipeline runs
+    /// Set a group's committed offsets; refused while the group has members or its pipeline runs
     #[command(after_help = "\
 Examples:
   millstream group reset billing --topic flights --to earliest
   millstream group reset billing --topic flights --to '2024-05-01 12:00' --dry-run
   millstream group reset billing --topic flights --partition 0 --to 1500")]
     Reset(Reset),
-    /// Delete a group with its committed offsets
+    /// Delete a group and its committed offsets
     #[command(after_help = "\
 Example:
   millstream group delete billing")]
@@ -46,7 +46,7 @@ Example:
     },
 }
 
-/// `group reset`.
+/// Arguments of `group reset`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Reset {
     /// The group, or the pipeline
@@ -54,20 +54,20 @@ pub(crate) struct Reset {
     /// The topic whose offsets are set
     #[arg(long)]
     topic: String,
-    /// earliest, latest, an offset, or a time: the first record at or after it
+    /// The new position: earliest, latest, an offset, or a time (the first record at or after it)
     #[arg(long, value_name = "POSITION", value_parser = position::parse)]
     to: Position,
-    /// Only this partition; may be given more than once
+    /// Reset only this partition; may be given more than once
     #[arg(long = "partition", value_name = "P")]
     partitions: Vec<u32>,
-    /// Say what would change, change nothing
+    /// Print what would change, but change nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
 
-/// Does it.
+/// Runs a `group` subcommand.
 pub(crate) async fn run(command: Command, client: &Client) -> anyhow::Result<ExitCode> {
     match command {
         Command::List(output) => list(&output, client).await,
@@ -151,7 +151,7 @@ fn members(members: &[v1::Member]) -> Table {
     table
 }
 
-/// Committed offsets and lag, a line a partition.
+/// Returns a table of committed offsets and lag, one row per partition.
 pub(crate) fn offsets(offsets: &[v1::GroupOffset]) -> Table {
     let mut table = Table::new(&[
         Column::Text("topic"),
@@ -230,7 +230,7 @@ fn member_to_json(member: &v1::Member) -> Value {
     })
 }
 
-/// One partition's offsets and lag.
+/// Returns one partition's offsets and lag as JSON.
 pub(crate) fn offset_to_json(offset: &v1::GroupOffset) -> Value {
     let member_id = Some(&offset.member_id).filter(|id| !id.is_empty());
     json!({

@@ -1,4 +1,4 @@
-//! One file a command, of one shape: `Command` or `Args` is what can be said, `run` does it.
+//! One file for each command. In each, `Command` or `Args` defines the arguments, and `run` executes the command.
 
 pub(crate) mod apply;
 pub(crate) mod backup;
@@ -20,7 +20,7 @@ use millstream_client::{Client, ClientSettings};
 
 use crate::args::{Args, Command};
 
-/// Does what was said.
+/// Executes the command.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = ClientSettings { client_id: args.client_id, call_timeout_ms: args.call_timeout_ms };
     let client = || Client::with_settings(&args.server, settings);

@@ -1,4 +1,4 @@
-//! `millstream module`: push, list, describe, remove.
+//! `millstream module`: push, list, describe and remove modules.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,19 +14,19 @@ use crate::output::{Column, Out, OutputArgs, Table};
 use crate::progress::Progress;
 use crate::{text, timestamp};
 
-/// So much of a hash tells modules apart for people.
+/// Number of characters of a hash shown to people, which is enough to tell modules apart.
 pub(crate) const HASH_CHARS: usize = 12;
 
-/// What can be done with modules.
+/// The `module` subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Upload a WebAssembly module; it is checked and compiled before the answer
+    /// Upload a WebAssembly module; the server checks and compiles it before it answers
     #[command(after_help = "\
 Examples:
   millstream module push delayed ./delayed.wasm
   millstream module push delayed:v2 ./delayed.wasm")]
     Push {
-        /// NAME or NAME:TAG; the tag is `latest` when left out
+        /// NAME or NAME:TAG; the default tag is `latest`
         reference: String,
         /// The .wasm file: a component, or a core module built with wit-bindgen
         file: PathBuf,
@@ -58,7 +58,7 @@ Example:
     },
 }
 
-/// Does it.
+/// Runs a `module` subcommand.
 pub(crate) async fn run(command: Command, client: &Client) -> anyhow::Result<ExitCode> {
     match command {
         Command::Push { reference, file, output } => push(reference, &file, &output, client).await,
@@ -74,13 +74,13 @@ pub(crate) async fn run(command: Command, client: &Client) -> anyhow::Result<Exi
     }
 }
 
-/// A module's bytes.
+/// Reads the bytes of a module file.
 pub(crate) fn read(file: &Path) -> anyhow::Result<Bytes> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read module {}", file.display()))?;
     Ok(Bytes::from(bytes))
 }
 
-/// Uploads, with a spinner: the server compiles before it answers.
+/// Uploads a module and shows a spinner meanwhile, because the server compiles it before it answers.
 pub(crate) async fn upload(reference: &str, bytes: Bytes, client: &Client) -> anyhow::Result<v1::PushModuleResponse> {
     let progress = Progress::endless();
     progress.say(format!("pushing {reference}, {}", text::size(bytes.len() as u64)));
@@ -158,7 +158,7 @@ async fn describe(reference: &str, output: &OutputArgs, client: &Client) -> anyh
     Ok(ExitCode::SUCCESS)
 }
 
-/// A hash's first characters.
+/// Returns the first [`HASH_CHARS`] characters of a hash.
 pub(crate) fn short(hash: &str) -> &str {
     hash.get(..HASH_CHARS).unwrap_or(hash)
 }

@@ -1,4 +1,4 @@
-//! `millstream pipeline`: list, describe, pause, resume, delete. `apply` makes them.
+//! `millstream pipeline`: list, describe, pause, resume and delete pipelines. `apply` creates them.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use super::{group, module};
 use crate::output::{Column, Out, OutputArgs, Table};
 use crate::text;
 
-/// What can be done with pipelines.
+/// The `pipeline` subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List the pipelines with their state and lag
@@ -20,7 +20,7 @@ Examples:
   millstream pipeline list
   millstream pipeline list --output json")]
     List(OutputArgs),
-    /// Show a pipeline: its stages with their counts, its lag, and why it stopped
+    /// Show a pipeline: its stages with their counts, its lag, and the reason if it stopped
     #[command(after_help = "\
 Examples:
   millstream pipeline describe delayed-flights
@@ -34,7 +34,7 @@ Examples:
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Stop a pipeline at a commit; `resume` goes on from there
+    /// Pause a pipeline at a commit; `resume` continues from there
     #[command(after_help = "\
 Example:
   millstream pipeline pause delayed-flights")]
@@ -44,7 +44,7 @@ Example:
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Let a pipeline go on that was paused, or that a failure stopped
+    /// Resume a pipeline that was paused, or that stopped because of a failure
     #[command(after_help = "\
 Example:
   millstream pipeline resume delayed-flights")]
@@ -54,7 +54,7 @@ Example:
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Delete a pipeline with its group, its state and its repartition topics; output topics stay
+    /// Delete a pipeline with its group, state and repartition topics; output topics are kept
     #[command(after_help = "\
 Example:
   millstream pipeline delete delayed-flights")]
@@ -64,7 +64,7 @@ Example:
     },
 }
 
-/// Does it.
+/// Runs a `pipeline` subcommand.
 pub(crate) async fn run(command: Command, client: &Client) -> anyhow::Result<ExitCode> {
     match command {
         Command::List(output) => list(&output, client).await,
@@ -197,7 +197,7 @@ fn changed(pipeline: &v1::Pipeline, output: &OutputArgs) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// A pipeline as JSON.
+/// Returns a pipeline as JSON.
 pub(crate) fn to_json(pipeline: &v1::Pipeline) -> Value {
     json!({
         "name": pipeline.name,

@@ -1,4 +1,4 @@
-//! `millstream produce`: lines of a file or of stdin to records of a topic.
+//! `millstream produce`: writes the lines of a file or of stdin to a topic, as records.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -32,52 +32,51 @@ Examples:
   tail -f access.log | millstream produce log-lines --header host=web1
   echo hello | millstream produce greetings --key me --partition 0";
 
-/// Blocks of lines that are read ahead: while one is sent, the next is read.
+/// Number of blocks of lines to read ahead: while one is sent, the next is read.
 const BLOCKS_AHEAD: usize = 2;
 
-/// So many skipped lines are shown one by one; all are counted.
+/// Maximum number of skipped lines to print individually. All are counted.
 const SKIPPED_SHOWN_MAX: u64 = 10;
 
-/// While answers are waited for, failures are looked for this often.
+/// How often to look for failures while waiting for answers.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Once a record has failed, answers to others are waited for this long.
+/// How long to wait for the answers to other records once a record has failed.
 const PATIENCE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 
-/// A pause below this is not worth a timer.
+/// Shortest pause for which a timer is used.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 
-/// Write lines to a topic, a record a line
+/// Write lines to a topic, one record per line
 ///
-/// Every record was acknowledged, and so is on disk, once, when this ends with 0: a connection that is
-/// lost on the way, or a server that restarts, is waited for. The line's end (LF or CR LF) is not part
-/// of the record.
+/// If this exits with 0, every record was acknowledged and is on disk exactly once. The command waits for lost
+/// connections and restarting servers to come back. The end of a line (LF or CR LF) is not part of the record.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The topic
     topic: String,
-    /// The lines; a name that ends in .gz is unpacked [default: stdin]
+    /// The file to read; a file whose name ends in .gz is decompressed [default: stdin]
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     #[command(flatten)]
     fields: FieldArgs,
-    /// The key of every record
+    /// The key of all records
     #[arg(long, conflicts_with = "key_field")]
     key: Option<String>,
-    /// A header of every record; may be given more than once
+    /// A header for all records; may be given more than once
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = parse_header)]
     headers: Vec<(String, String)>,
-    /// The partition of every record [default: by the key, or all in turn]
+    /// The partition of all records [default: chosen by the key; without a key, all partitions in turn]
     #[arg(long, value_name = "P", value_parser = amount::whole)]
     partition: Option<u32>,
-    /// How record batches are compressed: none, gzip, snappy, lz4 or zstd
+    /// Compression of record batches: none, gzip, snappy, lz4 or zstd
     #[arg(long, value_name = "CODEC", default_value = "none")]
     compression: Compression,
-    /// At most so many records a second [default: as fast as the server takes them]
+    /// Maximum number of records per second [default: as fast as the server accepts them]
     #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU32>)]
     rate: Option<NonZeroU32>,
-    /// Count and report lines that lack a field or are no JSON, instead of stopping at the first
+    /// Count and report lines that are not JSON or lack a field, instead of stopping at the first one
     #[arg(long)]
     skip_invalid: bool,
 }
@@ -87,7 +86,7 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
     header.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "use NAME=VALUE".into())
 }
 
-/// Does it.
+/// Runs `produce`.
 pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode> {
     let input = Input::open(args.file.as_deref(), args.fields.clone())?;
     let producer = client.producer(ProducerSettings { compression: args.compression, ..ProducerSettings::default() });
@@ -109,7 +108,7 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<ExitCode>
 
 type Read = Result<Block, InputError>;
 
-/// Reads in a thread of its own: a read of stdin can take for ever.
+/// Reads the input on a thread of its own, because a read of stdin can block forever.
 fn read_ahead(mut input: Input) -> anyhow::Result<mpsc::Receiver<Read>> {
     let (blocks, receiver) = mpsc::channel(BLOCKS_AHEAD);
     let read = move || {
@@ -124,7 +123,7 @@ fn read_ahead(mut input: Input) -> anyhow::Result<mpsc::Receiver<Read>> {
     Ok(receiver)
 }
 
-/// A record that was taken.
+/// A record that was sent and is not answered yet.
 struct Waiting {
     line: u64,
     bytes: u64,
@@ -141,13 +140,13 @@ struct Sending<'a> {
     read_bytes: Arc<std::sync::atomic::AtomicU64>,
     began: Instant,
     taken: u64,
-    /// Taken and not answered.
+    /// Records that the producer has taken and that are not answered yet.
     waiting: VecDeque<Waiting>,
     stored: u64,
     stored_bytes: u64,
     skipped: u64,
     failed: u64,
-    /// Of these, what is certainly not stored.
+    /// Number of failed records that are certainly not stored.
     refused: u64,
     first_failure: Option<(u64, ClientError)>,
     trouble: Trouble,
@@ -157,7 +156,7 @@ impl<'a> Sending<'a> {
     fn new(args: &'a Args, input: &Input, producer: &'a Producer, topic: TopicProducer) -> Self {
         let progress = match input.size_bytes() {
             Some(size) => Progress::of_bytes(size),
-            // Who types sees what was typed.
+            // On a terminal the user sees the typed lines, so no progress is shown.
             None if std::io::stdin().is_terminal() => Progress::hidden(),
             None => Progress::endless(),
         };
@@ -182,7 +181,7 @@ impl<'a> Sending<'a> {
         }
     }
 
-    /// Sends until the end, or the first thing that goes wrong.
+    /// Sends lines until the end of the input or until the first failure.
     async fn send(&mut self, mut blocks: mpsc::Receiver<Read>) -> anyhow::Result<()> {
         while let Some(block) = blocks.recv().await {
             for line in block? {
@@ -192,7 +191,7 @@ impl<'a> Sending<'a> {
                 match line {
                     Ok(line) => self.send_line(&line).await?,
                     Err(error) if self.args.skip_invalid => self.skip(&error),
-                    Err(error) => return Err(anyhow!("{error}\n  --skip-invalid goes on without such lines")),
+                    Err(error) => return Err(anyhow!("{error}\n  use --skip-invalid to skip such lines")),
                 }
             }
             self.settle();
@@ -207,7 +206,7 @@ impl<'a> Sending<'a> {
 
     async fn send_line(&mut self, line: &Line) -> anyhow::Result<()> {
         self.pause().await;
-        // As a rule there is room, and no timer is needed.
+        // Usually the producer has room, and no timer is needed.
         let mut delivery = self.topic.send(self.record(line)).now_or_never();
         while delivery.is_none() && self.first_failure.is_none() {
             delivery = timeout(SETTLE_INTERVAL, self.topic.send(self.record(line))).await.ok();
@@ -230,7 +229,7 @@ impl<'a> Sending<'a> {
         }
     }
 
-    /// Keeps to `--rate`.
+    /// Waits as long as `--rate` requires.
     async fn pause(&self) {
         let Some(rate) = self.args.rate else { return };
         let due = self.began + Duration::from_secs_f64(self.taken as f64 / f64::from(rate.get()));
@@ -246,9 +245,9 @@ impl<'a> Sending<'a> {
         }
     }
 
-    /// Waits for what was taken, however the sending ended: a second Ctrl-C ends that too.
+    /// Waits for the answers to all sent records, also after a failure. A second Ctrl-C ends the wait.
     async fn wait_for_answers(&mut self, producer: Producer, interrupt: &mut Interrupt) {
-        // Failures are told by the deliveries, with the lines that they belong to.
+        // The error of `close` is ignored: the deliveries report failures, together with their lines.
         let mut closing = pin!(producer.close());
         let mut failed_at = None;
         while failed_at.is_none_or(|at: Instant| at.elapsed() < PATIENCE_AFTER_FAILURE) {
@@ -263,7 +262,7 @@ impl<'a> Sending<'a> {
         }
     }
 
-    /// Counts what was answered, in order, up to the first that was not.
+    /// Counts answered records in order, up to the first one that is not answered yet.
     fn settle(&mut self) {
         while let Some(first) = self.waiting.front()
             && let Some(outcome) = first.delivery.outcome()
@@ -289,7 +288,7 @@ impl<'a> Sending<'a> {
         }
     }
 
-    /// Counts the rest, and says what became of the whole.
+    /// Counts the remaining records, and reports the result.
     fn finish(&mut self, sent: anyhow::Result<()>) -> anyhow::Result<()> {
         let mut unanswered = 0;
         for waiting in std::mem::take(&mut self.waiting) {
@@ -302,11 +301,11 @@ impl<'a> Sending<'a> {
         if let Some((line, error)) = self.first_failure.take() {
             let refused = unanswered == 0 && self.failed == self.refused;
             let fate = if refused { "not stored" } else { "sent without an acknowledgement" };
-            exit::say(format_args!("{lacking} {fate}, the first is {}:{line}", self.name));
+            exit::say(format_args!("{lacking} {fate}, the first at {}:{line}", self.name));
             return Err(error.into());
         }
         if unanswered > 0 {
-            return Err(Interrupted(format!("{lacking} sent without an answer, they may or may not be stored")).into());
+            return Err(Interrupted(format!("{lacking} sent without an answer, which may or may not be stored")).into());
         }
         sent
     }

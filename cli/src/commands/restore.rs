@@ -1,4 +1,4 @@
-//! `millstream restore`: a data directory of a backup. No server is needed.
+//! `millstream restore`: creates a data directory from a backup. It needs no server.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -20,23 +20,23 @@ Example:
   millstream restore --from ./backup-2024-05-01 --data ./millstream-data
   millstream serve --data ./millstream-data";
 
-/// Make a data directory of a backup, without a server
+/// Create a data directory from a backup, without a server
 ///
-/// Every checksum is checked on the way. The directory appears once all of it is there, or not at all.
+/// All checksums are verified. The data directory appears only when all of it is written.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The folder that `millstream backup` wrote
     #[arg(long, value_name = "DIR")]
     from: PathBuf,
-    /// The data directory to make: new or empty
+    /// The data directory to create; it must be new or empty
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     #[command(flatten)]
     output: OutputArgs,
 }
 
-/// Does it.
+/// Runs `restore`.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut interrupt = Interrupt::new()?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -51,12 +51,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let restored = tokio::select! {
         restored = &mut restoring => restored,
         () = interrupt.wait() => {
-            // It removes what it began.
+            // The restoring thread sees the flag and removes what it has written.
             stop.store(true, Ordering::Relaxed);
             restoring.await
         }
     };
-    let manifest = match restored.context("restoring panicked")? {
+    let manifest = match restored.context("the restore panicked")? {
         Err(backup::BackupError::Cancelled) => return Err(Interrupted("nothing was restored".to_owned()).into()),
         restored => restored?,
     };

@@ -1,4 +1,4 @@
-//! `millstream serve`: the server in this process.
+//! `millstream serve`: runs the server in this process.
 
 mod bounds;
 mod http;
@@ -34,78 +34,81 @@ Examples:
   millstream serve --data /var/lib/millstream --grpc 0.0.0.0:7070 --http 0.0.0.0:7071 --log-format json
   millstream serve --data ./millstream-data --produce-bytes-per-s-max 10000000 --quota importer=produce:50000000
 
-Ctrl-C or SIGTERM stops it: what was taken is committed and answered first.";
+Ctrl-C or SIGTERM stops the server: it first commits and answers the requests that it has accepted.";
 
-/// Run the server: the broker, the pipelines and their HTTP side in one process
+/// Run the server: the broker, the pipelines and the HTTP endpoints in one process
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The folder that holds everything; made where it is missing. One server at a time uses it
+    /// The data directory; created if it does not exist. Only one server can use it at a time
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// Where the gRPC services listen; port 0 takes a free one
+    /// The address of the gRPC services; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070", value_parser = amount::address)]
     pub(crate) grpc: SocketAddr,
-    /// Where health and metrics are served over HTTP
+    /// The address of the HTTP endpoints for health and metrics; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7071", value_parser = amount::address)]
     pub(crate) http: SocketAddr,
-    /// How log lines look, on stderr
+    /// Format of the log on stderr
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
-    /// What is logged: a level, or levels by module such as `warn,millstream_runtime=debug`
+    /// What to log: a level, or levels by module such as `warn,millstream_runtime=debug`
     #[arg(long, value_name = "FILTER", env = "MILLSTREAM_LOG", default_value = "info")]
     pub(crate) log: String,
-    /// Threads that serve requests and run stages; one a core when left out
+    /// Number of threads that serve requests and run stages [default: one per core]
     #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroUsize>)]
     pub(crate) worker_threads: Option<NonZeroUsize>,
-    /// Bytes of new records that are kept in the journal before they are sealed into segments, 1MiB or more: a start reads
-    /// them all, and no topic's retention_bytes can be less [default: 128MiB]
+    /// Maximum size of the journal, which holds new records until they are sealed into segments; 1MiB or more. The
+    /// server reads all of it at startup, and no topic's retention_bytes can be less [default: 128MiB]
     #[arg(long, value_name = "SIZE", value_parser = journal_bytes)]
     pub(crate) journal_bytes_max: Option<u64>,
-    /// While the disk has less room than this, writes are refused and reads go on; it is for putting in order what is
-    /// stored already [default: as --journal-bytes-max]
+    /// Writes are refused while the disk has less free space than this, and reads continue; the reserve is needed to
+    /// reorganize data that is already stored [default: same as --journal-bytes-max]
     #[arg(long, value_name = "SIZE", value_parser = amount::bytes)]
     pub(crate) disk_reserve_bytes: Option<u64>,
     #[command(flatten)]
     pub(crate) bounds: BoundsArgs,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For people
+    /// Text for people
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
-/// A stop waits this long for open calls to end; what is committed is committed by then.
+/// How long a stop waits for open calls to end, in seconds. Committed writes are safe in any case.
 const STOP_SECONDS_MAX: u64 = 20;
 
-/// Files that are open beside the connections: the data directory's, HTTP's, the runtime's.
+/// Number of open files allowed for beside the connections: those of the data directory, of HTTP and of the runtime.
 const FILES_BESIDE_CONNECTIONS: u64 = 1_000;
 
-/// The least that `--journal-bytes-max` can be: the largest record batch of a topic with default settings.
+/// Minimum of `--journal-bytes-max`: the largest record batch of a topic with default settings, in bytes.
 const JOURNAL_BYTES_MIN: u64 = 1 << 20;
 
-/// Reads `--journal-bytes-max`.
+/// Parses `--journal-bytes-max`.
 fn journal_bytes(text: &str) -> Result<u64, String> {
     let bytes = amount::bytes(text)?;
     if bytes < JOURNAL_BYTES_MIN {
-        return Err(format!("{bytes} bytes are too few: use 1MiB or more, which one record batch may fill"));
+        return Err(format!(
+            "{bytes} bytes are too few: use 1MiB or more, because one record batch can be as large as that"
+        ));
     }
     Ok(bytes)
 }
 
-/// Serves until it is told to stop. A disk that is full ends only the writes.
+/// Serves until a signal stops the server or the storage fails. A full disk only stops writes.
 ///
 /// # Errors
-/// What keeps it from starting, or the storage failure that ended it.
+/// An error that prevents the start, or the storage failure that ended the server.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     start_logging(&args)?;
     let begun = Instant::now();
     let quotas = args.bounds.quotas()?;
-    // Before the data directory is made: where an address is taken, nothing is left behind. Who connects already waits.
+    // The addresses are bound before the data directory is created, so that nothing is left behind if an address is in
+    // use. Clients that connect already wait until the server is ready.
     let grpc = listen(args.grpc, "--grpc").await?;
     let http = listen(args.http, "--http").await?;
     let mut registry = Registry::default();
@@ -127,13 +130,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let grpc = tokio::spawn(millstream_broker::grpc::serve(routes, grpc, broker.clone(), settings, until_stopped()));
     let http = tokio::spawn(http::serve(http, state, until_stopped()));
 
-    // Heard from here on: whoever reads that it serves may stop it at once.
+    // The signal handlers are installed before the line below, whose reader may stop the server at once.
     let stop_signal = stop_signal()?;
-    // For people and for scripts that asked for port 0.
+    // This line is for people, and for scripts that asked for port 0.
     let data = args.data.display();
     let version = env!("CARGO_PKG_VERSION");
     let mut out = io::stdout();
-    // Who read it may have gone: the server stays.
+    // An error is ignored, because the server keeps running when the reader of its stdout is gone.
     let _ = writeln!(out, "millstream {version} serves {data}: gRPC {grpc_address}, HTTP {http_address}");
     tracing::info!(%grpc_address, %http_address, %data, started_ms = begun.elapsed().as_millis() as u64, "ready");
 
@@ -144,7 +147,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         failure = storage_failure(&broker) => Some(failure),
     };
-    // Tasks end at a commit while the committer still runs; then calls are answered; then it ends too.
+    // The tasks end at a commit while the committer still runs, then open calls are answered, then the committer ends.
     if failure.is_none() {
         runtime.stop().await;
     }
@@ -155,11 +158,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
             grpc.context("the gRPC server panicked")?.map_err(|error| anyhow::anyhow!("gRPC: {error}"))?;
             http.context("the HTTP server panicked")?.context("HTTP")?;
         }
-        Err(_) => tracing::warn!("calls are still open after {STOP_SECONDS_MAX} s: ending without them"),
+        Err(_) => tracing::warn!("calls are still open after {STOP_SECONDS_MAX} s: stopping without waiting for them"),
     }
     tokio::task::spawn_blocking(move || broker.stop()).await.context("the committer panicked")?;
     match failure {
-        Some(failure) => anyhow::bail!("the storage failed, so the server ends: {failure}"),
+        Some(failure) => anyhow::bail!("the storage failed, so the server stopped: {failure}"),
         None => {
             tracing::info!("stopped");
             Ok(ExitCode::SUCCESS)
@@ -192,12 +195,13 @@ async fn open(args: &Args, quotas: QuotaSettings, registry: &mut Registry) -> an
 }
 
 async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}: choose another address with {flag}, or stop who has it"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: choose another address with {flag}, or stop the program that uses it")
+    })
 }
 
-/// Each connection is an open file, and what a process may open is often far less than it could be.
+/// Raises the limit of open files. Each connection is an open file, and the default limit is often far below the hard
+/// limit.
 fn allow_files(connections_max: usize) {
     let wanted = (connections_max as u64).saturating_add(FILES_BESIDE_CONNECTIONS);
     match rlimit::increase_nofile_limit(wanted) {
@@ -207,14 +211,15 @@ fn allow_files(connections_max: usize) {
             connections_max,
             "the process may open fewer files than --connections-max needs: raise its hard limit (ulimit -Hn)"
         ),
-        Err(error) => tracing::warn!(%error, "cannot raise how many files the process may open"),
+        Err(error) => tracing::warn!(%error, "cannot raise the number of files that the process may open"),
     }
 }
 
 fn start_logging(args: &Args) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log)
-        .with_context(|| format!("--log {:?} is no level (error, warn, info, debug, trace) and no filter", args.log))?;
-    // Where nobody reads the log any more, the server goes on without.
+    let filter = EnvFilter::try_new(&args.log).with_context(|| {
+        format!("--log {:?} is neither a level (error, warn, info, debug, trace) nor a filter", args.log)
+    })?;
+    // The server continues without a log if stderr is closed.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match args.log_format {
@@ -224,7 +229,7 @@ fn start_logging(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Listens for signals at once, and returns when one comes.
+/// Installs the signal handlers at once, and returns a future that completes at the first signal.
 fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -236,16 +241,16 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
     })
 }
 
-/// The storage failure that ends the server. A full disk does not: reads go on.
+/// Waits for the storage failure that ends the server. A full disk does not end it, because reads continue.
 async fn storage_failure(broker: &Broker) -> Arc<StoreError> {
     let mut failure = broker.failure();
     match failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) {
         Ok(Some(failure)) if failure.is_disk_full() => {
-            tracing::error!(%failure, "the disk is full: no more writes are taken; make room, and start the server again");
+            tracing::error!(%failure, "the disk is full: no more writes are accepted; make room and restart the server");
             std::future::pending().await
         }
         Ok(Some(failure)) => failure,
-        // The committer ended without a failure: a stop is under way.
+        // The committer ended without a failure, so the server is being stopped.
         _ => std::future::pending().await,
     }
 }

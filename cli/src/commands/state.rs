@@ -1,4 +1,4 @@
-//! `millstream state`: the keyed state of aggregate stages, as of the last commit.
+//! `millstream state`: prints the keyed state of aggregate stages, as of the last commit.
 
 use std::process::ExitCode;
 
@@ -14,10 +14,10 @@ use crate::output::{Column, Out, OutputArgs, Table};
 use crate::record::JsonBytes;
 use crate::{amount, text};
 
-/// What can be read of state.
+/// The `state` subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Print what a stage holds for one key
+    /// Print the state of a stage for one key
     #[command(after_help = "\
 Examples:
   millstream state get delayed-flights LAX
@@ -27,13 +27,13 @@ Examples:
         pipeline: String,
         /// The key
         key: String,
-        /// The aggregate stage; may be left out where there is one
+        /// The aggregate stage; may be omitted if the pipeline has only one
         #[arg(long)]
         stage: Option<String>,
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// List keys with what a stage holds for them
+    /// List keys with the state of a stage for each
     #[command(after_help = "\
 Examples:
   millstream state list delayed-flights
@@ -41,25 +41,25 @@ Examples:
     List(List),
 }
 
-/// `state list`.
+/// Arguments of `state list`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct List {
     /// The pipeline
     pipeline: String,
-    /// The aggregate stage; may be left out where there is one
+    /// The aggregate stage; may be omitted if the pipeline has only one
     #[arg(long)]
     stage: Option<String>,
-    /// Only keys that begin so
+    /// List only keys with this prefix
     #[arg(long, default_value = "", hide_default_value = true)]
     prefix: String,
-    /// At most so many keys
+    /// Maximum number of keys to list
     #[arg(long, value_name = "N", default_value = "1000", value_parser = amount::whole)]
     max: u32,
     #[command(flatten)]
     output: OutputArgs,
 }
 
-/// Does it.
+/// Runs a `state` subcommand.
 pub(crate) async fn run(command: Command, client: &Client) -> anyhow::Result<ExitCode> {
     match command {
         Command::Get { pipeline, key, stage, output } => {
@@ -79,7 +79,7 @@ async fn get(
     let key = Bytes::from(key.into_bytes());
     let Some(entry) = client.admin().get_state(pipeline, stage, key.clone()).await? else {
         bail!(
-            "pipeline {pipeline} holds nothing for key {}: `millstream state list {pipeline}` shows keys that it has",
+            "pipeline {pipeline} holds nothing for key {}: `millstream state list {pipeline}` lists its keys",
             text::escaped(&key)
         );
     };
@@ -105,7 +105,7 @@ async fn list(args: List, client: &Client) -> anyhow::Result<ExitCode> {
     while let Some(entry) = answers.next().await {
         entries.push(entry?);
     }
-    // They come in no order; people look for one.
+    // The server sends entries in no particular order, so they are sorted for readers.
     entries.sort_by(|a, b| a.key.cmp(&b.key));
     let mut out = Out::new();
     if args.output.json() {
@@ -121,7 +121,7 @@ async fn list(args: List, client: &Client) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the module makes of the accumulator, or else the accumulator itself.
+/// Returns the value that the module derives from the accumulator, or the accumulator itself if there is none.
 fn shown(entry: &v1::StateEntry) -> String {
     text::escaped(entry.value.as_ref().unwrap_or(&entry.accumulator))
 }

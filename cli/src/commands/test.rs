@@ -1,4 +1,4 @@
-//! `millstream test`: a pipeline file on a few records, in this process.
+//! `millstream test`: runs a pipeline file on a few records, in this process.
 
 mod trial;
 
@@ -29,24 +29,24 @@ Examples:
 
 /// Run a pipeline file on records from a file, without a server: outputs, failures and state
 ///
-/// The engine is the server's, on a data directory of its own that is removed afterwards. Modules
-/// are taken from the paths in the file, and from --module. Exits with 1 where the pipeline stops.
+/// The engine is the same as the server's, with a temporary data directory that is removed afterwards. Modules are read
+/// from the paths in the file, and from --module. Exits with 1 if the pipeline stops.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The pipeline file
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// The records, one a line; a name that ends in .gz is unpacked [default: stdin]
+    /// The file of records, one per line; a file whose name ends in .gz is decompressed [default: stdin]
     #[arg(long, value_name = "FILE")]
     pub(crate) input: Option<PathBuf>,
-    /// A module that the file names without a path; may be given more than once
+    /// The file of a module that the pipeline file names without a path; may be given more than once
     #[arg(long = "module", value_name = "NAME=FILE", value_parser = parse_module)]
     pub(crate) modules: Vec<(String, PathBuf)>,
-    /// The source topic that the records go to, where the file has several [default: the first]
+    /// The source topic to write the records to, if the file has several [default: the first]
     #[arg(long, value_name = "TOPIC")]
     pub(crate) topic: Option<String>,
-    /// Partitions of the source topics: records are spread over them as a producer would
+    /// Number of partitions of the source topics; records are distributed over them as a producer does it
     #[arg(long, value_name = "N", default_value = "1", value_parser = amount::positive::<NonZeroU32>)]
     pub(crate) partitions: NonZeroU32,
     #[command(flatten)]
@@ -62,11 +62,11 @@ fn parse_module(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-/// Runs it.
+/// Runs `test`.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut file = apply::File::read(&args.file)?;
     if !file.mistakes.is_empty() {
-        file.print_mistakes("it was not run");
+        file.print_mistakes("the pipeline was not run");
         return Ok(ExitCode::from(exit::REFUSED));
     }
     let spec = millstream_runtime::pipeline::parse(&file.text)?;
@@ -74,7 +74,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let source = args.topic.clone().unwrap_or_else(|| sources[0].clone());
     anyhow::ensure!(
         sources.contains(&source),
-        "--topic {source} is none of the file's sources: {}",
+        "--topic {source} is not one of the file's source topics: {}",
         sources.join(", ")
     );
 
@@ -105,7 +105,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     if !file.mistakes.is_empty() {
-        file.print_mistakes("it was not run");
+        file.print_mistakes("the pipeline was not run");
         trial.stop().await?;
         return Ok(ExitCode::from(exit::REFUSED));
     }
@@ -127,7 +127,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     match &outcome.stopped {
         None => Ok(ExitCode::SUCCESS),
         Some(reason) => {
-            exit::say(format_args!("error: the pipeline stops: {reason}"));
+            exit::say(format_args!("error: the pipeline stopped: {reason}"));
             Ok(ExitCode::from(exit::REFUSED))
         }
     }

@@ -1,4 +1,4 @@
-//! `millstream topic`: create, list, describe, alter, delete.
+//! `millstream topic`: create, list, describe, alter and delete topics.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use crate::exit::Usage;
 use crate::output::{Column, Out, OutputArgs, Table};
 use crate::{amount, text, timestamp};
 
-/// What can be done with topics.
+/// The `topic` subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Create a topic
@@ -42,43 +42,43 @@ Example:
 Examples:
   millstream topic alter clicks --retention 30d --no-retention-bytes
   millstream topic alter clicks --cleanup compact,delete --delete-retention 1h
-  millstream topic alter clicks --partitions 16    # keys may go to other partitions from then on")]
+  millstream topic alter clicks --partitions 16    # keys may map to other partitions from then on")]
     Alter(Alter),
-    /// Delete a topic with its records and every group's offsets in it
+    /// Delete a topic with its records and all groups' committed offsets in it
     #[command(after_help = "\
 Example:
   millstream topic delete flights")]
     Delete {
         /// The topic
         name: String,
-        /// A topic that is not there is no error
+        /// Succeed if the topic does not exist
         #[arg(long)]
         if_exists: bool,
     },
 }
 
-/// What the contract says of a topic that sets none.
+/// The default that the API documents for a topic that does not set the limit.
 const TIMESTAMP_AFTER_MAX_MS_DEFAULT: u64 = 3_600_000;
 
-/// What a topic's settings can be set to.
+/// The settings of a topic.
 #[derive(Debug, clap::Args)]
 struct Settings {
-    /// What becomes of old records: deleted by retention, compacted to the last of each key, or both
+    /// What happens to old records: deletion by retention, compaction to the last record of each key, or both
     #[arg(long, value_enum, value_name = "HOW")]
     cleanup: Option<Cleanup>,
-    /// How long records are kept, such as 7d or 36h [default: for ever]
+    /// How long records are kept, such as 7d or 36h [default: forever]
     #[arg(long, value_name = "DURATION", value_parser = amount::milliseconds)]
     retention: Option<u64>,
-    /// How much is kept of each partition, such as 10GiB [default: everything]
+    /// How many bytes of records each partition keeps, such as 10GiB [default: everything]
     #[arg(long, value_name = "SIZE", value_parser = amount::bytes)]
     retention_bytes: Option<u64>,
-    /// How long a compacted topic keeps a record with a null value [default: 24h]
+    /// How long a compacted topic keeps records with a null value [default: 24h]
     #[arg(long, value_name = "DURATION", value_parser = amount::milliseconds)]
     delete_retention: Option<u64>,
-    /// The largest record batch that is taken, such as 1MiB [default: the server's]
+    /// The largest record batch that the topic accepts, such as 1MiB [default: the server's limit]
     #[arg(long, value_name = "SIZE", value_parser = batch_bytes)]
     batch_bytes_max: Option<u32>,
-    /// How far before the server's time a record's timestamp may be, such as 30d [default: without limit]
+    /// How far before the server's time a record's timestamp may be, such as 30d [default: no limit]
     #[arg(long, value_name = "DURATION", value_parser = amount::milliseconds)]
     timestamp_before_max: Option<u64>,
     /// How far after the server's time a record's timestamp may be [default: 1h]
@@ -86,12 +86,12 @@ struct Settings {
     timestamp_after_max: Option<u64>,
 }
 
-/// The words of `--cleanup`.
+/// Values of `--cleanup`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Cleanup {
-    /// Records are deleted by retention [default]
+    /// Delete records by retention [default]
     Delete,
-    /// The last record of each key is kept
+    /// Keep only the last record of each key
     Compact,
     /// Both
     #[value(name = "compact,delete")]
@@ -118,60 +118,60 @@ impl Settings {
 }
 
 fn batch_bytes(text: &str) -> Result<u32, String> {
-    u32::try_from(amount::bytes(text)?).map_err(|_| "no batch can be as large".to_owned())
+    u32::try_from(amount::bytes(text)?).map_err(|_| "record batches cannot be this large".to_owned())
 }
 
-/// `topic create`.
+/// Arguments of `topic create`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Create {
-    /// 1 to 249 of the characters a-z A-Z 0-9 . _ -
+    /// The name: 1 to 249 of the characters a-z A-Z 0-9 . _ -
     name: String,
-    /// How many partitions; more can be added later
+    /// Number of partitions; more can be added later
     #[arg(long, value_name = "N", default_value = "1", value_parser = amount::whole)]
     partitions: u32,
     #[command(flatten)]
     settings: Settings,
-    /// A topic that is there already is no error; it stays as it is
+    /// Succeed if the topic already exists, and leave it unchanged
     #[arg(long)]
     if_not_exists: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
 
-/// `topic alter`. What is not named stays as it is.
+/// Arguments of `topic alter`. Settings that are not given are unchanged.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(crate) struct Alter {
     /// The topic
     name: String,
-    /// How many partitions there are to be: as many as there are, or more
+    /// The new number of partitions, which must not be less than the current number
     #[arg(long, value_name = "N", value_parser = amount::whole)]
     partitions: Option<u32>,
     #[command(flatten)]
     set: Settings,
-    /// Keep records for ever
+    /// Keep records forever
     #[arg(long, conflicts_with = "retention")]
     no_retention: bool,
-    /// Keep everything of each partition
+    /// Keep all records of each partition, whatever their size
     #[arg(long, conflicts_with = "retention_bytes")]
     no_retention_bytes: bool,
-    /// Keep records with a null value as long as by default
+    /// Reset to the default how long records with a null value are kept
     #[arg(long, conflicts_with = "delete_retention")]
     no_delete_retention: bool,
-    /// Take record batches as large as by default
+    /// Reset the largest accepted record batch to the default
     #[arg(long, conflicts_with = "batch_bytes_max")]
     no_batch_bytes_max: bool,
-    /// Take timestamps however far before the server's time
+    /// Accept timestamps however far before the server's time
     #[arg(long, conflicts_with = "timestamp_before_max")]
     no_timestamp_before_max: bool,
-    /// Take timestamps as far after the server's time as by default
+    /// Reset to the default how far after the server's time timestamps may be
     #[arg(long, conflicts_with = "timestamp_after_max")]
     no_timestamp_after_max: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
 
-/// Does it.
+/// Runs a `topic` subcommand.
 pub(crate) async fn run(command: Command, client: &Client) -> anyhow::Result<ExitCode> {
     match command {
         Command::Create(args) => create(args, client).await,
@@ -188,7 +188,7 @@ async fn create(args: Create, client: &Client) -> anyhow::Result<ExitCode> {
         Ok(topic) => (topic, "created"),
         Err(error) if args.if_not_exists && error.code() == Some(v1::ErrorCode::AlreadyExists) => {
             let described = client.admin().describe_topic(&args.name).await?;
-            (described.topic.unwrap_or_default(), "there was")
+            (described.topic.unwrap_or_default(), "found existing")
         }
         Err(error) => return Err(error.into()),
     };
@@ -348,7 +348,7 @@ fn named(topic: &v1::Topic) -> String {
     format!("{}{note}", topic.name)
 }
 
-/// As Kafka has it, and `--cleanup`.
+/// Returns the cleanup setting as Kafka and `--cleanup` write it.
 fn cleanup(settings: &v1::TopicSettings) -> &'static str {
     match settings.cleanup() {
         v1::Cleanup::Delete => "delete",

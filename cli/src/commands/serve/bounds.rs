@@ -1,4 +1,4 @@
-//! What clients may take of the server: quotas, connections, bytes in flight, time.
+//! Limits on what clients may use of the server: quotas, connections, bytes in flight, time.
 
 use std::num::NonZeroU64;
 
@@ -8,35 +8,37 @@ use millstream_broker::grpc::ServeSettings;
 use crate::amount;
 use crate::exit::Usage;
 
-/// The bounds, as they are said.
+/// The limits, as given on the command line.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BoundsArgs {
-    /// Bytes of records that each client may produce a second; beyond it waits [default: no bound]
+    /// Maximum bytes of records that each client may produce per second; requests beyond it are delayed [default: no
+    /// limit]
     #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU64>)]
     produce_bytes_per_s_max: Option<NonZeroU64>,
-    /// Bytes of records that each client may fetch a second; beyond it waits [default: no bound]
+    /// Maximum bytes of records that each client may fetch per second; requests beyond it are delayed [default: no
+    /// limit]
     #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU64>)]
     fetch_bytes_per_s_max: Option<NonZeroU64>,
-    /// Other such bounds for one client, by its id or IP address; may be given more than once
+    /// Different limits for one client, by its id or IP address; may be given more than once
     #[arg(long = "quota", value_name = "CLIENT_ID=produce:N,fetch:M", value_parser = parse)]
     quotas: Vec<Quota>,
-    /// Connections at once; what comes beyond is closed at once [default: 10000]
+    /// Maximum number of connections; further connections are closed at once [default: 10000]
     #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU64>)]
     connections_max: Option<NonZeroU64>,
-    /// Bytes of one connection's produce requests that wait for the disk; what comes beyond waits
+    /// Maximum bytes of one connection's produce requests that wait for the disk; further requests are delayed
     /// [default: 33554432]
     #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroU64>)]
     connection_bytes_in_flight_max: Option<NonZeroU64>,
-    /// How long a call that is answered once may take, unless its client wants it sooner [default: 60000]
+    /// Maximum duration of a call with one response, unless its client asks for a shorter one [default: 60000]
     #[arg(long, value_name = "MS", value_parser = amount::positive::<NonZeroU64>)]
     call_deadline_ms: Option<NonZeroU64>,
 }
 
 impl BoundsArgs {
-    /// All that was said of quotas.
+    /// Returns the quotas.
     ///
     /// # Errors
-    /// A client that is named twice.
+    /// If a client is named twice.
     pub(super) fn quotas(&self) -> Result<QuotaSettings, Usage> {
         let default = Rates {
             produce_bytes_per_s_max: self.produce_bytes_per_s_max,
@@ -45,13 +47,15 @@ impl BoundsArgs {
         let mut settings = QuotaSettings { default, ..QuotaSettings::default() };
         for Quota { client, rates } in &self.quotas {
             if settings.by_client.insert(client.clone(), *rates).is_some() {
-                return Err(Usage(format!("--quota: client {client} is given twice: say both bounds in one --quota")));
+                return Err(Usage(format!(
+                    "--quota: client {client} is given twice: put both limits into one --quota"
+                )));
             }
         }
         Ok(settings)
     }
 
-    /// The other bounds. One that this machine can't count to is none.
+    /// Returns the other limits. A limit larger than `usize` becomes `usize::MAX`.
     pub(super) fn serve_settings(&self) -> ServeSettings {
         let default = ServeSettings::default();
         let count = |said: Option<NonZeroU64>, default: usize| {
@@ -69,33 +73,33 @@ impl BoundsArgs {
     }
 }
 
-/// One `--quota`.
+/// A parsed `--quota`.
 #[derive(Clone, Debug)]
 struct Quota {
     client: ClientId,
     rates: Rates,
 }
 
-/// Reads one `--quota`.
+/// Parses one `--quota`.
 ///
 /// # Errors
-/// What is wrong with it, in words.
+/// A message that says what is wrong with the text.
 fn parse(text: &str) -> Result<Quota, String> {
-    let form = "use CLIENT_ID=produce:N,fetch:M, in bytes a second; one of the two may be left out";
+    let form = "use CLIENT_ID=produce:N,fetch:M, in bytes per second; one of the two may be left out";
     let (client, rates) = text.split_once('=').ok_or_else(|| format!("there is no '=': {form}"))?;
     let client = ClientId::new(client).map_err(|error| error.to_string())?;
     let mut read = Rates::default();
     for part in rates.split(',') {
-        let (kind, value) = part.split_once(':').ok_or_else(|| format!("{part:?} is no bound: {form}"))?;
+        let (kind, value) = part.split_once(':').ok_or_else(|| format!("{part:?} is not a limit: {form}"))?;
         let rate = match kind {
             "produce" => &mut read.produce_bytes_per_s_max,
             "fetch" => &mut read.fetch_bytes_per_s_max,
-            _ => return Err(format!("{kind:?} has no bound: {form}")),
+            _ => return Err(format!("{kind:?} cannot be limited: {form}")),
         };
         let value: NonZeroU64 = amount::positive(value)
-            .map_err(|help| format!("{kind}: {value:?} is no number of bytes a second: {help}"))?;
+            .map_err(|help| format!("{kind}: {value:?} is not a number of bytes per second: {help}"))?;
         if let Some(before) = rate.replace(value) {
-            return Err(format!("{kind} is given twice, {before} and {value}: leave one"));
+            return Err(format!("{kind} is given twice, {before} and {value}: remove one"));
         }
     }
     Ok(Quota { client, rates: read })

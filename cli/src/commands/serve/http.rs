@@ -1,4 +1,4 @@
-//! The server's HTTP side: health, readiness and metrics.
+//! The server's HTTP endpoints: health, readiness and metrics.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use millstream_broker::Broker;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
-/// What the pages are made of.
+/// State shared by all endpoints.
 pub(super) struct State {
     pub(super) broker: Broker,
     pub(super) registry: Registry,
 }
 
-/// Serves until `stop` is there.
+/// Serves until `stop` completes.
 pub(super) async fn serve(
     listener: TcpListener,
     state: Arc<State>,
@@ -32,7 +32,7 @@ pub(super) async fn serve(
     axum::serve(listener, pages).with_graceful_shutdown(stop).await
 }
 
-/// Whether the process is sound: a failed disk is not.
+/// Reports whether the process is healthy. It is unhealthy after a storage failure.
 async fn healthz(Extract(state): Extract<Arc<State>>) -> Response {
     match &*state.broker.failure().borrow() {
         None => "ok\n".into_response(),
@@ -40,7 +40,7 @@ async fn healthz(Extract(state): Extract<Arc<State>>) -> Response {
     }
 }
 
-/// Whether it takes requests: recovery is over before this page is there.
+/// Reports whether the server accepts requests. Recovery is complete before this endpoint is served.
 async fn readyz(state: Extract<Arc<State>>) -> Response {
     if state.broker.is_stopping() {
         return (StatusCode::SERVICE_UNAVAILABLE, "the server is stopping\n").into_response();

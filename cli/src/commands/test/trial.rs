@@ -1,4 +1,4 @@
-//! A broker and a runtime of its own, for one pipeline and one input.
+//! A temporary broker and runtime for one pipeline and one input.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use prometheus_client::registry::Registry;
 
 use crate::input::Line;
 
-/// Output batches are read in pieces of this size.
+/// Size of the pieces in which topics are read, in bytes.
 const READ_BYTES: usize = 1 << 20;
 
-/// Between two looks at whether the pipeline is through.
+/// How often to check whether the pipeline has processed all input.
 const LOOK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(2);
 
 pub(super) struct Trial {
@@ -30,10 +30,10 @@ pub(super) struct Trial {
     folder: tempfile::TempDir,
 }
 
-/// Keys and values of a state.
+/// Keys of a state, with their values.
 pub(super) type Entries = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
-/// What a topic has, with the partition of each record.
+/// The records of a topic, each with its partition.
 pub(super) struct TopicRecords {
     pub(super) name: String,
     pub(super) records: Vec<(u32, Record)>,
@@ -47,7 +47,7 @@ pub(super) struct StageCounts {
     pub(super) failures: u64,
 }
 
-/// All that became of the input.
+/// The result of running the pipeline on the input.
 pub(super) struct Outcome {
     pub(super) outputs: Vec<TopicRecords>,
     pub(super) dead_letters: Vec<TopicRecords>,
@@ -58,7 +58,10 @@ pub(super) struct Outcome {
 
 impl Trial {
     pub(super) async fn start(sources: &[String], partitions: u32) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("millstream-test-").tempdir().context("no temporary folder")?;
+        let folder = tempfile::Builder::new()
+            .prefix("millstream-test-")
+            .tempdir()
+            .context("cannot create a temporary folder")?;
         let mut registry = Registry::default();
         let (settings, options) = (BrokerSettings::default(), StoreOptions::default());
         let broker = Broker::open(folder.path(), settings, options, Arc::new(SystemClock), &mut registry)?;
@@ -77,7 +80,7 @@ impl Trial {
         self.runtime.apply(yaml, paths, false).await.map(drop)
     }
 
-    /// Writes lines as a producer would: by key, and without one to all partitions in turn.
+    /// Writes lines as a producer does: by key, or to all partitions in turn if there is no key.
     pub(super) async fn produce(&self, topic: &str, lines: &[Line]) -> anyhow::Result<()> {
         let topic = self.broker.topic(topic)?;
         let partitions = topic.partition_count();
@@ -110,7 +113,7 @@ impl Trial {
         Ok(())
     }
 
-    /// Waits until the pipeline is through or stops, and gathers everything.
+    /// Waits until the pipeline has processed all input or stops, and returns the result.
     pub(super) async fn outcome(&self) -> anyhow::Result<Outcome> {
         while !self.runtime.is_caught_up() {
             tokio::time::sleep(LOOK_INTERVAL).await;
@@ -159,7 +162,7 @@ impl Trial {
                     let read = batch?.records(&limits)?;
                     for view in &read {
                         let record = read.to_record(&view?);
-                        // The first batch may begin below.
+                        // The first batch may begin before `from`.
                         if record.offset >= from.get() {
                             records.push((partition.name().partition, record));
                         }
@@ -193,6 +196,6 @@ impl Trial {
         let Self { broker, runtime, folder } = self;
         tokio::task::spawn_blocking(move || broker.stop()).await.context("the committer panicked")?;
         drop(runtime);
-        folder.close().context("the temporary folder can't be removed")
+        folder.close().context("cannot remove the temporary folder")
     }
 }
