@@ -13,7 +13,7 @@ const TOLD_AFTER: Duration = Duration::from_secs(2);
 pub(crate) struct Trouble(Option<(Instant, bool)>);
 
 impl Trouble {
-    /// Reports `reason`, which is why the command waits, or `None` if it does not wait. `what` says what does not happen.
+    /// Reports `reason`, the cause of the wait, or `None` without a wait. `what` says what fails to happen.
     pub(crate) fn tell(&mut self, what: &str, reason: Option<String>, progress: &Progress) {
         let Some(reason) = reason else {
             self.0 = None;

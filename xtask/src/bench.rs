@@ -1,4 +1,4 @@
-//! Measuring: a release build of the server and of `tests/bench`, which does the rest.
+//! `cargo xtask bench`: builds the server and `tests/bench` in release mode and runs the benchmarks.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,16 +7,16 @@ use anyhow::Result;
 
 use crate::{process, wasm};
 
-/// What `cargo xtask bench` takes.
+/// Arguments of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A tenth of the records: to see that it works, not to quote
+    /// Use a tenth of the records: a check that the benchmarks work, whose figures are not meant to be quoted
     #[arg(long)]
     quick: bool,
-    /// Print each figure beside that of an older report, such as a copy of target/bench.json
+    /// Print each figure next to that of an older report, such as a copy of target/bench.json
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
-    /// Only the benchmarks whose name contains this
+    /// Run only the benchmarks whose name contains this text
     only: Option<String>,
 }
 

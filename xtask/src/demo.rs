@@ -1,5 +1,5 @@
-//! The example job: a server on a temporary folder, two pipelines, 20,000 real flights, results as
-//! tables. Everything goes through the `millstream` program, as a user's own work would.
+//! The example job: starts a server on a temporary folder, runs two pipelines on 20,000 real flights, and prints the
+//! results as tables. Everything goes through the `millstream` program, as a user's own work would.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -14,13 +14,13 @@ use serde_json::Value;
 use crate::process;
 use crate::wasm;
 
-/// Airports in the table of results: those with the most flights.
+/// Number of airports in the table of results, which has those with the most flights.
 const AIRPORTS_SHOWN: usize = 12;
 
-/// Alerts that are shown.
+/// Number of alerts to print.
 const ALERTS_SHOWN: usize = 5;
 
-/// A demo that takes longer than this hangs.
+/// How long the pipelines may take to catch up before the demo fails.
 const CATCH_UP_MAX: Duration = Duration::from_secs(60);
 
 const MODULES: [&str; 4] = ["by-origin", "mean-delay", "delayed", "alert"];
@@ -49,8 +49,8 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 
     results(&server, took, lag)?;
     println!(
-        "\nWhere to go next: the tour in README.md does the same by hand; `millstream --help` has every command;\n\
-         guests/ has the modules and examples/ the pipelines that ran here; sdk/guest/README.md says how to write one."
+        "\nNext steps: the tour in README.md does the same by hand; `millstream --help` lists all commands;\n\
+         guests/ has the modules and examples/ the pipelines of this demo; sdk/guest/README.md explains how to write one."
     );
     server.stop()
 }
@@ -60,7 +60,7 @@ fn results(server: &Server, took: Duration, lag: u64) -> Result<()> {
     let mut airports: BTreeMap<String, Value> = BTreeMap::new();
     for record in server.records("delays-by-airport")? {
         let key = record["key"].as_str().unwrap_or_default().to_owned();
-        // Updates of one airport are in order: the last one holds.
+        // Updates of an airport are in order, so the last one is current.
         airports.insert(key, serde_json::from_str(record["value"].as_str().unwrap_or_default())?);
     }
     let mut busiest: Vec<_> =
@@ -116,7 +116,7 @@ fn results(server: &Server, took: Duration, lag: u64) -> Result<()> {
         took.as_secs_f64(),
     );
     if all != records_in {
-        bail!("{records_in} flights went in, and the aggregate counted {all}");
+        bail!("{records_in} flights were produced, but the aggregate counted {all}");
     }
     Ok(())
 }
@@ -137,7 +137,7 @@ fn table_of_topics() -> Table {
     table(&["TOPIC", "RECORDS", "BYTES"])
 }
 
-/// 1234567 as 1,234,567.
+/// Formats 1234567 as 1,234,567.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
@@ -154,7 +154,7 @@ fn relative(root: &Path, path: &Path) -> String {
     path.strip_prefix(root).unwrap_or(path).display().to_string()
 }
 
-/// The server, stopped and its folder removed at the end.
+/// A running server. Dropping it kills the process, if it still runs, and removes its data folder.
 struct Server {
     child: Child,
     program: PathBuf,
@@ -174,7 +174,7 @@ impl Server {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         let grpc = line.split("gRPC ").nth(1).and_then(|rest| rest.split(',').next());
-        let grpc = grpc.with_context(|| format!("the server did not start: {line:?}"))?.to_owned();
+        let grpc = grpc.with_context(|| format!("the server did not start, its first line is {line:?}"))?.to_owned();
         Ok(Self { child, program: program.to_owned(), data, grpc })
     }
 
@@ -184,7 +184,7 @@ impl Server {
         command
     }
 
-    /// Shows a command and runs it.
+    /// Prints a command and runs it.
     fn step(&self, arguments: &[&str]) -> Result<()> {
         println!("$ millstream {}", arguments.join(" "));
         process::run(&mut self.command(arguments))
@@ -200,14 +200,14 @@ impl Server {
         lines.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 
-    /// Waits until the pipelines have no lag; says what it is.
+    /// Waits until the pipelines have no lag, and returns the lag.
     fn catch_up(&self) -> Result<u64> {
         let begun = Instant::now();
         loop {
             let pipelines = self.json(&["pipeline", "list", "--output", "json"])?;
             let pipelines = pipelines.as_array().context("a list of pipelines")?;
             if let Some(stopped) = pipelines.iter().find(|pipeline| pipeline["state"] != "running") {
-                bail!("a pipeline does not run: {stopped}");
+                bail!("a pipeline is not running: {stopped}");
             }
             let lag: u64 = pipelines.iter().map(|pipeline| pipeline["lag"].as_u64().unwrap_or(u64::MAX)).sum();
             if lag == 0 && pipelines.len() == PIPELINES.len() {
@@ -232,7 +232,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // After `stop` it is gone already.
+        // After `stop` the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.data);

@@ -1,7 +1,7 @@
-//! Fuzzing: each target of `sdk/record/fuzz` for a while, on the project's own toolchain.
+//! `cargo xtask fuzz`: runs each fuzz target of `sdk/record/fuzz` for some time, with the project's own toolchain.
 //!
-//! It needs no cargo-fuzz, and no nightly compiler: libFuzzer lives on the coverage that LLVM puts in, and
-//! what cargo-fuzz adds to it, the address sanitizer, is for code that is not safe.
+//! Neither cargo-fuzz nor a nightly compiler is needed: libFuzzer relies on the coverage that LLVM instruments, and the
+//! address sanitizer, which cargo-fuzz adds, is for unsafe code.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::process;
 
 const FOLDER: &str = "sdk/record/fuzz";
 
-/// What makes LLVM count where a run has been, and tell libFuzzer what was compared.
+/// Flags that make LLVM count which code a run has reached, and report comparisons to libFuzzer.
 const RUSTFLAGS: [&str; 6] = [
     "--cfg=fuzzing",
     "-Cpasses=sancov-module",
@@ -23,24 +23,25 @@ const RUSTFLAGS: [&str; 6] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
-/// The longest input. Most formats have said all that they can in less; a length that lies needs no more.
+/// Maximum length of an input, in bytes. Most formats are exercised completely by shorter inputs, and an input with a
+/// wrong length field need not be long.
 const INPUT_BYTES_MAX: usize = 4 << 10;
 
-/// An input that takes longer than this has found something: targets take microseconds.
+/// Time in seconds after which an input counts as a failure. Targets take microseconds.
 const INPUT_SECONDS_MAX: u32 = 10;
 
-/// More memory than this at once is more than the targets' limits allow.
+/// Memory in MB above which an input counts as a failure, more than the limits of the targets allow.
 const MEMORY_MB_MAX: u32 = 1 << 9;
 
-/// Runs each target, or the one named, for so many seconds. `seed` repeats a run's random choices.
+/// Runs each target, or only the named one, for the given time in seconds. `seed` repeats a run's random choices.
 pub(crate) fn run(root: &Path, seconds: u32, only: Option<&str>, seed: Option<u32>) -> Result<()> {
     let targets = targets(root)?;
     let chosen: Vec<&String> = targets.iter().filter(|name| only.is_none_or(|only| only == *name)).collect();
     if chosen.is_empty() {
-        bail!("there is no fuzz target {:?}: there are {}", only.unwrap_or_default(), targets.join(", "));
+        bail!("there is no fuzz target {:?}, the targets are {}", only.unwrap_or_default(), targets.join(", "));
     }
     let programs = build(root)?;
-    // A target uses one core: as many run at once as there are cores.
+    // A target uses one core, so as many run at once as there are cores.
     let at_once = std::thread::available_parallelism().map_or(1, usize::from);
     for names in chosen.chunks(at_once) {
         std::thread::scope(|scope| {
@@ -56,7 +57,7 @@ pub(crate) fn run(root: &Path, seconds: u32, only: Option<&str>, seed: Option<u3
     Ok(())
 }
 
-/// The targets: a file each.
+/// Returns the names of the targets, each of which is a file.
 fn targets(root: &Path) -> Result<Vec<String>> {
     let mut targets = Vec::new();
     for path in files(&root.join(FOLDER).join("fuzz_targets"))? {
@@ -67,19 +68,19 @@ fn targets(root: &Path) -> Result<Vec<String>> {
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("no folder {}", folder.display()))?;
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read the folder {}", folder.display()))?;
     let paths = entries.map(|entry| Ok(entry?.path()));
     paths.collect()
 }
 
-/// Builds all targets, and returns the folder with their programs.
+/// Builds all targets, and returns the folder with the programs.
 fn build(root: &Path) -> Result<PathBuf> {
     let version = process::output(Command::new("rustc").arg("-vV"))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not print its host")?;
     let target_dir = root.join("target/fuzz");
     let mut build = process::cargo(&root.join(FOLDER));
     build.env("CARGO_TARGET_DIR", &target_dir).env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\x1f"));
-    // With a target named, build scripts and macros are built without these flags.
+    // With an explicit target, build scripts and macros are built without these flags.
     process::run(build.args(["build", "--release", "--locked", "--bins", "--target", host]))?;
     Ok(target_dir.join(host).join("release"))
 }
@@ -88,11 +89,11 @@ fn fuzz(root: &Path, program: &Path, name: &str, seconds: u32, seed: Option<u32>
     let kept = root.join("target/fuzz-corpus").join(name);
     let failed = root.join("target/fuzz-failures").join(name);
     for folder in [&kept, &failed] {
-        fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
     println!("Fuzzing {name} for {seconds} s");
     let mut command = Command::new(program);
-    // What it finds goes into the first folder; the others are where it begins.
+    // New inputs are written to the first folder. The others only have initial inputs.
     command.arg(&kept);
     let begins = [root.join(FOLDER).join("../tests/vectors"), root.join(FOLDER).join("regressions").join(name)];
     command.args(begins.iter().filter(|folder| folder.exists()));
@@ -103,18 +104,18 @@ fn fuzz(root: &Path, program: &Path, name: &str, seconds: u32, seed: Option<u32>
     command.arg(format!("-artifact_prefix={}/", failed.display()));
     command.args(["-print_final_stats=1", "-verbosity=0"]);
     command.args(seed.map(|seed| format!("-seed={seed}")));
-    // It says everything there, a dictionary of what it met included.
-    let ran = command.output().with_context(|| format!("can't run {}", program.display()))?;
+    // libFuzzer prints everything on stderr, including a dictionary of values that it found.
+    let ran = command.output().with_context(|| format!("cannot run {}", program.display()))?;
     let said = String::from_utf8_lossy(&ran.stderr);
     if !ran.status.success() {
         bail!(
-            "{said}\nfuzz target {name} found something: the input is the newest file in {}; keep it in \
+            "{said}\nfuzz target {name} found a failure: the input is the newest file in {}; keep it in \
              {FOLDER}/regressions/{name}",
             failed.display()
         );
     }
     let number = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)).map_or("?", str::trim);
     let (inputs, new) = (number("stat::number_of_executed_units:"), number("stat::new_units_added:"));
-    println!("Fuzzed {name}: {inputs} inputs, {new} of them went where none had been");
+    println!("Fuzzed {name}: {inputs} inputs, {new} of them reached new code");
     Ok(())
 }

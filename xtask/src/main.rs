@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask guests|demo|test|simulate|fuzz|bench|soak`.
+//! The project's development tasks: `cargo xtask guests|demo|test|simulate|fuzz|bench|soak`.
 
 mod bench;
 mod demo;
@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Millstream's chores")]
+#[command(name = "cargo xtask", about = "Development tasks of Millstream")]
 struct Args {
     #[command(subcommand)]
     chore: Chore,
@@ -24,38 +24,38 @@ struct Args {
 enum Chore {
     /// Build everything and run the example job on real data
     Demo,
-    /// Build what the tests need and run them all, or those whose name contains FILTER
+    /// Build what the tests need and run all tests, or those whose name contains FILTER
     Test {
-        /// A part of a test's name
+        /// Part of the names of the tests to run
         filter: Option<String>,
     },
-    /// Measure: prints a table and writes target/bench.json
+    /// Run the benchmarks, print a table and write target/bench.json
     Bench(bench::Args),
-    /// Run the store and the domain under a simulator, where a seed decides everything: --seed N, --runs N, --help
+    /// Run the store and the domain in a simulator that is deterministic for each seed: --seed N, --runs N, --help
     #[command(disable_help_flag = true)]
     Simulate {
-        /// As `cargo xtask simulate --help` says
+        /// Arguments of the simulator; see `cargo xtask simulate --help`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Kill a working server again and again, and check everything that it keeps
+    /// Kill a server under load repeatedly, and check all data that it keeps
     Soak {
-        /// How long it works; checks come on top
+        /// How long the server runs in total, in minutes, not counting the checks
         #[arg(long, value_name = "N", default_value_t = 10.0)]
         minutes: f64,
-        /// Repeats a run's random choices; each run prints its own
+        /// Repeat the random choices of an earlier run; each run prints its seed
         #[arg(long, value_name = "S")]
         seed: Option<u64>,
     },
-    /// Run every fuzz target for a while, or the one named; what once failed is tried first
+    /// Run all fuzz targets, or only the named one; inputs that once failed are tried first
     Fuzz {
-        /// How long each target runs
+        /// How long each target runs, in seconds
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u32,
-        /// Repeats a run's random choices
+        /// Repeat the random choices of an earlier run
         #[arg(long, value_name = "S")]
         seed: Option<u32>,
-        /// A target's name: a file of sdk/record/fuzz/fuzz_targets
+        /// Name of a target, which is a file in sdk/record/fuzz/fuzz_targets
         only: Option<String>,
     },
     /// Build the modules under guests/ into target/guests
@@ -75,7 +75,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// The workspace's folder.
+/// Returns the workspace's folder.
 fn root() -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().map(Path::to_owned).context("xtask has no parent folder")
@@ -83,12 +83,12 @@ fn root() -> Result<PathBuf> {
 
 fn test(root: &Path, filter: Option<&str>) -> Result<()> {
     wasm::build_guests(root)?;
-    // The tests run the real server.
+    // The tests run the real server program.
     process::run(process::cargo(root).args(["build", "--bin", "millstream", "--examples"]))?;
     let mut native = process::cargo(&root.join("guests"));
     native.env("CARGO_TARGET_DIR", root.join("target/guests-native")).arg("test").args(filter);
-    println!("The guests and their SDK, natively:");
+    println!("Testing the guests and their SDK natively:");
     process::run(&mut native)?;
-    println!("The workspace:");
+    println!("Testing the workspace:");
     process::run(process::cargo(root).args(["test", "--workspace"]).args(filter))
 }

@@ -1,11 +1,11 @@
-//! Running other programs.
+//! Runs other programs.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// What the outer cargo sets for us, and the inner one must find out by itself.
+/// Environment variables that the outer cargo sets for xtask, and that an inner cargo must determine itself.
 const LEAKS: [&str; 9] = [
     "CARGO",
     "CARGO_MANIFEST_DIR",
@@ -18,7 +18,7 @@ const LEAKS: [&str; 9] = [
     "RUSTC_WRAPPER",
 ];
 
-/// cargo in `folder`.
+/// Returns a command that runs cargo in `folder`.
 pub(crate) fn cargo(folder: &Path) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(folder);
@@ -26,29 +26,29 @@ pub(crate) fn cargo(folder: &Path) -> Command {
     command
 }
 
-/// Removes what an outer cargo left in the environment.
+/// Removes the variables that an outer cargo set in the environment.
 pub(crate) fn clean(command: &mut Command) {
     for name in LEAKS {
         command.env_remove(name);
     }
 }
 
-/// Runs to the end.
+/// Runs the command and waits until it ends.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("can't run {}", shown(command)))?;
+    let status = command.status().with_context(|| format!("cannot run {}", shown(command)))?;
     if !status.success() {
         bail!("{} failed: {status}", shown(command));
     }
     Ok(())
 }
 
-/// Runs to the end and returns what it printed.
+/// Runs the command and returns its output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("can't run {}", shown(command)))?;
+    let output = command.output().with_context(|| format!("cannot run {}", shown(command)))?;
     if !output.status.success() {
         bail!("{} failed: {}\n{}", shown(command), output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
-    String::from_utf8(output.stdout).with_context(|| format!("{} printed no UTF-8", shown(command)))
+    String::from_utf8(output.stdout).with_context(|| format!("the output of {} is not UTF-8", shown(command)))
 }
 
 fn shown(command: &Command) -> String {

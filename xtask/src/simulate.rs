@@ -1,4 +1,4 @@
-//! `cargo xtask simulate`: the store and the domain under a simulator. The program itself is in `tests/simulate`.
+//! `cargo xtask simulate`: runs the store and the domain in a simulator. The simulator itself is in `tests/simulate`.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,9 +7,9 @@ use anyhow::Result;
 
 use crate::process;
 
-/// `arguments` go to the program as they are.
+/// Builds the simulator and runs it with `arguments`.
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
-    // No package is named: with it, features of libraries would be others, and all of them be built again.
+    // No package is named, because libraries would then be built again with other features.
     process::run(process::cargo(root).args(["build", "--quiet", "--bin", "millstream-simulate"]))?;
     process::run(Command::new(root.join("target/debug/millstream-simulate")).args(arguments))
 }

@@ -1,4 +1,4 @@
-//! Soaking: a build of the server and of `tests/soak`, which does the rest.
+//! `cargo xtask soak`: builds the server and `tests/soak`, and runs the soak test.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use crate::{process, wasm};
 
 pub(crate) fn run(root: &Path, minutes: f64, seed: Option<u64>) -> Result<()> {
     wasm::build_guests(root)?;
-    // The profile with assertions: they are half of what may be found.
+    // The dev profile has assertions enabled, which find many of the defects that a soak test can reveal.
     let mut build = process::cargo(root);
     process::run(build.args(["build", "--bin", "millstream", "--bin", "millstream-soak"]))?;
     let mut soak = Command::new(root.join("target/debug/millstream-soak"));

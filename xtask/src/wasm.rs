@@ -1,7 +1,7 @@
-//! The wasm32 target, made available by itself, and the modules under `guests/` built with it.
+//! Provides the wasm32 target and builds the modules in `guests/` with it.
 //!
-//! In order: the installed toolchain has the target; rustup adds it; Debian's packages of Rust for
-//! the web, which bring the library's source, build it.
+//! It tries, in order: the target of the installed toolchain; adding the target with rustup; and building the standard
+//! library from source with Debian's packages of Rust for the web.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,16 +12,16 @@ use crate::process;
 
 const TARGET: &str = "wasm32-unknown-unknown";
 
-/// rustc, cargo, and the standard library's source. The three must be of one version.
+/// rustc, cargo, and the source of the standard library. All three must have the same version.
 const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
-/// Seconds after which a rustup without network is given up.
+/// Timeout in seconds for rustup, which may have no network.
 const RUSTUP_SECONDS_MAX: &str = "60";
 
-/// So much of rustup's last line is shown: it goes on with paths and causes.
+/// Number of characters of rustup's last line to print. The rest has paths and causes.
 const RUSTUP_SAID_CHARS: usize = 120;
 
-/// Builds `guests/` in release, and returns the folder with a `.wasm` each.
+/// Builds `guests/` in release mode, and returns the folder with a `.wasm` file for each module.
 pub(crate) fn build_guests(root: &Path) -> Result<PathBuf> {
     let toolchain = Toolchain::find()?;
     let guests = root.join("guests");
@@ -35,31 +35,31 @@ pub(crate) fn build_guests(root: &Path) -> Result<PathBuf> {
     collect(&build_dir.join(TARGET).join("release"), &root.join("target/guests"))
 }
 
-/// Copies what was built under the names that users see.
+/// Copies the built modules to files with the names that users see.
 fn collect(from: &Path, to: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(to)?;
     let mut modules = Vec::new();
-    for entry in std::fs::read_dir(from).with_context(|| format!("no folder {}", from.display()))? {
+    for entry in std::fs::read_dir(from).with_context(|| format!("cannot read the folder {}", from.display()))? {
         let path = entry?.path();
         if path.extension().is_none_or(|extension| extension != "wasm") {
             continue;
         }
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().replace('_', "-");
         let file = to.join(format!("{stem}.wasm"));
-        std::fs::copy(&path, &file).with_context(|| format!("can't write {}", file.display()))?;
+        std::fs::copy(&path, &file).with_context(|| format!("cannot write {}", file.display()))?;
         modules.push((stem, std::fs::metadata(&file)?.len()));
     }
     modules.sort();
     let bytes: u64 = modules.iter().map(|(_, bytes)| bytes).sum();
-    println!("Modules: {} in {}, {} KiB together", modules.len(), to.display(), bytes / 1024);
+    println!("Modules: {} in {}, {} KiB in total", modules.len(), to.display(), bytes / 1024);
     Ok(to.to_owned())
 }
 
-/// What can build for wasm32.
+/// A toolchain that can build for wasm32.
 enum Toolchain {
-    /// The toolchain of this project has the target.
+    /// The project's toolchain, which has the target.
     Installed,
-    /// Debian's, with the standard library built from source.
+    /// Debian's toolchain, which builds the standard library from source.
     Debian { linker: PathBuf },
 }
 
@@ -68,11 +68,11 @@ impl Toolchain {
         if has_target()? {
             return Ok(Self::Installed);
         }
-        println!("Modules: this Rust has no {TARGET} target; asking rustup for it");
+        println!("Modules: this Rust toolchain has no {TARGET} target; adding it with rustup");
         let mut rustup = Command::new("timeout");
         rustup.args([RUSTUP_SECONDS_MAX, "rustup", "target", "add", TARGET]);
         process::clean(&mut rustup);
-        // Neither rustup nor its network needs to be there.
+        // rustup or its network may be missing.
         let why = match rustup.output() {
             Ok(output) if output.status.success() && has_target()? => return Ok(Self::Installed),
             Ok(output) => String::from_utf8_lossy(&output.stderr)
@@ -86,7 +86,7 @@ impl Toolchain {
         };
         if !debian_is_installed() {
             println!(
-                "Modules: rustup can't ({}); installing Debian's {} (once, about 300 MB)",
+                "Modules: rustup cannot add it ({}); installing Debian's {} (once, about 300 MB)",
                 why.trim(),
                 DEBIAN_PACKAGES.join(" ")
             );
@@ -109,7 +109,7 @@ impl Toolchain {
         command.current_dir(folder);
         command.env_remove("RUSTUP_TOOLCHAIN");
         command.env("RUSTC", "/usr/bin/rustc");
-        // build-std is not stable; this cargo and this source are of one version.
+        // `build-std` is unstable, but this cargo and this source have the same version.
         command.env("RUSTC_BOOTSTRAP", "1");
         command.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
         command.args(["-Z", "build-std=std,panic_abort"]);
@@ -117,7 +117,7 @@ impl Toolchain {
     }
 }
 
-/// Whether the installed toolchain has the target's library.
+/// Returns whether the installed toolchain has the standard library of the target.
 fn has_target() -> Result<bool> {
     let mut rustc = Command::new("rustc");
     process::clean(&mut rustc);
@@ -152,13 +152,13 @@ fn install_debian(rustup_said: &str) -> Result<()> {
         process::output(&mut command).map(drop).with_context(advice)
     };
     let install: Vec<&str> = ["install", "-y", "--no-install-recommends"].into_iter().chain(DEBIAN_PACKAGES).collect();
-    // An image's package lists are often stale or gone.
+    // The package lists of an image are often stale or missing.
     if apt(&install).is_err() {
         apt(&["update"])?;
         apt(&install)?;
     }
     if !debian_is_installed() {
-        bail!("{}: the packages were installed, but /usr/bin/rustc or the library's source is not there", advice());
+        bail!("{}: the packages were installed, but /usr/bin/rustc or the library's source is missing", advice());
     }
     Ok(())
 }
@@ -167,7 +167,7 @@ fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }
 
-/// The linker of the installed toolchain: Debian's Rust brings none for wasm.
+/// Returns the linker of the installed toolchain, because Debian's Rust packages have no linker for wasm.
 fn rust_lld() -> Result<PathBuf> {
     let mut rustc = Command::new("rustc");
     process::clean(&mut rustc);
