@@ -1,4 +1,4 @@
-//! A pipeline that is resolved: modules compiled, topics known, ready to run.
+//! A resolved pipeline: its modules are compiled and its topics are known, so it can run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,46 +8,46 @@ use crate::failure::FailurePolicy;
 use crate::host::{CallLimits, Engine, Guest, LogContext, Module, StageKind};
 use crate::metrics::StageMetrics;
 
-/// One stage of one version of a pipeline.
+/// A stage of one version of a pipeline.
 #[derive(Debug)]
 pub struct Stage {
     id: u64,
     settings: StageSettings,
-    /// The name of its state store, `pipeline/stage`.
+    /// Name of the stage's state store, `pipeline/stage`.
     store: Arc<str>,
     metrics: StageMetrics,
     log: LogContext,
 }
 
-/// What a stage is made of.
+/// The settings from which a stage is created.
 #[derive(Clone, Debug)]
 pub struct StageSettings {
-    /// Unique in its pipeline.
+    /// Name of the stage, unique in its pipeline.
     pub name: Arc<str>,
-    /// Its compiled module.
+    /// The compiled module.
     pub module: Arc<Module>,
-    /// The reference in the pipeline file.
+    /// The module reference in the pipeline file.
     pub reference: String,
-    /// `with` of the pipeline file.
+    /// The parameters, `with` in the pipeline file.
     pub parameters: Vec<(String, String)>,
-    /// Limits of its guests.
+    /// Limits of the stage's guests.
     pub limits: CallLimits,
-    /// What becomes of records that it fails on.
+    /// What happens to records that the stage fails on.
     pub on_failure: FailurePolicy,
-    /// The topic that its output goes to beside the next stage.
+    /// The topic that the stage writes its output to, in addition to the next stage.
     pub to: Option<OutputTopic>,
 }
 
-/// Every stage of every version has its own id.
+/// Each stage of each version has its own id.
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
-/// The name of a stage's state store.
+/// Returns the name of a stage's state store.
 pub fn store_name(pipeline: &str, stage: &str) -> Arc<str> {
     format!("{pipeline}/{stage}").into()
 }
 
 impl Stage {
-    /// A stage of `pipeline`.
+    /// Creates a stage of `pipeline`.
     pub fn new(pipeline: &Arc<str>, settings: StageSettings, metrics: StageMetrics) -> Self {
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -58,52 +58,52 @@ impl Stage {
         }
     }
 
-    /// Unique in this process.
+    /// Returns the stage's id, which is unique in this process.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// What it is made of.
+    /// Returns the stage's settings.
     pub fn settings(&self) -> &StageSettings {
         &self.settings
     }
 
-    /// Its name.
+    /// Returns the stage's name.
     pub fn name(&self) -> &Arc<str> {
         &self.settings.name
     }
 
-    /// Its kind.
+    /// Returns the stage's kind.
     pub fn kind(&self) -> StageKind {
         self.settings.module.kind()
     }
 
-    /// The name of its state store.
+    /// Returns the name of the stage's state store.
     pub fn store(&self) -> &Arc<str> {
         &self.store
     }
 
-    /// Its counters.
+    /// Returns the stage's metrics.
     pub fn metrics(&self) -> &StageMetrics {
         &self.metrics
     }
 
-    /// A guest of its module.
+    /// Creates a guest of the stage's module.
     pub fn guest(&self, engine: &Engine) -> Guest {
         let StageSettings { module, parameters, limits, .. } = &self.settings;
         Guest::new(engine, module, parameters.clone(), *limits, self.log.clone())
     }
 }
 
-/// Stages that run without a topic in between.
+/// Consecutive stages that run without a topic between them.
 #[derive(Debug)]
 pub struct Segment {
     /// The pipeline's name.
     pub pipeline: Arc<str>,
-    /// In order.
+    /// The stages, in the order in which they run.
     pub stages: Vec<Arc<Stage>>,
-    /// The topics that the last stage's output goes to.
+    /// The topics that the output of the last stage is written to.
     pub sinks: Vec<OutputTopic>,
-    /// Where dead letters go, if any stage makes them.
+    /// The topic for dead letters, if any stage produces them.
     pub dead_letters: Option<OutputTopic>,
 }

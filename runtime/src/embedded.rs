@@ -1,4 +1,4 @@
-//! The broker in this process as the log that tasks run on.
+//! The log on which tasks run, backed by the broker in this process.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use millstream_broker::{Broker, BrokerError, Offset, TopicPartition};
 
 use crate::log::{Log, LogError, ReadBatches, Step};
 
-/// The broker, for one generation of one pipeline's group.
+/// The broker, for one generation of one pipeline's consumer group.
 #[derive(Clone, Debug)]
 pub struct EmbeddedLog {
     broker: DebugBroker,
@@ -31,13 +31,13 @@ impl std::fmt::Debug for DebugBroker {
 }
 
 impl EmbeddedLog {
-    /// The broker as `group`'s log, in the group's current generation.
+    /// Creates a log for `group` in its current generation.
     pub fn new(broker: Broker, group: Arc<Group>) -> Self {
         let generation = group.generation();
         Self { broker: DebugBroker(broker), fence: Fence::Generation { group, generation } }
     }
 
-    /// Why a read failed; where the records are gone, with the way on.
+    /// Converts an error of a read. If the records were deleted, the message says how to continue.
     fn unread(&self, error: BrokerError) -> LogError {
         let BrokerError::OffsetOutOfRange { topic, .. } = &error else { return error.into() };
         let group = self.fence.group().id();

@@ -1,29 +1,29 @@
-//! From columns to record batches of the partitions that they go to.
+//! Encodes columns as record batches for the partitions of an output topic.
 
 use millstream_broker::{TopicName, TopicPartition};
 use millstream_record::{BatchBuilder, Columns, ColumnsReader, Compression, RecordBatch, partition_for_key};
 
-/// Where a batch of output is cut, in bytes: large enough that its header does not count, small
-/// enough that a consumer gets it in one piece.
+/// Size in bytes at which an output batch is completed: large enough that the size of its header does not matter, small
+/// enough that a consumer receives it in one piece.
 const BATCH_BYTES: usize = 256 << 10;
 
 /// A topic that a pipeline writes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputTopic {
-    /// Its name.
+    /// Name of the topic.
     pub name: TopicName,
-    /// How many partitions it has.
+    /// Number of partitions.
     pub partitions: u32,
-    /// The largest record batch that it takes.
+    /// Maximum size of a record batch, in bytes.
     pub batch_bytes_max: usize,
-    /// Whether it keeps the last record of each key: each must have one.
+    /// Whether the topic is compacted, so that each record must have a key.
     pub compacted: bool,
 }
 
-/// A record that its output topic does not take.
+/// An output record that its topic does not accept.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OutputRefused {
-    /// It is too large.
+    /// The record is too large.
     #[error(
         "an output record of {bytes} bytes is over the limit of topic {topic}, {batch_bytes_max} (batch_bytes_max): put \
          out smaller records, or raise the topic's limit"
@@ -31,14 +31,14 @@ pub enum OutputRefused {
     TooLarge {
         /// The topic.
         topic: TopicName,
-        /// The record's size.
+        /// The record's size, in bytes.
         bytes: usize,
-        /// The topic's limit.
+        /// The topic's limit, in bytes.
         batch_bytes_max: usize,
         /// The offset of the source record.
         offset: i64,
     },
-    /// It has no key, and the topic keeps the last record of each key.
+    /// The record has no key, and the topic is compacted.
     #[error(
         "an output record has no key, and topic {topic} is compacted by key: give each record a key, or set the \
          topic's cleanup to \"delete\""
@@ -52,7 +52,7 @@ pub enum OutputRefused {
 }
 
 impl OutputRefused {
-    /// The offset of the source record.
+    /// Returns the offset of the source record.
     pub fn offset(&self) -> i64 {
         match self {
             Self::TooLarge { offset, .. } | Self::NullKey { offset, .. } => *offset,
@@ -60,8 +60,8 @@ impl OutputRefused {
     }
 }
 
-/// Batches for `topic`: by Kafka's murmur2 of the key, and without a key by the source's partition,
-/// so that order is kept and the same input gives the same output.
+/// Encodes batches for `topic`. Records with a key are partitioned by Kafka's murmur2 of the key, records without a key
+/// by the source partition, so that their order is kept and the same input gives the same output.
 ///
 /// # Errors
 /// [`OutputRefused`].
@@ -95,7 +95,7 @@ pub fn encode(
             BatchBuilder::record_bytes_max(row.key.map_or(0, <[u8]>::len), row.value.map_or(0, <[u8]>::len)) + headers;
         if partition.builder.encoded_bytes() + bytes > cut {
             partition.batches.extend(partition.builder.finish());
-            // The batch's header counts too.
+            // The batch's header counts as well.
             if partition.builder.encoded_bytes() + bytes > topic.batch_bytes_max {
                 return Err(OutputRefused::TooLarge {
                     topic: topic.name.clone(),

@@ -1,64 +1,64 @@
-//! Why the runtime refuses what a user asks. `grpc/status.rs` maps these to gRPC's codes.
+//! The errors with which the runtime refuses requests of users. `grpc/status.rs` maps them to gRPC codes.
 
 use millstream_broker::BrokerError;
 
 use crate::host::ModuleError;
 use crate::pipeline::Mistakes;
 
-/// What was wrong, with which value, and what to do.
+/// An error whose message says what is wrong, with which value, and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// Not `name` or `name:tag`.
+    /// The reference is not `name` or `name:tag`.
     #[error("{reference:?} is no module reference: write name or name:tag, each 1 to 249 of a-z A-Z 0-9 . _ -")]
     InvalidReference {
-        /// As given.
+        /// The reference, as given.
         reference: String,
     },
-    /// Bytes that are no module.
+    /// The bytes are not a valid module.
     #[error("module {reference}: {source}")]
     Module {
-        /// What it was to be called.
+        /// The reference under which the module was pushed.
         reference: String,
-        /// What is wrong with it.
+        /// What is wrong with the module.
         source: ModuleError,
     },
-    /// No such module.
+    /// The module does not exist.
     #[error(
         "there is no module {reference:?}: `millstream module list` shows those there are, `millstream module push` adds one"
     )]
     UnknownModule {
-        /// As asked.
+        /// The reference, as given.
         reference: String,
     },
-    /// A pipeline runs it.
+    /// A pipeline uses the module.
     #[error("module {reference} is used by pipeline {pipeline}: delete the pipeline, or apply it with another module")]
     ModuleInUse {
         /// The module.
         reference: String,
-        /// Who uses it.
+        /// The pipeline that uses it.
         pipeline: String,
     },
-    /// No such pipeline.
+    /// The pipeline does not exist.
     #[error("there is no pipeline {pipeline:?}: `millstream pipeline list` shows those there are")]
     UnknownPipeline {
-        /// As asked.
+        /// The name, as given.
         pipeline: String,
     },
-    /// The file can't be run.
+    /// The pipeline file has mistakes.
     #[error("{0}")]
     Mistakes(Mistakes),
-    /// No such stage, or not one of the kind that is asked for.
+    /// The stage does not exist, or is not of the kind that the request needs.
     #[error("pipeline {pipeline} has {what}")]
     Stage {
         /// The pipeline.
         pipeline: String,
-        /// What it has or has not.
+        /// What the pipeline has or lacks.
         what: String,
     },
-    /// A module that is stored can't be used.
+    /// A stored module or pipeline cannot be used.
     #[error("{0}")]
     Stored(String),
-    /// The broker refuses.
+    /// The broker refused the request.
     #[error(transparent)]
     Broker(#[from] BrokerError),
 }

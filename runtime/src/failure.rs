@@ -1,25 +1,25 @@
-//! Records that a stage failed on: what the pipeline file says becomes of them, and dead letters.
+//! Records that a stage failed on: the failure policies of pipeline files, and dead letters.
 
 use millstream_record::{Columns, ColumnsReader};
 use serde::{Deserialize, Serialize};
 
 use crate::host::ModuleHash;
 
-/// What becomes of a record that a stage failed on.
+/// What happens to a record that a stage failed on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailurePolicy {
-    /// The pipeline stops before it, and says why.
+    /// The pipeline stops before the record and reports the reason.
     #[default]
     Stop,
-    /// It is left out.
+    /// The record is dropped.
     Skip,
-    /// It goes to the dead letter topic as it was, with where it came from and why.
+    /// The record goes to the dead letter topic unchanged, with headers that say where it came from and why it failed.
     DeadLetter,
 }
 
 impl FailurePolicy {
-    /// The word for it in pipeline files.
+    /// Returns the policy's name in pipeline files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -29,16 +29,16 @@ impl FailurePolicy {
     }
 }
 
-/// One record's failure in a batch.
+/// The failure of one record of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Which record of the batch.
+    /// Index of the record in the batch.
     pub index: u32,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// Where dead letters come from.
+/// The origin of dead letters.
 #[derive(Clone, Copy, Debug)]
 pub struct DeadLetterOrigin<'a> {
     /// The pipeline's name.
@@ -47,14 +47,14 @@ pub struct DeadLetterOrigin<'a> {
     pub stage: &'a str,
     /// The stage's module.
     pub module: &'a ModuleHash,
-    /// The source topic. After a repartition, the repartition topic.
+    /// The source topic, which is the repartition topic after a repartition.
     pub topic: &'a str,
     /// The source partition.
     pub partition: u32,
 }
 
-/// The failed records as they were, with headers `millstream.*` added at the end that say where
-/// they come from and why. Their order stays.
+/// Returns the failed records, in the same order and unchanged except for the headers `millstream.*`, which are
+/// appended and say where each record came from and why it failed.
 pub fn dead_letters(failed: &Columns, failures: &[Failure], origin: &DeadLetterOrigin<'_>) -> Columns {
     let reader = ColumnsReader::new(failed);
     let (module, partition) = (origin.module.to_string(), origin.partition.to_string());

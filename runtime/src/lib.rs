@@ -1,8 +1,8 @@
 //! Runs pipelines of WebAssembly stages on a log.
 //!
-//! Start at `task.rs`, the loop that every pipeline is: read, run stages, commit. `pipeline/` is the
-//! file that users write, `stage/` what each kind of stage does with columns, `host/` the only place
-//! that knows wasmtime, `runtime.rs` what users ask of it.
+//! Start reading at `task.rs`, the loop that all pipelines run: read, run stages, commit. `pipeline/` handles the file
+//! that users write, `stage/` runs each kind of stage on columns, `host/` is the only module that uses wasmtime, and
+//! `runtime.rs` implements the operations that users request.
 
 pub mod deploy;
 pub mod embedded;

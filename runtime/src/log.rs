@@ -1,5 +1,5 @@
-//! What a task runs on: a log to read from, and to commit a step to atomically. `embedded.rs` is the
-//! broker in this process. It is kept small so that another log can take its place.
+//! The log that a task reads from, and to which it commits steps atomically. `embedded.rs` implements it with the
+//! broker in this process. The trait is small so that another log can replace the broker.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use millstream_broker::store::StateChange;
 use millstream_broker::{Offset, TopicPartition};
 use millstream_record::RecordBatch;
 
-/// Reads, and commits steps wholly or not at all.
+/// A log that can be read, and that commits each step completely or not at all.
 pub trait Log: Clone + Send + Sync + 'static {
     /// Resolves when the step is durable.
     type Receipt: Future<Output = Result<(), LogError>> + Send + Unpin + 'static;
 
-    /// Waits for records at `from` or later, and reads whole batches of about `bytes_max`.
+    /// Waits for records at `from` or later, and reads whole batches of about `bytes_max` bytes.
     fn read(
         &self,
         source: &TopicPartition,
@@ -25,54 +25,54 @@ pub trait Log: Clone + Send + Sync + 'static {
     /// Queues a step. Steps are committed in the order in which they were queued.
     fn commit(&self, step: Step) -> impl Future<Output = Result<Self::Receipt, LogError>> + Send;
 
-    /// The offset at which a task goes on in `source`, where one was committed.
+    /// Returns the offset at which a task continues in `source`, or `None` if none was committed.
     ///
     /// # Errors
-    /// [`LogError::Failed`] for a source that is not there.
+    /// [`LogError::Failed`] if the source does not exist.
     fn committed(&self, source: &TopicPartition) -> Result<Option<Offset>, LogError>;
 
-    /// The committed accumulators of a store's partition.
+    /// Returns the committed accumulators of a store's partition.
     fn accumulators(&self, store: &str, partition: u32) -> Arc<StatePartition>;
 }
 
-/// Batches that were read.
+/// Batches returned by a read.
 #[derive(Clone, Debug)]
 pub struct ReadBatches {
-    /// Each holds one or more batches back to back. The first may begin below the asked offset.
+    /// Runs of one or more consecutive batches. The first batch may begin below the requested offset.
     pub runs: Vec<Bytes>,
     /// The offset to read from next.
     pub next: Offset,
 }
 
-/// Everything that a task does for one input batch.
+/// The effects of a task's work on one input batch.
 #[derive(Debug)]
 pub struct Step {
     /// The task's source.
     pub source: TopicPartition,
-    /// Where the step began: the commit is refused where the group stands elsewhere. `None` where
-    /// nothing was committed before.
+    /// The offset at which the step began, or `None` if nothing was committed before. The commit is refused if the
+    /// group's committed offset differs.
     pub from: Option<Offset>,
     /// The offset of the next record to read.
     pub next: Offset,
-    /// Batches to write.
+    /// Batches to append, by partition.
     pub outputs: Vec<(TopicPartition, Vec<RecordBatch>)>,
-    /// Accumulators to keep.
+    /// Accumulators to store.
     pub state: Vec<StateChange>,
 }
 
-/// Why a log does not do what a task asks.
+/// The reason why a log refuses an operation of a task.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LogError {
-    /// The task is no longer current: another has taken its place.
+    /// Another task has replaced this one.
     #[error("the task was replaced: {0}")]
     Fenced(String),
-    /// The log stops; the task goes on where it was when the log is back.
+    /// The log is shutting down. The task continues from its last commit when the log is available again.
     #[error("the log is shutting down")]
     ShuttingDown,
-    /// The log has no room now: nothing of the step was stored, and the task tries again.
+    /// The log has no space at the moment. Nothing of the step was stored, and the task retries.
     #[error("{0}")]
     NoRoom(String),
-    /// The log can't: the pipeline stops with this.
+    /// The log failed, which stops the pipeline.
     #[error("{0}")]
     Failed(String),
 }

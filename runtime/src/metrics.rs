@@ -1,4 +1,4 @@
-//! What `/metrics` says of stages.
+//! The metrics of stages for `/metrics`.
 
 use std::sync::atomic::AtomicU64;
 
@@ -15,7 +15,7 @@ struct Labels {
     stage: String,
 }
 
-/// The series of all stages.
+/// The metrics of all stages.
 #[derive(Clone)]
 pub struct RuntimeMetrics {
     calls: Family<Labels, Counter>,
@@ -32,30 +32,30 @@ impl std::fmt::Debug for RuntimeMetrics {
     }
 }
 
-/// One stage's series.
+/// The metrics of one stage.
 #[derive(Clone, Debug)]
 pub struct StageMetrics {
-    /// Batches that it ran.
+    /// Number of batches that the stage processed.
     pub calls: Counter<u64, AtomicU64>,
-    /// Records that came in.
+    /// Number of records that the stage received.
     pub records_in: Counter<u64, AtomicU64>,
-    /// Records that it put out.
+    /// Number of records that the stage emitted.
     pub records_out: Counter<u64, AtomicU64>,
-    /// Records that it failed on.
+    /// Number of records that the stage failed on.
     pub failures: Counter<u64, AtomicU64>,
-    /// How long a batch took.
+    /// Duration of a batch, in seconds.
     pub seconds: Histogram,
-    /// Linear memory of the instance that ran last.
+    /// Linear memory of the instance that ran last, in bytes.
     pub guest_memory: Gauge,
 }
 
-/// 10 µs, a batch of one record, to 5 s.
+/// Buckets from 10 µs, a batch of one record, to 5 s.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.000_01, 2.0, 20))
 }
 
 impl RuntimeMetrics {
-    /// Makes the series and registers them.
+    /// Creates and registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             calls: Family::default(),
@@ -84,7 +84,7 @@ impl RuntimeMetrics {
         metrics
     }
 
-    /// The series of one stage.
+    /// Returns the metrics of one stage.
     pub fn stage(&self, pipeline: &str, stage: &str) -> StageMetrics {
         let labels = Labels { pipeline: pipeline.to_owned(), stage: stage.to_owned() };
         StageMetrics {
@@ -97,7 +97,7 @@ impl RuntimeMetrics {
         }
     }
 
-    /// Removes the series of a stage that is gone.
+    /// Removes the metrics of a stage that no longer exists.
     pub fn forget(&self, pipeline: &str, stage: &str) {
         let labels = Labels { pipeline: pipeline.to_owned(), stage: stage.to_owned() };
         self.calls.remove(&labels);

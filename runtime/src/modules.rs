@@ -1,4 +1,4 @@
-//! Uploaded modules: their bytes by content hash, and the references that point to them.
+//! Uploaded modules: their bytes by content hash, and the references to them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,19 +18,19 @@ use crate::pipeline::DEFAULT_TAG;
 const REFERENCE_PREFIX: &str = "module/";
 const BYTES_PREFIX: &str = "module-bytes/";
 
-/// What a reference points to.
+/// The target of a reference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModuleEntry {
     /// `name:tag`.
     #[serde(skip)]
     pub reference: String,
-    /// The content.
+    /// Hash of the content.
     pub hash: ModuleHash,
-    /// Filter, map or aggregate.
+    /// The kind of stage that the module is.
     pub kind: StageKind,
-    /// As uploaded.
+    /// Size as uploaded, in bytes.
     pub bytes: u64,
-    /// When.
+    /// Time of the push, in milliseconds since the epoch.
     pub pushed_at_ms: i64,
 }
 
@@ -47,7 +47,7 @@ impl std::fmt::Debug for Modules {
     }
 }
 
-/// `name` or `name:tag` as `name:tag`.
+/// Returns `name` or `name:tag` as `name:tag`.
 ///
 /// # Errors
 /// [`RuntimeError::InvalidReference`].
@@ -61,10 +61,10 @@ fn full_reference(reference: &str) -> Result<String, RuntimeError> {
 }
 
 impl Modules {
-    /// Reads the references that the broker keeps.
+    /// Loads the references from the broker's catalog.
     ///
     /// # Errors
-    /// What the disk says.
+    /// If the catalog cannot be read.
     pub fn open(broker: Broker, engine: Engine) -> Result<Self, StoreError> {
         let mut entries = BTreeMap::new();
         for (key, value) in broker.store().catalog_scan(REFERENCE_PREFIX)? {
@@ -78,7 +78,7 @@ impl Modules {
         Ok(Self { broker, engine, entries: RwLock::new(entries) })
     }
 
-    /// Checks, compiles and keeps a module. Returns whether the reference pointed elsewhere before.
+    /// Checks, compiles and stores a module. Returns the entry, and whether the reference changed.
     ///
     /// # Errors
     /// [`RuntimeError::InvalidReference`], [`RuntimeError::Module`], [`RuntimeError::Broker`].
@@ -110,12 +110,12 @@ impl Modules {
         Ok((entry, true))
     }
 
-    /// What a full reference points to.
+    /// Returns the entry of a full reference.
     fn find(&self, reference: &str) -> Option<ModuleEntry> {
         self.entries.read().get(reference).cloned()
     }
 
-    /// What `name` or `name:tag` points to, or the first reference to a hash.
+    /// Returns the entry of `name` or `name:tag`, or the first entry with the given hash.
     ///
     /// # Errors
     /// [`RuntimeError::InvalidReference`], [`RuntimeError::UnknownModule`].
@@ -127,23 +127,22 @@ impl Modules {
         found.ok_or_else(|| RuntimeError::UnknownModule { reference: reference.to_owned() })
     }
 
-    /// Every reference, by name.
+    /// Returns all entries, ordered by reference.
     pub fn all(&self) -> Vec<ModuleEntry> {
         self.entries.read().values().cloned().collect()
     }
 
-    /// The module of a content, compiled. Blocks where it is not in use yet.
+    /// Returns the compiled module of a content hash. Blocks if the module is not in use yet.
     ///
     /// # Errors
-    /// [`RuntimeError::Stored`] where its bytes are gone or no longer compile.
+    /// [`RuntimeError::Stored`] if its bytes are missing or no longer compile.
     pub fn load(&self, hash: &ModuleHash) -> Result<Arc<Module>, RuntimeError> {
         let stored = self.broker.store().catalog_get(&format!("{BYTES_PREFIX}{hash}"))?;
         let wasm = stored.ok_or_else(|| RuntimeError::Stored(format!("the bytes of module {hash} are gone")))?;
         self.engine.compile(&wasm).map_err(|error| RuntimeError::Stored(format!("module {hash}: {error}")))
     }
 
-    /// Removes a reference; the content goes too where neither another reference nor one of
-    /// `in_use` is of it.
+    /// Removes a reference. The content is removed as well, unless another reference or a hash in `in_use` needs it.
     ///
     /// # Errors
     /// [`RuntimeError::UnknownModule`], [`RuntimeError::Broker`].

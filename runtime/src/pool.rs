@@ -1,5 +1,5 @@
-//! The worker threads that run stages: one a core, however many tasks there are. Guests belong to
-//! threads, because they keep nothing between calls.
+//! The worker threads that run stages. By default there is one per core, regardless of the number of tasks. Each thread
+//! has its own guests, which is possible because guests keep nothing between calls.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -12,12 +12,12 @@ use tokio::sync::oneshot;
 use crate::deploy::Stage;
 use crate::host::{Engine, Guest};
 
-/// A worker's stack: the guest's half megabyte, and ours.
+/// Stack size of a worker: half a megabyte for the guest, and the rest for the host.
 const STACK_BYTES: usize = 4 << 20;
 
 type Job = Box<dyn FnOnce(&mut Guests) + Send>;
 
-/// Runs jobs on a fixed number of threads, in the order of their coming.
+/// Runs jobs on a fixed number of threads, in the order in which they arrive.
 #[derive(Debug)]
 pub struct WorkerPool {
     queue: Arc<Queue>,
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Queue {
 #[derive(Default)]
 struct Jobs {
     waiting: VecDeque<Job>,
-    /// Grows when stages go: workers then drop the guests of those that are gone.
+    /// Incremented when stages are removed, so that workers drop the guests of these stages.
     retired: u64,
     stop: bool,
 }
@@ -48,7 +48,7 @@ impl WorkerPool {
     /// Starts `threads` workers.
     ///
     /// # Errors
-    /// Where a thread can't be started.
+    /// If a thread cannot be started.
     pub fn start(engine: &Engine, threads: usize) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let start = |index: usize| {
@@ -62,11 +62,11 @@ impl WorkerPool {
         Ok(Self { queue, threads })
     }
 
-    /// Runs `job` on a worker. `None` where it panicked, or the pool stops.
+    /// Runs `job` on a worker. Returns `None` if the job panics or the pool stops.
     pub async fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Guests) -> T + Send + 'static) -> Option<T> {
         let (answer, done) = oneshot::channel();
         let job = Box::new(move |guests: &mut Guests| {
-            // Who asked may have gone.
+            // The requester may have stopped waiting.
             let _ = answer.send(job(guests));
         });
         self.queue.jobs.lock().waiting.push_back(job);
@@ -74,7 +74,7 @@ impl WorkerPool {
         done.await.ok()
     }
 
-    /// Lets workers drop the guests of stages that are gone.
+    /// Makes workers drop the guests of stages that no longer exist.
     pub fn retire_guests(&self) {
         self.queue.jobs.lock().retired += 1;
         self.queue.changed.notify_all();
@@ -86,7 +86,7 @@ impl Drop for WorkerPool {
         self.queue.jobs.lock().stop = true;
         self.queue.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // A pool dropped by one of its own workers can't wait for it.
+            // A pool that is dropped by one of its own workers cannot join that thread.
             if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
                 tracing::error!("a worker thread panicked");
             }
@@ -114,7 +114,7 @@ impl Queue {
                     }
                 }
             };
-            // A panic is a defect of ours; it ends the task that asked, not the server.
+            // A panic is a defect in our code. It ends the task that submitted the job, but not the server.
             if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(guests))).is_err() {
                 guests.of_stage.clear();
             }
@@ -130,7 +130,7 @@ pub struct Guests {
 }
 
 impl Guests {
-    /// This thread's guest of a stage, made where there is none.
+    /// Returns this thread's guest of a stage, and creates it if there is none.
     pub fn of(&mut self, stage: &Arc<Stage>) -> &mut Guest {
         let engine = &self.engine;
         let make = || (Arc::downgrade(stage), stage.guest(engine));

@@ -1,4 +1,4 @@
-//! What users ask of the runtime: push modules, apply pipelines, pause, resume, delete, look at state.
+//! The operations that users request: push modules, apply pipelines, pause, resume and delete them, and read state.
 
 mod changes;
 mod world;
@@ -38,7 +38,7 @@ const PIPELINE_PREFIX: &str = "pipeline/";
 /// The runtime's settings.
 #[derive(Clone, Debug, Default)]
 pub struct RuntimeSettings {
-    /// Threads that run stages; one a core where left out.
+    /// Number of threads that run stages; `None` means one per core.
     pub worker_threads: Option<usize>,
     /// The engine's settings.
     pub engine: EngineSettings,
@@ -61,21 +61,21 @@ struct Inner {
     modules: Modules,
     metrics: RuntimeMetrics,
     pipelines: RwLock<BTreeMap<String, Arc<Pipeline>>>,
-    /// Held while pipelines or modules change.
+    /// Locked while pipelines or modules change.
     changing: tokio::sync::Mutex<()>,
-    /// Set under `changing`: no task begins any more.
+    /// Set while `changing` is locked. No task is started any more.
     stopped: AtomicBool,
 }
 
-/// What a user wants a pipeline to do, or what became of it.
+/// The state that a user requested for a pipeline, or that a failure caused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunState {
-    /// Its tasks run.
+    /// The pipeline's tasks run.
     Running,
-    /// A user paused it.
+    /// A user paused the pipeline.
     Paused,
-    /// It could not go on, for this reason.
+    /// The pipeline could not continue, for this reason.
     Stopped(String),
 }
 
@@ -89,22 +89,22 @@ impl RunState {
     }
 }
 
-/// A pipeline as the catalog keeps it.
+/// A pipeline as stored in the catalog.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Stored {
     yaml: String,
     spec: PipelineSpec,
-    /// What each reference of the file pointed to when it was applied.
+    /// The modules that the references of the file pointed to when it was applied.
     modules: BTreeMap<String, ModuleHash>,
     version: u64,
     state: RunState,
 }
 
-/// One version of a pipeline.
+/// A version of a pipeline.
 pub struct Pipeline {
     stored: Mutex<Stored>,
     group: Arc<Group>,
-    /// `None` where it could not be loaded.
+    /// `None` if the pipeline could not be loaded.
     ready: Option<Ready>,
     running: Mutex<Option<Running>>,
 }
@@ -115,24 +115,24 @@ impl std::fmt::Debug for Pipeline {
     }
 }
 
-/// What tasks are made of.
+/// What is needed to start tasks.
 struct Ready {
     stages: Vec<Arc<Stage>>,
     segments: Vec<(Arc<Segment>, Vec<Arc<Topic>>)>,
 }
 
-/// The tasks of a pipeline.
+/// The running tasks of a pipeline.
 struct Running {
     stop: watch::Sender<bool>,
     supervisor: JoinHandle<()>,
 }
 
-/// What `apply` did, or would do.
+/// The result of `apply`, or of a dry run.
 #[derive(Clone, Debug)]
 pub struct Applied {
-    /// A line each; empty where nothing changed.
+    /// One line for each change; empty if nothing changed.
     pub changes: Vec<String>,
-    /// The pipeline afterwards; `None` for a dry run of a new one.
+    /// The pipeline afterwards; `None` for a dry run of a new pipeline.
     pub pipeline: Option<Arc<Pipeline>>,
 }
 
@@ -141,14 +141,14 @@ impl Ready {
         self.segments.iter().flat_map(|(_, sources)| sources)
     }
 
-    /// Every topic that is written to.
+    /// Returns all topics that are written to.
     fn outputs(&self) -> impl Iterator<Item = &OutputTopic> {
         let of_segments =
             self.segments.iter().flat_map(|(segment, _)| segment.sinks.iter().chain(&segment.dead_letters));
         of_segments.chain(self.stages.iter().filter_map(|stage| stage.settings().to.as_ref()))
     }
 
-    /// Every topic that is read or written, and how.
+    /// Returns all topics that are read or written, with their use.
     fn uses(&self) -> BTreeMap<TopicName, TopicUse> {
         let mut uses: BTreeMap<TopicName, TopicUse> =
             self.outputs().map(|topic| (topic.name.clone(), TopicUse::default())).collect();
@@ -163,7 +163,7 @@ impl Ready {
     }
 }
 
-/// Looks after the pipelines whenever a topic was altered, as long as there are both.
+/// Updates the pipelines whenever a topic is altered, until the runtime or the broker is dropped.
 async fn follow_topics(runtime: Weak<Inner>, mut altered: watch::Receiver<u64>) {
     while altered.changed().await.is_ok() {
         let Some(inner) = runtime.upgrade() else { return };
@@ -172,42 +172,42 @@ async fn follow_topics(runtime: Weak<Inner>, mut altered: watch::Receiver<u64>) 
 }
 
 impl Pipeline {
-    /// Its name.
+    /// Returns the pipeline's name.
     pub fn name(&self) -> &str {
         self.group.id().as_str()
     }
 
-    /// Its group.
+    /// Returns the pipeline's consumer group.
     pub fn group(&self) -> &Arc<Group> {
         &self.group
     }
 
-    /// The file that was applied.
+    /// Returns the pipeline file, as it was applied.
     pub fn yaml(&self) -> String {
         self.stored.lock().yaml.clone()
     }
 
-    /// The file as it was understood.
+    /// Returns the parsed pipeline file.
     pub fn spec(&self) -> PipelineSpec {
         self.stored.lock().spec.clone()
     }
 
-    /// Grows with each applied change.
+    /// Returns the version, which increases with each applied change.
     pub fn version(&self) -> u64 {
         self.stored.lock().version
     }
 
-    /// What it does.
+    /// Returns the state.
     pub fn state(&self) -> RunState {
         self.stored.lock().state.clone()
     }
 
-    /// Its stages, where it could be loaded.
+    /// Returns the stages; empty if the pipeline could not be loaded.
     pub fn stages(&self) -> &[Arc<Stage>] {
         self.ready.as_ref().map_or(&[], |ready| &ready.stages)
     }
 
-    /// How many tasks it has when it runs.
+    /// Returns the number of tasks of the pipeline when it runs.
     pub fn tasks(&self) -> usize {
         self.sources().map(|topic| topic.partition_count() as usize).sum()
     }
@@ -220,7 +220,7 @@ impl Pipeline {
         self.ready.iter().flat_map(Ready::sources)
     }
 
-    /// The topics that it uses, and how; by its file where it could not be loaded.
+    /// Returns the topics that the pipeline uses, with their use; from its file if it could not be loaded.
     fn uses(&self) -> BTreeMap<TopicName, TopicUse> {
         if let Some(ready) = &self.ready {
             return ready.uses();
@@ -236,12 +236,12 @@ impl Pipeline {
 }
 
 impl Runtime {
-    /// Loads modules and pipelines from the broker, and starts those that ran. Must be called in a
-    /// tokio runtime; blocks while modules are loaded.
+    /// Loads modules and pipelines from the broker, and starts the pipelines that were running. Must be called in a
+    /// tokio runtime. Blocks while modules are loaded.
     ///
     /// # Errors
-    /// [`RuntimeError`] where the catalog can't be read. A pipeline that can't be loaded is there, stopped, with the
-    /// reason.
+    /// [`RuntimeError`] if the catalog cannot be read. A pipeline that cannot be loaded is kept in the state stopped,
+    /// with the reason.
     pub fn open(broker: Broker, settings: RuntimeSettings, registry: &mut Registry) -> Result<Self, RuntimeError> {
         let engine = Engine::new(settings.engine).map_err(|error| RuntimeError::Stored(error.to_string()))?;
         let threads = settings
@@ -265,17 +265,17 @@ impl Runtime {
         Ok(runtime)
     }
 
-    /// The modules.
+    /// Returns the modules.
     pub fn modules(&self) -> &Modules {
         &self.0.modules
     }
 
-    /// The broker.
+    /// Returns the broker.
     pub fn broker(&self) -> &Broker {
         &self.0.broker
     }
 
-    /// A pipeline by name.
+    /// Returns a pipeline by name.
     ///
     /// # Errors
     /// [`RuntimeError::UnknownPipeline`].
@@ -284,12 +284,12 @@ impl Runtime {
         pipelines.get(name).cloned().ok_or_else(|| RuntimeError::UnknownPipeline { pipeline: name.to_owned() })
     }
 
-    /// Every pipeline, by name.
+    /// Returns all pipelines, ordered by name.
     pub fn pipelines(&self) -> Vec<Arc<Pipeline>> {
         self.0.pipelines.read().values().cloned().collect()
     }
 
-    /// Pushes a module, as [`Modules::push`].
+    /// Pushes a module, like [`Modules::push`].
     ///
     /// # Errors
     /// [`RuntimeError`].
@@ -302,7 +302,7 @@ impl Runtime {
         .await
     }
 
-    /// Removes a module that no pipeline names.
+    /// Removes a module that no pipeline uses.
     ///
     /// # Errors
     /// [`RuntimeError::ModuleInUse`], [`RuntimeError::UnknownModule`], [`RuntimeError::Broker`].
@@ -321,7 +321,7 @@ impl Runtime {
         self.0.modules.remove(reference, &in_use).await
     }
 
-    /// Pipelines and stages that run what a reference points to.
+    /// Returns the pipelines and stages that run the module of an entry.
     pub fn module_uses(&self, entry: &ModuleEntry) -> Vec<(String, String)> {
         let mut uses = Vec::new();
         for pipeline in self.pipelines() {
@@ -335,11 +335,11 @@ impl Runtime {
         uses
     }
 
-    /// Makes a pipeline run as `yaml` says: new, changed at a batch boundary, or unchanged. `paths`
-    /// says as which reference or hash each module named by path was pushed.
+    /// Creates or updates a pipeline from `yaml`. A running version is replaced at a batch boundary. `paths` maps each
+    /// module that the file names by path to the reference or hash under which it was pushed.
     ///
     /// # Errors
-    /// [`RuntimeError::Mistakes`] with every mistake; nothing was changed then.
+    /// [`RuntimeError::Mistakes`] with all mistakes, in which case nothing was changed.
     pub async fn apply(
         &self,
         yaml: &str,
@@ -371,7 +371,7 @@ impl Runtime {
             modules: references.map(|(stage, hash)| (stage.module.value.as_str().to_owned(), *hash)).collect(),
             version: before.as_ref().map_or(1, |before| before.version() + 1),
             state: before.as_ref().map_or(RunState::Running, |before| match before.state() {
-                // Whoever applies a change to a stopped pipeline wants it to go on.
+                // A user who applies a change to a stopped pipeline expects it to run again.
                 RunState::Stopped(_) => RunState::Running,
                 state => state,
             }),
@@ -384,13 +384,13 @@ impl Runtime {
         }
         let group = self.group_for(&checked.spec)?;
         self.make_topics(&checked).await?;
-        // Whatever can fail comes before the old version ends.
+        // Everything that can fail comes before the old version ends.
         let ready = {
-            // What it is built on is reserved before it can change.
+            // The topics are reserved before they can change.
             let _held = self.0.broker.hold_topics().await;
             let ready = self.ready(&checked, &modules)?;
             let mut uses = ready.uses();
-            // The old version runs until the new one is stored.
+            // The old version runs until the new one is stored, so its topics stay reserved as well.
             for (topic, old) in before.iter().flat_map(|before| before.uses()) {
                 let of = uses.entry(topic).or_default();
                 of.aggregate = of.aggregate.take().or(old.aggregate);
@@ -428,10 +428,10 @@ impl Runtime {
         Ok(pipeline)
     }
 
-    /// Starts a pipeline that was paused or stopped, where it left off.
+    /// Starts a pipeline that was paused or stopped, from where it left off.
     ///
     /// # Errors
-    /// [`RuntimeError::UnknownPipeline`], [`RuntimeError::Stored`] for one that can't be loaded,
+    /// [`RuntimeError::UnknownPipeline`], [`RuntimeError::Stored`] if the pipeline cannot be loaded,
     /// [`RuntimeError::Broker`].
     pub async fn resume(&self, name: &str) -> Result<Arc<Pipeline>, RuntimeError> {
         let (runtime, name) = (self.clone(), name.to_owned());
@@ -455,7 +455,7 @@ impl Runtime {
         Ok(pipeline)
     }
 
-    /// Deletes a pipeline with its group, its state and its repartition topics. Output topics stay.
+    /// Deletes a pipeline with its group, its state and its repartition topics. Output topics are kept.
     ///
     /// # Errors
     /// [`RuntimeError::UnknownPipeline`], [`RuntimeError::Broker`].
@@ -492,7 +492,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// Ends every task at a commit, to stop the server. What runs now runs again at the next start.
+    /// Ends all tasks at a commit, to stop the server. Running pipelines run again after the next start.
     pub async fn stop(&self) {
         let _changing = self.0.changing.lock().await;
         self.0.stopped.store(true, Ordering::Release);
@@ -501,7 +501,7 @@ impl Runtime {
         }
     }
 
-    /// Whether every source of every running pipeline is read to its end and committed.
+    /// Returns whether all sources of all running pipelines are read to their end and committed.
     pub fn is_caught_up(&self) -> bool {
         let lagging = |pipeline: &Arc<Pipeline>| {
             pipeline.state() == RunState::Running
@@ -513,7 +513,7 @@ impl Runtime {
         !self.pipelines().iter().any(lagging)
     }
 
-    /// An aggregate stage of a pipeline: `stage`, or the only one there is.
+    /// Returns an aggregate stage of a pipeline: the one named `stage`, or the only one if `stage` is `None`.
     ///
     /// # Errors
     /// [`RuntimeError::UnknownPipeline`], [`RuntimeError::Stage`].
@@ -537,10 +537,10 @@ impl Runtime {
         Err(RuntimeError::Stage { pipeline: pipeline.name().to_owned(), what })
     }
 
-    /// What a stage's module makes of accumulators: one value a key, null where it says none.
+    /// Returns the values that a stage's module derives from accumulators: one for each key, null if there is none.
     ///
     /// # Errors
-    /// [`RuntimeError::Stage`] where the module fails.
+    /// [`RuntimeError::Stage`] if the module fails.
     pub async fn finish(&self, stage: &Arc<Stage>, keys: Column, accumulators: Column) -> Result<Column, RuntimeError> {
         let of_worker = stage.clone();
         let finished = self.0.pool.run(move |guests| guests.of(&of_worker).finish(&keys, &accumulators)).await;
@@ -551,7 +551,7 @@ impl Runtime {
         })
     }
 
-    // ---- from a file to what runs
+    // ---- creating a runnable pipeline from a file
 
     fn load_pipelines(&self) -> Result<(), RuntimeError> {
         for (key, value) in self.0.broker.store().catalog_scan(PIPELINE_PREFIX)? {
@@ -593,7 +593,7 @@ impl Runtime {
         tokio::task::spawn_blocking(load).await.unwrap_or(Err(BrokerError::ShuttingDown.into()))
     }
 
-    /// Starts each module with its parameters once, so that wrong ones refuse the file.
+    /// Starts each module once with its parameters, so that a file with wrong parameters is refused.
     async fn try_modules(&self, checked: &CheckedPipeline, modules: &[Arc<Module>]) -> Result<(), RuntimeError> {
         let mut mistakes = Vec::new();
         for (spec, module) in checked.spec.stages.iter().zip(modules) {
@@ -610,7 +610,7 @@ impl Runtime {
         Mistakes::none_in(mistakes).map_err(RuntimeError::Mistakes)
     }
 
-    /// The name may be a consumer group's.
+    /// Reports a mistake if the name belongs to a consumer group.
     fn check_group(&self, spec: &PipelineSpec) -> Result<(), RuntimeError> {
         match self.0.broker.groups().get(&spec.name.value) {
             Ok(group) if group.kind() != GroupKind::Pipeline => self.group_for(spec).map(drop),
@@ -675,7 +675,7 @@ impl Runtime {
 
     // ---- topics
 
-    /// The topics that a pipeline needs and that are not there: name, partitions, internal.
+    /// Returns the topics that a pipeline needs and that do not exist: name, partitions, internal.
     fn missing_topics(&self, checked: &CheckedPipeline) -> Vec<(TopicName, u32, bool)> {
         let of_sources = checked.spec.from.iter().filter_map(|topic| self.0.broker.topic(&topic.value).ok());
         let partitions = of_sources.map(|topic| topic.partition_count()).max().unwrap_or(1);
@@ -705,8 +705,8 @@ impl Runtime {
         self.0.broker.set_topics_in_use(pipeline.name(), pipeline.uses());
     }
 
-    /// Starts pipelines anew whose topics were altered, at a commit: new partitions of a source get their
-    /// tasks, and what is put out goes by the topics as they are now.
+    /// Restarts, at a commit, the pipelines whose topics were altered: new partitions of a source get tasks, and output
+    /// follows the current settings of its topics.
     async fn follow_alterations(&self) {
         let _changing = self.0.changing.lock().await;
         if self.0.stopped.load(Ordering::Acquire) {
@@ -747,8 +747,8 @@ impl Runtime {
 
     // ---- versions and tasks
 
-    /// One commit makes the new version the one that holds: the file, where it begins, and what state of the old
-    /// one goes. A task of the old version can commit nothing after it.
+    /// Makes the new version current with one commit: the file, the offsets at which it begins, and the state of the
+    /// old version that is dropped. After this, a task of the old version can commit nothing.
     async fn replace(
         &self,
         before: Option<&Pipeline>,
@@ -772,7 +772,7 @@ impl Runtime {
                 if group.committed(topic.id(), number).is_some() {
                     continue;
                 }
-                // What an earlier pipeline of the name left in a repartition topic is not ours.
+                // Records that an earlier pipeline of the same name left in a repartition topic are skipped.
                 let latest = checked.spec.start == Start::Latest || topic.meta().internal;
                 let offset = if latest { partition.end() } else { partition.start() };
                 let (group, topic) = (group.clone(), topic.clone());
@@ -817,7 +817,7 @@ impl Runtime {
         }
     }
 
-    /// Starts a task a source partition, and who looks after them.
+    /// Starts a task for each source partition, and a supervisor for the tasks.
     fn start_tasks(&self, pipeline: &Arc<Pipeline>) {
         let Some(ready) = &pipeline.ready else { return };
         pipeline.group.next_generation();
@@ -842,8 +842,8 @@ impl Runtime {
         *pipeline.running.lock() = Some(Running { stop, supervisor });
     }
 
-    /// Waits for the tasks. Where one can't go on, the others end at their commit, and the pipeline
-    /// is stopped with the reason.
+    /// Waits for the tasks. If one cannot continue, the others end at their next commit, and the pipeline is stopped
+    /// with the reason.
     async fn supervise(
         self,
         pipeline: Arc<Pipeline>,
@@ -866,8 +866,8 @@ impl Runtime {
         let state = RunState::Stopped(reason);
         pipeline.stored.lock().state = state.clone();
         pipeline.group.set_pipeline_state(state.of_group());
-        // Not under `changing`: whoever holds it may be waiting for this to end. A version that was
-        // replaced meanwhile halted this one first, so this entry can't overwrite a newer one.
+        // `changing` is not locked here, because its holder may be waiting for this to end. A version that replaces
+        // this one halts it first, so this entry cannot overwrite a newer one.
         let commit = Commit { catalog: vec![pipeline.catalog_entry()], ..Commit::default() };
         let kept = match self.0.broker.commit(commit).await {
             Ok(receipt) => receipt.await.map(drop),
@@ -880,7 +880,7 @@ impl Runtime {
 }
 
 impl Pipeline {
-    /// Ends the tasks at their commit, and waits for that.
+    /// Ends the tasks at a commit, and waits until they have ended.
     async fn halt(&self) {
         let running = self.running.lock().take();
         let Some(running) = running else { return };

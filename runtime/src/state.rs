@@ -1,5 +1,5 @@
-//! A task's view of its accumulators: what is committed, and over it what its steps that are on
-//! their way to the disk have changed.
+//! A task's view of its accumulators: the committed ones, overlaid with the changes of its steps that are not yet on
+//! disk.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,14 +11,13 @@ use millstream_record::{Column, ColumnReader};
 
 use crate::stage::aggregate::{Accumulators, Groups};
 
-/// One stage's accumulators in one partition, as the next step of their task sees them.
+/// The accumulators of one stage in one partition, as the task's next step sees them.
 #[derive(Debug)]
 pub struct TaskState {
     store: Arc<str>,
     partition: u32,
     committed: Arc<StatePartition>,
-    /// Changes of steps that are queued and not yet known to be on disk, the oldest first. Each has
-    /// the number of its step.
+    /// Changes of steps that are queued and not yet known to be on disk, with the number of each step, oldest first.
     in_flight: VecDeque<(u64, Delta)>,
     hasher: SeededState,
 }
@@ -49,18 +48,18 @@ impl Delta {
 }
 
 impl TaskState {
-    /// The state of `store` in `partition`, where nothing is in flight.
+    /// Creates the state of `store` in `partition`, with nothing in flight.
     pub fn new(store: Arc<str>, partition: u32, committed: Arc<StatePartition>) -> Self {
         Self { store, partition, committed, in_flight: VecDeque::new(), hasher: SeededState::default() }
     }
 
-    /// The hasher for this task's groups.
+    /// Returns the hasher for this task's groups.
     pub fn hasher(&self) -> &SeededState {
         &self.hasher
     }
 
-    /// What a step changed: seen by the next step at once, and by the commit. `before` has the keys'
-    /// accumulators before the step.
+    /// Records the changes of a step, which the next step sees at once, and returns them for the commit. `before` has
+    /// the accumulators of the keys before the step.
     pub fn change(&mut self, step: u64, groups: Groups, before: &Column, accumulators: Column) -> StateChange {
         let present = |column: &Column| column.lengths.iter().filter(|length| **length >= 0).count() as i64;
         let change = StateChange {
@@ -75,14 +74,14 @@ impl TaskState {
         change
     }
 
-    /// Steps up to `step` are committed: the committed state has their changes.
+    /// Drops the changes of steps up to `step`, which are committed, because the committed state now has them.
     pub fn committed_up_to(&mut self, step: u64) {
         while self.in_flight.front().is_some_and(|(of, _)| *of <= step) {
             self.in_flight.pop_front();
         }
     }
 
-    /// Takes back what a step that is not going to be committed changed.
+    /// Reverts the changes of a step that will not be committed.
     pub fn take_back(&mut self, step: u64) {
         while self.in_flight.back().is_some_and(|(of, _)| *of >= step) {
             self.in_flight.pop_back();
@@ -97,7 +96,7 @@ impl Accumulators for TaskState {
             let keys = all.map(|group| groups.key(group));
             return self.committed.look_up(keys, |entry| found.push(entry)).map_err(|error| error.to_string());
         }
-        // The newest change of a key wins; keys without one are looked up together.
+        // The newest change of a key wins. Keys without a change are looked up together.
         let newest = |group: usize| {
             let (hash, key) = (groups.hash(group), groups.key(group));
             let mut deltas = self.in_flight.iter().rev();

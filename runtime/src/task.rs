@@ -1,5 +1,5 @@
-//! A task: one pipeline on one source partition. Read, run the stages, commit; the next batch is
-//! read and run while the commit of the one before is on its way to the disk.
+//! A task: one pipeline on one source partition. It reads, runs the stages and commits. The next batch is read and run
+//! while the commit of the previous one is written to disk.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -21,47 +21,47 @@ use crate::pool::{Guests, WorkerPool};
 use crate::stage::{Outcome, StageError, aggregate, filter, map};
 use crate::state::TaskState;
 
-/// Bytes of record batches in one step: where the cost of a call and of a commit a record stops
-/// falling, 10,000 records of 100 bytes.
+/// Size of the record batches in one step, in bytes. At this size, 10,000 records of 100 bytes, the cost per record of
+/// a call and a commit no longer falls.
 const STEP_BYTES: usize = 1 << 20;
 
-/// Decoded bytes at which a step takes no further batch: compressed ones inflate. Eight times what is
-/// read, as logs do at best.
+/// Decoded bytes from which a step takes no further batch, because compressed batches grow when they are decoded. This
+/// is eight times the size of a read, the best compression that logs reach.
 const DECODED_BYTES_MAX: usize = 8 << 20;
 
-/// Steps that may be on their way to the disk: one is being written, and one waits for it.
+/// Maximum number of steps in flight to the disk, so that one is waiting while another is written.
 const IN_FLIGHT_MAX: usize = 3;
 
-/// A step that the log has no room for is tried again after this time: making room takes longer.
+/// Time after which a step is retried for which the log had no space. Freeing space takes longer than this.
 const NO_ROOM_RETRY: Duration = Duration::from_secs(1);
 
-/// What a task runs.
+/// The parts of a task.
 #[derive(Debug)]
 pub struct Task<L> {
-    /// Where from and where to.
+    /// The log to read from and to commit to.
     pub log: L,
-    /// Its stages.
+    /// The stages.
     pub segment: Arc<Segment>,
-    /// Its source.
+    /// The source partition.
     pub source: TopicPartition,
-    /// Where the stages run.
+    /// The worker threads on which the stages run.
     pub pool: Arc<WorkerPool>,
-    /// Bounds for what is decoded.
+    /// Limits for decoding batches.
     pub limits: Limits,
-    /// Turns true when the task must end, at a commit.
+    /// Becomes true when the task must end, at a commit.
     pub stop: watch::Receiver<bool>,
 }
 
-/// Why a task ended by itself. It goes on at `offset` when it is started again.
+/// The reason why a task ended by itself. It continues at `offset` when it is started again.
 #[derive(Clone, Debug)]
 pub struct Stopped {
-    /// The source.
+    /// The source partition.
     pub source: TopicPartition,
-    /// The offset of the record that it stopped before.
+    /// The offset of the record before which the task stopped.
     pub offset: Offset,
     /// The stage that failed, if one did.
     pub stage: Option<Arc<str>>,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
@@ -76,17 +76,17 @@ impl fmt::Display for Stopped {
 }
 
 impl<L: Log> Task<L> {
-    /// Runs until told to stop, or until it can't go on.
+    /// Runs until the task is told to stop, or cannot continue.
     ///
     /// # Errors
-    /// [`Stopped`] where the pipeline must stop and say why. Every step before it is committed.
+    /// [`Stopped`] if the pipeline must stop and report the reason. All steps before it are committed.
     pub async fn run(self) -> Result<(), Stopped> {
         let mut stop = self.stop.clone();
         loop {
             match self.pass().await {
                 Ok(()) => return Ok(()),
                 Err(Ended::Stopped(stopped)) => return Err(stopped),
-                // It goes on from what is committed.
+                // The next pass continues from the last commit.
                 Err(Ended::NoRoom(reason)) => {
                     tracing::warn!(pipeline = &*self.segment.pipeline, source = %self.source, reason, "a task waits for room");
                 }
@@ -141,7 +141,7 @@ impl<L: Log> Task<L> {
         in_flight.wait_for_all(&mut states).await.map_or_else(|error| self.ended(from, error), Ok)
     }
 
-    /// Reads the next batches; commits that end meanwhile are noted.
+    /// Reads the next batches. Commits that complete meanwhile are recorded.
     async fn read(
         &self,
         from: Offset,
@@ -158,7 +158,7 @@ impl<L: Log> Task<L> {
         self.log.read(&self.source, from, STEP_BYTES).await
     }
 
-    /// Runs the stages on a worker. `None` where the pool stops.
+    /// Runs the stages on a worker. Returns `None` if the pool stops.
     async fn run_stages(
         &self,
         number: u64,
@@ -186,7 +186,7 @@ impl<L: Log> Task<L> {
         stages.map(state).collect()
     }
 
-    /// `None` where the task ends without a fault of its own.
+    /// Returns `None` if the task ends without a failure of its own.
     fn going_on<T>(&self, at: Offset, result: Result<T, LogError>) -> Result<Option<T>, Ended> {
         match result {
             Ok(value) => Ok(Some(value)),
@@ -211,10 +211,10 @@ impl<L: Log> Task<L> {
     }
 }
 
-/// Why a task does not go on.
+/// The reason why a pass ends early.
 enum Ended {
     Stopped(Stopped),
-    /// The log has no room now.
+    /// The log has no space at the moment.
     NoRoom(String),
 }
 
@@ -224,10 +224,10 @@ impl From<Stopped> for Ended {
     }
 }
 
-/// Each stage's state; `None` for stages without.
+/// The state of each stage; `None` for stages without state.
 type States = Vec<Option<TaskState>>;
 
-/// Steps that are queued and not yet answered, the oldest first.
+/// Steps that are queued and not yet answered, oldest first.
 struct InFlight<R>(VecDeque<(u64, R)>);
 
 impl<R> Default for InFlight<R> {
@@ -241,7 +241,8 @@ impl<R: Future<Output = Result<(), LogError>> + Unpin> InFlight<R> {
         self.0.push_back((number, receipt));
     }
 
-    /// The oldest step's answer. A receipt that was answered is not polled again: `done` removes it.
+    /// Returns the receipt of the oldest step. A receipt that has resolved is not polled again, because `done` removes
+    /// it.
     fn oldest(&mut self) -> Option<&mut R> {
         self.0.front_mut().map(|(_, receipt)| receipt)
     }
@@ -272,18 +273,18 @@ impl<R: Future<Output = Result<(), LogError>> + Unpin> InFlight<R> {
     }
 }
 
-/// What the stages made of a batch.
+/// The result of running the stages on a batch.
 #[derive(Debug)]
 struct Ran {
     next: Offset,
     outputs: Vec<(TopicPartition, Vec<RecordBatch>)>,
     state: Vec<millstream_broker::store::StateChange>,
-    /// The stages can't go on after `next`.
+    /// Set if the stages cannot continue after `next`.
     stopped: Option<Stopped>,
 }
 
-/// The records `range` of the batches, or as many batches as one step takes, and the offset after
-/// them.
+/// Decodes the records of the batches that are in `range`, but not more batches than one step takes. Returns the
+/// records and the offset after them.
 fn decode(runs: &[Bytes], range: Range<Offset>, limits: &Limits) -> Result<(Columns, Offset), BatchError> {
     let mut columns = Columns::default();
     let mut next = range.end;
@@ -309,8 +310,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Decodes, runs the stages, encodes. A record at which the pipeline must stop ends the step
-    /// before it: what comes before is done and committed.
+    /// Decodes the batches, runs the stages and encodes their output. If the pipeline must stop at a record, the step
+    /// ends before it, and the records before it are processed and committed.
     fn batches(mut self, from: Offset, batches: ReadBatches, limits: &Limits) -> Result<Ran, String> {
         let mut next = batches.next;
         let mut stopped = None;
@@ -383,7 +384,7 @@ impl Run<'_> {
         Ok(outcome)
     }
 
-    /// Does with failed records what the pipeline file says.
+    /// Handles failed records according to the pipeline file.
     fn failures(&mut self, stage: &Stage, outcome: &Outcome, ran: &mut Ran) -> Result<(), Stopped> {
         let Some(failure) = outcome.failures.first() else { return Ok(()) };
         match stage.settings().on_failure {
@@ -437,7 +438,7 @@ mod tests {
     type Answer = oneshot::Sender<Result<(), LogError>>;
     type Receipt = Pin<Box<dyn Future<Output = Result<(), LogError>>>>;
 
-    /// A step on its way, and what answers it.
+    /// A step in flight, and the sender that answers it.
     fn step() -> (Answer, Receipt) {
         let (answer, answered) = oneshot::channel();
         (answer, Box::pin(async { answered.await.expect("the test answers") }))

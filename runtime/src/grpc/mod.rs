@@ -1,4 +1,4 @@
-//! gRPC (`sdk/proto`): modules, pipelines and their state, beside the broker's services.
+//! The gRPC services for modules, pipelines and their state (`sdk/proto`), in addition to those of the broker.
 
 mod modules;
 mod pipelines;
@@ -13,7 +13,7 @@ use tonic::service::RoutesBuilder;
 
 use crate::runtime::Runtime;
 
-/// Adds the runtime's services. `module_bytes_max` bounds what one upload may take.
+/// Adds the runtime's services. `module_bytes_max` is the maximum size of an uploaded module, in bytes.
 pub fn add_services(routes: &mut RoutesBuilder, runtime: &Runtime, module_bytes_max: usize) {
     let modules = ModulesServer::new(modules::Service::new(runtime.clone(), module_bytes_max));
     routes

@@ -1,4 +1,4 @@
-//! `millstream.v1.Modules`.
+//! The gRPC service `millstream.v1.Modules`.
 
 use bytes::BytesMut;
 use futures::StreamExt;

@@ -1,4 +1,4 @@
-//! `millstream.v1.Pipelines`.
+//! The gRPC service `millstream.v1.Pipelines`.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! `millstream.v1.State`.
+//! The gRPC service `millstream.v1.State`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use tonic::{Request, Response, Status};
 use crate::deploy::Stage;
 use crate::runtime::Runtime;
 
-/// Keys that a listing returns unless it asks for more.
+/// Default for the maximum number of keys in a listing.
 const KEYS_DEFAULT: usize = 1_000;
 
-/// Keys in one message of a listing.
+/// Maximum number of keys in one message of a listing.
 const KEYS_A_MESSAGE: usize = 500;
 
 pub(super) struct Service {
@@ -28,7 +28,7 @@ impl Service {
         Self { runtime }
     }
 
-    /// Entries as the contract has them, with what the module makes of them.
+    /// Converts entries to messages, with the values that the module derives from the accumulators.
     async fn entries(
         &self,
         stage: &Arc<Stage>,
@@ -100,7 +100,7 @@ impl State for Service {
                 let rest = left.split_off(left.len().min(KEYS_A_MESSAGE));
                 let entries = service.entries(&stage, left).await;
                 let response = entries.map(|entries| v1::ListStateResponse { entries });
-                // After an error there is nothing more to say.
+                // The stream ends after an error.
                 let rest = if response.is_ok() { rest } else { Vec::new() };
                 Some((response, rest))
             }

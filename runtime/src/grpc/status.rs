@@ -1,4 +1,4 @@
-//! The runtime's errors as gRPC's codes.
+//! Converts the runtime's errors to gRPC statuses.
 
 use millstream_api::v1;
 use millstream_broker::grpc::status::{status, to_status};

@@ -1,4 +1,4 @@
-//! The shapes of `stage.wit`: borrowed on their way in, owned and checked on their way out.
+//! The types of `stage.wit`: parameters are borrowed, results are owned and checked.
 
 use millstream_record::{Column, ColumnError, Columns, HeaderColumns};
 use wasmtime::component::{ComponentType, Lift, Lower};
@@ -110,22 +110,22 @@ pub(super) struct FinishedOut {
     failures: Vec<FailureOut>,
 }
 
-/// What a filter said, checked: `verdicts` has one entry a record, 1 to keep it.
+/// The checked result of a filter.
 #[derive(Debug)]
 pub struct Filtered {
-    /// 0 or 1, one a record. Failed records have 0.
+    /// For each record 1 to keep it or 0 to drop it. Failed records have 0.
     pub verdicts: Vec<u8>,
-    /// Index of the record and why, ascending.
+    /// Index and reason of each failed record, in ascending order.
     pub failures: Vec<(u32, String)>,
 }
 
-/// What a map put out, checked: columns of equal length, sources in range and ascending, no output
-/// of a failed record. A column that is `None` is the sources'.
+/// The checked result of a map: all columns have the same length, the sources are in range and in ascending order, and
+/// failed records have no output. For a column that is `None`, outputs take the values of their source records.
 #[derive(Debug)]
 pub struct Mapped {
-    /// For each output the index of its record.
+    /// For each output, the index of its source record.
     pub sources: Vec<u32>,
-    /// In ms since the epoch.
+    /// Timestamps, in milliseconds since the epoch.
     pub timestamps_ms: Option<Vec<i64>>,
     /// Keys.
     pub keys: Option<Column>,
@@ -133,29 +133,29 @@ pub struct Mapped {
     pub values: Option<Column>,
     /// Headers.
     pub headers: Option<HeaderColumns>,
-    /// Index of the record and why, ascending.
+    /// Index and reason of each failed record, in ascending order.
     pub failures: Vec<(u32, String)>,
 }
 
-/// What an aggregate's `add` made, checked: an accumulator a group.
+/// The checked result of an aggregate's `add`.
 #[derive(Debug)]
 pub struct Added {
-    /// One a group; null removes it.
+    /// The accumulator of each group; null removes it.
     pub accumulators: Column,
-    /// Index of the record and why, ascending.
+    /// Index and reason of each failed record, in ascending order.
     pub failures: Vec<(u32, String)>,
 }
 
-/// What an aggregate's `finish` made, checked: a value a group.
+/// The checked result of an aggregate's `finish`.
 #[derive(Debug)]
 pub struct Finished {
-    /// One a group.
+    /// The value of each group.
     pub values: Column,
-    /// Index of the group and why, ascending.
+    /// Index and reason of each failed group, in ascending order.
     pub failures: Vec<(u32, String)>,
 }
 
-/// The longest reason of a failure that is kept, in bytes: it goes into headers and logs.
+/// Maximum length of a failure's reason, in bytes. Longer reasons are truncated, because they go into headers and logs.
 const REASON_BYTES_MAX: usize = 1_000;
 
 const DROP: u8 = 0;
@@ -171,7 +171,7 @@ impl FilteredOut {
         let failures = check_failures(failures, records, "record")?;
         let mut said = failures.iter().map(|(index, _)| *index as usize);
         let mut reserved = said.next();
-        // One pass without branches finds whether there is anything but drop and keep.
+        // A single pass without branches detects any verdict other than drop and keep.
         if verdicts.iter().fold(0, |all, verdict| all | verdict) > KEEP || reserved.is_some() {
             for (index, verdict) in verdicts.iter_mut().enumerate() {
                 match *verdict {
@@ -305,7 +305,7 @@ mod tests {
         };
         let good = say(&[1, 2, 0], &[1]).unwrap();
         assert_eq!((good.verdicts, good.failures), (vec![1, 0, 0], vec![(1, "refused".to_owned())]));
-        // Failures may come in any order.
+        // Failures may be given in any order.
         assert_eq!(say(&[2, 1, 2], &[2, 0]).unwrap().verdicts, [0, 1, 0]);
         let refusals = [
             (say(&[1, 1], &[]), "2 verdicts for 3 records"),
@@ -376,7 +376,7 @@ mod tests {
         assert!(reason.starts_with(&kept));
     }
 
-    /// A column that is mostly as it should be.
+    /// A column that is valid most of the time.
     fn any_column(entries: usize) -> impl Strategy<Value = ColumnOut> {
         let length = prop_oneof![8 => -1i32..4, 1 => Just(-2), 1 => any::<i32>()];
         let off = prop_oneof![6 => Just(0isize), 1 => -1isize..=1];
@@ -420,7 +420,7 @@ mod tests {
     proptest! {
         #![proptest_config(seeded())]
 
-        /// Whatever a map returns is refused, or makes outputs that can be read and that come from their sources.
+        /// The columns that a map returns are either refused, or make readable outputs that come from their sources.
         #[test]
         fn any_columns_of_a_map_are_refused_or_of_use(out in any_mapped()) {
             let mut input = Columns::default();

@@ -1,5 +1,5 @@
-//! Compiled code in the data directory, by the module's hash and the engine's configuration. Only
-//! this process writes there: what is read is trusted as code.
+//! A cache of compiled code in the data directory. The key is the module's hash and the engine's configuration. Only
+//! this process writes to the folder, so the code in it is trusted.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
@@ -10,7 +10,7 @@ use wasmtime::component::Component;
 
 use super::ModuleHash;
 
-/// Where compiled code is kept.
+/// The folder with the compiled code.
 #[derive(Debug)]
 pub(super) struct CodeCache {
     folder: PathBuf,
@@ -29,7 +29,8 @@ impl CodeCache {
         self.folder.join(format!("{hash}-{:016x}.cwasm", self.configuration))
     }
 
-    /// The compiled component; `None` where there is none, or it can't be read: it is compiled anew.
+    /// Returns the compiled component, or `None` if there is none or it cannot be read, in which case it is compiled
+    /// again.
     #[allow(unsafe_code)]
     pub(super) fn get(&self, engine: &Engine, hash: &ModuleHash) -> Option<Component> {
         let file = self.file(hash);
@@ -39,8 +40,8 @@ impl CodeCache {
             tracing::warn!(file = %file.display(), "a compiled module is damaged: compiling it again");
             return None;
         }
-        // SAFETY: the file is in the data directory, which this process alone writes and has
-        // locked, and its checksum says that it is what `put` wrote.
+        // SAFETY: the file is in the data directory, which only this process writes to and which it has locked, and the
+        // checksum shows that the content is what `put` wrote.
         match unsafe { Component::deserialize(engine, code) } {
             Ok(component) => Some(component),
             Err(error) => {
@@ -50,7 +51,7 @@ impl CodeCache {
         }
     }
 
-    /// Keeps a compiled component. That it can't be kept costs a compilation at the next start.
+    /// Stores a compiled component. A failure only means that the module is compiled again at the next start.
     pub(super) fn put(&self, hash: &ModuleHash, component: &Component) {
         let file = self.file(hash);
         if let Err(error) = self.write(&file, component) {
@@ -68,9 +69,9 @@ impl CodeCache {
         Ok(())
     }
 
-    /// Removes what was kept for a module.
+    /// Removes the compiled code of a module.
     pub(super) fn remove(&self, hash: &ModuleHash) {
-        // It may never have been there.
+        // The file may not exist.
         let _ = std::fs::remove_file(self.file(hash));
     }
 }

@@ -1,4 +1,4 @@
-//! The engine: wasmtime as Millstream uses it, and modules compiled with it.
+//! The engine: wasmtime as configured for Millstream, and the modules compiled with it.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,22 +15,22 @@ use super::guest::{self, HostState};
 use super::limits::Ticker;
 use super::{ModuleHash, StageKind};
 
-/// The largest module that is taken unless the settings say otherwise: a Rust guest has 100 KiB, one
-/// that carries an interpreter some megabytes.
+/// Default for the maximum size of a module. A Rust guest has about 100 KiB, a module with an embedded interpreter some
+/// megabytes.
 const MODULE_BYTES_MAX_DEFAULT: usize = 16 << 20;
 
-/// Stack of a guest: wasmtime's default, made explicit because worker threads must hold it.
+/// Stack size of a guest. This is wasmtime's default, set explicitly because worker threads must have room for it.
 const STACK_BYTES: usize = 512 << 10;
 
-/// Address space reserved beside a memory, so that bounds need no checks.
+/// Address space reserved for each memory, so that accesses need no bounds checks.
 const RESERVATION_BYTES: u64 = 4 << 30;
 
 /// The engine's settings.
 #[derive(Clone, Debug)]
 pub struct EngineSettings {
-    /// Where compiled code is kept; nowhere where left out.
+    /// The folder for compiled code; `None` disables the cache.
     pub cache_dir: Option<PathBuf>,
-    /// The largest module that is taken, in bytes as uploaded.
+    /// Maximum size of an uploaded module, in bytes.
     pub module_bytes_max: usize,
 }
 
@@ -50,7 +50,7 @@ struct Inner {
     ticker: Ticker,
     cache: Option<CodeCache>,
     module_bytes_max: usize,
-    /// What is in use: one compilation a content.
+    /// The modules in use, so that each content is compiled only once.
     modules: Mutex<HashMap<ModuleHash, Weak<Module>>>,
 }
 
@@ -69,7 +69,7 @@ pub struct Module {
     pub(super) exports: Exports,
 }
 
-/// Where a component's functions are.
+/// Positions of a component's exported functions.
 #[derive(Debug)]
 pub(super) struct Exports {
     pub(super) configure: Option<ComponentExportIndex>,
@@ -85,24 +85,24 @@ impl fmt::Debug for Module {
 }
 
 impl Module {
-    /// The content's hash.
+    /// Returns the hash of the module's content.
     pub fn hash(&self) -> ModuleHash {
         self.hash
     }
 
-    /// Filter, map or aggregate.
+    /// Returns the kind of stage that the module is.
     pub fn kind(&self) -> StageKind {
         self.kind
     }
 
-    /// Bytes as uploaded.
+    /// Returns the size of the module as uploaded, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 }
 
 impl Engine {
-    /// An engine, its cache opened.
+    /// Creates an engine and opens its cache.
     ///
     /// # Errors
     /// [`ModuleError::Engine`].
@@ -136,7 +136,8 @@ impl Engine {
         &self.0.ticker
     }
 
-    /// Checks and compiles a module, once a content. Blocks, for seconds with a large module.
+    /// Checks and compiles a module. A module with the same content that is in use is not compiled again. Blocks, for
+    /// seconds if the module is large.
     ///
     /// # Errors
     /// [`ModuleError`].
@@ -198,7 +199,7 @@ impl Engine {
     }
 }
 
-/// wasmtime with what stages need and nothing else: one thread, 32-bit memories, no collector.
+/// Returns a configuration with only what stages need: one thread, 32-bit memories, no garbage collection.
 fn config() -> Config {
     let mut config = Config::new();
     config

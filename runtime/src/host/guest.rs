@@ -1,5 +1,5 @@
-//! One stage's guest on one worker thread. Its instance is made when it is first called, and thrown
-//! away after a call that did not return.
+//! The guest of one stage on one worker thread. Its instance is created at the first call, and dropped after a call
+//! that did not return.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,77 +14,77 @@ use super::component::{first_lines, interface};
 use super::engine::{Engine, Module};
 use super::limits::{CallLimits, MemoryLimiter, TICK};
 
-/// Log lines that a guest may write at once, and how many a second after that.
+/// Number of log lines that a guest may write at once, and per second after that.
 const LOG_BURST: u32 = 20;
 const LOG_LINES_A_SECOND: f64 = 5.0;
 
-/// The longest log line that is kept, in bytes.
+/// Maximum length of a log line, in bytes. Longer lines are truncated.
 const LOG_LINE_BYTES_MAX: usize = 2_000;
 
-/// What a call may return beside its columns: failures' texts, and the lists' own sizes.
+/// Bytes that a call may return in addition to its columns: texts of failures, and the lists themselves.
 const RETURN_OVERHEAD_BYTES: usize = 1 << 20;
 
-/// Why a call gave nothing. All but the last two may be one record's fault.
+/// The reason why a call returned no result. All but the last two may be caused by a single record.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
-    /// The guest trapped; a panic is one.
+    /// The guest trapped, for example because it panicked.
     #[error("the module trapped: {reason}")]
     Trap {
-        /// What wasmtime or the guest's last error line says.
+        /// The last error line that the guest logged, or wasmtime's message.
         reason: String,
     },
-    /// It did not return in time.
+    /// The call did not return in time.
     #[error("the module did not return within {call_deadline_ms} ms (call-deadline-ms)")]
     Deadline {
-        /// The limit.
+        /// The limit, in milliseconds.
         call_deadline_ms: u64,
     },
-    /// It asked for more memory than it may have.
+    /// The guest asked for more memory than its limit.
     #[error("the module wanted more than {memory_bytes_max} bytes of memory (memory-bytes-max)")]
     Memory {
-        /// The limit.
+        /// The limit, in bytes.
         memory_bytes_max: usize,
     },
-    /// It returned more than it may.
+    /// The call returned more than its limit.
     #[error("the module returned more than {output_bytes_max} bytes at once (output-bytes-max)")]
     OutputTooLarge {
-        /// The limit.
+        /// The limit, in bytes.
         output_bytes_max: usize,
     },
-    /// What it returned is not what the contract says.
+    /// The result does not follow the rules of `stage.wit`.
     #[error("the module returned {what}")]
     Malformed {
-        /// What was wrong with it.
+        /// What is wrong with the result.
         what: String,
     },
-    /// The value for a key could not be made.
+    /// `finish` failed for a key.
     #[error("finish: {reason}")]
     Finish {
-        /// What the guest said.
+        /// The guest's reason.
         reason: String,
     },
-    /// It refused its parameters.
+    /// The guest refused its parameters.
     #[error("the module refuses its parameters: {reason}")]
     Configure {
-        /// What the guest said.
+        /// The guest's reason.
         reason: String,
     },
-    /// No instance could be made.
+    /// The module could not be instantiated.
     #[error("the module can't be started: {reason}")]
     Instantiate {
-        /// What wasmtime says.
+        /// wasmtime's message.
         reason: String,
     },
 }
 
 impl CallError {
-    /// Whether the records of the call may be why: fewer of them may work.
+    /// Returns whether records of the call may be the cause, so that a call with fewer records may succeed.
     pub fn may_be_a_records(&self) -> bool {
         !matches!(self, Self::Configure { .. } | Self::Instantiate { .. })
     }
 }
 
-/// What a guest's log lines are marked with.
+/// The fields that are added to a guest's log lines.
 #[derive(Clone, Debug, Default)]
 pub struct LogContext {
     /// The pipeline.
@@ -93,18 +93,18 @@ pub struct LogContext {
     pub stage: Arc<str>,
 }
 
-/// What an instance's store holds.
+/// The data of an instance's store.
 pub(super) struct HostState {
     limiter: MemoryLimiter,
     log: LogContext,
-    /// The topic and partition whose records are being handled.
+    /// The topic and partition whose records are being processed.
     partition: String,
     lines: LineBudget,
-    /// The last line that the guest wrote as an error: after a trap, why.
+    /// The last line that the guest logged as an error, which is the reason of a later trap.
     last_error: Option<String>,
 }
 
-/// Lets log lines through at a bounded rate.
+/// Limits the rate of log lines.
 #[derive(Debug)]
 struct LineBudget {
     left: f64,
@@ -127,7 +127,7 @@ impl LineBudget {
     }
 }
 
-/// Made by guests alone.
+/// Values are created only by lifting the calls of guests.
 #[derive(Clone, Copy, Debug, wasmtime::component::ComponentType, Lift)]
 #[component(enum)]
 #[repr(u8)]
@@ -145,7 +145,7 @@ enum Level {
     Error,
 }
 
-/// What modules may import.
+/// Defines the functions that modules may import.
 pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostState>> {
     let mut linker = Linker::new(engine);
     let mut host = linker.instance(&interface("host"))?;
@@ -153,7 +153,7 @@ pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostS
         store.data_mut().log(level, message);
         Ok(())
     })?;
-    // `types` has no functions; a component that names it is given it empty.
+    // `types` has no functions, so a component that imports it gets an empty instance.
     linker.instance(&interface("types"))?;
     Ok(linker)
 }
@@ -189,8 +189,8 @@ impl HostState {
     }
 }
 
-/// One stage's guest. It belongs to one thread at a time, and to no partition: it keeps nothing
-/// between calls.
+/// The guest of one stage. It is used by one thread at a time, and by any partition, because it keeps nothing between
+/// calls.
 pub struct Guest {
     engine: Engine,
     module: Arc<Module>,
@@ -207,7 +207,7 @@ impl fmt::Debug for Guest {
     }
 }
 
-/// An instance with its functions looked up.
+/// An instance and its functions.
 struct Live {
     store: Store<HostState>,
     calls: Calls,
@@ -234,11 +234,11 @@ impl Calls {
     }
 }
 
-/// `configuration.configure`.
+/// The type of `configuration.configure`.
 type Configure<'a> = TypedFunc<(&'a [(String, String)],), (Result<(), String>,)>;
 
 impl Guest {
-    /// A guest of `module`; nothing runs yet.
+    /// Creates a guest of `module`. The instance is created later.
     pub fn new(
         engine: &Engine,
         module: &Arc<Module>,
@@ -250,10 +250,10 @@ impl Guest {
         Self { engine, module, parameters, limits, log, partition: String::new(), live: None }
     }
 
-    /// Makes an instance and gives it its parameters.
+    /// Creates the instance, if there is none, and passes it its parameters.
     ///
     /// # Errors
-    /// [`CallError::Configure`] where it refuses them, or why it can't start.
+    /// [`CallError::Configure`] if the module refuses the parameters, or another error if it cannot be started.
     pub fn start(&mut self) -> Result<(), CallError> {
         if self.live.is_none() {
             self.live = Some(self.instantiate()?);
@@ -261,7 +261,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Says whose records come next, for log lines.
+    /// Sets the partition whose records come next, for log lines.
     pub fn set_partition(&mut self, partition: &str) {
         if self.partition != partition {
             self.partition.clear();
@@ -272,7 +272,7 @@ impl Guest {
         }
     }
 
-    /// Linear memory of the instance, in bytes.
+    /// Returns the linear memory of the instance, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.live.as_ref().map_or(0, |live| live.store.data().limiter.bytes)
     }
@@ -295,7 +295,7 @@ impl Guest {
         out.check(batch.len()).map_err(|what| self.malformed(what))
     }
 
-    /// Adds records to accumulators: `groups` has the index into `accumulators` of each record.
+    /// Adds records to accumulators. `groups` has, for each record, its index in `accumulators`.
     ///
     /// # Errors
     /// [`CallError`].
@@ -305,7 +305,7 @@ impl Guest {
         out.check(batch.len(), accumulators.len()).map_err(|what| self.malformed(what))
     }
 
-    /// Makes output values of accumulators.
+    /// Derives output values from accumulators.
     ///
     /// # Errors
     /// [`CallError`].
@@ -315,13 +315,13 @@ impl Guest {
         out.check(keys.len()).map_err(|what| self.malformed(what))
     }
 
-    /// An instance that breaks the contract is not called again.
+    /// Drops the instance, because one that breaks the rules must not be called again.
     fn malformed(&mut self, what: String) -> CallError {
         self.live = None;
         CallError::Malformed { what }
     }
 
-    /// Calls into the instance within the limits. It is gone afterwards where that failed.
+    /// Calls a function of the instance within the limits. If the call fails, the instance is dropped.
     fn call<P, R>(
         &mut self,
         function: impl FnOnce(&Calls) -> wasmtime::Result<Func>,
@@ -336,7 +336,7 @@ impl Guest {
         let begun = begin_call(&mut live.store, &self.limits);
         let returned = {
             let _ticking = self.engine.ticker().during_call();
-            // Parameters are borrowed, so the function's type is of this call alone.
+            // Parameters are borrowed, so the function is typed anew for each call.
             function(&live.calls)
                 .and_then(|function| function.typed::<P, R>(&live.store))
                 .and_then(|function| function.call(&mut live.store, parameters))
@@ -411,7 +411,7 @@ impl Guest {
         })
     }
 
-    /// What a failed call means to a user.
+    /// Converts the error of a failed call to one for users.
     fn explain(&self, error: &wasmtime::Error, begun: Instant) -> CallError {
         let Some(state) = self.live.as_ref().map(|live| live.store.data()) else {
             return CallError::Trap { reason: trap_text(error) };
@@ -426,7 +426,7 @@ impl Guest {
                 CallError::Deadline { call_deadline_ms: deadline }
             }
             Some(_) => CallError::Trap { reason: state.last_error.clone().unwrap_or_else(|| trap_text(error)) },
-            // wasmtime's type for this is private; the limit on what a guest hands over is its only use.
+            // wasmtime's type for this error is private. The fuel only limits how much a guest passes to the host.
             None if format!("{error:#}").contains("fuel allocated for hostcalls") => {
                 CallError::OutputTooLarge { output_bytes_max: self.limits.output_bytes_max }
             }
@@ -437,7 +437,7 @@ impl Guest {
     }
 }
 
-/// Arms the deadline.
+/// Sets the deadline of a call.
 fn begin_call(store: &mut Store<HostState>, limits: &CallLimits) -> Instant {
     let ticks = limits.call_deadline_ms.div_ceil(TICK.as_millis() as u64) + 1;
     store.set_epoch_deadline(ticks);
@@ -449,7 +449,7 @@ fn wrong_kind() -> wasmtime::Error {
     wasmtime::Error::msg("the module is of another kind")
 }
 
-/// A trap in a line: what happened, and in which function where its name is known.
+/// Formats a trap in one line: what happened, and in which function if its name is known.
 fn trap_text(error: &wasmtime::Error) -> String {
     let what = match error.downcast_ref::<Trap>() {
         Some(trap) => trap.to_string(),

@@ -1,4 +1,4 @@
-//! What a guest may use, and who stops it.
+//! Limits on the resources of guests, and the ticker that enforces deadlines.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -8,15 +8,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use wasmtime::ResourceLimiter;
 
-/// Limits of one stage's guests.
+/// Limits of a stage's guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct CallLimits {
-    /// How long a call may take. A batch has about a megabyte: a second is a microsecond a byte.
+    /// Maximum duration of a call. A batch has about a megabyte, so a second is about a microsecond per byte.
     pub call_deadline_ms: u64,
-    /// The largest linear memory of an instance.
+    /// Maximum linear memory of an instance, in bytes.
     pub memory_bytes_max: usize,
-    /// The most that one call may return, all columns together.
+    /// Maximum size of the result of one call, over all columns, in bytes.
     pub output_bytes_max: usize,
 }
 
@@ -26,13 +26,14 @@ impl Default for CallLimits {
     }
 }
 
-/// Table elements of an instance: function pointers. Large Rust programs have some thousands.
+/// Maximum number of table elements of an instance, which are function pointers. Large Rust programs have some
+/// thousands.
 const TABLE_ELEMENTS_MAX: usize = 100_000;
 
-/// Instances, memories and tables of a component: a core module, and what adapts it.
+/// Maximum number of instances, memories and tables of a component, which is a core module and its adapters.
 const PARTS_MAX: usize = 16;
 
-/// Holds an instance's memory to its limit, and remembers when it was hit.
+/// Limits the memory of an instance, and remembers whether the limit was reached.
 #[derive(Debug)]
 pub(super) struct MemoryLimiter {
     pub(super) bytes_max: usize,
@@ -68,14 +69,14 @@ impl ResourceLimiter for MemoryLimiter {
     }
 }
 
-/// How far apart the ticks are by which deadlines are measured.
+/// Interval of the ticks by which deadlines are measured.
 pub(super) const TICK: Duration = Duration::from_millis(10);
 
-/// Ticks without a call before the ticker sleeps: an idle server uses no CPU, and a busy one does
-/// not wake it for every call.
+/// Number of ticks without a call after which the ticker sleeps: an idle server uses no CPU, and a busy server need not
+/// wake the ticker for every call.
 const IDLE_TICKS_MAX: u32 = 100;
 
-/// Advances the engine's epoch while calls are under way.
+/// Advances the engine's epoch while calls are running.
 #[derive(Debug)]
 pub(super) struct Ticker {
     shared: Arc<Shared>,
@@ -85,7 +86,7 @@ pub(super) struct Ticker {
 #[derive(Debug)]
 struct Shared {
     calls: AtomicU32,
-    /// A call was seen since the last tick.
+    /// Whether a call began since the last tick.
     recently: AtomicBool,
     asleep: AtomicBool,
     stop: AtomicBool,
@@ -104,7 +105,7 @@ impl Ticker {
         Ok(Self { thread: handle.thread().clone(), shared })
     }
 
-    /// Ticks until the guard is dropped, at least.
+    /// Keeps the ticker running at least until the guard is dropped.
     pub(super) fn during_call(&self) -> DuringCall<'_> {
         self.shared.calls.fetch_add(1, Ordering::SeqCst);
         self.shared.recently.store(true, Ordering::SeqCst);
@@ -147,7 +148,7 @@ impl Shared {
 
     fn sleep(&self) {
         self.asleep.store(true, Ordering::SeqCst);
-        // A call that began before `asleep` was set sees no sleeper to wake.
+        // A call that began before `asleep` was set did not wake this thread, so `calls` is checked as well.
         while self.calls.load(Ordering::SeqCst) == 0
             && self.asleep.load(Ordering::SeqCst)
             && !self.stop.load(Ordering::SeqCst)

@@ -1,4 +1,4 @@
-//! The only place that knows wasmtime: engine, modules, guests, and their limits.
+//! The only module that uses wasmtime: engine, modules, guests, and their limits.
 
 mod abi;
 mod cache;
@@ -19,23 +19,23 @@ pub use engine::{Engine, EngineSettings, Module};
 pub use guest::{CallError, Guest, LogContext};
 pub use limits::CallLimits;
 
-/// What kind of stage a module is: which interface of `stage.wit` it exports.
+/// The kind of stage that a module is, which is the interface of `stage.wit` that it exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StageKind {
     /// Keeps or drops records.
     Filter,
-    /// Turns each record into none, one or many.
+    /// Turns each record into any number of records.
     Map,
     /// Folds records by key.
     Aggregate,
 }
 
 impl StageKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Filter, Self::Map, Self::Aggregate];
 
-    /// The word for it in pipeline files.
+    /// Returns the kind's name in pipeline files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Filter => "filter",
@@ -51,17 +51,17 @@ impl fmt::Display for StageKind {
     }
 }
 
-/// SHA-256 of an uploaded module's bytes: its name for ever.
+/// SHA-256 of an uploaded module's bytes, which identifies the module permanently.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModuleHash([u8; 32]);
 
 impl ModuleHash {
-    /// The hash of `wasm`.
+    /// Returns the hash of `wasm`.
     pub fn of(wasm: &[u8]) -> Self {
         Self(Sha256::digest(wasm).into())
     }
 
-    /// The first 12 hex digits, for people.
+    /// Returns the first 12 hex digits, for display.
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()
     }

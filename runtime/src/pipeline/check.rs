@@ -1,4 +1,4 @@
-//! A pipeline against the world it is to run in: its topics, modules and the other pipelines.
+//! Checks a pipeline against its environment: the topics, the modules and the other pipelines.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -10,77 +10,77 @@ use super::plan::{self, Plan};
 use super::{DEFAULT_TAG, Mistake, Mistakes, ModuleRef, PipelineSpec, Place, Placed, article, reads_what_it_writes};
 use crate::host::{ModuleHash, StageKind};
 
-/// What a pipeline is checked against.
+/// The environment that a pipeline is checked against.
 pub trait World {
-    /// How many partitions a topic has; None where there is no such topic.
+    /// Returns the number of partitions of a topic, or `None` if there is no such topic.
     fn topic_partitions(&self, topic: &str) -> Option<u32>;
 
-    /// Whether records of one key may be in two partitions of a topic, because partitions were added to it.
+    /// Returns whether records of one key may be in two partitions of a topic, because partitions were added to it.
     fn keys_moved(&self, _topic: &str) -> bool {
         false
     }
 
-    /// Over how many partitions the running version of a pipeline's aggregate keeps its state.
+    /// Returns the number of partitions over which the running version of a pipeline's aggregate keeps its state.
     fn state_partitions(&self, _pipeline: &str, _stage: &str) -> Option<u32> {
         None
     }
 
-    /// The module behind a reference.
+    /// Returns the module of a reference.
     ///
     /// # Errors
-    /// Why there is none, as the end of a sentence that begins with the reference: "is not uploaded".
+    /// The reason why there is none, as the end of a sentence that begins with the reference: "is not uploaded".
     fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String>;
 
-    /// The pipelines that are deployed. One with the checked pipeline's own name is left out of account: it is being
+    /// Returns the deployed pipelines. One with the same name as the checked pipeline is ignored, because it is being
     /// replaced.
     fn other_pipelines(&self) -> Vec<OtherPipeline>;
 
-    /// The topics there are, to say which one was meant.
+    /// Returns the names of all topics, for suggestions.
     fn topic_names(&self) -> Vec<String>;
 
-    /// The modules there are, as `name` or `name:tag`, to say which one was meant.
+    /// Returns all modules as `name` or `name:tag`, for suggestions.
     fn module_names(&self) -> Vec<String>;
 }
 
-/// A deployed pipeline, as far as another one needs to know it.
+/// A deployed pipeline, as far as the check of another pipeline needs it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OtherPipeline {
-    /// Its name.
+    /// Name of the pipeline.
     pub name: String,
-    /// The topics that it reads.
+    /// The topics that the pipeline reads.
     pub from: Vec<String>,
-    /// The topics that it writes results to: [`PipelineSpec::outputs`].
+    /// The topics that the pipeline writes results to: [`PipelineSpec::outputs`].
     pub to: Vec<String>,
 }
 
-/// A pipeline that can run: its modules are there and fit, its topics are there or can be made.
+/// A pipeline that can run: its modules exist and fit, and its topics exist or can be created.
 #[derive(Clone, Debug)]
 pub struct CheckedPipeline {
-    /// What the file says.
+    /// The parsed pipeline file.
     pub spec: PipelineSpec,
-    /// The module of each stage, in the stages' order.
+    /// The module of each stage, in the order of the stages.
     pub modules: Vec<ModuleHash>,
-    /// What its tasks run.
+    /// The segments that the tasks run.
     pub plan: Plan,
     outputs: Vec<TopicName>,
     dead_letters: Option<TopicName>,
 }
 
 impl CheckedPipeline {
-    /// The topics that results are written to, each once: to be made where they are missing. Without dead letters
-    /// and repartition topics.
+    /// Returns the topics that results are written to, without duplicates. Those that do not exist must be created.
+    /// Dead letters and repartition topics are not included.
     pub fn outputs(&self) -> &[TopicName] {
         &self.outputs
     }
 
-    /// The topic for dead letters, to be made where it is missing; none where no stage has
-    /// `on-failure: dead-letter`.
+    /// Returns the topic for dead letters, or `None` if no stage has `on-failure: dead-letter`. It must be created if
+    /// it does not exist.
     pub fn dead_letters(&self) -> Option<&TopicName> {
         self.dead_letters.as_ref()
     }
 }
 
-/// Checks a pipeline against `world`, and plans it.
+/// Checks a pipeline against `world`, and plans its segments.
 ///
 /// # Errors
 /// Everything that does not fit, each with its place in the file.
@@ -100,10 +100,10 @@ pub fn check(spec: &PipelineSpec, world: &dyn World) -> Result<CheckedPipeline, 
     Ok(CheckedPipeline { spec: spec.clone(), modules, plan, outputs, dead_letters })
 }
 
-/// [`parse()`](super::parse()) and [`check`] in one, for who has both the text and the world.
+/// Does both [`parse()`](super::parse()) and [`check`], for callers that have both the text and the world.
 ///
 /// # Errors
-/// What is wrong with the file by itself and, as far as it could be read, what does not fit `world`.
+/// The mistakes of the file itself and, as far as it could be parsed, what does not fit `world`.
 pub fn read(text: &str, world: &dyn World) -> Result<CheckedPipeline, Mistakes> {
     let (spec, mut mistakes) = parse_what_can_be(text);
     match spec {
@@ -136,11 +136,11 @@ impl Checker<'_> {
         let own: HashSet<&str> = self.spec.outputs().into_iter().collect();
         let mut known = None;
         for Placed { value: topic, place } in &self.spec.from {
-            // A source that is an output as well is told as a cycle.
+            // A source that is also an output is reported as a cycle.
             if self.world.topic_partitions(topic).is_some() || own.contains(topic.as_str()) {
                 continue;
             }
-            // Guessing looks at every topic there is, so it ends where nobody will read the guess.
+            // A suggestion compares every topic, so it is only made for mistakes that are shown.
             let guess = if self.mistakes.len() < Mistakes::SHOWN_MAX {
                 let known = known.get_or_insert_with(|| self.world.topic_names());
                 did_you_mean(topic, known.iter().map(String::as_str))
@@ -177,7 +177,7 @@ impl Checker<'_> {
         hashes
     }
 
-    /// Ways from an output of this pipeline back to one of its sources, of itself or through others.
+    /// Reports cycles from an output of this pipeline back to one of its sources, directly or through other pipelines.
     fn cycles(&mut self) {
         let others = self.world.other_pipelines();
         let mut readers: HashMap<&str, Vec<&OtherPipeline>> = HashMap::new();
@@ -208,13 +208,13 @@ impl Checker<'_> {
     }
 }
 
-/// The shortest way from `output` to one of the `sources`: `late -> [retry] -> flights`.
+/// Returns the shortest path from `output` to one of the `sources`: `late -> [retry] -> flights`.
 fn way_back(
     output: &str,
     sources: &HashMap<&str, Place>,
     readers: &HashMap<&str, Vec<&OtherPipeline>>,
 ) -> Option<String> {
-    // Each topic that was reached, with the pipeline and the topic it was reached through.
+    // The topics reached so far, each with the pipeline and the topic through which it was reached.
     let mut through: HashMap<&str, Option<(&str, &str)>> = HashMap::from([(output, None)]);
     let mut next = VecDeque::from([output]);
     while let Some(topic) = next.pop_front() {
@@ -239,7 +239,7 @@ fn way_back(
     None
 }
 
-/// The same module with another tag, else one with a similar name.
+/// Suggests the same module with another tag, or else one with a similar name.
 fn nearest_module(reference: &ModuleRef, known: &[String]) -> String {
     if reference.path().is_some() {
         return String::new();

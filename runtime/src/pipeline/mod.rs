@@ -1,10 +1,9 @@
-//! The pipeline file: what a user deploys, as written ([`PipelineSpec`]), then as it will run
-//! ([`CheckedPipeline`]).
+//! The pipeline file that a user deploys: as written ([`PipelineSpec`]), and as it will run ([`CheckedPipeline`]).
 //!
-//! Two steps. [`parse()`] knows only the text; [`check`] sets what it says against the topics, modules
-//! and pipelines of a [`World`], and plans the segments that tasks run. Either reports every mistake
-//! it can see at once, each with its line and column; [`read`] does both and reports what both found.
-//! Nothing here reads a file, a topic or a module, or knows how a stage is run.
+//! There are two steps. [`parse()`] considers only the text. [`check`] compares it with the topics, modules and
+//! pipelines of a [`World`], and plans the segments that tasks run. Each reports all mistakes that it finds, with line
+//! and column; [`read`] does both steps and reports the mistakes of both. This module does not read files, topics or
+//! modules, and does not depend on how stages run.
 
 mod check;
 mod nearest;
@@ -28,47 +27,47 @@ pub use parse::{
 };
 pub use plan::{Plan, Repartition, Segment, Sink, Source};
 
-/// What ends the name of a topic that the runtime makes between two segments, `<pipeline>.<stage>.repartition`.
-/// Pipelines may not name such a topic themselves.
+/// Suffix of the topics that the runtime creates between two segments, `<pipeline>.<stage>.repartition`. Pipeline files
+/// may not name such topics.
 pub const REPARTITION_SUFFIX: &str = ".repartition";
 
-/// What ends the name of the topic for dead letters, `<pipeline>.dead-letters`, unless `dead-letters` names
-/// another. A pipeline may read such a topic, but not write its output there.
+/// Suffix of the topic for dead letters, `<pipeline>.dead-letters`, unless `dead-letters` names another topic. A
+/// pipeline may read such a topic, but may not write its output to it.
 pub const DEAD_LETTERS_SUFFIX: &str = ".dead-letters";
 
-/// The tag of a module reference that names none.
+/// The tag of a module reference without a tag.
 pub const DEFAULT_TAG: &str = "latest";
 
-/// A pipeline file as written, with the defaults filled in. Stored as JSON.
+/// A pipeline file as written, with defaults filled in. Stored as JSON.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PipelineSpec {
-    /// The pipeline's name, which is also its consumer group's.
+    /// Name of the pipeline and of its consumer group.
     pub name: Placed<String>,
-    /// The source topics, at least one, each once.
+    /// The source topics, at least one, without duplicates.
     pub from: Vec<Placed<String>>,
-    /// Where a new pipeline begins.
+    /// Where a new pipeline starts to read.
     pub start: Start,
     /// The stages, at least one, in the order in which they run.
     pub stages: Vec<StageSpec>,
-    /// The topic that takes the last stage's output. None only where that stage has its own `to`.
+    /// The topic for the last stage's output. `None` only if that stage has its own `to`.
     pub to: Option<Placed<String>>,
-    /// The topic for dead letters, where the file names one: see [`PipelineSpec::dead_letter_topic`].
+    /// The topic for dead letters, if the file names one; see [`PipelineSpec::dead_letter_topic`].
     pub dead_letters: Option<Placed<String>>,
 }
 
 impl PipelineSpec {
-    /// The modules named by path, each once, in the order of the file: what has to be uploaded first.
+    /// Returns the modules named by path, without duplicates, in the order of the file. They must be uploaded first.
     pub fn module_paths(&self) -> Vec<&str> {
         distinct(self.stages.iter().filter_map(|stage| stage.module.value.path()))
     }
 
-    /// The topics that results are written to, each once, in the order of the stages. Without dead letters and
-    /// without the runtime's own topics.
+    /// Returns the topics that results are written to, without duplicates, in the order of the stages. Dead letters and
+    /// internal topics are not included.
     pub fn outputs(&self) -> Vec<&str> {
         distinct(self.placed_outputs().map(|topic| topic.value.as_str()))
     }
 
-    /// The topic for dead letters; none where no stage has `on-failure: dead-letter`.
+    /// Returns the topic for dead letters, or `None` if no stage has `on-failure: dead-letter`.
     pub fn dead_letter_topic(&self) -> Option<String> {
         let needed = self.stages.iter().any(|stage| matches!(stage.on_failure, FailurePolicy::DeadLetter));
         needed.then(|| match &self.dead_letters {
@@ -82,12 +81,12 @@ impl PipelineSpec {
     }
 }
 
-/// What is wrong with an output that is a source as well.
+/// Returns the message for an output that is also a source.
 fn reads_what_it_writes(topic: &str, source: Place) -> String {
     format!("`{topic}` is a source, on line {}: the pipeline would read what it writes", source.line)
 }
 
-/// A kind of stage as a sentence has it.
+/// Returns the kind of a stage with its article.
 fn article(kind: StageKind) -> &'static str {
     match kind {
         StageKind::Filter => "a filter",
@@ -101,48 +100,48 @@ fn distinct<'a>(words: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     words.filter(|word| seen.insert(*word)).collect()
 }
 
-/// One stage as written.
+/// A stage as written.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StageSpec {
-    /// What the stage does, from the key that names its module; placed at that key.
+    /// The kind of the stage. Its place is that of the key that names the module.
     pub kind: Placed<StageKind>,
-    /// Its module.
+    /// The stage's module.
     pub module: Placed<ModuleRef>,
-    /// Its name, unique in the pipeline and without dots. The module's name, at the module's place, where the file
-    /// gives none.
+    /// Name of the stage, unique in the pipeline and without dots. By default it is the module's name, at the module's
+    /// place.
     pub name: Placed<String>,
     /// The module's parameters.
     pub with: BTreeMap<String, String>,
-    /// What happens to records that it fails on.
+    /// What happens to records that the stage fails on.
     pub on_failure: FailurePolicy,
-    /// A topic of its own for its output, besides what comes after it in the pipeline.
+    /// A separate topic for the stage's output, in addition to the next stage or the pipeline's `to`.
     pub to: Option<Placed<String>>,
-    /// What one call of its module may use.
+    /// Limits for one call of the module.
     pub limits: CallLimits,
-    /// Whether a map leaves keys as they are. False for other stages, which never change keys.
+    /// Whether a map leaves keys unchanged. False for other stages, which never change keys.
     pub keeps_key: bool,
 }
 
-/// Where a new pipeline begins to read.
+/// Where a new pipeline starts to read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// At the oldest record that is kept.
+    /// At the oldest record that exists.
     Earliest,
-    /// At the records that are written after it began.
+    /// At the records that are written after the pipeline is created.
     Latest,
 }
 
-/// How a pipeline file names a module: `name`, `name:tag`, or a path that begins with `./`, `../` or `/`.
+/// A reference to a module in a pipeline file: `name`, `name:tag`, or a path that begins with `./`, `../` or `/`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModuleRef(String);
 
 impl ModuleRef {
-    /// Checks a reference.
+    /// Parses a reference.
     ///
     /// # Errors
-    /// What is wrong with it, for text that is none of the three forms.
+    /// A message that says what is wrong, if the text has none of the three forms.
     pub fn new(text: &str) -> Result<Self, String> {
         let reference = Self(text.to_owned());
         if let Some(path) = reference.path() {
@@ -163,13 +162,13 @@ impl ModuleRef {
         Ok(reference)
     }
 
-    /// The path, where the module is named by one.
+    /// Returns the path, if the module is named by one.
     pub fn path(&self) -> Option<&str> {
         let text = self.0.as_str();
         ["./", "../", "/"].iter().any(|start| text.starts_with(start)).then_some(text)
     }
 
-    /// The module's name without its tag; for a path, the file's name without its ending.
+    /// Returns the module's name without its tag; for a path, the file name without its extension.
     pub fn name(&self) -> &str {
         match self.path() {
             Some(path) => {
@@ -180,7 +179,7 @@ impl ModuleRef {
         }
     }
 
-    /// The tag, [`DEFAULT_TAG`] where none is written. Means nothing for a path.
+    /// Returns the tag, which is [`DEFAULT_TAG`] if none is written. It has no meaning for a path.
     pub fn tag(&self) -> &str {
         match self.path() {
             Some(_) => DEFAULT_TAG,
@@ -188,7 +187,7 @@ impl ModuleRef {
         }
     }
 
-    /// The reference as written.
+    /// Returns the reference as written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -214,12 +213,12 @@ impl From<ModuleRef> for String {
     }
 }
 
-/// A place in a pipeline file. Orders as one reads.
+/// A place in a pipeline file. Places are ordered as in the text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Place {
-    /// From 1.
+    /// Line number, starting at 1.
     pub line: u32,
-    /// From 1, in characters.
+    /// Column in characters, starting at 1.
     pub column: u32,
 }
 
@@ -234,30 +233,30 @@ impl fmt::Display for Place {
     }
 }
 
-/// What the file says, and where.
+/// A value of the file, with its place.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Placed<T> {
-    /// What it says.
+    /// The value.
     pub value: T,
-    /// Where it says so.
+    /// Where the value is written.
     pub place: Place,
 }
 
 impl<T> Placed<T> {
-    /// `value`, written at `place`.
+    /// Creates a value that is written at `place`.
     pub fn new(value: T, place: Place) -> Self {
         Self { value, place }
     }
 }
 
-/// One thing that is wrong in a pipeline file.
+/// A mistake in a pipeline file.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Mistake {
-    /// From 1.
+    /// Line number, starting at 1.
     pub line: u32,
-    /// From 1, in characters.
+    /// Column in characters, starting at 1.
     pub column: u32,
-    /// What is wrong there, and what to do where that is known.
+    /// What is wrong and, if known, how to correct it.
     pub message: String,
 }
 
@@ -273,7 +272,7 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// Everything that is wrong in a pipeline file, in the file's order; never empty. Shows one mistake a line.
+/// All mistakes of a pipeline file, in the order of the file; never empty. Displayed with one mistake per line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mistakes {
     shown: Vec<Mistake>,
@@ -281,8 +280,8 @@ pub struct Mistakes {
 }
 
 impl Mistakes {
-    /// As many mistakes are told. A file of the largest size could hold a hundred thousand, and nobody reads
-    /// them, but an answer over the network has to carry them.
+    /// Maximum number of mistakes that are kept. A file of maximum size could have a hundred thousand, more than anyone
+    /// reads, and a network response must carry them.
     pub const SHOWN_MAX: usize = 100;
 
     fn new(mut mistakes: Vec<Mistake>) -> Self {
@@ -293,17 +292,17 @@ impl Mistakes {
         Self { shown: mistakes, left_out }
     }
 
-    /// `Ok` where there are none.
+    /// Returns `Ok` if there are no mistakes.
     pub(crate) fn none_in(mistakes: Vec<Mistake>) -> Result<(), Self> {
         if mistakes.is_empty() { Ok(()) } else { Err(Self::new(mistakes)) }
     }
 
-    /// The mistakes, in the file's order, at most [`Mistakes::SHOWN_MAX`].
+    /// Returns the mistakes, in the order of the file, at most [`Mistakes::SHOWN_MAX`].
     pub fn as_slice(&self) -> &[Mistake] {
         &self.shown
     }
 
-    /// How many more there are than [`Mistakes::as_slice`] tells.
+    /// Returns how many mistakes are missing in [`Mistakes::as_slice`].
     pub fn left_out(&self) -> usize {
         self.left_out
     }
@@ -333,7 +332,7 @@ impl fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
-/// What a message shows of text that may be as long as the file.
+/// Shortens text for a message, because it may be as long as the file.
 fn shortened(text: &str) -> String {
     const SHOWN_CHARS: usize = 100;
     match text.char_indices().nth(SHOWN_CHARS) {

@@ -1,16 +1,16 @@
-//! "Did you mean": the nearest of the words that would have been right.
+//! Suggestions ("did you mean"): finds the valid word that is nearest to a wrong one.
 
-/// Words longer than this are compared with nothing: nobody mistypes one word of this length into another, and the
-/// cost is the product of both lengths.
+/// Maximum length of words to compare, in characters. Longer words are unlikely to be typing mistakes of each other,
+/// and the cost of a comparison is the product of both lengths.
 const WORD_CHARS_MAX: usize = 64;
 
-/// `; did you mean X?` for the candidate nearest to `word`, or nothing where none is near.
+/// Returns `; did you mean X?` for the candidate nearest to `word`, or an empty string if none is near.
 pub(super) fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     nearest(word, candidates).map(|candidate| format!("; did you mean `{candidate}`?")).unwrap_or_default()
 }
 
-/// The candidate that is at most a third of its letters away from `word`, the first of several. Case and `_` for `-`
-/// do not count as differences.
+/// Returns the nearest candidate whose distance from `word` is at most a third of its letters; the first if there are
+/// several. Differences in case, and between `_` and `-`, are ignored.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = plain(word)?;
     let mut best = None;
@@ -38,7 +38,7 @@ fn plain(word: &str) -> Option<Vec<char>> {
     (letters.len() <= WORD_CHARS_MAX).then_some(letters)
 }
 
-/// Letters to insert, delete, replace or swap with their neighbour (optimal string alignment).
+/// Returns the number of letters to insert, delete, replace or swap with a neighbour (optimal string alignment).
 fn distance(from: &[char], to: &[char]) -> usize {
     let mut before = vec![0; to.len() + 1];
     let mut above: Vec<usize> = (0..=to.len()).collect();

@@ -1,4 +1,5 @@
-//! The text of a pipeline file to a [`PipelineSpec`]: everything that can be known without a broker.
+//! Parses the text of a pipeline file to a [`PipelineSpec`], and checks everything that can be checked without a
+//! broker.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,23 +14,23 @@ use super::{
 use crate::failure::FailurePolicy;
 use crate::host::{CallLimits, StageKind};
 
-/// The longest pipeline file that is read, in bytes: a hundred times a long one, and so little that reading it costs
-/// a broker nothing to speak of.
+/// Maximum size of a pipeline file, in bytes: a hundred times that of a long file, and so small that parsing it costs a
+/// broker almost nothing.
 pub const PIPELINE_FILE_BYTES_MAX: usize = 256 * 1024;
 
-/// The most stages of a pipeline: every worker thread may hold an instance of each stage's module.
+/// Maximum number of stages in a pipeline, because each worker thread may hold an instance of each stage's module.
 pub const STAGES_MAX: usize = 64;
 
-/// The longest deadline of a call that a stage may ask for: a call holds one of a few worker threads.
+/// Maximum deadline of a call that a stage may set, because a call occupies one of a few worker threads.
 pub const CALL_DEADLINE_MS_MAX: u64 = 60_000;
 
-/// The least memory that a stage may be given: one page of WebAssembly's.
+/// Minimum memory of a stage, in bytes: one WebAssembly page.
 pub const MEMORY_BYTES_MIN: usize = 64 * 1024;
 
-/// The most memory that a stage may ask for: what 32-bit WebAssembly can address.
+/// Maximum memory that a stage may set, in bytes: the address space of 32-bit WebAssembly.
 pub const MEMORY_BYTES_MAX: usize = 4 * 1024 * 1024 * 1024;
 
-/// The most output that one call of a stage may give, in bytes: it becomes one commit, which is held in memory.
+/// Maximum output of one call of a stage, in bytes. The output becomes one commit, which is held in memory.
 pub const OUTPUT_BYTES_MAX: usize = 1024 * 1024 * 1024;
 
 const FILE_KEYS: [&str; 6] = ["pipeline", "from", "start", "stages", "to", "dead-letters"];
@@ -37,21 +38,21 @@ const KIND_KEYS: [&str; 3] = ["filter", "map", "aggregate"];
 const STAGE_KEYS: [&str; 9] = ["filter", "map", "aggregate", "name", "with", "on-failure", "to", "limits", "keeps-key"];
 const LIMIT_KEYS: [&str; 3] = ["call-deadline-ms", "memory-bytes-max", "output-bytes-max"];
 
-/// Reads a pipeline file.
+/// Parses a pipeline file.
 ///
 /// # Errors
-/// Everything that is wrong with it by itself, each with its place.
+/// All mistakes of the file itself, each with its place.
 pub fn parse(text: &str) -> Result<PipelineSpec, Mistakes> {
     let (spec, mistakes) = parse_what_can_be(text);
     Mistakes::none_in(mistakes)?;
-    // Without a mistake there is a pipeline: the reader reports whatever keeps it from making one.
+    // Without a mistake there is a pipeline, because the reader reports everything that keeps it from making one.
     spec.ok_or_else(|| Mistakes::new(vec![Mistake::new(Place::START, NO_PIPELINE)]))
 }
 
 const NO_PIPELINE: &str = "no pipeline in the file; it begins with `pipeline: <name>`";
 
-/// As much of a pipeline as the text gives, and what is wrong with the text. With mistakes, the pipeline may lack
-/// parts, and its name may be empty: fit to be looked at for further mistakes, for nothing else.
+/// Returns as much of a pipeline as the text gives, and the mistakes of the text. If there are mistakes, the pipeline
+/// may lack parts, and its name may be empty: it can only be used to find further mistakes.
 pub(super) fn parse_what_can_be(text: &str) -> (Option<PipelineSpec>, Vec<Mistake>) {
     let mut reader = Reader { mistakes: Vec::new() };
     if text.len() > PIPELINE_FILE_BYTES_MAX {
@@ -71,16 +72,16 @@ pub(super) fn parse_what_can_be(text: &str) -> (Option<PipelineSpec>, Vec<Mistak
     (spec, reader.mistakes)
 }
 
-/// Reads nodes, and collects what is wrong with them. A function that gives None has said why.
+/// Converts nodes, and collects their mistakes. A function that returns `None` has reported the reason.
 struct Reader {
     mistakes: Vec<Mistake>,
 }
 
-/// The entries of a mapping whose keys were checked.
+/// The entries of a mapping whose keys have been checked.
 struct Fields<'a> {
     place: Place,
     entries: &'a [Entry],
-    /// Keys that unknown ones look like: not missing, only misspelt, and reported as that.
+    /// Known keys that unknown keys resemble. They are reported as misspelt, and so not as missing.
     meant: Vec<&'static str>,
 }
 
@@ -193,8 +194,8 @@ impl Reader {
         let module = module?;
         Some(StageSpec {
             kind: Placed::new(kind, kind_entry.key_place),
-            // A stage whose name was refused still stands for its module and topics: with no name at all it clashes
-            // with none.
+            // A stage whose name was refused is kept for its module and topics. An empty name cannot conflict with
+            // another name.
             name: name.unwrap_or_else(|| Placed::new(String::new(), module.place)),
             module,
             with,
@@ -205,7 +206,7 @@ impl Reader {
         })
     }
 
-    /// The one key that says what the stage does, and names its module.
+    /// Returns the key that determines the kind of the stage and names its module.
     fn kind<'a>(&mut self, fields: &Fields<'a>) -> Option<(StageKind, &'a Entry)> {
         let mut kinds = fields.entries.iter().filter_map(|entry| Some((stage_kind(&entry.key)?, entry)));
         let Some((kind, entry)) = kinds.next() else {
@@ -302,7 +303,7 @@ impl Reader {
         limits
     }
 
-    /// Reports a last stage without a `to`, however much else is wrong with it, in a pipeline without a `to`.
+    /// Reports a last stage without a `to` in a pipeline without a `to`, whatever other mistakes the stage has.
     fn last_stage_writes(&mut self, stages: &Entry) {
         if let Value::List(items) = &stages.node.value
             && let Some(Node { value: Value::Map(entries), place }) = items.last()
@@ -329,7 +330,7 @@ impl Reader {
         }
     }
 
-    /// Topics that must differ from each other: sources, outputs and dead letters.
+    /// Checks that sources, outputs and the topic for dead letters differ from each other.
     fn topics_apart(&mut self, spec: &PipelineSpec) {
         let sources: HashMap<&str, Place> = spec.from.iter().map(|topic| (topic.value.as_str(), topic.place)).collect();
         for output in spec.placed_outputs() {
@@ -372,9 +373,9 @@ impl Reader {
         }
     }
 
-    // What entries and nodes hold.
+    // Contents of entries and nodes.
 
-    /// The entries of a mapping, after reporting the keys that are not in `known`.
+    /// Returns the entries of a mapping, after reporting the keys that are not in `known`.
     fn fields<'a>(&mut self, node: &'a Node, what: &str, known: &[&'static str]) -> Option<Fields<'a>> {
         let entries = match &node.value {
             Value::Map(entries) => entries,
@@ -414,7 +415,7 @@ impl Reader {
         self.text_in(&entry.node, &entry.key, entry.key_place)
     }
 
-    /// The text of a scalar; a value that is not written has no place of its own, so `key_place` is told instead.
+    /// Returns the text of a scalar. A missing value has no place of its own, so it is reported at `key_place`.
     fn text_in<'a>(&mut self, node: &'a Node, key: &str, key_place: Place) -> Option<(&'a str, Place)> {
         let key = shortened(key);
         if node.is_null() {

@@ -1,7 +1,7 @@
-//! A pipeline cut into the segments that tasks run.
+//! Divides a pipeline into the segments that tasks run.
 //!
-//! One task must own a key before an aggregate sees it. Where that does not hold already, the segment ends there and
-//! writes to a topic of the runtime's own, partitioned by key, from which the next segment reads.
+//! All records of a key must reach an aggregate through one task. If this is not already the case, the segment ends
+//! before the aggregate and writes to an internal topic that is partitioned by key, which the next segment reads.
 
 use std::ops::Range;
 
@@ -10,15 +10,15 @@ use millstream_broker::name::TopicName;
 use super::{Mistake, PipelineSpec, REPARTITION_SUFFIX, shortened};
 use crate::host::StageKind;
 
-/// What the tasks of a pipeline run. Records pass through the segments in this order.
+/// The segments of a pipeline. Records pass through them in this order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
-    /// At least one.
+    /// The segments, at least one.
     pub segments: Vec<Segment>,
 }
 
 impl Plan {
-    /// The topics between the segments, which the runtime makes and deletes.
+    /// Returns the topics between the segments, which the runtime creates and deletes.
     pub fn repartitions(&self) -> impl Iterator<Item = &Repartition> {
         self.segments.iter().filter_map(|segment| match &segment.sink {
             Some(Sink::Repartition(repartition)) => Some(repartition),
@@ -27,30 +27,31 @@ impl Plan {
     }
 }
 
-/// A part of a pipeline that one task runs in one go: on a batch of one partition of one of its sources, each stage
-/// in the range, the output of each to its own `to` where it has one, and the output of the last to the sink.
+/// A part of a pipeline that one task runs at once, on a batch of one partition of one of its sources. The stages in
+/// the range run in order, each writes its output to its own `to` if it has one, and the output of the last goes to the
+/// sink.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Segment {
-    /// Where it reads. There is a task for every partition of every source.
+    /// The sources of the segment. There is a task for each partition of each source.
     pub sources: Vec<Source>,
-    /// Which of the pipeline's stages it runs. Empty where an aggregate is the first stage on several topics: the
-    /// records then go to the sink as they were read.
+    /// The range of the pipeline's stages. Empty if an aggregate is the first stage and there are several sources, in
+    /// which case records go to the sink unchanged.
     pub stages: Range<usize>,
-    /// Where the output of its last stage goes; None where the pipeline's last stage has only its own `to`.
+    /// The destination of the last stage's output; `None` if the pipeline's last stage has only its own `to`.
     pub sink: Option<Sink>,
 }
 
-/// Where a segment reads.
+/// A source of a segment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Source {
     /// A topic that the pipeline file names.
     Topic(TopicName),
-    /// The topic that the segment before it writes.
+    /// The topic that the previous segment writes.
     Repartition(Repartition),
 }
 
 impl Source {
-    /// The topic's name.
+    /// Returns the topic's name.
     pub fn topic(&self) -> &TopicName {
         match self {
             Self::Topic(topic) => topic,
@@ -59,17 +60,17 @@ impl Source {
     }
 }
 
-/// Where a segment writes.
+/// The destination of a segment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Sink {
     /// The pipeline's `to`.
     Topic(TopicName),
-    /// A topic to which records go by the hash of their key.
+    /// A topic that is partitioned by the hash of the record's key.
     Repartition(Repartition),
 }
 
 impl Sink {
-    /// The topic's name.
+    /// Returns the topic's name.
     pub fn topic(&self) -> &TopicName {
         match self {
             Self::Topic(topic) => topic,
@@ -78,20 +79,22 @@ impl Sink {
     }
 }
 
-/// A topic of the runtime's own, in which all records with one key are in one partition.
+/// An internal topic in which all records with the same key are in the same partition.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Repartition {
-    /// `<pipeline>.<stage>.repartition`, with the aggregate that reads it as the stage.
+    /// `<pipeline>.<stage>.repartition`, where the stage is the aggregate that reads the topic.
     pub topic: TopicName,
-    /// How many partitions it has: as many as it has already, or the most that a source of the segment before it has.
+    /// Number of partitions: that of the existing topic, or else of the aggregate's state, or else the largest of the
+    /// sources.
     pub partitions: u32,
 }
 
-/// Cuts the pipeline into segments. `partitions` tells how many a topic has, `keys_moved` whether one key's records
-/// may be in two of them.
+/// Divides the pipeline into segments. `partitions` returns the number of partitions of a topic, `keys_moved` whether
+/// records of one key may be in two of them.
 ///
-/// `state_partitions` tells over how many partitions the running version of an aggregate keeps its state. What has a
-/// repartition topic keeps it: records are on their way in it, and the state is divided as it is.
+/// `state_partitions` returns the number of partitions over which the running version of an aggregate keeps its state.
+/// An aggregate that has a repartition topic keeps it, because the topic may contain unread records, and the state is
+/// partitioned in the same way.
 pub(super) fn plan(
     spec: &PipelineSpec,
     partitions: &dyn Fn(&str) -> Option<u32>,

@@ -1,4 +1,4 @@
-//! One test for each mistake that a pipeline file can hold, with its place and words; and what good files mean.
+//! Tests of each mistake that a pipeline file can have, with its place and message, and of the meaning of valid files.
 
 use std::collections::BTreeMap;
 
@@ -32,12 +32,12 @@ fn mistakes_in(text: &str) -> Vec<String> {
     told(&parse(text).expect_err("the file has a mistake"))
 }
 
-/// `stages` between a head on lines 1 to 3 and a `to`, so that the first stage is on line 4.
+/// Puts `stages` between three header lines and a `to`, so that the first stage is on line 4.
 fn with_stages(stages: &str) -> String {
     format!("pipeline: p\nfrom: a\nstages:\n{stages}\nto: z\n")
 }
 
-// What good files mean.
+// The meaning of valid files.
 
 #[test]
 fn a_full_file_is_read_with_its_places() {
@@ -156,7 +156,7 @@ fn a_spec_survives_json() {
     assert!(serde_json::from_str::<ModuleRef>("\"a b\"").is_err());
 }
 
-// Mistakes of the text itself.
+// Mistakes in the text itself.
 
 #[test]
 fn no_yaml() {
@@ -232,7 +232,7 @@ fn anchors_aliases_tags_and_mappings_as_keys() {
     );
 }
 
-// Mistakes of the file's own keys.
+// Mistakes in the keys of the file.
 
 #[test]
 fn everything_missing() {
@@ -453,7 +453,7 @@ fn output_goes_nowhere() {
         mistakes_in("pipeline: p\nfrom: a\nstages:\n  - map: m\n    to: b\n  - map: n\n"),
         ["6:5 the last stage's output goes nowhere; give this stage or the pipeline a `to`"]
     );
-    // Told also where the stage has other mistakes, but not where the `to` is only misspelt.
+    // Also reported if the stage has other mistakes, but not if the `to` is only misspelt.
     let told = mistakes_in("pipeline: p\nfrom: a\nstages:\n  - map: m\n    limits: 5\n");
     assert_eq!(told.len(), 2, "{told:?}");
     assert_eq!(
@@ -575,7 +575,7 @@ fn mangled_files_are_refused_or_read_but_never_panic() {
     }
 }
 
-// A pipeline against a world.
+// Checks of a pipeline against a world.
 
 #[derive(Default)]
 struct Tables {
@@ -746,7 +746,7 @@ fn names_too_long_for_a_repartition_topic() {
 
 // The plan.
 
-/// `sources | stages | sink` for each segment.
+/// Formats each segment as `sources | stages | sink`.
 fn segments(from: &str, stages: &str, world: &Tables) -> Vec<String> {
     let text = format!("pipeline: p\nfrom: {from}\nstages:\n{stages}\nto: z\n");
     let checked = check_text(&text, world);

@@ -1,7 +1,8 @@
-//! YAML text to a tree in which every key and value has its place. The only file that knows the YAML crate.
+//! Parses YAML to a tree in which each key and value has its place. This is the only file that uses the YAML crate.
 //!
-//! The crate is used for its events, not for its tree: this keeps every duplicate key (a mistake, not the last one
-//! wins), refuses what a pipeline file has no use for, and bounds how deep the tree grows before it is built.
+//! It uses the crate's events rather than its tree. This way duplicate keys are reported as mistakes instead of the
+//! last one winning, features that pipeline files do not need are refused, and the depth of the tree is limited before
+//! it is built.
 
 use std::collections::HashMap;
 
@@ -9,7 +10,7 @@ use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span};
 
 use super::{Mistake, Place, shortened};
 
-/// The deepest nesting that is read. A pipeline file needs four levels.
+/// Maximum depth of nesting. A pipeline file needs four levels.
 const DEPTH_MAX: usize = 16;
 
 #[derive(Debug)]
@@ -22,12 +23,12 @@ pub(super) struct Node {
 pub(super) enum Value {
     Scalar {
         text: String,
-        /// Written without quotes.
+        /// Whether the scalar is written without quotes.
         plain: bool,
     },
     List(Vec<Node>),
     Map(Vec<Entry>),
-    /// Something that was reported already.
+    /// A value for which a mistake was already reported.
     Refused,
 }
 
@@ -39,14 +40,14 @@ pub(super) struct Entry {
 }
 
 impl Node {
-    /// Written as `~` or `null`, or not written at all.
+    /// Returns whether the value is written as `~` or `null`, or is missing.
     pub(super) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null"))
     }
 }
 
-/// The first document in `text`; None where there is none, or where reading could not go on, with the mistakes that
-/// say why.
+/// Returns the first document in `text`, or `None` if there is none or parsing cannot continue. Mistakes are added to
+/// `mistakes`.
 pub(super) fn load(text: &str, mistakes: &mut Vec<Mistake>) -> Option<Node> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut tree = Tree { root: None, open: Vec::new(), mistakes };
@@ -86,14 +87,14 @@ struct Tree<'a> {
     mistakes: &'a mut Vec<Mistake>,
 }
 
-/// A list or mapping whose end has not been read.
+/// A list or mapping whose end has not been reached.
 enum Open {
     List { place: Place, items: Vec<Node> },
     Map { place: Place, entries: Vec<Entry>, key: Option<Key>, seen: HashMap<String, Place> },
 }
 
 struct Key {
-    /// None for a key that was refused: its value is read and dropped.
+    /// `None` for a refused key, whose value is read and dropped.
     text: Option<String>,
     place: Place,
 }
@@ -103,7 +104,7 @@ impl Tree<'_> {
         self.mistakes.push(Mistake::new(place, message));
     }
 
-    /// False where reading cannot go on.
+    /// Handles an event. Returns false if parsing cannot continue.
     fn take(&mut self, event: Event<'_>, here: Place) -> bool {
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) | Event::DocumentEnd => {}
@@ -152,7 +153,7 @@ impl Tree<'_> {
         true
     }
 
-    /// Puts a finished node where it belongs: the root, an item, a key or a key's value.
+    /// Adds a completed node at its position: as the root, a list item, a key or a key's value.
     fn add(&mut self, node: Node) {
         let refused = match self.open.last_mut() {
             None => {
@@ -183,7 +184,7 @@ impl Tree<'_> {
     }
 }
 
-/// The text of a key that has not been `seen` in its mapping, or why it is refused.
+/// Returns the text of a key that is not in `seen`, or the reason why it is refused.
 fn key_text(node: Node, seen: &mut HashMap<String, Place>) -> (Option<String>, Option<String>) {
     match node.value {
         Value::Scalar { text, .. } => match seen.get(&text) {

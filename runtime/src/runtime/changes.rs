@@ -1,10 +1,10 @@
-//! What `apply` says that it changes.
+//! The description of the changes that `apply` makes.
 
 use super::{Pipeline, RunState, Stored};
 use crate::host::ModuleHash;
 use crate::pipeline::{PipelineSpec, StageSpec};
 
-/// What changes between two versions, a line each.
+/// Returns the changes between two versions, one line each.
 pub(super) fn stage_changes(before: Option<&Pipeline>, after: &Stored) -> Vec<String> {
     let name = &after.spec.name.value;
     let Some(before) = before else { return vec![format!("pipeline {name}: created")] };

@@ -1,4 +1,4 @@
-//! What a pipeline file is checked against: the topics, modules and other pipelines that there are.
+//! The topics, modules and other pipelines against which a pipeline file is checked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::error::RuntimeError;
 use crate::host::{ModuleHash, StageKind};
 use crate::pipeline::{ModuleRef, OtherPipeline, World};
 
-/// The world as a new file sees it.
+/// The current topics, modules and pipelines, for a file that is being applied.
 pub(super) struct Deployed<'a> {
     pub(super) inner: &'a Inner,
     pub(super) paths: &'a BTreeMap<String, String>,
@@ -71,7 +71,7 @@ impl World for Deployed<'_> {
     }
 }
 
-/// The world as it was when a stored pipeline was applied: each reference means what it meant then.
+/// The modules as of when a stored pipeline was applied, so that each reference keeps its meaning.
 pub(super) struct AsStored<'a> {
     pub(super) inner: &'a Inner,
     pub(super) modules: &'a BTreeMap<String, ModuleHash>,
@@ -93,7 +93,7 @@ impl World for AsStored<'_> {
     }
 
     fn other_pipelines(&self) -> Vec<OtherPipeline> {
-        // It was checked against them when it was applied.
+        // The pipeline was checked against the others when it was applied.
         Vec::new()
     }
 

@@ -1,5 +1,5 @@
-//! Aggregate: records folded by key. The host groups them and keeps the accumulators; a batch puts
-//! out one update a key.
+//! The aggregate stage: folds records by key. The host groups the records and keeps the accumulators. A batch emits one
+//! update for each key.
 
 use std::hash::BuildHasher;
 
@@ -15,7 +15,7 @@ use crate::host::{CallError, Guest};
 const NO_KEY: &str =
     "an aggregate needs a key, and the record has none: give it one with a map before, or produce it with a key";
 
-/// The groups of a batch: an index a key, in order of first appearance.
+/// The groups of a batch: one for each key, numbered in order of first appearance.
 #[derive(Debug, Default)]
 pub struct Groups {
     /// The distinct keys.
@@ -27,38 +27,38 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Groups with the hasher of their task: hashes of one task are comparable.
+    /// Creates groups with the hasher of their task, so that hashes within a task are comparable.
     pub fn new(hasher: SeededState) -> Self {
         Self { hasher, ..Self::default() }
     }
 
-    /// How many there are.
+    /// Returns the number of groups.
     pub fn len(&self) -> usize {
         self.hashes.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no groups.
     pub fn is_empty(&self) -> bool {
         self.hashes.is_empty()
     }
 
-    /// The hash of group `index`'s key.
+    /// Returns the hash of the key of group `index`.
     pub fn hash(&self, index: usize) -> u64 {
         self.hashes[index]
     }
 
-    /// The key of group `index`.
+    /// Returns the key of group `index`.
     pub fn key(&self, index: usize) -> &[u8] {
         let start = self.starts[index] as usize;
         &self.keys.bytes[start..start + self.keys.lengths[index] as usize]
     }
 
-    /// The group of `key`, whose hash is known.
+    /// Returns the group of `key`, whose hash is given.
     pub fn find(&self, hash: u64, key: &[u8]) -> Option<usize> {
         self.table.find(hash, |&group| self.key(group as usize) == key).map(|&group| group as usize)
     }
 
-    /// The group of `key`, made where it is new.
+    /// Returns the group of `key`, and creates it if the key is new.
     pub fn group_of(&mut self, key: &[u8]) -> u32 {
         let hash = self.hasher.hash_one(key);
         if let Some(group) = self.find(hash, key) {
@@ -74,33 +74,33 @@ impl Groups {
     }
 }
 
-/// Where a task's accumulators are.
+/// Lookup of a task's accumulators.
 pub trait Accumulators {
-    /// Appends to `found` the accumulator of each group's key; null where it has none.
+    /// Appends to `found` the accumulator of each group's key, or null if there is none.
     ///
     /// # Errors
-    /// Why the state can't be read.
+    /// If the state cannot be read.
     fn look_up(&self, groups: &Groups, found: &mut Column) -> Result<(), String>;
 }
 
-/// What an aggregate made of a batch: updates, failures, and the accumulators to keep.
+/// The result of an aggregate for a batch: updates, failures, and the accumulators to store.
 #[derive(Debug)]
 pub struct Aggregated {
-    /// One update a key that had a record, in order of first appearance: offset and timestamp are
-    /// the last and the largest of its records in the batch.
+    /// One update for each key that has a record that did not fail, in order of first appearance. Its offset is the
+    /// last, and its timestamp the largest, of the key's records in the batch.
     pub outcome: Outcome,
-    /// The keys.
+    /// The keys of the batch.
     pub groups: Groups,
-    /// The accumulators before the batch, one a key; null where it had none.
+    /// The accumulator of each key before the batch; null if there was none.
     pub before: Column,
-    /// The accumulators after the batch, one a key; null removes it.
+    /// The accumulator of each key after the batch; null removes it.
     pub accumulators: Column,
 }
 
-/// Runs an aggregate over a batch.
+/// Runs an aggregate on a batch.
 ///
 /// # Errors
-/// [`StageError`] where the stage can't go on.
+/// [`StageError`] if the stage cannot continue.
 pub fn run(
     guest: &mut Guest,
     input: &Columns,
@@ -119,7 +119,7 @@ pub fn run(
     if failures.is_empty() {
         return fold(guest, input, groups, &of_record, state);
     }
-    // The keyless are left out; indices are put right afterwards.
+    // Records without a key are left out of the call; the indices of failures are corrected afterwards.
     let mut mask = vec![1; input.len()];
     failures.iter().for_each(|failure| mask[failure.index as usize] = 0);
     let kept: Vec<u32> = (0..input.len() as u32).filter(|index| mask[*index as usize] == 1).collect();
@@ -166,11 +166,11 @@ struct Evaluated {
     accumulators: Column,
     values: Column,
     failures: Vec<(u32, String)>,
-    /// Which groups have a record that did not fail; all of them where it is `None`.
+    /// For each group whether it has a record that did not fail; `None` if all groups have.
     live: Option<Vec<bool>>,
 }
 
-/// One evaluation: add, then finish.
+/// Evaluates a batch once: add, then finish.
 fn evaluate(
     guest: &mut Guest,
     input: &Columns,
@@ -186,7 +186,7 @@ fn evaluate(
         return Ok(evaluated);
     }
     let live = live_groups(of_record, keys.len(), &evaluated.failures);
-    // A group of failures alone has nothing to finish, and finish may say so.
+    // A group in which all records failed has nothing to finish, so a failure of `finish` for it is ignored.
     if let Some((_, reason)) = finished.failures.into_iter().find(|(group, _)| live[*group as usize]) {
         return Err(CallError::Finish { reason });
     }
@@ -199,7 +199,7 @@ fn evaluate(
     Ok(evaluated)
 }
 
-/// Which of `groups` have a record that did not fail.
+/// Returns, for each group, whether it has a record that did not fail.
 fn live_groups(of_record: &[u32], groups: usize, failures: &[(u32, String)]) -> Vec<bool> {
     let mut live = vec![false; groups];
     let mut failed = failures.iter().map(|(index, _)| *index as usize).peekable();
@@ -209,7 +209,7 @@ fn live_groups(of_record: &[u32], groups: usize, failures: &[(u32, String)]) -> 
     live
 }
 
-/// The accumulators while a batch is evaluated in parts, each seeing what the one before left.
+/// The accumulators while a batch is evaluated in parts. Each part sees the results of the parts before it.
 struct Parts {
     accumulators: Vec<Option<Vec<u8>>>,
     values: Vec<Option<Vec<u8>>>,
@@ -229,7 +229,7 @@ impl Parts {
         of_record: &[u32],
         groups: &Groups,
     ) -> Result<Vec<(u32, String)>, CallError> {
-        // The part's groups, numbered anew in order of appearance.
+        // Numbers the groups of the part anew, in order of appearance.
         let mut here: Vec<u32> = Vec::new();
         let mut number = vec![u32::MAX; self.accumulators.len()];
         let mut renumbered = Vec::with_capacity(part.len());
@@ -256,14 +256,14 @@ impl Parts {
         Ok(evaluated.failures)
     }
 
-    /// Accumulators and values.
+    /// Returns accumulators and values.
     fn finish(self) -> (Column, Column) {
         let column = |entries: &[Option<Vec<u8>>]| entries.iter().map(Option::as_deref).collect();
         (column(&self.accumulators), column(&self.values))
     }
 }
 
-/// One output a key that had a record which did not fail.
+/// Returns one output for each key that has a record that did not fail.
 fn updates(input: &Columns, of_record: &[u32], groups: &Groups, values: Column, failures: &[Failure]) -> Columns {
     let mut offsets = vec![-1; groups.len()];
     let mut timestamps_ms = vec![i64::MIN; groups.len()];

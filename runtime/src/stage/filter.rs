@@ -1,4 +1,4 @@
-//! Filter: one verdict a record.
+//! The filter stage: keeps or drops each record.
 
 use millstream_record::Columns;
 
@@ -6,14 +6,14 @@ use super::halving::halve;
 use super::{Outcome, StageError, failed_records};
 use crate::host::Guest;
 
-/// Runs a filter over a batch.
+/// Runs a filter on a batch.
 ///
 /// # Errors
-/// [`StageError`] where the stage can't go on.
+/// [`StageError`] if the stage cannot continue.
 pub fn run(guest: &mut Guest, input: Columns) -> Result<Outcome, StageError> {
     let mut verdicts: Vec<u8> = Vec::new();
     let failures = halve(input.len(), |part| {
-        // Parts come in order: one that was skipped was a record that failed alone.
+        // Parts come in order. A skipped part is a single record that failed.
         verdicts.resize(part.start, 0);
         let filtered = if part.len() == input.len() { guest.filter(&input) } else { guest.filter(&input.slice(part)) }?;
         if verdicts.is_empty() {

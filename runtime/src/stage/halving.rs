@@ -1,5 +1,5 @@
-//! The search for the records that a call fails on: a trap or a limit names none, so the batch is
-//! halved, each half with a fresh instance, until the record stands alone.
+//! The search for the records that make a call fail. A trap or an exceeded limit does not say which record caused it,
+//! so the batch is halved, and each half is run with a fresh instance, until the record is alone.
 
 use std::ops::Range;
 
@@ -7,22 +7,22 @@ use super::StageError;
 use crate::failure::Failure;
 use crate::host::CallError;
 
-/// Interrupted calls that one batch may cost. Each takes the whole deadline: with the default of a
-/// second, and the 14 halvings that one record in 10,000 takes, this is four such records.
+/// Maximum number of interrupted calls for one batch. Each takes the whole deadline. With the default of one second,
+/// and the 14 halvings that one record in 10,000 takes, this allows for four such records.
 const DEADLINES_MAX: u32 = 64;
 
-/// Calls `attempt` with the whole range, and with halves where that fails for a reason that may be
-/// a record's. `attempt` keeps what it made, and returns failures by their index in its range.
+/// Calls `attempt` with the whole range, and with its halves if that fails for a reason that a record may have caused.
+/// `attempt` keeps its own results, and returns failures by their index in its range.
 ///
 /// # Errors
-/// [`StageError`] where fewer records don't help.
+/// [`StageError`] if fewer records do not help.
 pub(super) fn halve(
     records: usize,
     mut attempt: impl FnMut(Range<usize>) -> Result<Vec<(u32, String)>, CallError>,
 ) -> Result<Vec<Failure>, StageError> {
     let mut failures = Vec::new();
     let mut deadlines = 0;
-    // The last is next: the left half is pushed after the right one.
+    // The last entry is next: the left half is pushed after the right one.
     let mut pending: Vec<Range<usize>> = Vec::new();
     if records > 0 {
         pending.push(0..records);

@@ -1,4 +1,4 @@
-//! Map: none, one or many outputs a record.
+//! The map stage: turns each record into any number of outputs.
 
 use millstream_record::Columns;
 
@@ -6,10 +6,10 @@ use super::halving::halve;
 use super::{Outcome, StageError, failed_records};
 use crate::host::{Guest, Mapped};
 
-/// Runs a map over a batch.
+/// Runs a map on a batch.
 ///
 /// # Errors
-/// [`StageError`] where the stage can't go on.
+/// [`StageError`] if the stage cannot continue.
 pub fn run(guest: &mut Guest, input: Columns) -> Result<Outcome, StageError> {
     let mut whole = None;
     let mut parts = Columns::default();
@@ -35,10 +35,10 @@ pub fn run(guest: &mut Guest, input: Columns) -> Result<Outcome, StageError> {
     Ok(Outcome { output, failures, failed })
 }
 
-/// The outputs with their sources' columns where the map left its own out.
+/// Returns the outputs. Columns that the map left out are taken from the source records.
 pub(crate) fn assemble(input: Columns, mapped: Mapped) -> Columns {
     let sources = &mapped.sources;
-    // The usual map: one output a record. What it leaves out is taken over as it is.
+    // The common case of one output per record: columns that the map left out are moved from the input.
     if sources.len() == input.len() && sources.iter().enumerate().all(|(at, &source)| at == source as usize) {
         return Columns {
             offsets: input.offsets,

@@ -1,5 +1,5 @@
-//! What each kind of stage does: columns in, columns out. The three files share one shape: `run`
-//! calls the guest with the batch, and halves it where the call gives nothing.
+//! The kinds of stages: each takes columns and returns columns. In all three files, `run` calls the guest with the
+//! batch, and halves the batch if the call fails.
 
 pub mod aggregate;
 pub mod filter;
@@ -11,40 +11,40 @@ use millstream_record::Columns;
 use crate::failure::Failure;
 use crate::host::CallError;
 
-/// What a stage made of a batch.
+/// The result of a stage for a batch.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// What it puts out.
+    /// The output records.
     pub output: Columns,
-    /// The records that it failed on, in their order.
+    /// The failures, in the order of their records.
     pub failures: Vec<Failure>,
-    /// Those records themselves, one a failure.
+    /// The failed records themselves, one for each failure.
     pub failed: Columns,
 }
 
-/// A stage that can't go on, whatever the records.
+/// An error that keeps a stage from continuing, whatever the records are.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StageError {
-    /// The guest can't be started or configured.
+    /// The guest cannot be started or configured.
     #[error(transparent)]
     Guest(CallError),
-    /// The accumulators can't be read.
+    /// The accumulators cannot be read.
     #[error("the state can't be read: {0}")]
     State(String),
-    /// Finding the records at fault takes too long.
+    /// The search for the failing records takes too long.
     #[error(
         "the module did not return in time {calls} times on one batch of {records} records: it is stuck on too many \
          of them to find each; fix the module, or raise call-deadline-ms"
     )]
     Stuck {
-        /// Calls that were interrupted.
+        /// Number of calls that were interrupted.
         calls: u32,
-        /// Records of the batch.
+        /// Number of records in the batch.
         records: usize,
     },
 }
 
-/// The failed records of `input`.
+/// Returns the failed records of `input`.
 fn failed_records(input: &Columns, failures: &[Failure]) -> Columns {
     if failures.is_empty() {
         return Columns::default();
