@@ -42,8 +42,8 @@ impl EmbeddedLog {
         let BrokerError::OffsetOutOfRange { topic, .. } = &error else { return error.into() };
         let group = self.fence.group().id();
         LogError::Failed(format!(
-            "{error}: records went before they were read; `millstream group reset {group} --topic {topic} --to earliest`, \
-             then `millstream pipeline resume {group}`, goes on without them"
+            "{error}: the records were deleted before they were read; to continue without them, run `millstream group reset \
+             {group} --topic {topic} --to earliest` and then `millstream pipeline resume {group}`"
         ))
     }
 

@@ -25,8 +25,8 @@ pub struct OutputTopic {
 pub enum OutputRefused {
     /// The record is too large.
     #[error(
-        "an output record of {bytes} bytes is over the limit of topic {topic}, {batch_bytes_max} (batch_bytes_max): put \
-         out smaller records, or raise the topic's limit"
+        "an output record of {bytes} bytes exceeds the limit of topic {topic}, {batch_bytes_max} (batch_bytes_max): \
+         emit smaller records, or raise the topic's limit"
     )]
     TooLarge {
         /// The topic.

@@ -9,7 +9,9 @@ use crate::pipeline::Mistakes;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// The reference is not `name` or `name:tag`.
-    #[error("{reference:?} is no module reference: write name or name:tag, each 1 to 249 of a-z A-Z 0-9 . _ -")]
+    #[error(
+        "{reference:?} is not a module reference: write name or name:tag, each with 1 to 249 characters of a-z A-Z 0-9 . _ -"
+    )]
     InvalidReference {
         /// The reference, as given.
         reference: String,
@@ -24,7 +26,7 @@ pub enum RuntimeError {
     },
     /// The module does not exist.
     #[error(
-        "there is no module {reference:?}: `millstream module list` shows those there are, `millstream module push` adds one"
+        "there is no module {reference:?}: `millstream module list` lists the modules, `millstream module push` adds one"
     )]
     UnknownModule {
         /// The reference, as given.
@@ -39,7 +41,7 @@ pub enum RuntimeError {
         pipeline: String,
     },
     /// The pipeline does not exist.
-    #[error("there is no pipeline {pipeline:?}: `millstream pipeline list` shows those there are")]
+    #[error("there is no pipeline {pipeline:?}: `millstream pipeline list` lists the pipelines")]
     UnknownPipeline {
         /// The name, as given.
         pipeline: String,

@@ -65,19 +65,19 @@ impl RuntimeMetrics {
             seconds: Family::new_with_constructor(seconds),
             guest_memory: Family::default(),
         };
-        registry.register("millstream_stage_calls", "Batches that a stage ran", metrics.calls.clone());
-        registry.register("millstream_stage_records_in", "Records that came to a stage", metrics.records_in.clone());
-        registry.register("millstream_stage_records_out", "Records that a stage put out", metrics.records_out.clone());
+        registry.register("millstream_stage_calls", "Batches that a stage processed", metrics.calls.clone());
+        registry.register("millstream_stage_records_in", "Records that a stage received", metrics.records_in.clone());
+        registry.register("millstream_stage_records_out", "Records that a stage emitted", metrics.records_out.clone());
         registry.register("millstream_stage_failures", "Records that a stage failed on", metrics.failures.clone());
         registry.register_with_unit(
             "millstream_stage",
-            "How long a stage took for a batch",
+            "Time that a stage took for a batch",
             Unit::Seconds,
             metrics.seconds.clone(),
         );
         registry.register_with_unit(
             "millstream_stage_guest_memory",
-            "Linear memory of the instance that ran last",
+            "Linear memory of the instance of a stage that ran last",
             Unit::Bytes,
             metrics.guest_memory.clone(),
         );

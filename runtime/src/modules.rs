@@ -87,7 +87,7 @@ impl Modules {
         let (engine, code) = (self.engine.clone(), wasm.clone());
         let compiled = tokio::task::spawn_blocking(move || engine.compile(&code)).await;
         let compiled =
-            compiled.map_err(|error| RuntimeError::Stored(format!("the compiler ended by a defect: {error}")))?;
+            compiled.map_err(|error| RuntimeError::Stored(format!("the compiler failed because of a bug: {error}")))?;
         let module = compiled.map_err(|source| RuntimeError::Module { reference: reference.clone(), source })?;
         if let Some(entry) = self.find(&reference)
             && entry.hash == module.hash()
@@ -138,7 +138,7 @@ impl Modules {
     /// [`RuntimeError::Stored`] if its bytes are missing or no longer compile.
     pub fn load(&self, hash: &ModuleHash) -> Result<Arc<Module>, RuntimeError> {
         let stored = self.broker.store().catalog_get(&format!("{BYTES_PREFIX}{hash}"))?;
-        let wasm = stored.ok_or_else(|| RuntimeError::Stored(format!("the bytes of module {hash} are gone")))?;
+        let wasm = stored.ok_or_else(|| RuntimeError::Stored(format!("the bytes of module {hash} are missing")))?;
         self.engine.compile(&wasm).map_err(|error| RuntimeError::Stored(format!("module {hash}: {error}")))
     }
 

@@ -447,7 +447,7 @@ impl Runtime {
         if pipeline.ready.is_none()
             && let RunState::Stopped(reason) = pipeline.state()
         {
-            return Err(RuntimeError::Stored(format!("pipeline {name} can't be started: {reason}; apply it again")));
+            return Err(RuntimeError::Stored(format!("pipeline {name} cannot be started: {reason}; apply it again")));
         }
         pipeline.halt().await;
         self.set_state(&pipeline, RunState::Running).await?;
@@ -530,7 +530,7 @@ impl Runtime {
                 [] => "no aggregate stage: only aggregates keep state".to_owned(),
                 ref several => {
                     let names: Vec<&str> = several.iter().map(|stage| &**stage.name()).collect();
-                    format!("several aggregate stages ({}): say which", names.join(", "))
+                    format!("several aggregate stages ({}): name one of them", names.join(", "))
                 }
             },
         };
@@ -546,7 +546,7 @@ impl Runtime {
         let finished = self.0.pool.run(move |guests| guests.of(&of_worker).finish(&keys, &accumulators)).await;
         let finished = finished.ok_or(BrokerError::ShuttingDown)?;
         finished.map(|finished| finished.values).map_err(|error| {
-            let (pipeline, what) = (stage.store().to_string(), format!("a module that can't show its state: {error}"));
+            let (pipeline, what) = (stage.store().to_string(), format!("a module that cannot show its state: {error}"));
             RuntimeError::Stage { pipeline, what }
         })
     }
@@ -563,7 +563,7 @@ impl Runtime {
             let ready = match self.load_ready(&stored) {
                 Ok(ready) => Some(ready),
                 Err(reason) => {
-                    tracing::error!(pipeline = name, reason, "a pipeline can't be loaded");
+                    tracing::error!(pipeline = name, reason, "a pipeline cannot be loaded");
                     stored.state = RunState::Stopped(reason);
                     None
                 }
@@ -726,7 +726,11 @@ impl Runtime {
             let ready = match loaded.unwrap_or_else(|error| Err(error.to_string())) {
                 Ok(ready) => Some(ready),
                 Err(reason) => {
-                    tracing::error!(pipeline = before.name(), reason, "a pipeline can't go on with its altered topics");
+                    tracing::error!(
+                        pipeline = before.name(),
+                        reason,
+                        "a pipeline cannot continue with its altered topics"
+                    );
                     stored.state = RunState::Stopped(reason);
                     None
                 }
@@ -854,15 +858,15 @@ impl Runtime {
         while let Some(ended) = tasks.join_next().await {
             let reason = match ended {
                 Ok(Ok(())) if *stop.borrow() || self.0.broker.is_stopping() => continue,
-                Ok(Ok(())) => "a task ended that nobody told to: see the log for a panic of a worker".to_owned(),
+                Ok(Ok(())) => "a task ended unexpectedly: see the log for a panic of a worker".to_owned(),
                 Ok(Err(reason)) => reason.to_string(),
-                Err(error) => format!("a task ended by a defect: {error}"),
+                Err(error) => format!("a task failed because of a bug: {error}"),
             };
             stop.send_replace(true);
             stopped.get_or_insert(reason);
         }
         let Some(reason) = stopped else { return };
-        tracing::error!(pipeline = pipeline.name(), reason, "the pipeline is stopped");
+        tracing::error!(pipeline = pipeline.name(), reason, "the pipeline stopped");
         let state = RunState::Stopped(reason);
         pipeline.stored.lock().state = state.clone();
         pipeline.group.set_pipeline_state(state.of_group());
@@ -874,7 +878,7 @@ impl Runtime {
             Err(error) => Err(error),
         };
         if let Err(error) = kept {
-            tracing::warn!(pipeline = pipeline.name(), %error, "that the pipeline is stopped could not be kept");
+            tracing::warn!(pipeline = pipeline.name(), %error, "the stopped state of the pipeline could not be stored");
         }
     }
 }

@@ -88,7 +88,7 @@ impl<L: Log> Task<L> {
                 Err(Ended::Stopped(stopped)) => return Err(stopped),
                 // The next pass continues from the last commit.
                 Err(Ended::NoRoom(reason)) => {
-                    tracing::warn!(pipeline = &*self.segment.pipeline, source = %self.source, reason, "a task waits for room");
+                    tracing::warn!(pipeline = &*self.segment.pipeline, source = %self.source, reason, "a task is waiting for disk space");
                 }
             }
             tokio::select! {

@@ -771,21 +771,21 @@ async fn a_file_that_is_no_stage_is_refused_with_the_reason() {
             component_with_import("millstream:stage/host@0.2.0").into(),
             &["it imports millstream:stage/host@0.2.0"],
         ),
-        ("nothing", COMPONENT.to_vec().into(), &["a component of another world: it exports nothing"]),
+        ("nothing", COMPONENT.to_vec().into(), &["not a stage: it exports nothing"]),
         (
             "other-world",
             component_with_exports(&["acme:other/thing@1.0.0"]).into(),
-            &["a component of another world: it exports acme:other/thing@1.0.0", "millstream:stage/filter"],
+            &["not a stage: it exports acme:other/thing@1.0.0", "millstream:stage/filter"],
         ),
         (
             "two-stages",
             component_with_exports(&["millstream:stage/filter@0.1.0", "millstream:stage/map@0.1.0"]).into(),
-            &["it exports filter and map", "a module is one stage"],
+            &["it exports filter and map", "a module can only be one stage"],
         ),
         (
             "hollow",
             component_with_exports(&["millstream:stage/filter@0.1.0"]).into(),
-            &["its filter is not as millstream:stage@0.1.0 has it"],
+            &["its filter interface does not match millstream:stage@0.1.0"],
         ),
     ];
     for (reference, wasm, words) in cases {
@@ -872,10 +872,10 @@ async fn a_pipeline_file_is_refused_with_all_its_mistakes_at_their_places() {
     let expected: [(u32, u32, &str); 8] = [
         (2, 7, "there is no topic `god`; did you mean `good`?"),
         (3, 1, "stagess"),
-        (5, 5, "module `level` is for a filter stage, not a map"),
+        (5, 5, "module `level` is for a filter stage, not for a map"),
         (6, 13, "did you mean `level`?"),
         (7, 17, "explode"),
-        (8, 13, "called `level` already, on line 5"),
+        (8, 13, "already called `level`, on line 5"),
         (9, 15, "call-deadline"),
         (11, 15, "a b"),
     ];
@@ -892,11 +892,11 @@ async fn a_pipeline_file_is_refused_with_all_its_mistakes_at_their_places() {
     assert_eq!(admin.list_topics().await.unwrap().len(), 1);
     // And what is no mapping, no YAML, nothing, or far too much says so.
     for (text, words) in [
-        ("", "no pipeline in the file"),
+        ("", "the file has no pipeline"),
         ("just words", "the file"),
         ("pipeline: [", ""),
         ("a: &x [*x]\n", ""),
-        (&"#".repeat(300_000), "at most 262144 are read"),
+        (&"#".repeat(300_000), "the maximum is 262144"),
     ] {
         let mistakes = admin.apply_pipeline(apply(text)).await.unwrap().mistakes;
         assert!(!mistakes.is_empty(), "{}", &text[..text.len().min(20)]);
@@ -918,7 +918,7 @@ async fn a_cycle_of_pipelines_is_refused_with_its_way() {
     };
     let mistakes = admin.apply_pipeline(apply("own", "good", "good")).await.unwrap().mistakes;
     assert_eq!((mistakes.len(), mistakes[0].line, mistakes[0].column), (1, 7, 5), "{mistakes:?}");
-    says(&mistakes[0].message, &["`good` is a source, on line 2", "would read what it writes"]);
+    says(&mistakes[0].message, &["`good` is also a source, on line 2", "would read its own output"]);
 
     assert_eq!(admin.apply_pipeline(apply("there", "good", "middle")).await.unwrap().mistakes, []);
     let mistakes = admin.apply_pipeline(apply("back", "middle", "good")).await.unwrap().mistakes;

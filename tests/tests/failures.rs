@@ -25,7 +25,7 @@ const SPIN_DEADLINE_MS: u64 = 250;
 const DEADLINE_MS: u64 = 60_000;
 
 const NO_KEY: &str =
-    "an aggregate needs a key, and the record has none: give it one with a map before, or produce it with a key";
+    "an aggregate needs a key, and the record has none: add one with an earlier map, or produce it with a key";
 
 /// The function of a module that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +62,8 @@ impl Place {
     fn miscount(self) -> &'static str {
         match self {
             Self::Filter => "the module returned 2 verdicts for 1 records",
-            Self::Map | Self::Finish => "the module returned 2 values where 1 belong",
-            Self::Add => "the module returned 2 accumulators where 1 belong",
+            Self::Map | Self::Finish => "the module returned 2 values, expected 1",
+            Self::Add => "the module returned 2 accumulators, expected 1",
         }
     }
 }
@@ -77,7 +77,7 @@ fn reason(place: Place, kind: &str) -> String {
         "fails" => "this record is refused".to_owned(),
         "traps" => "the module trapped: this record is a trap".to_owned(),
         "spins" => format!("the module did not return within {SPIN_DEADLINE_MS} ms (call-deadline-ms)"),
-        "eats" => format!("the module wanted more than {MEMORY_BYTES_MAX} bytes of memory (memory-bytes-max)"),
+        "eats" => format!("the module needs more than {MEMORY_BYTES_MAX} bytes of memory (memory-bytes-max)"),
         "floods" => format!("the module returned more than {OUTPUT_BYTES_MAX} bytes at once (output-bytes-max)"),
         "miscounts" => place.miscount().to_owned(),
         _ => panic!("{kind} is no kind of failure"),

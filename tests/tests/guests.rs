@@ -184,10 +184,10 @@ async fn columns_that_lie_are_refused() {
         ("negative", "-2"),
         ("overflow", "lengths"),
         ("entries", "values"),
-        ("source", "an output of record 4294967295"),
-        ("failure", "a failure of record"),
+        ("source", "an output for record 4294967295"),
+        ("failure", "a failure for record"),
         ("twice", "two failures"),
-        ("failed-output", "an output and a failure of the same record"),
+        ("failed-output", "both an output and a failure for record"),
     ];
     for (lie, reason) in lies {
         let stages = format!("- map: malformed\n  with: {{ lie: {lie} }}\n  on-failure: dead-letter");

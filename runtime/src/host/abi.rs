@@ -180,9 +180,9 @@ impl FilteredOut {
                         *verdict = DROP;
                         reserved = said.next();
                     }
-                    FAILED => return Err(format!("verdict \"failed\" for record {index}, which is not in failures")),
-                    DROP | KEEP => return Err(format!("a failure for record {index}, whose verdict is {verdict}")),
-                    _ => return Err(format!("verdict {verdict} for record {index}: 0, 1 and 2 are known")),
+                    FAILED => return Err(format!("verdict \"failed\" for record {index} without a failure")),
+                    DROP | KEEP => return Err(format!("a failure for record {index}, but its verdict is {verdict}")),
+                    _ => return Err(format!("verdict {verdict} for record {index}, which must be 0, 1 or 2")),
                 }
             }
         }
@@ -194,16 +194,16 @@ impl MappedOut {
     pub(super) fn check(self, records: usize) -> Result<Mapped, String> {
         let outputs = self.sources.len();
         if !self.sources.is_sorted() {
-            return Err("the sources of its outputs do not ascend".into());
+            return Err("output sources that are not in ascending order".into());
         }
         if let Some(&last) = self.sources.last()
             && last as usize >= records
         {
-            return Err(format!("an output of record {last}, where there are {records} records"));
+            return Err(format!("an output for record {last}, but there are only {records} records"));
         }
         let failures = check_failures(self.failures, records, "record")?;
         if let Some((index, _)) = failures.iter().find(|(index, _)| self.sources.binary_search(index).is_ok()) {
-            return Err(format!("an output and a failure of the same record, {index}"));
+            return Err(format!("both an output and a failure for record {index}"));
         }
         if let Some(timestamps) = &self.timestamps
             && timestamps.len() != outputs
@@ -245,10 +245,10 @@ impl FinishedOut {
 
 fn check_column(column: ColumnOut, entries: usize, what: &str) -> Result<Column, String> {
     if column.lengths.len() != entries {
-        return Err(format!("{} {what} where {entries} belong", column.lengths.len()));
+        return Err(format!("{} {what}, expected {entries}", column.lengths.len()));
     }
     let column = Column::from(column);
-    column.check().map_err(|error: ColumnError| format!("its {what}: {error}"))?;
+    column.check().map_err(|error: ColumnError| format!("invalid {what}: {error}"))?;
     Ok(column)
 }
 
@@ -256,7 +256,7 @@ fn check_failures(failures: Vec<FailureOut>, entries: usize, what: &str) -> Resu
     let mut checked: Vec<(u32, String)> = Vec::with_capacity(failures.len());
     for FailureOut { index, mut reason } in failures {
         if index as usize >= entries {
-            return Err(format!("a failure of {what} {index}, where there are {entries}"));
+            return Err(format!("a failure for {what} {index}, but there are only {entries} {what}s"));
         }
         if reason.len() > REASON_BYTES_MAX {
             reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
@@ -265,7 +265,7 @@ fn check_failures(failures: Vec<FailureOut>, entries: usize, what: &str) -> Resu
     }
     checked.sort_by_key(|(index, _)| *index);
     if let Some(pair) = checked.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        return Err(format!("two failures of the same {what}, {}", pair[0].0));
+        return Err(format!("two failures for {what} {}", pair[0].0));
     }
     Ok(checked)
 }
@@ -310,14 +310,14 @@ mod tests {
         let refusals = [
             (say(&[1, 1], &[]), "2 verdicts for 3 records"),
             (say(&[1, 1, 1, 1], &[]), "4 verdicts for 3 records"),
-            (say(&[1, 3, 1], &[]), "verdict 3 for record 1: 0, 1 and 2 are known"),
-            (say(&[1, 2, 1], &[]), "verdict \"failed\" for record 1, which is not in failures"),
-            (say(&[1, 2, 2], &[1]), "verdict \"failed\" for record 2, which is not in failures"),
-            (say(&[2, 2, 1], &[1]), "verdict \"failed\" for record 0, which is not in failures"),
-            (say(&[1, 1, 1], &[1]), "a failure for record 1, whose verdict is 1"),
-            (say(&[1, 0, 1], &[1]), "a failure for record 1, whose verdict is 0"),
-            (say(&[1, 2, 1], &[1, 1]), "two failures of the same record, 1"),
-            (say(&[1, 1, 2], &[3]), "a failure of record 3, where there are 3"),
+            (say(&[1, 3, 1], &[]), "verdict 3 for record 1, which must be 0, 1 or 2"),
+            (say(&[1, 2, 1], &[]), "verdict \"failed\" for record 1 without a failure"),
+            (say(&[1, 2, 2], &[1]), "verdict \"failed\" for record 2 without a failure"),
+            (say(&[2, 2, 1], &[1]), "verdict \"failed\" for record 0 without a failure"),
+            (say(&[1, 1, 1], &[1]), "a failure for record 1, but its verdict is 1"),
+            (say(&[1, 0, 1], &[1]), "a failure for record 1, but its verdict is 0"),
+            (say(&[1, 2, 1], &[1, 1]), "two failures for record 1"),
+            (say(&[1, 1, 2], &[3]), "a failure for record 3, but there are only 3 records"),
         ];
         for (said, words) in refusals {
             assert_eq!(said.unwrap_err(), words);
@@ -329,20 +329,17 @@ mod tests {
         let good = MappedOut { failures: vec![failure(1)], ..mapped(&[0, 0, 2]) }.check(3).unwrap();
         assert_eq!((good.sources, good.failures.len()), (vec![0, 0, 2], 1));
         let refusals = [
-            (mapped(&[1, 0]), "the sources of its outputs do not ascend"),
-            (mapped(&[0, 3]), "an output of record 3, where there are 3 records"),
+            (mapped(&[1, 0]), "output sources that are not in ascending order"),
+            (mapped(&[0, 3]), "an output for record 3, but there are only 3 records"),
+            (MappedOut { failures: vec![failure(2)], ..mapped(&[0, 2]) }, "both an output and a failure for record 2"),
             (
-                MappedOut { failures: vec![failure(2)], ..mapped(&[0, 2]) },
-                "an output and a failure of the same record, 2",
+                MappedOut { failures: vec![failure(3)], ..mapped(&[0]) },
+                "a failure for record 3, but there are only 3 records",
             ),
-            (MappedOut { failures: vec![failure(3)], ..mapped(&[0]) }, "a failure of record 3, where there are 3"),
-            (
-                MappedOut { failures: vec![failure(1), failure(1)], ..mapped(&[0]) },
-                "two failures of the same record, 1",
-            ),
+            (MappedOut { failures: vec![failure(1), failure(1)], ..mapped(&[0]) }, "two failures for record 1"),
             (MappedOut { timestamps: Some(vec![0]), ..mapped(&[0, 1]) }, "1 timestamps for 2 outputs"),
-            (MappedOut { keys: Some(column(3)), ..mapped(&[0, 1]) }, "3 keys where 2 belong"),
-            (MappedOut { values: Some(column(1)), ..mapped(&[0, 1]) }, "1 values where 2 belong"),
+            (MappedOut { keys: Some(column(3)), ..mapped(&[0, 1]) }, "3 keys, expected 2"),
+            (MappedOut { values: Some(column(1)), ..mapped(&[0, 1]) }, "1 values, expected 2"),
         ];
         for (out, words) in refusals {
             assert_eq!(out.check(3).unwrap_err(), words);
@@ -358,13 +355,13 @@ mod tests {
     fn what_an_aggregate_returns_is_one_entry_a_group() {
         let added = |entries, failures| AddedOut { accumulators: column(entries), failures }.check(5, 2);
         assert_eq!(added(2, vec![failure(4), failure(0)]).unwrap().failures[0].0, 0);
-        assert_eq!(added(3, vec![]).unwrap_err(), "3 accumulators where 2 belong");
-        assert_eq!(added(1, vec![]).unwrap_err(), "1 accumulators where 2 belong");
-        assert_eq!(added(2, vec![failure(5)]).unwrap_err(), "a failure of record 5, where there are 5");
+        assert_eq!(added(3, vec![]).unwrap_err(), "3 accumulators, expected 2");
+        assert_eq!(added(1, vec![]).unwrap_err(), "1 accumulators, expected 2");
+        assert_eq!(added(2, vec![failure(5)]).unwrap_err(), "a failure for record 5, but there are only 5 records");
         let finished = |entries, failures| FinishedOut { values: column(entries), failures }.check(2);
         assert_eq!(finished(2, vec![failure(1)]).unwrap().failures[0].0, 1);
-        assert_eq!(finished(3, vec![]).unwrap_err(), "3 values where 2 belong");
-        assert_eq!(finished(2, vec![failure(2)]).unwrap_err(), "a failure of group 2, where there are 2");
+        assert_eq!(finished(3, vec![]).unwrap_err(), "3 values, expected 2");
+        assert_eq!(finished(2, vec![failure(2)]).unwrap_err(), "a failure for group 2, but there are only 2 groups");
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl CodeCache {
         match unsafe { Component::deserialize(engine, code) } {
             Ok(component) => Some(component),
             Err(error) => {
-                tracing::warn!(file = %file.display(), %error, "a compiled module does not load: compiling it again");
+                tracing::warn!(file = %file.display(), %error, "a compiled module cannot be loaded: compiling it again");
                 None
             }
         }
@@ -55,7 +55,7 @@ impl CodeCache {
     pub(super) fn put(&self, hash: &ModuleHash, component: &Component) {
         let file = self.file(hash);
         if let Err(error) = self.write(&file, component) {
-            tracing::warn!(file = %file.display(), %error, "a compiled module is not kept");
+            tracing::warn!(file = %file.display(), %error, "a compiled module cannot be stored");
         }
     }
 

@@ -19,11 +19,11 @@ pub(super) fn interface(name: &str) -> String {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ModuleError {
     /// The bytes are neither a core module nor a component.
-    #[error("not WebAssembly: {0}; push a .wasm file, as cargo builds it for wasm32-unknown-unknown")]
+    #[error("not WebAssembly: {0}; push a .wasm file, such as cargo builds for wasm32-unknown-unknown")]
     NotWasm(String),
     /// The module is over the size limit.
     #[error(
-        "{bytes} bytes are over the limit of {module_bytes_max} (module_bytes_max): strip the module, or optimise it for size"
+        "{bytes} bytes exceed the limit of {module_bytes_max} (module_bytes_max): strip the module, or optimise it for size"
     )]
     TooLarge {
         /// The module's size.
@@ -33,7 +33,7 @@ pub enum ModuleError {
     },
     /// The core module lacks the sections that say what it implements.
     #[error(
-        "a core module that can't be made a component: {0}; build it with the millstream crate or with wit-bindgen and millstream:stage@0.1.0"
+        "a core module that cannot be converted to a component: {0}; build it with the millstream crate or with wit-bindgen and millstream:stage@0.1.0"
     )]
     NoComponent(String),
     /// The module does not validate, or uses a feature that is disabled.
@@ -41,19 +41,19 @@ pub enum ModuleError {
     Invalid(String),
     /// The module imports something that stages do not provide.
     #[error(
-        "it imports {0}, which stages are not given: they have no WASI, no clock, no files and no network, only millstream:stage/host"
+        "it imports {0}, which is not available to stages: they have no WASI, clock, files or network, only millstream:stage/host"
     )]
     Import(String),
     /// The module exports none of the three interfaces.
     #[error(
-        "a component of another world: it exports {0}; a stage exports one of millstream:stage/filter, map or aggregate, version 0.1.0"
+        "not a stage: it exports {0}; a stage exports one of millstream:stage/filter, map or aggregate, version 0.1.0"
     )]
     OtherWorld(String),
     /// The module exports more than one of the three interfaces.
-    #[error("it exports {0}: a module is one stage, export one of them")]
+    #[error("it exports {0}: a module can only be one stage, so export only one of them")]
     SeveralKinds(String),
     /// An exported function does not have the type that `stage.wit` defines.
-    #[error("its {kind} is not as millstream:stage@0.1.0 has it: {reason}")]
+    #[error("its {kind} interface does not match millstream:stage@0.1.0: {reason}")]
     Signature {
         /// The kind of the exported interface.
         kind: StageKind,
@@ -92,7 +92,7 @@ fn core_to_component(wasm: &[u8]) -> Result<Vec<u8>, ModuleError> {
     // The encoder trusts the custom sections that say what is implemented, and panics if they are damaged.
     match std::panic::catch_unwind(encode) {
         Ok(encoded) => encoded.map_err(|error| ModuleError::NoComponent(first_lines(&format!("{error:#}")))),
-        Err(_) => Err(ModuleError::NoComponent("its sections that say what it implements are damaged".into())),
+        Err(_) => Err(ModuleError::NoComponent("the sections that describe what it implements are damaged".into())),
     }
 }
 

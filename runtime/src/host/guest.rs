@@ -40,7 +40,7 @@ pub enum CallError {
         call_deadline_ms: u64,
     },
     /// The guest asked for more memory than its limit.
-    #[error("the module wanted more than {memory_bytes_max} bytes of memory (memory-bytes-max)")]
+    #[error("the module needs more than {memory_bytes_max} bytes of memory (memory-bytes-max)")]
     Memory {
         /// The limit, in bytes.
         memory_bytes_max: usize,
@@ -64,13 +64,13 @@ pub enum CallError {
         reason: String,
     },
     /// The guest refused its parameters.
-    #[error("the module refuses its parameters: {reason}")]
+    #[error("the module refused its parameters: {reason}")]
     Configure {
         /// The guest's reason.
         reason: String,
     },
     /// The module could not be instantiated.
-    #[error("the module can't be started: {reason}")]
+    #[error("the module cannot be started: {reason}")]
     Instantiate {
         /// wasmtime's message.
         reason: String,
@@ -365,7 +365,7 @@ impl Guest {
             if store.data().limiter.was_hit {
                 return CallError::Instantiate {
                     reason: format!(
-                        "it wants more than {} bytes of memory (memory-bytes-max)",
+                        "it needs more than {} bytes of memory (memory-bytes-max)",
                         self.limits.memory_bytes_max
                     ),
                 };
@@ -431,7 +431,7 @@ impl Guest {
                 CallError::OutputTooLarge { output_bytes_max: self.limits.output_bytes_max }
             }
             None => CallError::Malformed {
-                what: format!("nothing that can be read: {}", first_lines(&format!("{error:#}"))),
+                what: format!("a result that cannot be read: {}", first_lines(&format!("{error:#}"))),
             },
         }
     }

@@ -83,7 +83,7 @@ impl FromStr for ModuleHash {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no SHA-256 in hex: 64 digits are wanted");
+        let wrong = || format!("{text:?} is not a SHA-256 in hex, which has 64 digits");
         if text.len() != 64 || !text.is_ascii() {
             return Err(wrong());
         }

@@ -161,7 +161,7 @@ impl Checker<'_> {
                 Ok((hash, kind)) if kind == wanted => hashes.push(hash),
                 Ok((_, kind)) => {
                     let message = format!(
-                        "module `{reference}` is for {} stage, not {}; write `{kind}: {reference}`",
+                        "module `{reference}` is for {} stage, not for {} stage; write `{kind}: {reference}`",
                         article(kind),
                         article(wanted)
                     );
@@ -192,7 +192,10 @@ impl Checker<'_> {
             if let Some(source) = sources.get(output.value.as_str()) {
                 self.mistakes.push(Mistake::new(output.place, reads_what_it_writes(&output.value, *source)));
             } else if let Some(way) = way_back(&output.value, &sources, &readers) {
-                self.mistakes.push(Mistake::new(output.place, format!("a cycle: {way}, which this pipeline reads")));
+                self.mistakes.push(Mistake::new(
+                    output.place,
+                    format!("this output creates a cycle back to a source of the pipeline: {way}"),
+                ));
             }
         }
     }

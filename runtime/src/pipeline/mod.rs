@@ -83,7 +83,7 @@ impl PipelineSpec {
 
 /// Returns the message for an output that is also a source.
 fn reads_what_it_writes(topic: &str, source: Place) -> String {
-    format!("`{topic}` is a source, on line {}: the pipeline would read what it writes", source.line)
+    format!("`{topic}` is also a source, on line {}: the pipeline would read its own output", source.line)
 }
 
 /// Returns the kind of a stage with its article.
@@ -151,7 +151,7 @@ impl ModuleRef {
             return Ok(reference);
         }
         if text.contains('/') || text.ends_with(".wasm") {
-            return Err(format!("{text:?} is not a module's name; a path begins with ./, ../ or /"));
+            return Err(format!("{text:?} is not a module name; a path begins with ./, ../ or /"));
         }
         if !name::is_valid(reference.name()) || !name::is_valid(reference.tag()) {
             return Err(format!(

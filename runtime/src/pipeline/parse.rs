@@ -49,14 +49,14 @@ pub fn parse(text: &str) -> Result<PipelineSpec, Mistakes> {
     spec.ok_or_else(|| Mistakes::new(vec![Mistake::new(Place::START, NO_PIPELINE)]))
 }
 
-const NO_PIPELINE: &str = "no pipeline in the file; it begins with `pipeline: <name>`";
+const NO_PIPELINE: &str = "the file has no pipeline; it must begin with `pipeline: <name>`";
 
 /// Returns as much of a pipeline as the text gives, and the mistakes of the text. If there are mistakes, the pipeline
 /// may lack parts, and its name may be empty: it can only be used to find further mistakes.
 pub(super) fn parse_what_can_be(text: &str) -> (Option<PipelineSpec>, Vec<Mistake>) {
     let mut reader = Reader { mistakes: Vec::new() };
     if text.len() > PIPELINE_FILE_BYTES_MAX {
-        let message = format!("the file has {} bytes; at most {PIPELINE_FILE_BYTES_MAX} are read", text.len());
+        let message = format!("the file has {} bytes; the maximum is {PIPELINE_FILE_BYTES_MAX}", text.len());
         reader.mistake(Place::START, message);
         return (None, reader.mistakes);
     }
@@ -125,7 +125,7 @@ impl Reader {
         let mut first = HashMap::new();
         for topic in self.one_or_more(entry) {
             if let Some(earlier) = first.insert(topic.value.clone(), topic.place) {
-                self.mistake(topic.place, format!("`{}` is read already, from {earlier}", topic.value));
+                self.mistake(topic.place, format!("`{}` is already listed, on {earlier}", topic.value));
                 continue;
             }
             topics.push(topic);
@@ -166,7 +166,7 @@ impl Reader {
                 Vec::new()
             }
             _ => {
-                self.mistake(entry.node.place, "`stages` is a list; begin each stage with a dash");
+                self.mistake(entry.node.place, "`stages` must be a list; begin each stage with a dash");
                 Vec::new()
             }
         }
@@ -189,7 +189,10 @@ impl Reader {
 
         let (kind, kind_entry) = kind?;
         if let (Some(entry), StageKind::Filter | StageKind::Aggregate) = (fields.get("keeps-key"), kind) {
-            self.mistake(entry.key_place, format!("`keeps-key` is for map stages; this one is {}", article(kind)));
+            self.mistake(
+                entry.key_place,
+                format!("`keeps-key` is only for map stages; this stage is {}", article(kind)),
+            );
         }
         let module = module?;
         Some(StageSpec {
@@ -211,12 +214,12 @@ impl Reader {
         let mut kinds = fields.entries.iter().filter_map(|entry| Some((stage_kind(&entry.key)?, entry)));
         let Some((kind, entry)) = kinds.next() else {
             if !KIND_KEYS.iter().any(|key| fields.meant.contains(key)) {
-                self.mistake(fields.place, "the stage names no module; give it `filter`, `map` or `aggregate`");
+                self.mistake(fields.place, "the stage has no module; add `filter`, `map` or `aggregate`");
             }
             return None;
         };
         for (other, entry) in kinds {
-            let message = format!("the stage is {} already; begin another stage for `{other}`", article(kind));
+            let message = format!("the stage is already {}; add another stage for `{other}`", article(kind));
             self.mistake(entry.key_place, message);
         }
         Some((kind, entry))
@@ -236,7 +239,7 @@ impl Reader {
     fn stage_name(&mut self, entry: &Entry) -> Option<Placed<String>> {
         let name = self.name(entry)?;
         if name.value.contains('.') {
-            self.mistake(name.place, format!("a stage's name has no dots, but {:?} has", shortened(&name.value)));
+            self.mistake(name.place, format!("a stage's name must not contain dots: {:?}", shortened(&name.value)));
             return None;
         }
         Some(name)
@@ -259,7 +262,7 @@ impl Reader {
             Value::Refused => &[],
             _ if entry.node.is_null() => &[],
             _ => {
-                self.mistake(entry.node.place, "`with` is a mapping: one `name: value` for each parameter");
+                self.mistake(entry.node.place, "`with` must be a mapping: one `name: value` for each parameter");
                 &[]
             }
         };
@@ -309,7 +312,7 @@ impl Reader {
             && let Some(Node { value: Value::Map(entries), place }) = items.last()
             && !entries.iter().any(|entry| entry.key == "to" || nearest(&entry.key, STAGE_KEYS) == Some("to"))
         {
-            self.mistake(*place, "the last stage's output goes nowhere; give this stage or the pipeline a `to`");
+            self.mistake(*place, "the last stage's output has no topic; add a `to` to this stage or to the pipeline");
         }
     }
 
@@ -319,8 +322,9 @@ impl Reader {
             let Placed { value: name, place } = &stage.name;
             match lines.get(name.as_str()) {
                 Some(line) => {
-                    let message =
-                        format!("a stage is called `{name}` already, on line {line}; give this one another `name`");
+                    let message = format!(
+                        "another stage is already called `{name}`, on line {line}; give this stage another `name`"
+                    );
                     self.mistake(*place, message);
                 }
                 None => {
@@ -342,8 +346,10 @@ impl Reader {
         if let (Some(StageSpec { to: Some(own), .. }), Some(to)) = (spec.stages.last(), &spec.to)
             && own.value == to.value
         {
-            let message =
-                format!("the last stage's own `to` names `{}` as well, so every record would come twice", to.value);
+            let message = format!(
+                "the last stage's own `to` names `{}` as well, so each record would be written twice",
+                to.value
+            );
             self.mistake(to.place, message);
         }
         self.dead_letters_apart(spec, &sources);
@@ -358,17 +364,18 @@ impl Reader {
             return;
         };
         if default_named && !name::is_valid(&topic) {
-            let message = format!("the name is too long for its topic of dead letters, {:?}", shortened(&topic));
+            let message = format!("the name is too long for the dead letter topic {:?}", shortened(&topic));
             self.mistake(spec.name.place, message);
         }
         let place = spec.dead_letters.as_ref().map(|named| named.place);
         if let Some(source) = sources.get(topic.as_str()) {
-            let message =
-                format!("`{topic}` is both a source and the topic for dead letters: the pipeline would read its own");
+            let message = format!(
+                "`{topic}` is both a source and the dead letter topic: the pipeline would read its own dead letters"
+            );
             self.mistake(place.unwrap_or(*source), message);
         }
         if let Some(output) = spec.placed_outputs().find(|output| output.value == topic) {
-            let message = format!("`{topic}` is both an output and the topic for dead letters; keep them apart");
+            let message = format!("`{topic}` is both an output and the dead letter topic; use different topics");
             self.mistake(place.unwrap_or(output.place), message);
         }
     }
@@ -381,7 +388,7 @@ impl Reader {
             Value::Map(entries) => entries,
             Value::Refused => return None,
             _ => {
-                let message = format!("{what} is a mapping of {}", listed(known));
+                let message = format!("{what} must be a mapping of {}", listed(known));
                 self.mistake(node.place, message);
                 return None;
             }
@@ -428,7 +435,7 @@ impl Reader {
             Value::List(_) => "a list",
             Value::Map(_) => "a mapping",
         };
-        self.mistake(node.place, format!("`{key}` takes one value, not {what}"));
+        self.mistake(node.place, format!("`{key}` must be a single value, not {what}"));
         None
     }
 
@@ -440,7 +447,7 @@ impl Reader {
     fn valid_name(&mut self, text: &str, place: Place, key: &str) -> Option<Placed<String>> {
         if !name::is_valid(text) {
             let message = format!(
-                "`{key}` is {:?}; a name is 1 to {} of a-z A-Z 0-9 . _ - and neither . nor ..",
+                "`{key}` is {:?}; a name has 1 to {} characters of a-z A-Z 0-9 . _ - and is neither . nor ..",
                 shortened(text),
                 name::NAME_BYTES_MAX
             );
@@ -458,7 +465,8 @@ impl Reader {
         let (text, place) = self.text_in(node, key, key_place)?;
         let topic = self.valid_name(text, place, key)?;
         if text.ends_with(REPARTITION_SUFFIX) {
-            let message = format!("topics named *{REPARTITION_SUFFIX} belong to the runtime; name another");
+            let message =
+                format!("topics named *{REPARTITION_SUFFIX} are reserved for the runtime; choose another name");
             self.mistake(place, message);
             return None;
         }
@@ -470,7 +478,7 @@ impl Reader {
         if topic.value.ends_with(DEAD_LETTERS_SUFFIX) {
             self.mistake(
                 topic.place,
-                format!("topics named *{DEAD_LETTERS_SUFFIX} are for dead letters; name another"),
+                format!("topics named *{DEAD_LETTERS_SUFFIX} are reserved for dead letters; choose another name"),
             );
             return None;
         }
@@ -481,7 +489,7 @@ impl Reader {
         let (text, place) = self.text(entry)?;
         if !choices.contains(&text) {
             let guess = did_you_mean(text, choices.iter().copied());
-            let message = format!("`{}` is {}, not {:?}{guess}", entry.key, one_of(choices), shortened(text));
+            let message = format!("`{}` must be {}, not {:?}{guess}", entry.key, one_of(choices), shortened(text));
             self.mistake(place, message);
             return None;
         }
@@ -494,7 +502,7 @@ impl Reader {
             ("true", true) => Some(true),
             ("false", true) => Some(false),
             _ => {
-                self.mistake(place, format!("`{}` is true or false, not {:?}", entry.key, shortened(text)));
+                self.mistake(place, format!("`{}` must be true or false, not {:?}", entry.key, shortened(text)));
                 None
             }
         }
@@ -507,7 +515,7 @@ impl Reader {
         let in_range = number.filter(|number| (least..=most).contains(number));
         if in_range.is_none() {
             let message = format!(
-                "`{}` is a whole number from {least} to {most}, not {}",
+                "`{}` must be a whole number from {least} to {most}, not {}",
                 entry.key,
                 written(text, is_plain(entry))
             );

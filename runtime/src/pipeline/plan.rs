@@ -112,7 +112,10 @@ pub(super) fn plan(
         let topic = format!("{}.{}{REPARTITION_SUFFIX}", spec.name.value, stage.name.value);
         if needs_owner && (keys_changed || sources.len() > 1 || partitions(&topic).is_some()) {
             let Ok(topic) = TopicName::new(&topic) else {
-                let message = format!("the names are too long for the repartition topic {:?}", shortened(&topic));
+                let message = format!(
+                    "the names of pipeline and stage are too long for the repartition topic {:?}",
+                    shortened(&topic)
+                );
                 mistakes.push(Mistake::new(stage.name.place, message));
                 continue;
             };

@@ -172,13 +172,17 @@ fn no_yaml() {
 #[test]
 fn empty_files() {
     for text in ["", "\n\n", "# nothing\n", "---\n", "~"] {
-        assert_eq!(mistakes_in(text), ["1:1 no pipeline in the file; it begins with `pipeline: <name>`"], "{text:?}");
+        assert_eq!(
+            mistakes_in(text),
+            ["1:1 the file has no pipeline; it must begin with `pipeline: <name>`"],
+            "{text:?}"
+        );
     }
 }
 
 #[test]
 fn not_a_mapping() {
-    let all = "the file is a mapping of `pipeline`, `from`, `start`, `stages`, `to`, `dead-letters`";
+    let all = "the file must be a mapping of `pipeline`, `from`, `start`, `stages`, `to`, `dead-letters`";
     assert_eq!(mistakes_in("hello"), [format!("1:1 {all}")]);
     assert_eq!(mistakes_in("# x\n- a\n"), [format!("2:1 {all}")]);
 }
@@ -186,15 +190,15 @@ fn not_a_mapping() {
 #[test]
 fn too_long() {
     let text = format!("pipeline: p\n#{}", "x".repeat(PIPELINE_FILE_BYTES_MAX));
-    assert_eq!(mistakes_in(&text), ["1:1 the file has 262157 bytes; at most 262144 are read"]);
+    assert_eq!(mistakes_in(&text), ["1:1 the file has 262157 bytes; the maximum is 262144"]);
 }
 
 #[test]
 fn too_deep() {
     let told = mistakes_in(&format!("pipeline: {}", "[".repeat(200)));
-    assert_eq!(told, ["1:26 nested more than 16 deep"]);
+    assert_eq!(told, ["1:26 nested more than 16 levels deep"]);
     let told = mistakes_in(&"- ".repeat(100_000));
-    assert_eq!(told, ["1:33 nested more than 16 deep"]);
+    assert_eq!(told, ["1:33 nested more than 16 levels deep"]);
 }
 
 #[test]
@@ -203,9 +207,9 @@ fn every_duplicate_key() {
     assert_eq!(
         mistakes_in(text),
         [
-            "3:1 `from` is here a second time; the first is on line 2",
-            "6:19 `x` is here a second time; the first is on line 6",
-            "8:1 `from` is here a second time; the first is on line 2",
+            "3:1 `from` is a duplicate key; it first appears on line 2",
+            "6:19 `x` is a duplicate key; it first appears on line 6",
+            "8:1 `from` is a duplicate key; it first appears on line 2",
         ]
     );
 }
@@ -213,7 +217,7 @@ fn every_duplicate_key() {
 #[test]
 fn a_second_document() {
     let text = "pipeline: p\nfrom: a\nstages: [{map: m}]\nto: z\n---\npipeline: q\n";
-    assert_eq!(mistakes_in(text), ["5:1 a second YAML document begins here; a file holds one pipeline"]);
+    assert_eq!(mistakes_in(text), ["5:1 a second YAML document begins here; a file must have only one pipeline"]);
 }
 
 #[test]
@@ -224,10 +228,10 @@ fn anchors_aliases_tags_and_mappings_as_keys() {
     assert_eq!(
         told,
         [
-            "2:7 anchors (&name) are not read in a pipeline file; write the value where it is used",
-            "5:15 a key is text, not a list or a mapping",
-            "6:5 tags (!name) are not read in a pipeline file; leave it out",
-            "7:15 aliases (*name) are not read in a pipeline file; write the value out",
+            "2:7 anchors (&name) are not supported in pipeline files; write the value where it is used",
+            "5:15 a key must be text, not a list or a mapping",
+            "6:5 tags (!name) are not supported in pipeline files; remove it",
+            "7:15 aliases (*name) are not supported in pipeline files; write the value out",
         ]
     );
 }
@@ -276,7 +280,7 @@ fn a_misspelt_kind_is_told_once() {
 #[test]
 fn wrong_names() {
     let long = "x".repeat(250);
-    let rule = "a name is 1 to 249 of a-z A-Z 0-9 . _ - and neither . nor ..";
+    let rule = "a name has 1 to 249 characters of a-z A-Z 0-9 . _ - and is neither . nor ..";
     let text = format!("pipeline: a b\nfrom: [.., {long}]\nstages: [{{map: m, name: 'a/b', to: ü}}]\nto: ''\n");
     assert_eq!(
         mistakes_in(&text),
@@ -296,7 +300,7 @@ fn a_stage_s_name_has_no_dots() {
     assert_eq!(
         mistakes_in(&with_stages("  - map: m\n    name: a.b\n  - map: ./x.y.wasm\n  - map: 1.0")),
         [
-            "5:11 a stage's name has no dots, but \"a.b\" has",
+            "5:11 a stage's name must not contain dots: \"a.b\"",
             "6:10 the module's name \"x.y\" cannot name a stage; give the stage a `name`",
             "7:10 the module's name \"1.0\" cannot name a stage; give the stage a `name`",
         ]
@@ -310,11 +314,11 @@ fn values_that_are_not_there_or_of_another_shape() {
         mistakes_in(text),
         [
             "1:1 `pipeline` has no value",
-            "2:7 `from` takes one value, not a mapping",
-            "3:8 `start` takes one value, not a list",
+            "2:7 `from` must be a single value, not a mapping",
+            "3:8 `start` must be a single value, not a list",
             "5:5 `map` has no value",
-            "6:11 `with` is a mapping: one `name: value` for each parameter",
-            "7:13 `limits` is a mapping of `call-deadline-ms`, `memory-bytes-max`, `output-bytes-max`",
+            "6:11 `with` must be a mapping: one `name: value` for each parameter",
+            "7:13 `limits` must be a mapping of `call-deadline-ms`, `memory-bytes-max`, `output-bytes-max`",
             "8:1 `to` has no value",
         ]
     );
@@ -328,14 +332,14 @@ fn sources_empty_or_twice() {
     );
     assert_eq!(
         mistakes_in("pipeline: p\nfrom:\n  - a\n  - b\n  - a\n  - [c]\n  -\nstages: [{map: m}]\nto: z\n")[..2],
-        ["5:5 `a` is read already, from line 3, column 5", "6:5 `from` takes one value, not a list"]
+        ["5:5 `a` is already listed, on line 3, column 5", "6:5 `from` must be a single value, not a list"]
     );
 }
 
 #[test]
 fn start_is_one_of_two() {
     let text = "pipeline: p\nfrom: a\nstart: lastest\nstages: [{map: m}]\nto: z\n";
-    assert_eq!(mistakes_in(text), ["3:8 `start` is earliest or latest, not \"lastest\"; did you mean `latest`?"]);
+    assert_eq!(mistakes_in(text), ["3:8 `start` must be earliest or latest, not \"lastest\"; did you mean `latest`?"]);
 }
 
 #[test]
@@ -343,15 +347,15 @@ fn stages_are_a_list() {
     let file = |stages: &str| format!("pipeline: p\nfrom: a\nstages:{stages}\nto: z\n");
     assert_eq!(mistakes_in(&file(" []")), ["3:9 `stages` is empty; a pipeline has at least one stage"]);
     assert_eq!(mistakes_in(&file("")), ["3:1 `stages` has no value; a pipeline has at least one stage"]);
-    assert_eq!(mistakes_in(&file("\n  map: m")), ["4:3 `stages` is a list; begin each stage with a dash"]);
+    assert_eq!(mistakes_in(&file("\n  map: m")), ["4:3 `stages` must be a list; begin each stage with a dash"]);
     let told = mistakes_in(&file("\n  - m"));
-    assert!(told[0].starts_with("4:5 a stage is a mapping of `filter`, `map`"), "{told:?}");
+    assert!(told[0].starts_with("4:5 a stage must be a mapping of `filter`, `map`"), "{told:?}");
 }
 
 #[test]
 fn too_many_stages() {
     let stages = |count: usize| (0..count).map(|n| format!("  - map: m{n}\n")).collect::<String>();
-    parse(&with_stages(&stages(STAGES_MAX))).expect("as many as there may be");
+    parse(&with_stages(&stages(STAGES_MAX))).expect("the maximum number of stages");
     assert_eq!(mistakes_in(&with_stages(&stages(STAGES_MAX + 2))), ["68:5 more than 64 stages; split the pipeline"]);
 }
 
@@ -360,9 +364,9 @@ fn a_stage_has_one_module() {
     assert_eq!(
         mistakes_in(&with_stages("  - name: x\n  - filter: f\n    map: m\n    aggregate: a")),
         [
-            "4:5 the stage names no module; give it `filter`, `map` or `aggregate`",
-            "6:5 the stage is a filter already; begin another stage for `map`",
-            "7:5 the stage is a filter already; begin another stage for `aggregate`",
+            "4:5 the stage has no module; add `filter`, `map` or `aggregate`",
+            "6:5 the stage is already a filter; add another stage for `map`",
+            "7:5 the stage is already a filter; add another stage for `aggregate`",
         ]
     );
 }
@@ -372,8 +376,8 @@ fn wrong_module_references() {
     assert_eq!(
         mistakes_in(&with_stages("  - map: dir/m\n  - map: m.wasm\n  - map: 'a b'\n  - map: ./dir/")),
         [
-            "4:10 \"dir/m\" is not a module's name; a path begins with ./, ../ or /",
-            "5:10 \"m.wasm\" is not a module's name; a path begins with ./, ../ or /",
+            "4:10 \"dir/m\" is not a module name; a path begins with ./, ../ or /",
+            "5:10 \"m.wasm\" is not a module name; a path begins with ./, ../ or /",
             "6:10 \"a b\" is not a module: write name, name:tag, or a path that begins with ./, ../ or /",
             "7:10 \"./dir/\" is not the path of a module",
         ]
@@ -384,7 +388,11 @@ fn wrong_module_references() {
 fn wrong_parameters() {
     assert_eq!(
         mistakes_in(&with_stages("  - map: m\n    with:\n      a: [1]\n      b: { c: d }\n      e:")),
-        ["6:10 `a` takes one value, not a list", "7:10 `b` takes one value, not a mapping", "8:7 `e` has no value"]
+        [
+            "6:10 `a` must be a single value, not a list",
+            "7:10 `b` must be a single value, not a mapping",
+            "8:7 `e` has no value"
+        ]
     );
 }
 
@@ -393,8 +401,8 @@ fn on_failure_is_one_of_three() {
     assert_eq!(
         mistakes_in(&with_stages("  - map: m\n    on-failure: dead-letters\n  - map: n\n    on-failure: explode")),
         [
-            "5:17 `on-failure` is stop, skip or dead-letter, not \"dead-letters\"; did you mean `dead-letter`?",
-            "7:17 `on-failure` is stop, skip or dead-letter, not \"explode\"",
+            "5:17 `on-failure` must be stop, skip or dead-letter, not \"dead-letters\"; did you mean `dead-letter`?",
+            "7:17 `on-failure` must be stop, skip or dead-letter, not \"explode\"",
         ]
     );
 }
@@ -407,10 +415,10 @@ fn keeps_key_is_true_or_false_and_for_maps() {
              - aggregate: a\n    keeps-key: false"
         )),
         [
-            "5:16 `keeps-key` is true or false, not \"yes\"",
-            "7:5 `keeps-key` is for map stages; this one is a filter",
-            "9:16 `keeps-key` is true or false, not \"true\"",
-            "11:5 `keeps-key` is for map stages; this one is an aggregate",
+            "5:16 `keeps-key` must be true or false, not \"yes\"",
+            "7:5 `keeps-key` is only for map stages; this stage is a filter",
+            "9:16 `keeps-key` must be true or false, not \"true\"",
+            "11:5 `keeps-key` is only for map stages; this stage is an aggregate",
         ]
     );
 }
@@ -428,18 +436,18 @@ fn limits_have_known_names_and_ranges() {
     assert_eq!(
         limits("call-deadline-ms: 0, memory-bytes-max: 64MiB, output-bytes-max: 1073741825"),
         [
-            "5:33 `call-deadline-ms` is a whole number from 1 to 60000, not 0",
-            "5:54 `memory-bytes-max` is a whole number from 65536 to 4294967296, not 64MiB",
-            "5:79 `output-bytes-max` is a whole number from 1 to 1073741824, not 1073741825",
+            "5:33 `call-deadline-ms` must be a whole number from 1 to 60000, not 0",
+            "5:54 `memory-bytes-max` must be a whole number from 65536 to 4294967296, not 64MiB",
+            "5:79 `output-bytes-max` must be a whole number from 1 to 1073741824, not 1073741825",
         ]
     );
     assert_eq!(limits("call-deadline-ms: 60001, memory-bytes-max: 65535, output-bytes-max: -1").len(), 3);
     assert_eq!(
         limits("call-deadline-ms: '5', memory-bytes-max: 99999999999999999999999, output-bytes-max: 1e3"),
         [
-            "5:33 `call-deadline-ms` is a whole number from 1 to 60000, not \"5\"",
-            "5:56 `memory-bytes-max` is a whole number from 65536 to 4294967296, not 99999999999999999999999",
-            "5:99 `output-bytes-max` is a whole number from 1 to 1073741824, not 1e3",
+            "5:33 `call-deadline-ms` must be a whole number from 1 to 60000, not \"5\"",
+            "5:56 `memory-bytes-max` must be a whole number from 65536 to 4294967296, not 99999999999999999999999",
+            "5:99 `output-bytes-max` must be a whole number from 1 to 1073741824, not 1e3",
         ]
     );
     for good in ["call-deadline-ms: 60000", "memory-bytes-max: 65536", "memory-bytes-max: 4294967296"] {
@@ -451,7 +459,7 @@ fn limits_have_known_names_and_ranges() {
 fn output_goes_nowhere() {
     assert_eq!(
         mistakes_in("pipeline: p\nfrom: a\nstages:\n  - map: m\n    to: b\n  - map: n\n"),
-        ["6:5 the last stage's output goes nowhere; give this stage or the pipeline a `to`"]
+        ["6:5 the last stage's output has no topic; add a `to` to this stage or to the pipeline"]
     );
     // Also reported if the stage has other mistakes, but not if the `to` is only misspelt.
     let told = mistakes_in("pipeline: p\nfrom: a\nstages:\n  - map: m\n    limits: 5\n");
@@ -467,8 +475,8 @@ fn duplicate_stage_names() {
     assert_eq!(
         mistakes_in(&with_stages("  - map: m\n  - map: ./x/m.wasm\n  - filter: f\n    name: m")),
         [
-            "5:10 a stage is called `m` already, on line 4; give this one another `name`",
-            "7:11 a stage is called `m` already, on line 4; give this one another `name`",
+            "5:10 another stage is already called `m`, on line 4; give this stage another `name`",
+            "7:11 another stage is already called `m`, on line 4; give this stage another `name`",
         ]
     );
 }
@@ -479,8 +487,8 @@ fn an_output_that_is_a_source() {
     assert_eq!(
         mistakes_in(text),
         [
-            "5:9 `b` is a source, on line 2: the pipeline would read what it writes",
-            "7:5 `a` is a source, on line 2: the pipeline would read what it writes",
+            "5:9 `b` is also a source, on line 2: the pipeline would read its own output",
+            "7:5 `a` is also a source, on line 2: the pipeline would read its own output",
         ]
     );
 }
@@ -489,7 +497,7 @@ fn an_output_that_is_a_source() {
 fn the_last_output_twice() {
     assert_eq!(
         mistakes_in("pipeline: p\nfrom: a\nstages:\n  - map: m\n    to: z\nto: z\n"),
-        ["6:5 the last stage's own `to` names `z` as well, so every record would come twice"]
+        ["6:5 the last stage's own `to` names `z` as well, so each record would be written twice"]
     );
 }
 
@@ -501,10 +509,10 @@ fn the_runtime_s_topics() {
              dead-letters: y.repartition\n"
         ),
         [
-            "2:7 topics named *.repartition belong to the runtime; name another",
-            "5:9 topics named *.dead-letters are for dead letters; name another",
-            "6:5 topics named *.repartition belong to the runtime; name another",
-            "7:15 topics named *.repartition belong to the runtime; name another",
+            "2:7 topics named *.repartition are reserved for the runtime; choose another name",
+            "5:9 topics named *.dead-letters are reserved for dead letters; choose another name",
+            "6:5 topics named *.repartition are reserved for the runtime; choose another name",
+            "7:15 topics named *.repartition are reserved for the runtime; choose another name",
         ]
     );
     parse("pipeline: p\nfrom: q.dead-letters\nstages: [{map: m}]\nto: z\n").expect("dead letters may be read");
@@ -517,15 +525,17 @@ fn dead_letters_among_sources_and_outputs() {
     };
     assert_eq!(
         mistakes_in(&file("a", "dead-letters: a\n")),
-        ["7:15 `a` is both a source and the topic for dead letters: the pipeline would read its own"]
+        ["7:15 `a` is both a source and the dead letter topic: the pipeline would read its own dead letters"]
     );
     assert_eq!(
         mistakes_in(&file("p.dead-letters", "")),
-        ["2:7 `p.dead-letters` is both a source and the topic for dead letters: the pipeline would read its own"]
+        [
+            "2:7 `p.dead-letters` is both a source and the dead letter topic: the pipeline would read its own dead letters"
+        ]
     );
     assert_eq!(
         mistakes_in(&file("a", "dead-letters: z\n")),
-        ["7:15 `z` is both an output and the topic for dead letters; keep them apart"]
+        ["7:15 `z` is both an output and the dead letter topic; use different topics"]
     );
 }
 
@@ -535,7 +545,7 @@ fn a_name_too_long_for_its_dead_letters() {
     let text = format!("pipeline: {name}\nfrom: a\nstages:\n  - map: m\n    on-failure: dead-letter\nto: z\n");
     let told = mistakes_in(&text);
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("1:11 the name is too long for its topic of dead letters"), "{told:?}");
+    assert!(told[0].starts_with("1:11 the name is too long for the dead letter topic"), "{told:?}");
     parse(&format!("{text}dead-letters: d\n")).expect("with a topic of another name");
     parse(&text.replace("dead-letter", "skip")).expect("without dead letters");
 }
@@ -680,9 +690,9 @@ fn modules_of_another_kind() {
     assert_eq!(
         misfits(&with_stages("  - filter: m\n  - map: g\n  - aggregate: f"), &Tables::new()),
         [
-            "4:5 module `m` is for a map stage, not a filter; write `map: m`",
-            "5:5 module `g` is for an aggregate stage, not a map; write `aggregate: g`",
-            "6:5 module `f` is for a filter stage, not an aggregate; write `filter: f`",
+            "4:5 module `m` is for a map stage, not for a filter stage; write `map: m`",
+            "5:5 module `g` is for an aggregate stage, not for a map stage; write `aggregate: g`",
+            "6:5 module `f` is for a filter stage, not for an aggregate stage; write `filter: f`",
         ]
     );
 }
@@ -698,8 +708,8 @@ fn cycles_through_other_pipelines() {
     assert_eq!(
         misfits(text, &world),
         [
-            "5:9 a cycle: y -> [retry] -> a, which this pipeline reads",
-            "7:5 a cycle: z -> [one] -> c -> [two] -> a, which this pipeline reads",
+            "5:9 this output creates a cycle back to a source of the pipeline: y -> [retry] -> a",
+            "7:5 this output creates a cycle back to a source of the pipeline: z -> [one] -> c -> [two] -> a",
         ]
     );
 }
@@ -715,7 +725,7 @@ fn a_spec_that_reads_what_it_writes_is_refused_by_check_too() {
     let mut spec = parse(&with_stages("  - map: m")).expect("good");
     spec.to = Some(Placed::new("a".into(), Place { line: 5, column: 5 }));
     let told = told(&check(&spec, &Tables::new()).expect_err("a cycle"));
-    assert_eq!(told, ["5:5 `a` is a source, on line 2: the pipeline would read what it writes"]);
+    assert_eq!(told, ["5:5 `a` is also a source, on line 2: the pipeline would read its own output"]);
 }
 
 #[test]
@@ -724,12 +734,12 @@ fn read_tells_mistakes_of_the_text_and_of_the_world_together() {
     assert_eq!(
         told(&read(text, &Tables::new()).expect_err("mistakes")),
         [
-            "1:11 `pipeline` is \"p p\"; a name is 1 to 249 of a-z A-Z 0-9 . _ - and neither . nor ..",
+            "1:11 `pipeline` is \"p p\"; a name has 1 to 249 characters of a-z A-Z 0-9 . _ - and is neither . nor ..",
             "2:11 there is no topic `flight`; did you mean `flights`?",
-            "4:5 module `f` is for a filter stage, not a map; write `filter: f`",
+            "4:5 module `f` is for a filter stage, not for a map stage; write `filter: f`",
             "5:5 unknown key `limit`; did you mean `limits`?",
             "6:10 module `nn` is not uploaded; did you mean `n`?",
-            "7:5 `a` is a source, on line 2: the pipeline would read what it writes",
+            "7:5 `a` is also a source, on line 2: the pipeline would read its own output",
         ]
     );
 }
@@ -741,7 +751,10 @@ fn names_too_long_for_a_repartition_topic() {
         format!("pipeline: {name}\nfrom: a\nstages:\n  - map: m\n  - aggregate: g\n    name: means-of-it\nto: z\n");
     let told = misfits(&text, &Tables::new());
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("6:11 the names are too long for the repartition topic"), "{told:?}");
+    assert!(
+        told[0].starts_with("6:11 the names of pipeline and stage are too long for the repartition topic"),
+        "{told:?}"
+    );
 }
 
 // The plan.

@@ -65,7 +65,7 @@ pub(super) fn load(text: &str, mistakes: &mut Vec<Mistake>) -> Option<Node> {
         if matches!(event, Event::DocumentStart(_)) {
             documents += 1;
             if documents > 1 {
-                tree.mistake(here, "a second YAML document begins here; a file holds one pipeline");
+                tree.mistake(here, "a second YAML document begins here; a file must have only one pipeline");
                 break;
             }
         }
@@ -109,7 +109,7 @@ impl Tree<'_> {
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) | Event::DocumentEnd => {}
             Event::Alias(_) => {
-                self.mistake(here, "aliases (*name) are not read in a pipeline file; write the value out");
+                self.mistake(here, "aliases (*name) are not supported in pipeline files; write the value out");
                 self.add(Node { place: here, value: Value::Refused });
             }
             Event::Scalar(text, style, anchor, tag) => {
@@ -137,16 +137,16 @@ impl Tree<'_> {
 
     fn refuse_extras(&mut self, anchor: usize, tagged: bool, here: Place) {
         if anchor != 0 {
-            self.mistake(here, "anchors (&name) are not read in a pipeline file; write the value where it is used");
+            self.mistake(here, "anchors (&name) are not supported in pipeline files; write the value where it is used");
         }
         if tagged {
-            self.mistake(here, "tags (!name) are not read in a pipeline file; leave it out");
+            self.mistake(here, "tags (!name) are not supported in pipeline files; remove it");
         }
     }
 
     fn begin(&mut self, open: Open, here: Place) -> bool {
         if self.open.len() == DEPTH_MAX {
-            self.mistake(here, format!("nested more than {DEPTH_MAX} deep"));
+            self.mistake(here, format!("nested more than {DEPTH_MAX} levels deep"));
             return false;
         }
         self.open.push(open);
@@ -190,7 +190,7 @@ fn key_text(node: Node, seen: &mut HashMap<String, Place>) -> (Option<String>, O
         Value::Scalar { text, .. } => match seen.get(&text) {
             Some(first) => {
                 let message =
-                    format!("`{}` is here a second time; the first is on line {}", shortened(&text), first.line);
+                    format!("`{}` is a duplicate key; it first appears on line {}", shortened(&text), first.line);
                 (None, Some(message))
             }
             None => {
@@ -198,7 +198,7 @@ fn key_text(node: Node, seen: &mut HashMap<String, Place>) -> (Option<String>, O
                 (Some(text), None)
             }
         },
-        Value::List(_) | Value::Map(_) => (None, Some("a key is text, not a list or a mapping".to_owned())),
+        Value::List(_) | Value::Map(_) => (None, Some("a key must be text, not a list or a mapping".to_owned())),
         Value::Refused => (None, None),
     }
 }

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::host::{CallError, Guest};
 
 const NO_KEY: &str =
-    "an aggregate needs a key, and the record has none: give it one with a map before, or produce it with a key";
+    "an aggregate needs a key, and the record has none: add one with an earlier map, or produce it with a key";
 
 /// The groups of a batch: one for each key, numbered in order of first appearance.
 #[derive(Debug, Default)]

@@ -29,12 +29,12 @@ pub enum StageError {
     #[error(transparent)]
     Guest(CallError),
     /// The accumulators cannot be read.
-    #[error("the state can't be read: {0}")]
+    #[error("the state cannot be read: {0}")]
     State(String),
     /// The search for the failing records takes too long.
     #[error(
-        "the module did not return in time {calls} times on one batch of {records} records: it is stuck on too many \
-         of them to find each; fix the module, or raise call-deadline-ms"
+        "the module did not return in time {calls} times on one batch of {records} records: it blocks on too many \
+         of them to find each one; fix the module, or raise call-deadline-ms"
     )]
     Stuck {
         /// Number of calls that were interrupted.
