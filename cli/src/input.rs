@@ -297,8 +297,8 @@ fn to_timestamp(
         let shown = shortened(found);
         if unit.is_none() && timestamp::is_finer_than_ms(&text) {
             return format!(
-                "field {name:?} holds {shown}, which is too large for milliseconds: if it counts micro- or nanoseconds, say so \
-                 with --timestamp-unit us or ns"
+                "field {name:?} holds {shown}, which is too large for milliseconds: if it counts micro- or nanoseconds, \
+                 set --timestamp-unit us or ns"
             );
         }
         format!("field {name:?} holds {shown}, which is not a valid time: use {}", timestamp::FORMS)

@@ -21,8 +21,8 @@ use crate::pool::{Guests, WorkerPool};
 use crate::stage::{Outcome, StageError, aggregate, filter, map};
 use crate::state::TaskState;
 
-/// Size of the record batches in one step, in bytes. At this size, 10,000 records of 100 bytes, the cost per record of
-/// a call and a commit no longer falls.
+/// Size of the record batches in one step, in bytes: 10,000 records of 100 bytes. With larger steps, the cost per record
+/// of a call and a commit falls no further.
 const STEP_BYTES: usize = 1 << 20;
 
 /// Decoded bytes from which a step takes no further batch, because compressed batches grow when they are decoded. This
@@ -32,7 +32,7 @@ const DECODED_BYTES_MAX: usize = 8 << 20;
 /// Maximum number of steps in flight to the disk, so that one is waiting while another is written.
 const IN_FLIGHT_MAX: usize = 3;
 
-/// Time after which a step is retried for which the log had no space. Freeing space takes longer than this.
+/// Time after which a step that the log had no space for is retried. Freeing space takes longer than this.
 const NO_ROOM_RETRY: Duration = Duration::from_secs(1);
 
 /// The parts of a task.

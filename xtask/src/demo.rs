@@ -89,7 +89,7 @@ fn results(server: &Server, took: Duration, lag: u64) -> Result<()> {
     }
 
     let topics = server.json(&["topic", "list", "--output", "json"])?;
-    println!("\nWhat the server holds, every record on disk before it was acknowledged:\n");
+    println!("\nThe server's topics (each record was on disk before it was acknowledged):\n");
     let mut held = table_of_topics();
     let (mut records_in, mut bytes_in, mut records_out, mut bytes_out) = (0, 0, 0, 0);
     for topic in topics.as_array().into_iter().flatten() {
@@ -169,7 +169,7 @@ impl Server {
             .arg(&data)
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("can't start {}", program.display()))?;
+            .with_context(|| format!("cannot start {}", program.display()))?;
         let stdout = child.stdout.take().context("stdout is piped")?;
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
