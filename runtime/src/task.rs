@@ -21,8 +21,8 @@ use crate::pool::{Guests, WorkerPool};
 use crate::stage::{Outcome, StageError, aggregate, filter, map};
 use crate::state::TaskState;
 
-/// Size of the record batches in one step, in bytes: 10,000 records of 100 bytes. With larger steps, the cost per record
-/// of a call and a commit falls no further.
+/// Size of the record batches in one step, in bytes: 10,000 records of 100 bytes. With larger steps, the cost per
+/// record of a call and a commit falls no further.
 const STEP_BYTES: usize = 1 << 20;
 
 /// Decoded bytes from which a step takes no further batch, because compressed batches grow when they are decoded. This
