@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: see `millstream_tests::soak`.
+//! The program of `cargo xtask soak`. See `millstream_tests::soak`.
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -1,9 +1,10 @@
-//! A disk that breaks on purpose: a file system in memory. Nothing of what its files hold is safe until they were synced,
-//! and no name until its folder was. It fails or tears a chosen call, loses power, delays calls, runs full, gives back
-//! damaged bytes. It knows nothing of what the files hold.
+//! An in-memory file system that fails on purpose. File contents are not durable until the file is synced, and a name
+//! is not durable until its folder is synced. A chosen call can fail or be torn, the power can be lost, calls can be
+//! delayed, the disk can run full, and reads can return damaged bytes. It knows nothing about the contents of the
+//! files.
 //!
-//! Each call is a scheduling point of the simulator and a line of its trace. Outside of a simulation it works as well, with
-//! the order of calls that the machine's threads happen to have.
+//! Each call is a scheduling point of the simulator and a line of its trace. The disk also works outside of a
+//! simulation, where the order of calls is the one in which the machine's threads happen to run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,41 +18,41 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// What a disk sector holds, in bytes: a sector is written wholly or not at all.
+/// Size of a disk sector, in bytes. A sector is written completely or not at all.
 const SECTOR_BYTES: usize = 512;
 
-/// What a file takes of the disk's room at a time, in bytes.
+/// Allocation unit of the disk space that a file takes, in bytes.
 const PAGE_BYTES: u64 = 4096;
 
-/// What every error of a broken disk says.
+/// Message of every error of a broken disk.
 pub const BROKEN: &str = "broken on purpose";
 
-/// A call, by what it does.
+/// A kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// Bytes are read.
+    /// Reads bytes.
     Read,
-    /// Bytes are written.
+    /// Writes bytes.
     Write,
-    /// A file becomes longer or shorter.
+    /// Makes a file longer or shorter.
     SetLen,
-    /// What was written becomes durable, or the names in a folder do. Where it fails, what was written is forgotten: a later
-    /// one makes it no more durable.
+    /// Makes the written data of a file, or the names in a folder, durable. If the call fails, the data written before
+    /// it is forgotten, and a later sync does not make it durable.
     Sync,
-    /// A file or folder is made, or its name is changed or removed.
+    /// Creates a file or a folder, or changes or removes its name.
     Name,
 }
 
-/// What a path leads to, by its name.
+/// The kind of file that a path leads to, derived from its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The journal's database.
     Journal,
     /// The tables' database.
     Tables,
-    /// A segment.
+    /// A segment file.
     Segment,
-    /// Anything else: folders, format file, a backup's files.
+    /// Anything else: folders, the format file, the files of a backup.
     Other,
 }
 
@@ -70,27 +71,27 @@ impl Kind {
 /// What goes wrong at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// It fails, and all others work: a retry would seem to succeed.
+    /// The call fails, and all other calls work, so a retry seems to succeed.
     Fail,
-    /// It fails after half of it was written.
+    /// The call fails after half of the data was written.
     Tear,
-    /// From here on nothing works any more. The call itself is as likely to have an effect as those that were not synced
+    /// From this call on, nothing works any more. The call itself is as likely to take effect as the unsynced calls
     /// before it.
     PowerOff,
-    /// A read gives back a flipped bit.
+    /// A read returns data with one bit flipped.
     Damage,
 }
 
-/// One thing that goes wrong.
+/// One injected fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// At files of this kind; at all where there is none.
+    /// The kind of files that the fault concerns, or all files if `None`.
     pub file: Option<Kind>,
-    /// At calls of this kind; at all that change something where there is none.
+    /// The kind of calls that the fault concerns, or all calls that change something if `None`.
     pub call: Option<Call>,
-    /// At which of those calls, counted from 1.
+    /// Which of those calls the fault strikes, counted from 1.
     pub number: u64,
-    /// What happens there.
+    /// What happens at that call.
     pub effect: Effect,
 }
 
@@ -104,7 +105,7 @@ impl Fault {
     }
 }
 
-/// A file system. Cheap to clone.
+/// An in-memory file system, which is cheap to clone.
 #[derive(Clone, Default)]
 pub struct Disk(Arc<Mutex<State>>);
 
@@ -114,22 +115,22 @@ impl fmt::Debug for Disk {
     }
 }
 
-/// Of a file or a folder. The folder at the root has number 0.
+/// Number of a file or a folder. The root folder has the number 0.
 type Number = u64;
 
 #[derive(Debug)]
 struct State {
     nodes: BTreeMap<Number, Node>,
     next: Number,
-    /// Faults, and how many calls that they concern there were.
+    /// Faults, each with the number of calls so far that it concerns.
     faults: Vec<(Fault, u64)>,
     struck: bool,
     has_power: bool,
-    /// Decides which calls are delayed, if any are.
+    /// Decides which calls are delayed. `None` if no calls are delayed.
     delays: Option<StdRng>,
-    /// Bytes that all files together can take.
+    /// Maximum size of all files together, in bytes.
     room_bytes: Option<u64>,
-    /// Files below this folder find no room at all.
+    /// Files below this folder cannot grow at all.
     full_folder: Option<PathBuf>,
     locked: BTreeMap<PathBuf, String>,
 }
@@ -145,9 +146,9 @@ struct FileNode {
     durable: Vec<u8>,
     cached: Vec<u8>,
     unsynced: Vec<Change>,
-    /// The pages that take room: a file that only became longer takes none.
+    /// The pages that take disk space. Extending a file without writing to it takes none.
     pages: BTreeSet<u64>,
-    /// Whether it has a name.
+    /// Whether the file has a name.
     is_named: bool,
 }
 
@@ -164,7 +165,7 @@ struct FolderNode {
     unsynced: Vec<NameChange>,
 }
 
-/// Each happens wholly or not at all.
+/// A change of names, which happens completely or not at all.
 #[derive(Clone, Debug)]
 enum NameChange {
     Set(String, Number),
@@ -202,51 +203,51 @@ impl Default for State {
 }
 
 impl Disk {
-    /// An empty disk with these faults.
+    /// Creates an empty disk with these faults.
     pub fn new(faults: impl IntoIterator<Item = Fault>) -> Self {
         let disk = Self::default();
         disk.set_faults(faults);
         disk
     }
 
-    /// What goes wrong from now on; calls are counted from here.
+    /// Replaces the faults. Their calls are counted from now on.
     pub fn set_faults(&self, faults: impl IntoIterator<Item = Fault>) {
         let mut state = self.0.lock();
         state.faults = faults.into_iter().map(|fault| (fault, 0)).collect();
         state.struck = false;
     }
 
-    /// Delays calls at random, so that threads meet at other places; `None` ends that.
+    /// Delays calls at random, so that threads interleave differently. `None` ends the delays.
     pub fn set_delays(&self, seed: Option<u64>) {
         self.0.lock().delays = seed.map(StdRng::seed_from_u64);
     }
 
-    /// Lets all files together take this many bytes from now on, those included that they take already.
+    /// Limits the size of all files together to this many bytes, including the bytes that they take already.
     pub fn set_room(&self, room_bytes: u64) {
         self.0.lock().room_bytes = Some(room_bytes);
     }
 
-    /// Lets no file below a folder become larger, or all again.
+    /// Prevents all files below a folder from growing. `None` lifts the limit.
     pub fn set_full_folder(&self, folder: Option<PathBuf>) {
         self.0.lock().full_folder = folder;
     }
 
-    /// Bytes that its files take.
+    /// Returns the disk space that the files take, in bytes.
     pub fn used_bytes(&self) -> u64 {
         self.0.lock().used_bytes()
     }
 
-    /// This disk, as the store takes one.
+    /// Returns this disk as a file system for the store.
     pub fn file_system(&self) -> Arc<dyn FileSystem> {
         Arc::new(self.clone())
     }
 
-    /// Options for a store on this disk.
+    /// Returns options for a store on this disk.
     pub fn options(&self) -> StoreOptions {
         StoreOptions { file_system: Some(self.file_system()), ..StoreOptions::default() }
     }
 
-    /// The paths of all files, in order.
+    /// Returns the paths of all files, in order.
     pub fn files(&self) -> Vec<PathBuf> {
         let state = self.0.lock();
         let (mut found, mut to_visit) = (Vec::new(), vec![(PathBuf::from("/"), 0)]);
@@ -262,10 +263,10 @@ impl Disk {
         found
     }
 
-    /// Flips a bit of what a file holds, as a medium does that ages.
+    /// Flips a bit of a file, as an aging medium does.
     ///
     /// # Panics
-    /// Where there is no such file, or it is shorter.
+    /// Panics if the file does not exist or is too short.
     pub fn flip(&self, path: &Path, byte: usize, bit: u8) {
         let mut state = self.0.lock();
         let number = state.find(path).ok().flatten().expect("the file is there");
@@ -276,7 +277,7 @@ impl Disk {
         }
     }
 
-    /// The length of a file in bytes; 0 where there is none.
+    /// Returns the length of a file in bytes, or 0 if it does not exist.
     pub fn len(&self, path: &Path) -> usize {
         let state = self.0.lock();
         match state.find(path).ok().flatten().and_then(|number| state.nodes.get(&number)) {
@@ -285,27 +286,27 @@ impl Disk {
         }
     }
 
-    /// Whether a fault was met, or a full disk.
+    /// Returns whether a call met a fault or a full disk.
     pub fn struck(&self) -> bool {
         self.0.lock().struck
     }
 
-    /// The process ended and the machine goes on: what was written is there, and may still be lost. There are no faults any
-    /// more.
+    /// Ends the process while the machine keeps running: written data is still visible, but is not durable until it is
+    /// synced. All faults are removed.
     pub fn end_process(&self) {
         let mut state = self.0.lock();
         assert!(state.has_power, "without power nothing goes on: it is lost first");
         state.forget_process();
     }
 
-    /// The power was lost, and is back: of what was not synced, a random part is there. A file that was removed may be there
-    /// again, and one that is new may be gone. There are no faults any more.
+    /// Loses the power and restores it. A random part of the unsynced changes survives: a removed file may exist again,
+    /// and a new file may be gone. All faults are removed.
     pub fn lose_power(&self, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
         let mut state = self.0.lock();
         state.forget_process();
         state.has_power = true;
-        // Now nearly all is lost, now hardly anything.
+        // Varies between losing nearly everything and losing hardly anything.
         let kept = random.random_range(0.0..=1.0);
         for node in state.nodes.values_mut() {
             match node {
@@ -316,7 +317,7 @@ impl Disk {
         state.remove_unnamed();
     }
 
-    /// Begins a call: who runs meanwhile is open. Returns the state, or that it fails.
+    /// Begins a call. Other threads may run before it takes effect. Returns the state, and how the call proceeds.
     fn begin(&self, kind: Kind, call: Call, what: fmt::Arguments<'_>) -> (parking_lot::MutexGuard<'_, State>, Begun) {
         millstream_simulator::point();
         let delay = self.0.lock().delay();
@@ -330,11 +331,11 @@ impl Disk {
     }
 }
 
-/// How a call goes on.
+/// How a call proceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begun {
     Well,
-    /// There is no power any more.
+    /// The disk has no power any more.
     Dead,
     Struck(Effect),
 }
@@ -369,14 +370,14 @@ impl State {
         self.remove_unnamed();
     }
 
-    /// Files that only a process had.
+    /// Removes files that only a process had open.
     fn remove_unnamed(&mut self) {
         let mut reached = BTreeSet::new();
         let mut to_visit = vec![0];
         while let Some(number) = to_visit.pop() {
             reached.insert(number);
             if let Some(Node::Folder(folder)) = self.nodes.get(&number) {
-                // A name that was removed may be there again after a loss of power.
+                // A removed name may exist again after a power loss.
                 let unsynced = folder.unsynced.iter().filter_map(|change| match change {
                     NameChange::Set(_, number) | NameChange::Move { number, .. } => Some(number),
                     NameChange::Unset(_) => None,
@@ -436,7 +437,7 @@ impl State {
         }
     }
 
-    /// The folder that a path stands in, and the path's name there.
+    /// Returns the parent folder of a path, and the last name of the path.
     fn place(&mut self, path: &Path) -> Result<(&mut FolderNode, String)> {
         let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_string_lossy().into_owned();
         Ok((self.folder_mut(path.parent().unwrap_or(Path::new("")))?, name))
@@ -452,7 +453,8 @@ impl State {
         Ok(number)
     }
 
-    /// A file may be written to after it was removed, and its pages then belong to nobody.
+    /// Returns the file with this number. A file may be written to after its removal, and its pages then belong to no
+    /// file.
     fn file(&mut self, number: Number) -> &mut FileNode {
         let node = self.nodes.entry(number).or_insert_with(|| Node::File(FileNode::default()));
         let Node::File(file) = node else { unreachable!("a folder is not opened") };
@@ -460,7 +462,7 @@ impl State {
     }
 }
 
-/// A path's names.
+/// Returns the names in a path.
 fn parts(path: &Path) -> impl Iterator<Item = &str> {
     path.components().filter_map(|part| match part {
         Component::Normal(name) => name.to_str(),
@@ -479,7 +481,7 @@ impl FolderNode {
     }
 
     fn lose_power(&mut self, kept: f64, random: &mut StdRng) {
-        // A file system with a log keeps the first of them; others keep any.
+        // A file system with a log keeps a prefix of the changes. Others may keep any of them.
         let first = random.random_bool(0.5).then(|| random.random_range(0..=self.unsynced.len()));
         for (at, change) in self.unsynced.drain(..).enumerate() {
             if first.map_or_else(|| random.random_bool(kept), |first| at < first) {
@@ -545,7 +547,8 @@ fn broken() -> Error {
 // ---- names
 
 impl Disk {
-    /// A call that changes names. Without power it is as likely to have an effect as others before it.
+    /// Runs a call that changes names. If the power fails at this call, it is as likely to take effect as the calls
+    /// before it.
     fn change_names<T>(&self, path: &Path, what: &str, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         let (mut state, begun) = self.begin(Kind::of(path), Call::Name, format_args!("{what} {}", path.display()));
         match begun {
@@ -555,7 +558,8 @@ impl Disk {
         }
     }
 
-    /// A look at names, which goes on without power as a read does: what was in memory is there for a while.
+    /// Looks at names. Like a read, this works without power too, because a process may still see its cached data for a
+    /// while.
     fn look<T>(&self, look: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         millstream_simulator::point();
         look(&mut self.0.lock())
@@ -732,7 +736,7 @@ impl StorageBackend for OpenFile {
         let at = usize::try_from(offset).map_err(Error::other)?;
         let (mut state, begun) = self.begin(Call::Read, format_args!("{offset}+{}", out.len()));
         let damage = match begun {
-            // What was in memory is there without power too: the process may go on for a while.
+            // Cached data can be read without power too, because the process may continue for a while.
             Begun::Well | Begun::Dead => false,
             Begun::Struck(Effect::Damage) => true,
             Begun::Struck(_) => return Err(broken()),
@@ -764,7 +768,7 @@ impl StorageBackend for OpenFile {
                 unsynced.iter().for_each(|change| apply(&mut file.durable, change));
                 Ok(())
             }
-            // A disk without power decides later.
+            // Whether the data survives is decided when the power is lost.
             Begun::Dead | Begun::Struck(Effect::PowerOff) => Err(broken()),
             Begun::Struck(_) => {
                 file.unsynced.clear();
@@ -777,7 +781,7 @@ impl StorageBackend for OpenFile {
         let (mut state, begun) =
             self.begin(Call::Write, format_args!("{offset}+{} {:08x}", data.len(), crc32c::crc32c(data)));
         let written = match begun {
-            // The write that is under way when the power goes is as likely to be there as the others.
+            // A write that is in progress when the power fails is as likely to survive as the others.
             Begun::Well | Begun::Struck(Effect::PowerOff) => data.len(),
             Begun::Struck(Effect::Tear) => data.len() / 2,
             Begun::Dead | Begun::Struck(_) => 0,
@@ -789,7 +793,7 @@ impl StorageBackend for OpenFile {
             let free = room.saturating_sub(state.used_bytes()) / PAGE_BYTES;
             let file = state.file(self.number);
             let mut new = pages(offset, written.len()).filter(|page| !file.pages.contains(page));
-            // As a file system does: what fits is written.
+            // Like a real file system, this writes as much as fits.
             if let Some(first_without) = new.nth(usize::try_from(free).unwrap_or(usize::MAX)) {
                 written = &written[..usize::try_from((first_without * PAGE_BYTES).saturating_sub(offset)).unwrap_or(0)];
                 result = Err(Error::new(ErrorKind::StorageFull, "no room on a disk that is full on purpose"));

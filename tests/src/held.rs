@@ -1,11 +1,11 @@
-//! A disk that a test stops in the middle of what it does.
+//! A disk that a test can stop in the middle of an operation.
 
 use std::sync::Arc;
 
 use millstream_broker::store::{StorageBackend, StoreOptions};
 use parking_lot::{Condvar, Mutex};
 
-/// A disk on which nothing gets durable while it is held.
+/// A disk whose syncs block while it is held.
 #[derive(Clone, Debug, Default)]
 pub struct Held {
     state: Arc<(Mutex<State>, Condvar)>,
@@ -15,28 +15,28 @@ pub struct Held {
 #[derive(Debug, Default)]
 struct State {
     held: bool,
-    /// Syncs that wait.
+    /// Number of syncs that are waiting.
     waiting: usize,
 }
 
 impl Held {
-    /// Holds what the threads of this name do, and nothing else.
+    /// Returns a disk that blocks only the threads with this name.
     pub fn of_thread(name: &'static str) -> Self {
         Self { thread: Some(name), ..Self::default() }
     }
 
-    /// From now on.
+    /// Blocks syncs from now on.
     pub fn hold(&self) {
         self.state.0.lock().held = true;
     }
 
-    /// Until now.
+    /// Lets syncs proceed, including those that are waiting.
     pub fn release(&self) {
         self.state.0.lock().held = false;
         self.state.1.notify_all();
     }
 
-    /// Whether something is to be made durable, and waits.
+    /// Returns whether a sync is waiting.
     pub fn is_waited_for(&self) -> bool {
         self.state.0.lock().waiting > 0
     }
@@ -51,7 +51,7 @@ impl Held {
         state.waiting -= 1;
     }
 
-    /// A store on that disk.
+    /// Returns options for a store on this disk.
     pub fn options(&self) -> StoreOptions {
         let held = self.clone();
         StoreOptions {

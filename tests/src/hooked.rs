@@ -1,5 +1,5 @@
-//! A disk that tells a test of each call before it is made, by the thread that makes it. The test may fail the call,
-//! let it wait, or panic in it.
+//! A disk that reports each call to the test before it is made, on the thread that makes it. The test may fail the
+//! call, delay it, or panic in it.
 
 use std::io;
 use std::path::Path;
@@ -11,7 +11,7 @@ pub use crate::disk::Call;
 
 type Hook = dyn Fn(&Path, Call) -> io::Result<()> + Send + Sync;
 
-/// A store on a disk that calls `hook` with the file's path before each call.
+/// Returns options for a store on a disk that calls `hook` with the file's path before each call.
 pub fn options(hook: impl Fn(&Path, Call) -> io::Result<()> + Send + Sync + 'static) -> StoreOptions {
     let hook: Arc<Hook> = Arc::new(hook);
     let wrap = move |path: &Path, disk: Box<dyn StorageBackend>| -> Box<dyn StorageBackend> {
@@ -20,7 +20,7 @@ pub fn options(hook: impl Fn(&Path, Call) -> io::Result<()> + Send + Sync + 'sta
     StoreOptions { wrap: Some(Arc::new(wrap)), ..StoreOptions::default() }
 }
 
-/// The machine's file system, which calls `removed` with the path of each file before it is removed.
+/// Returns the machine's file system, which calls `removed` with the path of each file before the file is removed.
 pub fn telling_of_removals(removed: impl Fn(&Path) + Send + Sync + 'static) -> Arc<dyn FileSystem> {
     Arc::new(TellingFileSystem { system: system_files(), removed: Box::new(removed) })
 }
@@ -76,7 +76,7 @@ impl FileSystem for TellingFileSystem {
     }
 }
 
-/// Whether this is the store's thread of that name.
+/// Returns whether the current thread is the store's thread with this name.
 pub fn is_thread(name: &str) -> bool {
     std::thread::current().name() == Some(name)
 }

@@ -1,5 +1,5 @@
-//! A broker with its runtime in this process: for tests that need no network, and for those that put
-//! something under the store.
+//! A broker and its runtime in this process, for tests that need no network and for those that put a layer below the
+//! store.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use millstream_record::{BatchBuilder, Compression, Limits, Record, split_batches
 use millstream_runtime::{Runtime, RuntimeSettings};
 use prometheus_client::registry::Registry;
 
-/// Broker and runtime. `stop` it before its folder goes.
+/// A broker and a runtime. Call `stop` before its folder is deleted.
 #[derive(Clone)]
 pub struct Instance {
     /// The broker.
@@ -31,10 +31,10 @@ impl std::fmt::Debug for Instance {
 }
 
 impl Instance {
-    /// Opens `data`, in a tokio runtime.
+    /// Opens the broker and the runtime on the folder `data`. Must be called within a tokio runtime.
     ///
     /// # Panics
-    /// Where it does not open.
+    /// Panics if it cannot be opened.
     pub fn open(data: &Path) -> Self {
         let mut registry = Registry::default();
         let (settings, options) = (BrokerSettings::default(), StoreOptions::default());
@@ -43,19 +43,19 @@ impl Instance {
         Self { broker, runtime }
     }
 
-    /// Makes a topic.
+    /// Creates a topic.
     ///
     /// # Panics
-    /// Where it can't be made.
+    /// Panics if the topic cannot be created.
     pub async fn topic(&self, name: &str, partitions: u32) {
         let name = TopicName::new(name).expect("a topic's name");
         self.broker.create_topic(&name, partitions, TopicSettings::default(), false).await.expect("a new topic");
     }
 
-    /// Makes a group that never reads a repartition topic, which keeps its records for that.
+    /// Creates a consumer group that never reads, so that the repartition topic keeps its records.
     ///
     /// # Panics
-    /// Where the topic is not there, or has lost some.
+    /// Panics if the topic does not exist or has already lost records.
     pub async fn keep(&self, topic: &str) {
         let topic = self.broker.topic(topic).expect("the topic is there");
         let id = GroupId::new(&format!("keeps-{}", topic.name())).expect("a group's name");
@@ -67,15 +67,15 @@ impl Instance {
     /// Pushes a module of `guests/` under its own name.
     ///
     /// # Panics
-    /// Where it is refused.
+    /// Panics if the module is refused.
     pub async fn push(&self, guest: &str) {
         self.runtime.push_module(guest, crate::guest(guest)).await.expect("a good module");
     }
 
-    /// Applies a pipeline file that must be good.
+    /// Applies a pipeline file that must be valid.
     ///
     /// # Panics
-    /// Where it is refused.
+    /// Panics if the file is refused.
     pub async fn apply(&self, yaml: &str) -> Vec<String> {
         match self.runtime.apply(yaml, &Default::default(), false).await {
             Ok(applied) => applied.changes,
@@ -83,10 +83,10 @@ impl Instance {
         }
     }
 
-    /// Writes records, keys and values, to one partition in one batch.
+    /// Writes records, given as keys and values, to one partition in one batch.
     ///
     /// # Panics
-    /// Where they are refused.
+    /// Panics if the records are refused.
     pub async fn produce(&self, topic: &str, partition: u32, records: &[(Option<&str>, &str)]) -> Offset {
         let mut builder = BatchBuilder::new(Compression::None);
         for (index, (key, value)) in records.iter().enumerate() {
@@ -99,15 +99,15 @@ impl Instance {
         receipt.await.expect("it is stored").base_offsets[0]
     }
 
-    /// All records of a partition.
+    /// Returns all records of a partition.
     ///
     /// # Panics
-    /// Where it can't be read.
+    /// Panics if the partition cannot be read.
     pub async fn records(&self, topic: &str, partition: u32) -> Vec<Record> {
         records(&self.broker, topic, partition).await
     }
 
-    /// All records of a topic, partition after partition.
+    /// Returns all records of a topic, partition by partition.
     pub async fn all_records(&self, topic: &str) -> Vec<Record> {
         let partitions = self.broker.topic(topic).expect("the topic is there").partition_count();
         let mut all = Vec::new();
@@ -117,15 +117,15 @@ impl Instance {
         all
     }
 
-    /// Waits until every running pipeline has read and committed all there is.
+    /// Waits until every running pipeline has read and committed all its input.
     pub async fn caught_up(&self) {
         wait_until("the pipelines have caught up", || self.runtime.is_caught_up()).await;
     }
 
-    /// Ends tasks and committer.
+    /// Stops the tasks and the committer.
     ///
     /// # Panics
-    /// Where the committer panicked.
+    /// Panics if the committer panicked.
     pub async fn stop(self) {
         self.runtime.stop().await;
         let broker = self.broker.clone();
@@ -133,10 +133,10 @@ impl Instance {
     }
 }
 
-/// All records of a partition.
+/// Returns all records of a partition.
 ///
 /// # Panics
-/// Where it can't be read.
+/// Panics if the partition cannot be read.
 pub async fn records(broker: &Broker, topic: &str, partition: u32) -> Vec<Record> {
     let topic = broker.topic(topic).expect("the topic is there");
     let partition = topic.partition(partition).expect("the partition is there");
@@ -161,10 +161,10 @@ pub async fn records(broker: &Broker, topic: &str, partition: u32) -> Vec<Record
     records
 }
 
-/// Waits for a condition. The limit is for a test that hangs; it says nothing of speed.
+/// Waits for a condition. The limit is meant for tests that hang, and is no statement about speed.
 ///
 /// # Panics
-/// Where it does not come true.
+/// Panics if the condition does not become true within two minutes.
 pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = tokio::time::Instant::now() + Duration::from_secs(120);
     while !condition() {

@@ -1,5 +1,5 @@
-//! What the tests and benchmarks share: a real server process, a broker and runtime in this process,
-//! the built modules, the flights.
+//! Code shared by tests and benchmarks: a real server process, a broker and a runtime in this process, the built
+//! modules, and the flights data set.
 
 pub mod disk;
 pub mod held;
@@ -19,21 +19,22 @@ use bytes::Bytes;
 use millstream_client::{Client, ClientError, Position, v1};
 use serde::Deserialize;
 
-/// A folder for files that a test writes; in memory where the system has such, for there are many.
+/// Creates a temporary folder for the files of a test. It is in memory if the system has `/dev/shm`, because there are
+/// many.
 ///
 /// # Panics
-/// Where none can be made.
+/// Panics if no folder can be created.
 pub fn folder() -> tempfile::TempDir {
     let in_memory = tempfile::tempdir_in("/dev/shm");
     in_memory.or_else(|_| tempfile::tempdir()).expect("a temporary folder can be made")
 }
 
-/// The workspace's folder.
+/// Returns the workspace's folder.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the workspace")
 }
 
-/// Where the build puts programs: the folder above that of this test binary.
+/// Returns the folder where the build puts programs, which is the one above the folder of this test binary.
 pub fn target_dir() -> PathBuf {
     let me = std::env::current_exe().expect("a program knows where it is");
     let dir = me.parent().expect("a file has a folder");
@@ -44,10 +45,10 @@ pub fn target_dir() -> PathBuf {
     }
 }
 
-/// A module as `cargo xtask guests` built it.
+/// Returns a module that `cargo xtask guests` built.
 ///
 /// # Panics
-/// Where it was not built.
+/// Panics if the module was not built.
 pub fn guest(name: &str) -> Bytes {
     let path = guest_path(name);
     match std::fs::read(&path) {
@@ -56,15 +57,15 @@ pub fn guest(name: &str) -> Bytes {
     }
 }
 
-/// The path of a module as `cargo xtask guests` built it.
+/// Returns the path of a module that `cargo xtask guests` built.
 pub fn guest_path(name: &str) -> PathBuf {
     root().join("target/guests").join(format!("{name}.wasm"))
 }
 
-/// Makes a group that never reads a repartition topic, which keeps its records for that.
+/// Creates a consumer group that never reads, so that the repartition topic keeps its records.
 ///
 /// # Errors
-/// What the server says.
+/// Returns the server's error.
 pub async fn keep(client: &Client, topic: &str) -> Result<(), ClientError> {
     let starts = client.admin().list_offsets(topic, &[], Position::Earliest).await?;
     let start = |at: v1::PartitionOffset| v1::TopicPartitionOffset {
@@ -78,23 +79,23 @@ pub async fn keep(client: &Client, topic: &str) -> Result<(), ClientError> {
 /// One flight of `data/flights-20k.ndjson.gz`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Flight {
-    /// `2001/01/01 00:47`.
+    /// Date and time, such as `2001/01/01 00:47`.
     pub date: String,
-    /// Minutes.
+    /// Delay in minutes.
     pub delay: i64,
-    /// Airport.
+    /// Airport of departure.
     pub origin: String,
-    /// Airport.
+    /// Airport of arrival.
     pub destination: String,
-    /// The line itself.
+    /// The line of the file.
     #[serde(skip)]
     pub line: String,
 }
 
-/// All 20,000 flights.
+/// Returns all 20,000 flights.
 ///
 /// # Panics
-/// Where the file is not as it was committed.
+/// Panics if the file differs from the committed one.
 pub fn flights() -> Vec<Flight> {
     let path = root().join("data/flights-20k.ndjson.gz");
     let file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

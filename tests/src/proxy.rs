@@ -1,4 +1,4 @@
-//! One address for servers that come and go.
+//! A proxy with a fixed address for servers that are stopped and restarted.
 
 use std::io;
 use std::sync::Arc;
@@ -14,29 +14,29 @@ use tokio::task::JoinHandle;
 use crate::instance::wait_until;
 use crate::server::Server;
 
-/// What the server says is lost while this is on.
+/// While this is on, the proxy discards the server's answers.
 #[derive(Debug, Default)]
 struct Losing {
     on: AtomicBool,
     bytes: AtomicU64,
 }
 
-/// Passes connections on to a server whose port changes with each start.
+/// Forwards connections to a server whose port changes with each start.
 #[derive(Debug)]
 pub struct Proxy {
     address: String,
     server: Arc<Mutex<Option<String>>>,
-    /// Ends every connection.
+    /// Ends all connections.
     cut: watch::Sender<()>,
     losing: Arc<Losing>,
     accepting: JoinHandle<()>,
 }
 
 impl Proxy {
-    /// Listens on a free port.
+    /// Starts a proxy that listens on a free port.
     ///
     /// # Panics
-    /// Where there is none.
+    /// Panics if there is no free port.
     pub async fn start(server: &Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
@@ -61,37 +61,37 @@ impl Proxy {
         Self { address, server, cut, losing, accepting }
     }
 
-    /// A client whose servers come and go.
+    /// Returns a client that connects through this proxy.
     ///
     /// # Panics
-    /// Never: the address is one.
+    /// Never, because the address is valid.
     pub fn client(&self) -> Client {
         Client::new(&self.address).expect("the address is one")
     }
 
-    /// Loses every connection; new ones are passed on.
+    /// Ends all connections. New connections are forwarded.
     pub fn cut(&self) {
         self.cut.send_replace(());
         self.losing.on.store(false, Ordering::SeqCst);
     }
 
-    /// Loses all that the server says from now on until the next cut.
+    /// Discards the server's answers from now on until the next cut.
     pub fn lose_answers(&self) {
         self.losing.bytes.store(0, Ordering::SeqCst);
         self.losing.on.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until something was lost.
+    /// Waits until part of an answer was discarded.
     pub async fn answers_lost(&self) {
         wait_until("an answer is lost", || self.losing.bytes.load(Ordering::SeqCst) > 0).await;
     }
 
-    /// Refuses connections: the port of a server that ended may be somebody else's at once.
+    /// Refuses connections, because another process may take the port of an ended server at any time.
     pub fn pass_to_nobody(&self) {
         *self.server.lock() = None;
     }
 
-    /// Passes new connections on to this server.
+    /// Forwards new connections to this server.
     pub fn pass_to(&self, server: &Server) {
         *self.server.lock() = Some(server.grpc.clone());
     }
@@ -106,7 +106,8 @@ async fn pass_on(client: &mut TcpStream, server: &mut TcpStream, losing: &Losing
     };
     let answers = async {
         let mut bytes = vec![0; 64 << 10];
-        // Nothing makes sense after what was lost.
+        // Once bytes were discarded, the rest of the connection is discarded too, because it makes no sense without
+        // them.
         let mut lost = false;
         loop {
             let read = from_server.read(&mut bytes).await?;

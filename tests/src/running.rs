@@ -1,5 +1,5 @@
-//! A broker in this process whose journal is small and whose clock a test holds, so that the test sees each part of
-//! the journal sealed, each round of retention and each compaction.
+//! A broker in this process with a small journal and a clock that the test controls, so that the test observes each
+//! sealing of a part of the journal, each round of retention and each compaction.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,10 +20,11 @@ use prometheus_client::registry::Registry;
 
 use crate::instance::wait_until;
 
-/// What a journal of [`Running::open`] keeps. It is sealed in quarters of this, and under load in halves.
+/// Maximum size of the journal of [`Running::open`], in bytes. It is sealed in quarters of this size, and under load in
+/// halves.
 pub const JOURNAL_BYTES: u64 = 200_000;
 
-/// Bounds a loop that ends with a condition. The limit is for a test that hangs; it says nothing of speed.
+/// Bounds a loop that ends on a condition. The limit is meant for tests that hang, and is no statement about speed.
 #[derive(Debug)]
 pub struct Limit {
     what: &'static str,
@@ -31,15 +32,15 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// `what` is to become true.
+    /// Creates a limit for a loop that waits until `what` is true.
     pub fn new(what: &'static str) -> Self {
         Self { what, until: Instant::now() + Duration::from_secs(120) }
     }
 
-    /// Called in each turn of the loop.
+    /// Checks the limit. Call this in each iteration of the loop.
     ///
     /// # Panics
-    /// Where it turns for two minutes.
+    /// Panics after two minutes.
     pub fn check(&self) {
         assert!(Instant::now() < self.until, "not within two minutes: {}", self.what);
     }
@@ -55,18 +56,18 @@ pub struct SetClock {
 }
 
 impl SetClock {
-    /// One that stands at this time.
+    /// Creates a clock that stands at this time.
     pub fn new(now_ms: i64) -> Self {
         Self { now_ms: AtomicI64::new(now_ms), ..Self::default() }
     }
 
-    /// Sets it.
+    /// Sets the clock.
     pub fn set_ms(&self, now_ms: i64) {
         self.now_ms.store(now_ms, Ordering::SeqCst);
     }
 
-    /// From now on calls `asked` with the name of each thread that asks for the time, before it is told: `asked` may
-    /// wait, or panic.
+    /// From now on, calls `asked` with the name of each thread that reads the time, before the time is returned.
+    /// `asked` may wait or panic.
     pub fn on_asked(&self, asked: impl Fn(&str) + Send + Sync + 'static) {
         *self.asked.lock() = Some(Arc::new(asked));
     }
@@ -88,7 +89,7 @@ impl Clock for SetClock {
     }
 }
 
-/// Lets retention make one round at a time. Retention asks for the time once a round.
+/// Lets retention make one round at a time. Retention reads the clock once per round.
 #[derive(Clone, Debug, Default)]
 pub struct Rounds(Arc<(Mutex<RoundState>, Condvar)>);
 
@@ -100,7 +101,7 @@ struct RoundState {
 }
 
 impl Rounds {
-    /// From now on retention waits before each round.
+    /// Makes retention wait before each round from now on.
     pub fn hold(clock: &SetClock) -> Self {
         let rounds = Self::default();
         let held = rounds.clone();
@@ -119,7 +120,7 @@ impl Rounds {
         changed.wait_while(&mut state, |state| !state.released && state.begun > state.allowed);
     }
 
-    /// Lets it make one round, and waits for the end of that.
+    /// Lets retention make one round, and waits until that round ends.
     pub async fn make_one(&self) {
         let waits = || {
             let state = self.0.0.lock();
@@ -131,18 +132,18 @@ impl Rounds {
         wait_until("retention has made its round", waits).await;
     }
 
-    /// Lets it go on by itself.
+    /// Lets retention proceed without waiting.
     pub fn release(&self) {
         self.0.0.lock().released = true;
         self.0.1.notify_all();
     }
 }
 
-/// A broker at work. `stop` it before its folder goes.
+/// A running broker. Call `stop` before its folder is deleted.
 pub struct Running {
     /// The broker.
     pub broker: Broker,
-    /// Its clock.
+    /// The broker's clock.
     pub clock: Arc<SetClock>,
 }
 
@@ -152,10 +153,10 @@ impl std::fmt::Debug for Running {
     }
 }
 
-/// One record in a batch of its own.
+/// Creates a batch of one record.
 ///
 /// # Panics
-/// Where it is no good record.
+/// Panics if the record is invalid.
 pub fn batch_of_one(timestamp_ms: i64, key: &str, value: Option<&str>) -> RecordBatch {
     let mut builder = BatchBuilder::new(Compression::None);
     builder.push(timestamp_ms, Some(key.as_bytes()), value.map(str::as_bytes), []);
@@ -163,40 +164,40 @@ pub fn batch_of_one(timestamp_ms: i64, key: &str, value: Option<&str>) -> Record
 }
 
 impl Running {
-    /// Opens `data` at a time.
+    /// Opens the broker on the folder `data`, with the clock at `now_ms`.
     ///
     /// # Panics
-    /// Where it does not open.
+    /// Panics if the broker cannot be opened.
     pub fn open(data: &Path, now_ms: i64) -> Self {
         Self::open_with(data, now_ms, JOURNAL_BYTES, StoreOptions::default())
     }
 
-    /// As [`Running::open`], with another journal and options.
+    /// Like [`Running::open`], with another journal size and other options.
     ///
     /// # Panics
-    /// Where it does not open.
+    /// Panics if the broker cannot be opened.
     pub fn open_with(data: &Path, now_ms: i64, journal_bytes_max: u64, options: StoreOptions) -> Self {
         let clock = Arc::new(SetClock::new(now_ms));
         let settings = BrokerSettings { journal_bytes_max, ..BrokerSettings::default() };
-        // Most reads go to the disk.
+        // A small tail makes most reads go to the disk.
         let options = StoreOptions { tail_bytes_max: Some(10_000), ..options };
         let broker = Broker::open(data, settings, options, clock.clone(), &mut Registry::default());
         Self { broker: broker.expect("it opens"), clock }
     }
 
-    /// Makes a topic.
+    /// Creates a topic.
     ///
     /// # Panics
-    /// Where it can't be made.
+    /// Panics if the topic cannot be created.
     pub async fn topic(&self, name: &str, partitions: u32, settings: TopicSettings) -> Arc<Topic> {
         let name = TopicName::new(name).expect("a topic's name");
         self.broker.create_topic(&name, partitions, settings, false).await.expect("a new topic")
     }
 
-    /// Writes records, keys and values, to one partition in one batch.
+    /// Writes records, given as keys and values, to one partition in one batch.
     ///
     /// # Panics
-    /// Where they are refused.
+    /// Panics if the records are refused.
     pub async fn produce(&self, topic: &Topic, partition: u32, timestamp_ms: i64, records: &[(&str, Option<&str>)]) {
         let mut builder = BatchBuilder::new(Compression::None);
         for (key, value) in records {
@@ -206,10 +207,10 @@ impl Running {
         append(&self.broker, topic, partition, batch).await.expect("it is stored");
     }
 
-    /// Fills the journal with records of another topic, so that what it held before is sealed.
+    /// Fills the journal with records of another topic, so that its previous records are sealed.
     ///
     /// # Panics
-    /// Where nothing is sealed.
+    /// Panics if nothing is sealed.
     pub async fn seal(&self) {
         let filler = match self.broker.topic("filler") {
             Ok(filler) => filler,
@@ -228,10 +229,10 @@ impl Running {
         self.clock.set_ms(now_ms);
     }
 
-    /// Ends the store's threads.
+    /// Stops the store's threads.
     ///
     /// # Panics
-    /// Where they do not end within two minutes.
+    /// Panics if the threads do not end within two minutes.
     pub async fn stop(self) {
         let broker = self.broker;
         let stopped = tokio::task::spawn_blocking(move || broker.stop());
@@ -243,26 +244,26 @@ impl Running {
 /// Appends a batch, and waits until it is on disk.
 ///
 /// # Errors
-/// What the broker says.
+/// Returns the broker's error.
 ///
 /// # Panics
-/// Where there is no such partition.
+/// Panics if the partition does not exist.
 pub async fn append(broker: &Broker, topic: &Topic, partition: u32, batch: RecordBatch) -> Result<(), BrokerError> {
     let partition = topic.partition(partition).expect("the partition is there");
     broker.produce(topic, partition, vec![batch]).await?.await.map(drop)
 }
 
-/// Bytes of record batches that the journal holds of some topics.
+/// Returns the size of the record batches of some topics in the journal, in bytes.
 pub fn journal_bytes(broker: &Broker, of: impl Fn(&Topic) -> bool) -> u64 {
     let topics = broker.topics();
     let partitions = topics.iter().filter(|topic| of(topic)).flat_map(|topic| topic.partitions());
     partitions.map(|partition| partition.size().journal_bytes).sum()
 }
 
-/// All records of a partition from an offset on.
+/// Returns all records of a partition from an offset on.
 ///
 /// # Panics
-/// Where they can't be read.
+/// Panics if the records cannot be read.
 pub async fn read_from(broker: &Broker, partition: &Arc<Partition>, from: Offset) -> Vec<Record> {
     let mut found = Vec::new();
     let mut from = from;
@@ -282,10 +283,10 @@ pub async fn read_from(broker: &Broker, partition: &Arc<Partition>, from: Offset
     found
 }
 
-/// A key or a value as text.
+/// Returns a key or a value as text.
 ///
 /// # Panics
-/// Where it is none.
+/// Panics if it is not UTF-8.
 pub fn text(bytes: Option<&bytes::Bytes>) -> Option<String> {
     bytes.map(|bytes| String::from_utf8(bytes.to_vec()).expect("it is text"))
 }

@@ -1,4 +1,4 @@
-//! A real `millstream serve`, to be used, killed and started again.
+//! A real `millstream serve` process that tests use, kill and restart.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,18 +14,18 @@ use tokio::net::TcpSocket;
 pub struct Server {
     child: Child,
     data: PathBuf,
-    /// Beside those that every server gets.
+    /// Arguments in addition to those of every server.
     arguments: Vec<String>,
-    /// `127.0.0.1:port` of gRPC.
+    /// `127.0.0.1:port` of the gRPC listener.
     pub grpc: String,
-    /// `127.0.0.1:port` of HTTP.
+    /// `127.0.0.1:port` of the HTTP listener.
     pub http: String,
 }
 
-/// The `millstream` program of this build.
+/// Returns the path of this build's `millstream` program.
 ///
 /// # Panics
-/// Where it was not built.
+/// Panics if it was not built.
 pub fn millstream() -> PathBuf {
     let path = crate::target_dir().join("millstream");
     assert!(
@@ -37,18 +37,18 @@ pub fn millstream() -> PathBuf {
 }
 
 impl Server {
-    /// Starts a server on `data`, on free ports, and waits until it is ready.
+    /// Starts a server on `data` with free ports, and waits until it is ready.
     ///
     /// # Panics
-    /// Where it does not start: its error is on stderr.
+    /// Panics if the server does not start. Its error is on stderr.
     pub fn start(data: &Path) -> Self {
         Self::start_with(data, &[])
     }
 
-    /// As [`Server::start`], with more arguments.
+    /// Like [`Server::start`], with more arguments.
     ///
     /// # Panics
-    /// Where it does not start.
+    /// Panics if the server does not start.
     pub fn start_with(data: &Path, arguments: &[&str]) -> Self {
         Self::start_at("127.0.0.1:0", data, arguments)
     }
@@ -79,69 +79,68 @@ impl Server {
         }
     }
 
-    /// A client of it.
+    /// Returns a client of this server.
     ///
     /// # Panics
-    /// Never: the address is one.
+    /// Never, because the address is valid.
     pub fn client(&self) -> Client {
         Client::new(&self.grpc).expect("the address is one")
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its resident memory, in bytes.
+    /// Returns the resident memory, in bytes.
     ///
     /// # Panics
-    /// Where it is gone.
+    /// Panics if the process has ended.
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it is running");
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
         1024 * resident.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).expect("a number of KB")
     }
 
-    /// The page of its metrics.
+    /// Returns the page of the server's metrics.
     ///
     /// # Panics
-    /// Where it does not answer.
+    /// Panics if the server does not answer.
     pub fn metrics(&self) -> String {
         page(&self.http, "/metrics").1
     }
 
-    /// Kills it as the kernel would: no warning, nothing written.
+    /// Kills the server as the kernel would, without a warning and without a chance to write anything.
     ///
     /// # Panics
-    /// Where it can't be killed.
+    /// Panics if the server cannot be killed.
     pub fn kill(&mut self) {
         self.child.kill().expect("a child can be killed");
         self.child.wait().expect("a killed child ends");
     }
 
-    /// Asks it to stop with SIGTERM, and waits.
+    /// Asks the server to stop with SIGTERM, and waits until it ends.
     ///
     /// # Panics
-    /// Where that can't be done.
+    /// Panics if this fails.
     pub fn terminate(&mut self) -> ExitStatus {
         let sent = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().expect("kill runs");
         assert!(sent.success());
         self.child.wait().expect("it ends")
     }
 
-    /// Whether it still runs: nobody but us is to end it.
+    /// Returns whether the process still runs. Only the test itself may end it.
     ///
     /// # Panics
-    /// Where that can't be asked.
+    /// Panics if the process's status cannot be read.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("a child can be asked").is_none()
     }
 
-    /// Starts another one on the same data and with the same arguments, after [`Server::kill`] or
-    /// [`Server::terminate`].
+    /// Starts another server on the same data with the same arguments, after [`Server::kill`] or [`Server::terminate`].
     ///
     /// # Panics
-    /// Where it does not start.
+    /// Panics if the server does not start.
     pub fn restart(&mut self) {
         self.restart_at("127.0.0.1:0");
     }
@@ -152,37 +151,34 @@ impl Server {
         *self = server;
     }
 
-    /// As [`Server::restart`], and gRPC listens where it did: clients find it again.
+    /// Like [`Server::restart`], but gRPC listens on the same address, so that clients can reconnect.
     ///
     /// # Panics
-    /// Where the address does not come free, or it does not start.
+    /// Panics if the address does not become free or the server does not start.
     pub fn restart_in_place(&mut self) {
         let address: SocketAddr = self.grpc.parse().expect("it printed an address");
         wait_until_free(address);
         self.restart_at(&address.to_string());
     }
 
-    /// Runs the `millstream` program against it.
+    /// Runs the `millstream` program against this server.
     pub fn run(&self, arguments: &[&str]) -> Ran {
         self.run_with_input(arguments, "")
     }
 
-    /// Runs the `millstream` program against it, with `input` on stdin.
+    /// Runs the `millstream` program against this server, with `input` on stdin.
     ///
     /// # Panics
-    /// Where the program can't be run.
+    /// Panics if the program cannot be run.
     pub fn run_with_input(&self, arguments: &[&str], input: &str) -> Ran {
         run(Command::new(millstream()).env("MILLSTREAM_SERVER", &self.grpc).args(arguments), input)
     }
 }
 
-/// A start on `data` that is killed before it comes far.
+/// Fetches a page over HTTP, and returns its status and body.
 ///
 /// # Panics
-/// A page over HTTP: status and body.
-///
-/// # Panics
-/// Where nobody answers.
+/// Panics if the server does not answer.
 pub fn page(address: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("it listens");
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").expect("it reads");
@@ -193,7 +189,10 @@ pub fn page(address: &str, path: &str) -> (u16, String) {
     (status.unwrap_or_else(|| panic!("{answer}")), body.to_owned())
 }
 
-/// Where the program can't be run, or not be killed.
+/// Starts a server on `data`, and kills it after the time `after`, which is usually before it is ready.
+///
+/// # Panics
+/// Panics if the program cannot be run or killed.
 pub fn start_and_kill(data: &Path, arguments: &[&str], after: Duration) {
     let mut child = Command::new(millstream())
         .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", "error", "--data"])
@@ -210,14 +209,14 @@ pub fn start_and_kill(data: &Path, arguments: &[&str], after: Duration) {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Some connection may have been given the port while nobody listened there. Binds without listening:
-/// no client must take this for the server.
+/// Waits until the port is free, because another connection may have been given it while no server listened there.
+/// Binds without listening, so that no client takes this for the server.
 fn wait_until_free(address: SocketAddr) {
     let free = || {
         let socket = TcpSocket::new_v4()?;
@@ -231,32 +230,32 @@ fn wait_until_free(address: SocketAddr) {
     }
 }
 
-/// What a program printed and how it ended.
+/// Output and exit code of a program.
 #[derive(Debug)]
 pub struct Ran {
-    /// stdout.
+    /// Text on stdout.
     pub out: String,
-    /// stderr.
+    /// Text on stderr.
     pub err: String,
     /// The exit code.
     pub code: Option<i32>,
 }
 
 impl Ran {
-    /// stdout of a program that must have succeeded.
+    /// Returns stdout of a program that must have succeeded.
     ///
     /// # Panics
-    /// Where it did not.
+    /// Panics if the program failed.
     pub fn ok(self) -> String {
         assert_eq!(self.code, Some(0), "out: {}\nerr: {}", self.out, self.err);
         self.out
     }
 }
 
-/// Runs a program to its end.
+/// Runs a program until it ends.
 ///
 /// # Panics
-/// Where it can't be run.
+/// Panics if the program cannot be run.
 pub fn run(command: &mut Command, input: &str) -> Ran {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().expect("the program runs");

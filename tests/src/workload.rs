@@ -1,4 +1,5 @@
-//! A workload of everything, of which a model knows what must be there: for tests that break the disk below it.
+//! A workload that uses every part of the broker, with a model of what the broker must hold, for tests that break the
+//! disk below it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -32,23 +33,23 @@ fn number_of(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap())
 }
 
-/// Runs a case for each seed, on two threads, and says which seed failed.
+/// Runs a case for each seed, on two threads, and prints the seed that failed.
 pub fn for_seeds(cases: u64, case: impl Fn(u64) + Sync) {
     for_seeds_until(cases, || true, case);
 }
 
-/// As [`for_seeds`], and goes on with further seeds until there is `enough`: of what depends on how threads run, a busy
-/// machine may see little. With one seed, that one alone counts.
+/// Like [`for_seeds`], but continues with further seeds until `enough` returns true, because on a busy machine few
+/// cases may meet what depends on thread scheduling. If `MILLSTREAM_TEST_SEED` is set, only that seed runs.
 ///
 /// # Panics
-/// Where a case does, and where it is not enough within two minutes.
+/// Panics if a case panics, and if `enough` is not true within two minutes after the required cases.
 pub fn for_seeds_until(cases: u64, enough: impl Fn() -> bool + Sync, case: impl Fn(u64) + Sync) {
     let next = AtomicU64::new(0);
     let failed = AtomicBool::new(false);
     let count = cases * number_of("MILLSTREAM_TEST_CASES").unwrap_or(1);
     let one = number_of("MILLSTREAM_TEST_SEED");
     let (first, count) = one.map_or((0, count), |seed| (seed, 1));
-    // It begins with the first seed that would not have to be.
+    // The time starts with the first additional seed.
     let limit = OnceLock::new();
     let work = || {
         while !failed.load(Ordering::Relaxed) {
@@ -85,28 +86,29 @@ pub fn offset(number: usize) -> Offset {
     Offset::new(number as i64).unwrap()
 }
 
-// ---- what is written
+// ---- the steps of a workload
 
 pub const TOPICS: [&str; 3] = ["a", "b", "c"];
 const CONSUMERS: [&str; 2] = ["readers", "others"];
 pub const PIPELINE: &str = "p";
 const PRODUCERS: Range<i64> = 0..3;
 pub const STORES: [&str; 2] = ["p/count", "p/last"];
-/// Partitions of state.
+/// Number of partitions of each state store.
 const NUMBERS: u32 = 3;
-/// In flight at a time.
+/// Maximum number of commits in flight.
 const IN_FLIGHT_MAX: usize = 6;
 
-/// Where records are cleaned: of the second topic's keys the last records stay, and of the third so many bytes.
+/// Topics whose records are cleaned: the second topic is compacted by key, and the third is limited to a number of
+/// bytes.
 const COMPACTED: usize = 1;
 const RETAINED: usize = 2;
 const RETENTION_BYTES: u64 = JOURNAL_BYTES_MAX;
 const JOURNAL_BYTES_MAX: u64 = 40_000;
 
-/// Timestamp, key, value.
+/// Timestamp, key and value of a record.
 pub type Held = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
 
-/// What happens wholly or not at all.
+/// A step of the workload, which happens completely or not at all.
 #[derive(Clone, Debug)]
 enum Step {
     CreateTopic { topic: usize, partitions: usize },
@@ -116,17 +118,17 @@ enum Step {
     DropState { store: usize },
 }
 
-/// What a partition gets.
+/// The records that a partition receives in a commit.
 #[derive(Clone, Debug)]
 struct Appended {
     place: Place,
     /// The records of each batch.
     batches: Vec<Vec<Held>>,
-    /// Whose sequence numbers they have, if any, and whether a new epoch begins with them.
+    /// The producer of the batches, if they have sequence numbers, and whether a new epoch begins with them.
     producer: Option<(i64, bool)>,
 }
 
-/// A store, a partition of it, a key and its accumulator.
+/// A store, one of its partitions, a key, and the key's accumulator.
 type Changed = (usize, u32, Vec<u8>, Option<Vec<u8>>);
 
 #[derive(Clone, Debug, Default)]
@@ -134,40 +136,40 @@ struct CommitStep {
     appends: Vec<Appended>,
     compression: Option<Compression>,
     offsets: Vec<(&'static str, (usize, usize), usize)>,
-    /// The pipeline's step: where it reads, and where it stands afterwards.
+    /// The step of the pipeline: the partition that it reads, and its committed offset afterwards.
     step: Option<((usize, usize), usize)>,
-    /// Store, number, key, accumulator.
+    /// Store, partition, key and accumulator of each change.
     state: Vec<Changed>,
 }
 
 pub type Place = (usize, usize);
 pub type Accumulators = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// All that a broker holds.
+/// Everything that a broker holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Contents {
-    /// Whether records are cleaned. Then this has those too that are gone.
+    /// Whether records are cleaned. If so, this model also contains the records that were cleaned.
     cleaned: bool,
-    /// Whether compaction may take a key's last record, where that is a tombstone.
+    /// Whether compaction may remove the last record of a key if it is a tombstone.
     tombstones_may_go: bool,
     pub topics: BTreeMap<usize, Vec<Vec<Held>>>,
     pub offsets: BTreeMap<(String, Place), usize>,
-    /// Without empty ones.
+    /// Accumulators by store and partition. Empty partitions are left out.
     pub state: BTreeMap<(usize, u32), Accumulators>,
-    /// By partition and producer.
+    /// Batches of each producer, by partition and producer.
     producers: BTreeMap<(Place, i64), Sent>,
 }
 
-/// What a partition holds of a producer's newest epoch.
+/// The batches of a producer's newest epoch in a partition.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Sent {
     epoch: i16,
-    /// Of each batch its first sequence number and its offsets.
+    /// The first sequence number and the offsets of each batch.
     batches: Vec<(usize, Range<usize>)>,
 }
 
 impl Sent {
-    /// The sequence number that comes next.
+    /// Returns the next sequence number.
     fn next(&self) -> usize {
         self.batches.last().map_or(0, |(first, offsets)| first + offsets.len())
     }
@@ -176,7 +178,7 @@ impl Sent {
         *self = Self { epoch: self.epoch + 1, batches: Vec::new() };
     }
 
-    /// A batch as it was found.
+    /// Adds a batch that was read from the broker.
     fn add(&mut self, batch: &RecordBatch) {
         if batch.producer_epoch() > self.epoch {
             *self = Self { epoch: batch.producer_epoch(), batches: Vec::new() };
@@ -188,7 +190,7 @@ impl Sent {
 }
 
 impl Contents {
-    /// Whoever produced begins a new epoch, as one does that is told of a hole in what it sent.
+    /// Lets each producer begin a new epoch, as a producer does after it was told of a gap in its sequence.
     pub fn begin_epochs(&mut self) {
         self.producers.values_mut().for_each(Sent::begin_epoch);
     }
@@ -247,7 +249,7 @@ impl Contents {
         Some(((topic, partition), partitions[partition].len()))
     }
 
-    /// What comes next in a workload.
+    /// Returns the next step of a workload.
     fn next_step(&self, random: &mut StdRng) -> Step {
         let topic = random.random_range(0..TOPICS.len());
         if self.topics.is_empty() || (!self.topics.contains_key(&topic) && random.random_bool(0.5)) {
@@ -270,7 +272,7 @@ impl Contents {
             if self.is_compacted(place.0) {
                 batches.iter_mut().flatten().for_each(one_of_few_keys);
             }
-            // Of a producer a partition takes one append in a commit, and nothing before it.
+            // In one commit, a partition takes at most one append of a producer, and no other append before it.
             let numbered = random.random_bool(0.6) && commit.appends.iter().all(|before| before.place != place);
             let producer = numbered.then(|| (random.random_range(PRODUCERS), random.random_bool(0.1)));
             commit.appends.push(Appended { place, batches, producer });
@@ -287,7 +289,7 @@ impl Contents {
             let current = self.offsets.get(&(PIPELINE.to_owned(), place)).copied().unwrap_or(0);
             commit.step = Some((place, random.random_range(current.min(end)..=end)));
         }
-        // A key changes once in a commit, as an aggregate's does.
+        // A key changes at most once in a commit, like that of an aggregate.
         let mut changed = BTreeMap::new();
         for _ in 0..random.random_range(0..5) {
             let key =
@@ -316,7 +318,7 @@ impl Contents {
         }
     }
 
-    /// Where the records of a step's appends come to stand.
+    /// Returns the base offset of each append of a step.
     fn base_offsets(&self, step: &Step) -> Vec<Offset> {
         let Step::Commit(commit) = step else { return Vec::new() };
         let mut ends = BTreeMap::new();
@@ -332,7 +334,7 @@ impl Contents {
 }
 
 impl CommitStep {
-    /// Whether its records are known when they come again.
+    /// Returns whether the broker recognizes all its records if they are sent again.
     fn is_idempotent(&self) -> bool {
         !self.appends.is_empty() && self.appends.iter().all(|append| append.producer.is_some())
     }
@@ -376,29 +378,29 @@ fn batch(records: &[Held], compression: Compression, numbers: Option<Numbers>) -
     builder.finish().unwrap()
 }
 
-// ---- writing it
+// ---- running a workload
 
-/// What was asked of a broker and is not known to be there.
+/// The steps of a workload that were requested from a broker, with a model of the result.
 #[derive(Clone, Debug, Default)]
 pub struct Workload {
-    /// What was there when it was last looked at, and of what was asked since, in order, how many were
-    /// acknowledged.
+    /// What the broker held at the last check, the steps requested since then in their order, and how many of these
+    /// were acknowledged.
     there: Contents,
     asked: Vec<Step>,
     acked: usize,
-    /// With all that was asked.
+    /// What the broker holds if all requested steps took effect.
     pub ahead: Contents,
-    /// Records that compaction and that retention took, when it was looked at.
+    /// Number of records removed by compaction and by retention, counted at each check.
     pub cleaned: [usize; 2],
 }
 
-/// Without a reserve on a disk that runs full; otherwise with what stands for the default here.
+/// Opens a broker with this disk reserve: 0 for a disk that runs full, or a small stand-in for the default reserve.
 pub fn open_with_reserve(data: &Path, options: StoreOptions, disk_reserve_bytes: u64) -> Broker {
     let settings = BrokerSettings { disk_reserve_bytes: Some(disk_reserve_bytes), ..settings() };
     open_at(Arc::new(SystemClock), settings, data, options).unwrap()
 }
 
-/// With a journal so small that sealing is always under way, and little of it in memory.
+/// Settings with a journal so small that sealing is always in progress.
 pub fn settings() -> BrokerSettings {
     BrokerSettings { journal_bytes_max: JOURNAL_BYTES_MAX, ..BrokerSettings::default() }
 }
@@ -426,7 +428,7 @@ pub fn partition(broker: &Broker, (topic, partition): Place) -> Arc<Partition> {
     broker.topic(TOPICS[topic]).unwrap().partition(partition as u32).unwrap().clone()
 }
 
-/// One key of one partition of a store.
+/// Returns a change of one key in one partition of a store.
 pub fn state_change(store: &str, partition: u32, key: &[u8], accumulator: Option<&[u8]>, added: i64) -> StateChange {
     let (mut keys, mut accumulators) = (Column::default(), Column::default());
     keys.push(Some(key));
@@ -475,23 +477,24 @@ fn to_commit(broker: &Broker, before: &Contents, step: &CommitStep) -> Commit {
 }
 
 impl Workload {
-    /// Goes on from what is there.
+    /// Creates a workload that continues from these contents.
     pub fn of(there: Contents) -> Self {
         Self { ahead: there.clone(), there, ..Self::default() }
     }
 
-    /// With a topic that is compacted and one that is retained.
+    /// Creates a workload with one compacted topic and one topic with retention.
     pub fn cleaned() -> Self {
         Self::of(Contents { cleaned: true, ..Contents::default() })
     }
 
-    /// What a copy may hold that was taken while this workload ran, and that began when it was `before`: all that was
-    /// acknowledged then, and a part of what was asked since.
+    /// Returns the workload against which to check a copy that was started when this workload was `before` and taken
+    /// while it ran. The copy contains everything that was acknowledged at `before`, and a prefix of what was requested
+    /// since.
     pub fn copied_since(&self, before: &Self) -> Self {
         Self { acked: before.acked, ..self.clone() }
     }
 
-    /// Lets tombstones go: the clock may have jumped over the time for which they stay.
+    /// Allows that tombstones are removed, because the clock may have jumped past their retention time.
     #[must_use]
     pub fn with_tombstones_that_may_go(mut self) -> Self {
         self.there.tombstones_may_go = true;
@@ -499,7 +502,7 @@ impl Workload {
         self
     }
 
-    /// Goes on for so many steps, or until one fails.
+    /// Runs this many steps, or stops at the first step that fails.
     pub async fn run(&mut self, broker: &Broker, random: &mut StdRng, steps: usize) -> Result<(), BrokerError> {
         let mut in_flight = VecDeque::new();
         for _ in 0..steps {
@@ -515,7 +518,7 @@ impl Workload {
                 }
                 None => self.acked += 1,
             }
-            // As one does that waits for an answer too long.
+            // Sends the records again, as a producer does after a timeout.
             if let Step::Commit(commit) = &step
                 && commit.is_idempotent()
                 && random.random_bool(0.3)
@@ -532,7 +535,7 @@ impl Workload {
         self.wait(&mut in_flight, 0).await
     }
 
-    /// Queues a step; `None` for one that is done already.
+    /// Queues a step. Returns `None` if the step has already completed.
     async fn ask(&self, broker: &Broker, step: &Step) -> Result<Option<Receipt>, BrokerError> {
         let commit = match step {
             Step::CreateTopic { topic, partitions } => {
@@ -551,7 +554,7 @@ impl Workload {
         broker.commit(commit).await.map(Some)
     }
 
-    /// One step alone. A broker that is full refuses it, and then nothing of it was done.
+    /// Runs one step and waits for it. A full broker refuses the step, and then no part of it took effect.
     async fn run_one(&mut self, broker: &Broker, random: &mut StdRng) -> Result<(), BrokerError> {
         let step = self.ahead.next_step(random);
         let done = match self.ask(broker, &step).await {
@@ -568,7 +571,7 @@ impl Workload {
         done
     }
 
-    /// Goes on until the broker refuses a step.
+    /// Runs steps until the broker refuses one.
     pub async fn run_until_refused(&mut self, broker: &Broker, random: &mut StdRng) -> BrokerError {
         for _ in 0..10_000 {
             if let Err(error) = self.run_one(broker, random).await {
@@ -578,7 +581,7 @@ impl Workload {
         panic!("a disk takes more than it has room for");
     }
 
-    /// Waits until at most `max` are in flight. After a failure nothing may succeed.
+    /// Waits until at most `max` commits are in flight. After a failed commit, no later one may succeed.
     async fn wait(&mut self, in_flight: &mut VecDeque<InFlight>, max: usize) -> Result<(), BrokerError> {
         while in_flight.len() > max {
             let InFlight { receipt, base_offsets, again } = in_flight.pop_front().unwrap();
@@ -596,16 +599,16 @@ impl Workload {
         Ok(())
     }
 
-    /// As [`Workload::check`] after a failure: what failed is not to be seen, and may be there all the same when the
-    /// store is opened again.
+    /// Like [`Workload::check`], after a failure: steps that failed are not visible, but they may exist when the store
+    /// is opened again.
     pub async fn check_acked(&mut self, broker: &Broker) {
         let failed = self.asked.split_off(self.acked);
         self.check(broker).await;
         self.asked = failed;
     }
 
-    /// As [`Workload::check`], of a disk that may break: says whether all was there, and false where the disk was struck
-    /// meanwhile.
+    /// Like [`Workload::check`], on a disk that may break. Returns true if the broker was read and passed the check,
+    /// and false if the disk was struck meanwhile.
     pub async fn check_unless_struck(&mut self, broker: &Broker, disk: &Disk) -> bool {
         match holdings(broker).await {
             Ok(found) => self.check_holdings(broker, found).await,
@@ -617,7 +620,8 @@ impl Workload {
         true
     }
 
-    /// How many records are gone for which neither compaction nor retention is a reason; those that are there are right.
+    /// Returns the number of records that are gone although neither compaction nor retention explains it. The remaining
+    /// records must be correct.
     pub async fn missing(&self, broker: &Broker) -> i64 {
         let mut expected = self.there.clone();
         self.asked.iter().for_each(|step| expected.apply(step));
@@ -641,8 +645,8 @@ impl Workload {
         missing
     }
 
-    /// The checker: what is there is what was there and a part of what was asked since, from its begin, with
-    /// all that was acknowledged, and producers are known by just that. From here on it is known.
+    /// Checks that the broker holds the previously known contents and a prefix of the steps requested since, including
+    /// all acknowledged steps, and that it remembers the producers accordingly. Afterwards, what it holds is known.
     pub async fn check(&mut self, broker: &Broker) {
         let found = holdings(broker).await.unwrap();
         self.check_holdings(broker, found).await;
@@ -674,17 +678,17 @@ impl Workload {
     }
 }
 
-/// A commit that was asked for.
+/// A requested commit.
 struct InFlight {
     receipt: Receipt,
-    /// Where its records come to stand.
+    /// The expected base offset of each append.
     base_offsets: Vec<Offset>,
-    /// Whether it was asked for before.
+    /// Whether the same records were sent before.
     again: bool,
 }
 
-/// Who sends a batch again is told where it is, who leaves one out is refused. Nothing of this stores anything; a
-/// broker that failed is not asked.
+/// Checks that a producer that sends a batch again receives the batch's offset, and that a producer that skips sequence
+/// numbers is refused. Neither request stores anything. The check ends at a broker that has failed.
 async fn check_producers(broker: &Broker, holds: &Contents) {
     let ask = async |place, batch| {
         let appends = vec![Append { partition: partition(broker, place), batches: vec![batch] }];
@@ -736,18 +740,18 @@ pub fn difference(found: &Contents, expected: &Contents) -> String {
     )
 }
 
-/// What a broker holds that may have been cleaned.
+/// Everything that a broker holds, some of which may have been cleaned.
 struct Holdings {
-    /// Records that are gone are empty here.
+    /// The contents. Cleaned records are empty.
     contents: Contents,
-    /// The offsets of records that are gone.
+    /// The offsets of the cleaned records.
     gone: BTreeMap<Place, Vec<usize>>,
-    /// Bytes of the batches that are there.
+    /// Total size of the remaining batches, in bytes.
     kept_bytes: BTreeMap<Place, u64>,
 }
 
 impl Holdings {
-    /// Whether this is what is left of a model's contents.
+    /// Returns whether these holdings are what remains of a model's contents after cleaning.
     fn is_left_of(&self, all: &Contents) -> bool {
         let mut expected = all.clone();
         for (place, gone) in &self.gone {
@@ -760,7 +764,8 @@ impl Holdings {
                 return false;
             }
             gone.iter().for_each(|at| records[*at] = Held::default());
-            // Without their records, batches say nothing of producers: they are asked.
+            // Without these records, the batches no longer show the producers' state; `check_producers` asks the
+            // broker.
         }
         expected.cleaned = false;
         expected.tombstones_may_go = false;
@@ -771,9 +776,9 @@ impl Holdings {
     }
 }
 
-/// Whether compaction or retention may have taken these.
+/// Returns whether compaction or retention may have removed the records at the offsets `gone`.
 ///
-/// `kept_bytes` is what the batches have that are there, compressed as they are.
+/// `kept_bytes` is the total compressed size of the remaining batches, in bytes.
 fn may_be_gone(all: &Contents, (topic, _): Place, records: &[Held], gone: &[usize], kept_bytes: u64) -> bool {
     if all.is_retained(topic) {
         return gone.iter().enumerate().all(|(at, gone)| at == *gone) && kept_bytes >= RETENTION_BYTES;
@@ -783,14 +788,14 @@ fn may_be_gone(all: &Contents, (topic, _): Place, records: &[Held], gone: &[usiz
     all.is_compacted(topic) && gone.iter().all(|at| has_newer(*at) || is_due(*at))
 }
 
-/// Reads all that a broker holds of which nothing was cleaned.
+/// Reads everything that a broker holds. None of it may have been cleaned.
 pub async fn contents(broker: &Broker) -> Contents {
     let Holdings { contents, gone, .. } = holdings(broker).await.unwrap();
     assert!(gone.is_empty(), "offsets have no holes");
     contents
 }
 
-/// Reads all that a broker holds. Checksums match, keys are counted.
+/// Reads everything that a broker holds, and checks checksums and the number of keys in each store.
 async fn holdings(broker: &Broker) -> Result<Holdings, BrokerError> {
     let (mut found, mut all_gone, mut all_kept_bytes) = (Contents::default(), BTreeMap::new(), BTreeMap::new());
     for topic in broker.topics() {
@@ -832,16 +837,16 @@ async fn holdings(broker: &Broker) -> Result<Holdings, BrokerError> {
 
 #[derive(Default)]
 struct ReadAll {
-    /// Empty records are gone.
+    /// The records by offset. Cleaned records are empty.
     held: Vec<Held>,
     gone: Vec<usize>,
-    /// Bytes of the batches that are there.
+    /// Total size of the remaining batches, in bytes.
     kept_bytes: u64,
     producers: BTreeMap<i64, Sent>,
 }
 
 impl ReadAll {
-    /// Those up to `offset` are gone.
+    /// Marks all records from the current end up to `offset` as gone.
     fn skip_to(&mut self, offset: usize) {
         self.gone.extend(self.held.len()..offset);
         self.held.resize(self.held.len().max(offset), Held::default());
@@ -854,7 +859,7 @@ async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> Result<ReadAll
     while from < partition.end() {
         let range = ReadRange { from, until: None, bytes_max: 30_000, one_at_least: true };
         let slice = match broker.read(partition, range).await {
-            // Retention was faster.
+            // Retention removed records before they could be read.
             Err(BrokerError::OffsetOutOfRange { start, .. }) if from < start => {
                 (found, from) = (ReadAll::default(), start);
                 continue;
@@ -880,7 +885,7 @@ async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> Result<ReadAll
     Ok(found)
 }
 
-/// A batch's records, with their offsets; its checksum is checked.
+/// Returns the records of a batch with their offsets, after checking the batch's checksum.
 pub fn records_of(batch: &RecordBatch) -> Vec<(usize, Held)> {
     batch.verify_crc().unwrap();
     let records = batch.records(&Limits::default()).unwrap();

@@ -1,24 +1,25 @@
-//! Two reports, figure by figure.
+//! Compares two reports figure by figure.
 
 use super::report::{Figure, Report};
 use super::table::{Table, number};
 
-/// A figure in both reports, or in one of them.
+/// A figure that is in both reports or in one of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair<'a> {
-    /// Of the older report.
+    /// The figure in the older report.
     pub old: Option<&'a Figure>,
-    /// Of the newer report.
+    /// The figure in the newer report.
     pub new: Option<&'a Figure>,
 }
 
 impl Pair<'_> {
-    /// How much the new value is of the old one.
+    /// Returns the new value divided by the old value.
     pub fn ratio(&self) -> Option<f64> {
         Some(self.new?.value / self.old?.value)
     }
 
-    /// The same of the yardstick that both stand beside: how much faster or slower the machine itself was.
+    /// Returns the same ratio for a yardstick that both figures have, which shows how much faster or slower the machine
+    /// itself was.
     pub fn yardstick_ratio(&self) -> Option<f64> {
         let (old, new) = (self.old?, self.new?);
         let measured = |figure: &Figure, name: &str| {
@@ -30,7 +31,7 @@ impl Pair<'_> {
     }
 }
 
-/// An older report beside a newer one.
+/// A comparison of an older report with a newer one.
 #[derive(Clone, Debug)]
 pub struct Comparison<'a> {
     old: &'a Report,
@@ -43,8 +44,8 @@ impl<'a> Comparison<'a> {
         Self { old, new }
     }
 
-    /// The figures of the new report, and then those that only the old one has. Where the new run was of some benchmarks,
-    /// those of others are not among them.
+    /// Returns the figures of the new report, followed by those that only the old report has. If the new run was
+    /// restricted to some benchmarks, the old figures of other benchmarks are left out.
     pub fn pairs(&self) -> Vec<Pair<'a>> {
         let in_new =
             self.new.figures.iter().map(|new| Pair { old: self.old.figure(&new.name, new.unit), new: Some(new) });

@@ -1,5 +1,5 @@
-//! The instruments of `cargo xtask bench`: what it samples, compares and reports. The benchmarks themselves are in
-//! `tests/bench`; nothing here knows what is measured.
+//! The instruments of `cargo xtask bench`, which sample, compare and report. The benchmarks themselves are in
+//! `tests/bench`. This module does not depend on what is measured.
 
 pub mod comparison;
 pub mod kafka;

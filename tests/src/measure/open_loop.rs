@@ -1,7 +1,7 @@
-//! Load that comes at a steady rate, whether it is answered or not.
+//! A load that arrives at a steady rate, whether or not earlier requests have been answered.
 //!
-//! Latency counts from the moment that a record was due. A load generator that waits for a slow server, and counts from
-//! when it got round to sending, leaves out what its users would have waited meanwhile ("coordinated omission").
+//! Latency is measured from the moment that a record was due. A load generator that waits for a slow server, and
+//! measures from the time of the actual send, omits the time that its users would have waited ("coordinated omission").
 
 use std::time::{Duration, Instant};
 
@@ -10,17 +10,17 @@ use tokio::task::JoinSet;
 
 use super::samples::milliseconds;
 
-/// When each record of a steady load is due.
+/// The due times of the records of a steady load.
 #[derive(Clone, Copy, Debug)]
 pub struct Schedule {
-    /// When the first record is due.
+    /// Due time of the first record.
     pub begun: Instant,
-    /// How many are due a second.
+    /// Number of records that are due per second.
     pub per_second: u64,
 }
 
 impl Schedule {
-    /// When record `number` is due, from 0.
+    /// Returns the due time of record `number`, counted from 0.
     pub fn due(&self, number: u64) -> Instant {
         let nanoseconds = u128::from(number) * 1_000_000_000 / u128::from(self.per_second);
         self.begun + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
@@ -30,41 +30,42 @@ impl Schedule {
 /// A steady load of records.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenLoop {
-    /// Records due a second.
+    /// Number of records that are due per second.
     pub per_second: u64,
-    /// How many records there are.
+    /// Total number of records.
     pub records: u64,
-    /// The first so many warm the machine up, and are not measured.
+    /// Number of records at the beginning that warm up the machine and are not measured.
     pub warm_up: u64,
-    /// One record in so many has its acknowledgement timed.
+    /// One out of this many records has its acknowledgement timed.
     pub sampled: u64,
 }
 
-/// What became of the load.
+/// The result of a load.
 #[derive(Debug)]
 pub struct Answered {
-    /// From when a record was due to its acknowledgement, in milliseconds.
+    /// Times from when a record was due to its acknowledgement, in milliseconds.
     pub acknowledged_ms: Vec<f64>,
-    /// Records a second that were acknowledged, from the first one due to the last one acknowledged.
+    /// Acknowledged records per second, from the due time of the first record to the last acknowledgement.
     pub records_per_s: f64,
 }
 
 impl OpenLoop {
-    /// A load of `seconds` after a second of warming up, with about `samples_per_s` of its records timed.
+    /// Creates a load of `seconds` after one second of warm-up, in which about `samples_per_s` records per second are
+    /// timed.
     pub fn new(per_second: u64, seconds: u64, samples_per_s: u64) -> Self {
         let sampled = (per_second / samples_per_s).max(1);
         Self { per_second, records: per_second * (seconds + 1), warm_up: per_second, sampled }
     }
 
-    /// Whether the acknowledgement of record `number` is timed.
+    /// Returns whether the acknowledgement of record `number` is timed.
     pub fn is_sampled(&self, number: u64) -> bool {
         number >= self.warm_up && number.is_multiple_of(self.sampled)
     }
 
-    /// Sends the load. `fill` gets each record's number and when it is due, and makes its value and its key.
+    /// Sends the load. `record` is called with each record's number and due time, and fills in its value and key.
     ///
     /// # Errors
-    /// Where a record is not taken, or a timed one is not stored.
+    /// Returns an error if a record is not accepted, or if a timed record is not stored.
     pub async fn run(
         self,
         to: &TopicProducer,

@@ -1,4 +1,4 @@
-//! Files that are not in the page cache, so that reading them is reading the disk.
+//! Evicts files from the page cache, so that reading them reads the disk.
 
 use std::fs::File;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{Advice, fadvise};
 
-/// All files of a folder, durable: the kernel drops only pages that are on the disk.
+/// The files of a folder. They are synced, because the kernel drops only pages that are on the disk.
 #[derive(Debug)]
 pub struct ColdFiles {
     files: Vec<File>,
@@ -14,10 +14,11 @@ pub struct ColdFiles {
 }
 
 impl ColdFiles {
-    /// Syncs all files of `folder` and of the folders in it, and drops their pages. Files that go meanwhile are left out.
+    /// Syncs all files of `folder` and its subfolders, and drops their pages. Files that are removed meanwhile are
+    /// skipped.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn of(folder: &Path) -> io::Result<Self> {
         let mut cold = Self { files: Vec::new(), bytes: 0 };
         cold.add(folder)?;
@@ -43,19 +44,19 @@ impl ColdFiles {
         Ok(())
     }
 
-    /// Drops their pages again, without another sync: for files that nobody writes any more.
+    /// Drops the files' pages again without another sync, which suits files that are no longer written to.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn evict(&self) -> io::Result<()> {
         for file in &self.files {
-            // The whole file.
+            // Without a length, the advice covers the whole file.
             fadvise(file, 0, None, Advice::DontNeed)?;
         }
         Ok(())
     }
 
-    /// How large they were together, in bytes.
+    /// Returns the total size of the files, in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -1,71 +1,72 @@
-//! What a process used, as Linux' `/proc` has it.
+//! Resource usage of a process, as reported by Linux's `/proc`.
 
 use std::time::{Duration, Instant};
 
-/// Ticks of the CPU time in `/proc`, a second: Linux' `USER_HZ`, the same on every platform that we run on.
+/// CPU time ticks per second in `/proc`: Linux's `USER_HZ`, which has this value on every platform that we run on.
 const TICKS_A_SECOND: f64 = 100.0;
 
-/// A server that uses less than this of one core for [`QUIET_FOR`] has nothing left to do. Ours uses a thousandth, a Kafka
-/// broker some hundredths.
+/// Maximum CPU usage of an idle server, in cores, measured over [`QUIET_FOR`]. Our server uses a thousandth of a core
+/// when idle, and a Kafka broker some hundredths.
 const QUIET_CORES_MAX: f64 = 0.1;
 
-/// And writes less than this, in bytes: a Kafka controller writes to its log twice a second whatever happens.
+/// Maximum that an idle server writes during [`QUIET_FOR`], in bytes. A Kafka controller writes to its log twice a
+/// second even when idle.
 const QUIET_WRITTEN_BYTES_MAX: u64 = 1_000_000;
 
-/// See [`QUIET_CORES_MAX`].
+/// The time over which idleness is measured. See [`QUIET_CORES_MAX`].
 const QUIET_FOR: Duration = Duration::from_secs(1);
 
-/// How long to wait for a server that always has something to do.
+/// How long to wait for a server that does not become idle.
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 
-/// CPU time of a process so far, user and system, in seconds.
+/// Returns the CPU time of a process so far, user and system, in seconds.
 ///
 /// # Panics
-/// Where there is no such process.
+/// Panics if there is no such process.
 pub fn cpu_seconds(pid: u32) -> f64 {
     let [user, system, ..] = times(pid);
     user + system
 }
 
-/// CPU time, in seconds, of this process' children that ended and were waited for.
+/// Returns the CPU time of this process's children that ended and were waited for, in seconds.
 ///
 /// # Panics
-/// Where `/proc` is not as Linux has it.
+/// Panics if `/proc` does not have Linux's format.
 pub fn ended_children_cpu_seconds() -> f64 {
     let [_, _, user, system] = times(std::process::id());
     user + system
 }
 
-/// proc_pid_stat(5): utime, stime, cutime, cstime.
+/// Returns utime, stime, cutime and cstime of proc_pid_stat(5), in seconds.
 fn times(pid: u32) -> [f64; 4] {
     let stat = read(pid, "stat");
-    // The name stands in brackets and may have spaces. The fields 14 to 17 are the 12th to 15th after it.
+    // The process's name is in parentheses and may contain spaces. Fields 14 to 17 are the 12th to 15th after it.
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
     let ticks: Vec<f64> = fields.take(4).map(|ticks| ticks.parse().expect("a number of ticks")).collect();
     let ticks: [f64; 4] = ticks.try_into().expect("four times");
     ticks.map(|ticks| ticks / TICKS_A_SECOND)
 }
 
-/// Resident memory of a process, in bytes.
+/// Returns the resident memory of a process, in bytes.
 ///
 /// # Panics
-/// Where there is no such process.
+/// Panics if there is no such process.
 pub fn resident_bytes(pid: u32) -> u64 {
     1024 * field(&read(pid, "status"), "VmRSS:")
 }
 
-/// Bytes that a process made the disk read so far: what the page cache had is not among them.
+/// Returns how many bytes a process has read from the disk so far. Reads from the page cache are not counted.
 ///
 /// # Panics
-/// Where there is no such process, or it is another user's.
+/// Panics if there is no such process, or if it belongs to another user.
 pub fn disk_read_bytes(pid: u32) -> u64 {
     field(&read(pid, "io"), "read_bytes:")
 }
 
-/// As [`disk_read_bytes`], of the thread that asks.
+/// Like [`disk_read_bytes`], for the current thread.
 ///
 /// # Panics
-/// Where `/proc` is not as Linux has it.
+/// Panics if `/proc` does not have Linux's format.
 pub fn disk_read_bytes_of_this_thread() -> u64 {
     let io = std::fs::read_to_string("/proc/thread-self/io").expect("Linux tells what a thread reads");
     field(&io, "read_bytes:")
@@ -75,11 +76,11 @@ fn disk_write_bytes(pid: u32) -> u64 {
     field(&read(pid, "io"), "write_bytes:")
 }
 
-/// Waits until a server has done what it puts off (sealing, flushing, compiling): until it hardly uses a core and hardly
-/// writes, for a second. Returns whether that came within a minute.
+/// Waits until a server has finished its deferred work (sealing, flushing, compiling), which is when it hardly uses the
+/// CPU and hardly writes for one second. Returns whether this happened within a minute.
 ///
 /// # Panics
-/// Where there is no such process.
+/// Panics if there is no such process.
 pub async fn settled(pid: u32) -> bool {
     let until = Instant::now() + SETTLES_WITHIN;
     while Instant::now() < until {
@@ -98,7 +99,7 @@ fn read(pid: u32, file: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The number after `name`, which begins a line.
+/// Returns the number after `name` in the line that begins with `name`.
 fn field(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse().ok());

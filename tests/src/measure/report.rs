@@ -1,4 +1,4 @@
-//! Figures, their yardsticks and targets, as a table and as JSON.
+//! Figures with their yardsticks and targets, as a table and as JSON.
 
 use std::path::Path;
 
@@ -8,19 +8,19 @@ use serde::{Deserialize, Serialize};
 use super::samples::Latency;
 use super::table::{Table, number};
 
-/// What a figure counts. The JSON has it as people write it.
+/// The unit of a figure. The JSON contains its readable name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Unit {
-    /// Records a second.
+    /// Records per second.
     #[serde(rename = "records/s")]
     RecordsPerSecond,
-    /// Millions of bytes a second.
+    /// Megabytes (10^6 bytes) per second.
     #[serde(rename = "MB/s")]
     MegabytesPerSecond,
-    /// Millions of bytes.
+    /// Megabytes (10^6 bytes).
     #[serde(rename = "MB")]
     Megabytes,
-    /// Bytes for each record.
+    /// Bytes per record.
     #[serde(rename = "B/record")]
     BytesPerRecord,
     /// Seconds.
@@ -29,19 +29,19 @@ pub enum Unit {
     /// Milliseconds.
     #[serde(rename = "ms")]
     Milliseconds,
-    /// Microseconds for each record.
+    /// Microseconds per record.
     #[serde(rename = "us/record")]
     MicrosecondsPerRecord,
-    /// Nanoseconds for each record.
+    /// Nanoseconds per record.
     #[serde(rename = "ns/record")]
     NanosecondsPerRecord,
-    /// Of 100.
+    /// Percent.
     #[serde(rename = "%")]
     Percent,
 }
 
 impl Unit {
-    /// As the JSON and the tables have it.
+    /// Returns the name of the unit in the JSON and in the tables.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RecordsPerSecond => "records/s",
@@ -57,65 +57,65 @@ impl Unit {
     }
 }
 
-/// What a figure must be, in the figure's unit.
+/// The value that a figure must reach, in the figure's unit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
-    /// No less.
+    /// The figure must be at least this value.
     AtLeast(f64),
-    /// No more.
+    /// The figure must be at most this value.
     AtMost(f64),
 }
 
-/// What a figure stands beside, in the same unit.
+/// A measured value that a figure is compared with, in the same unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Yardstick {
     /// What was measured.
     pub name: String,
-    /// What came out.
+    /// The measured value.
     pub value: f64,
-    /// That of the figure.
+    /// The unit, which is that of the figure.
     pub unit: Unit,
-    /// Whether it was measured in the same run, by turns with the figure.
+    /// Whether it was measured in the same run, alternating with the figure.
     pub same_run: bool,
 }
 
-/// One result. Name and unit together are one figure's alone.
+/// One result. Its name and unit together are unique within a report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
     /// What was measured.
     pub name: String,
-    /// What came out.
+    /// The measured value.
     pub value: f64,
-    /// What the value counts.
+    /// The unit of the value.
     pub unit: Unit,
-    /// Of how many samples, where it is of many.
+    /// Number of samples, if the value is taken from several samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<usize>,
-    /// What it stands beside.
+    /// The values that it is compared with.
     #[serde(default)]
     pub yardsticks: Vec<Yardstick>,
-    /// What it must be.
+    /// The target, if there is one.
     #[serde(default)]
     pub target: Option<Target>,
-    /// Whether it is what it must be.
+    /// Whether the target is met, if there is one.
     #[serde(default)]
     pub met: Option<bool>,
 }
 
 impl Figure {
-    /// A figure by itself.
+    /// Creates a figure without yardsticks and without a target.
     pub fn new(name: impl Into<String>, value: f64, unit: Unit) -> Self {
         Self { name: name.into(), value, unit, samples: None, yardsticks: Vec::new(), target: None, met: None }
     }
 
-    /// Beside what was measured by turns with it, in the same unit.
+    /// Adds a yardstick that was measured in the same run, alternating with the figure, in the same unit.
     #[must_use]
     pub fn beside(self, name: impl Into<String>, value: f64) -> Self {
         self.with(name.into(), value, true)
     }
 
-    /// Beside what was measured in another run, perhaps on another machine.
+    /// Adds a yardstick that was measured in another run, possibly on another machine.
     #[must_use]
     pub fn beside_another_run(self, name: impl Into<String>, value: f64) -> Self {
         self.with(name.into(), value, false)
@@ -126,21 +126,21 @@ impl Figure {
         self
     }
 
-    /// Must be this or more.
+    /// Sets the target to at least this value.
     #[must_use]
     pub fn at_least(mut self, least: f64) -> Self {
         (self.target, self.met) = (Some(Target::AtLeast(least)), Some(self.value >= least));
         self
     }
 
-    /// Must be this or less.
+    /// Sets the target to at most this value.
     #[must_use]
     pub fn at_most(mut self, most: f64) -> Self {
         (self.target, self.met) = (Some(Target::AtMost(most)), Some(self.value <= most));
         self
     }
 
-    /// One row, and one more for each further yardstick.
+    /// Returns one row, and one more for each further yardstick.
     fn rows(&self) -> Vec<[String; 6]> {
         let of = |yardstick: &Yardstick| {
             let other = if yardstick.same_run { "" } else { " (another run)" };
@@ -166,7 +166,7 @@ impl Figure {
     }
 }
 
-/// What is told of latencies.
+/// The percentile of latencies that a figure reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tail {
     P50,
@@ -196,7 +196,7 @@ impl Tail {
         }
     }
 
-    /// Samples a round of which ten are beyond it.
+    /// Minimum number of samples per round, such that ten samples are beyond this percentile.
     fn samples_min(self) -> usize {
         match self {
             Self::P50 | Self::Max => 1,
@@ -218,36 +218,37 @@ fn latency_figures(name: &str, rounds: &[Latency], yardsticks: &[(&str, &[Latenc
     Tail::ALL.into_iter().filter(|tail| least >= tail.samples_min()).map(figure).collect()
 }
 
-/// Something that could not be measured here.
+/// A benchmark that could not be measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LeftOut {
-    /// What it is.
+    /// What could not be measured.
     pub what: String,
-    /// Why it could not be.
+    /// The reason.
     pub why: String,
 }
 
-/// How the figures came about.
+/// How the figures were measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// Records and rounds were divided by this: figures of a divided run show that it works, and nothing else.
+    /// The numbers of records and rounds were divided by this. Figures of a divided run only show that the benchmarks
+    /// work.
     pub divided_by: u64,
-    /// Only benchmarks with this in their names were run.
+    /// Only benchmarks whose names contain this were run.
     #[serde(default)]
     pub only: Option<String>,
-    /// Cores of the machine.
+    /// Number of cores of the machine.
     pub cores: usize,
-    /// Whether this build has debug assertions: then its figures say nothing.
+    /// Whether this build has debug assertions. If so, its figures are meaningless.
     pub debug_assertions: bool,
 }
 
-/// Everything that was measured.
+/// All results of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// How.
+    /// How the figures were measured.
     #[serde(default)]
     pub run: Run,
-    /// What came out, in the order in which it was measured.
+    /// The figures, in the order in which they were measured.
     pub figures: Vec<Figure>,
     /// What could not be measured.
     #[serde(default)]
@@ -255,14 +256,14 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report without figures.
+    /// Creates a report without figures.
     pub fn new(run: Run) -> Self {
         Self { run, ..Self::default() }
     }
 
-    /// Adds a figure, and prints it on stderr: the whole takes long.
+    /// Adds a figure, and prints it on stderr right away, because a whole run takes long.
     pub fn add(&mut self, figure: Figure) {
-        // JSON has no such number, and nobody can compare it.
+        // JSON cannot represent such a number, and it cannot be compared.
         if !figure.value.is_finite() {
             return self.leave_out(&figure.name, &format!("it came out as {}", figure.value));
         }
@@ -272,25 +273,25 @@ impl Report {
         self.figures.push(figure);
     }
 
-    /// Adds what clients waited: the median of the rounds for p50, the worst of them for the tails. A tail that fewer than
-    /// ten samples of a round are beyond is left out: it would be chance.
+    /// Adds latencies: the median of the rounds for p50, and the worst round for the tails. A tail is left out if fewer
+    /// than ten samples of a round are beyond it, because it would be down to chance.
     pub fn add_latency(&mut self, name: &str, rounds: &[Latency]) {
         self.add_latency_beside(name, rounds, &[]);
     }
 
-    /// As [`Report::add_latency`], with a p99 that must be this or less.
+    /// Like [`Report::add_latency`], with a p99 that must be at most this.
     pub fn add_latency_at_most(&mut self, name: &str, rounds: &[Latency], p99_ms: f64) {
         for (tail, figure) in latency_figures(name, rounds, &[]) {
             self.add(if tail == Tail::P99 { figure.at_most(p99_ms) } else { figure });
         }
     }
 
-    /// As [`Report::add_latency`], beside the rounds of yardsticks.
+    /// Like [`Report::add_latency`], with the rounds of yardsticks.
     pub fn add_latency_beside(&mut self, name: &str, rounds: &[Latency], yardsticks: &[(&str, &[Latency])]) {
         latency_figures(name, rounds, yardsticks).into_iter().for_each(|(_, figure)| self.add(figure));
     }
 
-    /// Adds that something could not be measured, once.
+    /// Notes that something could not be measured. Repeated notes are ignored.
     pub fn leave_out(&mut self, what: &str, why: &str) {
         let left_out = LeftOut { what: what.to_owned(), why: why.to_owned() };
         if !self.left_out.contains(&left_out) {
@@ -299,24 +300,24 @@ impl Report {
         }
     }
 
-    /// The figure of this name and unit.
+    /// Returns the figure with this name and unit.
     pub fn figure(&self, name: &str, unit: Unit) -> Option<&Figure> {
         self.figures.iter().find(|figure| figure.name == name && figure.unit == unit)
     }
 
-    /// Reads what [`Report::write`] wrote.
+    /// Reads a report that [`Report::write`] wrote.
     ///
     /// # Errors
-    /// Where the file is not there, or is no report.
+    /// Returns an error if the file does not exist or is not a report.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is no report of a benchmark", path.display()))
     }
 
-    /// Writes the JSON file.
+    /// Writes the report as a JSON file.
     ///
     /// # Errors
-    /// Where that can't be done.
+    /// Returns an error if the file cannot be written.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         let json = serde_json::to_string_pretty(self)?;
         std::fs::write(path, json + "\n").with_context(|| format!("can't write {}", path.display()))

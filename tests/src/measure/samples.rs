@@ -1,21 +1,22 @@
-//! Medians, percentiles, and how rounds are put together: the middle of them for what is typical, the worst for tails.
+//! Medians, percentiles, and the combination of rounds: the median of the rounds for typical values, and the worst
+//! round for tails.
 
 use std::time::Duration;
 
-/// The middle value, or the mean of the two in the middle.
+/// Returns the middle value, or the mean of the two middle values.
 ///
 /// # Panics
-/// Where there is no value.
+/// Panics if `values` is empty.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len().is_multiple_of(2) { (values[middle - 1] + values[middle]) / 2.0 } else { values[middle] }
 }
 
-/// The smallest value that is at least as large as `part` of all of them (nearest rank).
+/// Returns the smallest value such that at least the fraction `part` of all values is no larger (nearest rank).
 ///
 /// # Panics
-/// Where there is no value.
+/// Panics if `sorted` is empty.
 pub fn percentile(sorted: &[f64], part: f64) -> f64 {
     let rank = (sorted.len() as f64 * part).ceil() as usize;
     sorted[rank.clamp(1, sorted.len()) - 1]
@@ -24,34 +25,34 @@ pub fn percentile(sorted: &[f64], part: f64) -> f64 {
 /// The latencies of one round, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Latency {
-    /// How many were measured.
+    /// Number of measured latencies.
     pub samples: usize,
-    /// Half of them were no longer.
+    /// The median.
     pub p50_ms: f64,
-    /// Of a hundred one was longer.
+    /// The 99th percentile.
     pub p99_ms: f64,
-    /// Of a thousand one was longer.
+    /// The 99.9th percentile.
     pub p999_ms: f64,
-    /// The longest.
+    /// The longest latency.
     pub max_ms: f64,
 }
 
 impl Latency {
-    /// Sums up what was measured.
+    /// Summarizes measured latencies.
     ///
     /// # Panics
-    /// Where nothing was measured.
+    /// Panics if `milliseconds` is empty.
     pub fn of(mut milliseconds: Vec<f64>) -> Self {
         milliseconds.sort_by(f64::total_cmp);
         let at = |part| percentile(&milliseconds, part);
         Self { samples: milliseconds.len(), p50_ms: at(0.5), p99_ms: at(0.99), p999_ms: at(0.999), max_ms: at(1.0) }
     }
 
-    /// Several rounds as one: the median of their p50, and the worst of each of their tails. A mean or a median of
-    /// tails would hide the stall that one round had.
+    /// Combines several rounds: the median of their p50, and the worst of each of their tails. A mean or a median of
+    /// tails would hide a stall that only one round had.
     ///
     /// # Panics
-    /// Where there was no round.
+    /// Panics if `rounds` is empty.
     pub fn of_rounds(rounds: &[Self]) -> Self {
         let worst = |of: fn(&Self) -> f64| rounds.iter().map(of).fold(f64::NEG_INFINITY, f64::max);
         Self {
@@ -64,7 +65,7 @@ impl Latency {
     }
 }
 
-/// A duration in milliseconds.
+/// Converts a duration to milliseconds.
 pub fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }

@@ -1,13 +1,13 @@
-//! Tables of text, and numbers as people read them.
+//! Text tables, and numbers formatted for people.
 
-/// Rows under a header, each column as wide as its widest cell.
+/// Rows below a header. Each column is as wide as its widest cell.
 #[derive(Debug)]
 pub struct Table<const COLUMNS: usize> {
     rows: Vec<[String; COLUMNS]>,
 }
 
 impl<const COLUMNS: usize> Table<COLUMNS> {
-    /// A table with a header alone.
+    /// Creates a table that only has a header.
     pub fn new(header: [&str; COLUMNS]) -> Self {
         Self { rows: vec![header.map(str::to_owned)] }
     }
@@ -30,7 +30,7 @@ impl<const COLUMNS: usize> std::fmt::Display for Table<COLUMNS> {
     }
 }
 
-/// A number with at most two decimals, or none and commas between thousands from 100 on.
+/// Formats a number with at most two decimals, or from 100 on with no decimals and with commas between thousands.
 pub fn number(value: f64) -> String {
     if !value.is_finite() {
         return "-".to_owned();

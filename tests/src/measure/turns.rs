@@ -1,6 +1,6 @@
-//! Who goes first: contenders take turns, so that none of them always has the warmer machine.
+//! The order of contenders in a round: they take turns, so that none of them always runs on the warmer machine.
 
-/// The contenders in the order of this round: as they are named in even rounds, the other way round in odd ones.
+/// Returns the contenders in the order of this round: as given in even rounds, and reversed in odd rounds.
 pub fn order<T: Clone>(round: usize, contenders: &[T]) -> Vec<T> {
     let mut order = contenders.to_vec();
     if !round.is_multiple_of(2) {
@@ -9,16 +9,16 @@ pub fn order<T: Clone>(round: usize, contenders: &[T]) -> Vec<T> {
     order
 }
 
-/// Which of two is measured.
+/// Which of two contenders is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// What the figure is of.
+    /// The contender that the figure is about.
     Ours,
-    /// What it stands beside.
+    /// The contender that the figure is compared with.
     Yardstick,
 }
 
-/// Ours first in even rounds, the yardstick first in odd ones.
+/// Returns the order of this round: ours first in even rounds, and the yardstick first in odd rounds.
 pub fn sides(round: usize) -> Vec<Side> {
     order(round, &[Side::Ours, Side::Yardstick])
 }

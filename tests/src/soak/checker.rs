@@ -1,4 +1,5 @@
-//! What must hold, whatever became of the server. Knows what the clients know, and nothing of how it came about.
+//! Checks the invariants that must hold whatever happened to the server. It knows what the clients know, but not how
+//! the server was ended or restarted.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,26 +16,28 @@ use super::model::{
 };
 use super::workload::{PIPELINES, READERS, REPARTITION, check_content};
 
-/// How long pipelines and members may take until they have read everything. For one that hangs: it says nothing of
-/// speed.
+/// Time within which pipelines and members must have read everything, in seconds. The limit is meant for a server that
+/// hangs, and is no statement about speed.
 const CAUGHT_UP_SECONDS_MAX: u64 = 300;
 
-/// What was acknowledged when the server was ended.
+/// What was acknowledged when the server ended.
 pub(super) struct Before {
-    /// By partition: the offset after the last acknowledged record.
+    /// The offset after the last acknowledged record, by partition.
     ends: HashMap<Place, u64>,
     committed: HashMap<u32, u64>,
     deleted: Vec<String>,
 }
 
 impl Before {
-    /// Taken before anything else is asked of the server that comes next.
+    /// Takes the state before anything is requested from the next server.
     pub(super) fn of(known: &Known) -> Self {
         Self { ends: known.ends(), committed: known.committed.lock().clone(), deleted: known.deleted.lock().clone() }
     }
 }
 
-/// What a server says as soon as it is back: nothing acknowledged is beyond its log's end, no group is, and none went back.
+/// Checks what a server reports right after its restart: no log ends before the last acknowledged record, no deleted
+/// topic exists, and no group is past its log's end, behind an acknowledged commit, or past a record that no member
+/// received.
 pub(super) async fn check_after_restart(client: &Client, known: &Known, before: &Before) -> Result<()> {
     let admin = client.admin();
     for (topic, partitions) in TOPICS {
@@ -52,7 +55,7 @@ pub(super) async fn check_after_restart(client: &Client, known: &Known, before: 
     }
     for group in admin.list_groups().await? {
         let described = match admin.describe_group(&group.name).await {
-            // The last member of a group without offsets left meanwhile.
+            // The last member of a group without offsets has left meanwhile.
             Err(error) if error.code() == Some(ErrorCode::UnknownGroup) => continue,
             described => described?,
         };
@@ -73,9 +76,10 @@ pub(super) async fn check_after_restart(client: &Client, known: &Known, before: 
     Ok(())
 }
 
-/// Waits until members and pipelines have read all there is.
+/// Waits until members and pipelines have read all records.
 pub(super) async fn caught_up(client: &Client, known: &Known) -> Result<()> {
-    /// A record that left one source may be on its way to the next: it is asked once more than there are sources.
+    /// A record that has left one source may be on its way to the next, so the lags are read once more than there are
+    /// sources.
     const LOOKS: usize = 3;
     let limit = tokio::time::Instant::now() + Duration::from_secs(CAUGHT_UP_SECONDS_MAX);
     let ends = known.ends();
@@ -109,7 +113,7 @@ pub(super) async fn caught_up(client: &Client, known: &Known) -> Result<()> {
     Ok(())
 }
 
-/// Everything, while nobody writes and all that was sent is acknowledged. Returns how many records it read.
+/// Checks everything, while no client writes and all sent records are acknowledged. Returns the number of records read.
 pub(super) async fn check_all(client: &Client, known: &Known, seed: u64) -> Result<u64> {
     let acked = known.acked.lock().clone();
     let mut read = 0;
@@ -124,10 +128,10 @@ pub(super) async fn check_all(client: &Client, known: &Known, seed: u64) -> Resu
     Ok(read)
 }
 
-/// What was acknowledged, by partition and offset.
+/// The acknowledged records, by partition and offset.
 type Acked = HashMap<Place, Vec<Option<Stored>>>;
 
-/// Every record of a topic, and its partition.
+/// Calls `check` with every record of a topic and its partition. Returns the number of records read.
 async fn each(client: &Client, topic: &str, mut check: impl FnMut(u32, &RecordView<'_>) -> Result<()>) -> Result<u64> {
     let settings = ConsumerSettings::topic(topic).from(Position::Earliest).until_end();
     let mut consumer = client.consumer(settings)?;
@@ -144,10 +148,10 @@ async fn each(client: &Client, topic: &str, mut check: impl FnMut(u32, &RecordVi
     Ok(read)
 }
 
-/// A topic's log is what was acknowledged: no record less, none more, but for what its retention took.
+/// Checks that a topic's log consists of exactly the acknowledged records, except for those that cleanup removed.
 async fn check_topic(client: &Client, topic: &'static str, partitions: u32, acked: &Acked, seed: u64) -> Result<u64> {
-    // Retention goes on meanwhile, and may take what is about to be read: by time at any moment, by bytes once after
-    // the restart.
+    // Retention continues meanwhile, and may delete records that are about to be read: retention by time at any moment,
+    // retention by size once after the restart.
     const TRIES: usize = 20;
     let mut tries = 0;
     loop {
@@ -191,7 +195,8 @@ fn is_out_of_range(error: &anyhow::Error) -> bool {
     refused == Some(ErrorCode::OffsetOutOfRange)
 }
 
-/// `slots` are what was acknowledged, `found` the offsets of what is there, in their order.
+/// Checks one partition. `slots` are the acknowledged records, and `found` the offsets that were read, in the order of
+/// reading.
 fn check_partition(
     topic: &str,
     partition: &millstream_client::v1::Partition,
@@ -219,7 +224,7 @@ fn check_partition(
             ensure!(kept_ms >= min_ms, "the log starts at {start}, and what is gone was kept for {kept_ms} ms only");
         }
     }
-    // Read from some earlier start, without holes.
+    // The records that were read begin at or before the log's start, and have no gaps.
     let first = found.first().copied().unwrap_or(end);
     ensure!(first <= start, "the first record is at {first}, and the log starts at {start}");
     let jump = found.iter().zip(first..).find(|(at, expected)| **at != *expected);
@@ -228,7 +233,7 @@ fn check_partition(
     Ok(())
 }
 
-/// The last record of each key is there, or its key was deleted.
+/// Checks that the last record of each key exists, unless it is a tombstone.
 fn check_compacted(slots: &[Option<Stored>], found: &[u64], seed: u64) -> Result<()> {
     let mut last: HashMap<String, (u64, Id, bool)> = HashMap::new();
     for (offset, stored) in slots.iter().enumerate() {
@@ -240,7 +245,7 @@ fn check_compacted(slots: &[Option<Stored>], found: &[u64], seed: u64) -> Result
         let is_there = found.binary_search(&offset).is_ok();
         ensure!(is_there || is_tombstone, "the last record of key {key}, {id} at offset {offset}, is gone");
         if !is_there {
-            // A deleted key must not come back: what is there of it is older.
+            // A deleted key must not reappear: any remaining record of it would be an older one.
             let older = found.iter().filter_map(|&at| Some((at, slots[at as usize]?.id)));
             let back = older.into_iter().find(|(_, id)| id.content(seed).0.as_deref() == Some(key.as_str()));
             ensure!(back.is_none(), "key {key} was deleted at offset {offset}, and is back with {back:?}");
@@ -249,7 +254,7 @@ fn check_compacted(slots: &[Option<Stored>], found: &[u64], seed: u64) -> Result
     Ok(())
 }
 
-/// Every record was acknowledged once, and those of a producer are in its order.
+/// Checks that every record was acknowledged exactly once, and that the records of each producer are in order.
 fn check_each_is_once(known: &Known, acked: &Acked) -> Result<()> {
     let numbers = *known.numbers.lock();
     let mut times: Vec<Vec<u8>> = numbers.iter().map(|&number| vec![0; number as usize]).collect();
@@ -272,7 +277,7 @@ fn check_each_is_once(known: &Known, acked: &Acked) -> Result<()> {
     Ok(())
 }
 
-/// A flight as it comes out of a pipeline.
+/// A flight in the output of a pipeline.
 #[derive(Deserialize)]
 struct Flight {
     id: String,
@@ -280,7 +285,7 @@ struct Flight {
 
 /// The flights that must pass the filter.
 struct Late {
-    /// Where each came from.
+    /// Partition and offset from which each record came.
     from: HashMap<Id, (u32, u64)>,
     seed: u64,
 }
@@ -297,8 +302,8 @@ impl Late {
         Self { from, seed }
     }
 
-    /// A topic holds each of them once, those of one source partition in its order, and nothing else. `is_keyed`: by
-    /// their airport.
+    /// Checks that a topic contains each of these flights once and nothing else, with the flights of one source
+    /// partition in order. `is_keyed` says whether the records are keyed by airport.
     async fn check(&self, client: &Client, topic: &str, is_keyed: bool) -> Result<u64> {
         let described = client.admin().describe_topic(topic).await?;
         let partitions = described.topic.with_context(|| format!("{topic} is described by nothing"))?.partitions;
@@ -328,15 +333,15 @@ impl Late {
     }
 }
 
-/// What the aggregate says of an airport.
+/// The aggregate's result for an airport.
 #[derive(Deserialize)]
 struct Mean {
     flights: usize,
     mean_delay: f64,
 }
 
-/// Each update is what all records of its key up to some one give, later than the update before; the last counts them
-/// all. The repartition topic says in which order they came.
+/// Checks that each update is the mean over all records of its key up to some record, that updates of a key advance,
+/// and that the last one counts all records. The repartition topic gives the order of the records.
 async fn check_means(client: &Client, late: &Late) -> Result<u64> {
     let mut read = late.check(client, REPARTITION, true).await?;
     let mut sums: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
@@ -381,7 +386,8 @@ mod tests {
         (0..count).map(|number| Some(Stored { id: Id { producer, number }, timestamp_ms: 0 })).collect()
     }
 
-    /// What is said of a log from `start` to `end`, where `found` is read, and 10 records were acknowledged.
+    /// Returns the error about a log from `start` to `end` from which `found` was read, where 10 records were
+    /// acknowledged.
     fn said(topic: &str, start: u64, end: u64, found: &[u64]) -> String {
         let partition = Partition { log_start_offset: start, log_end_offset: end, ..Default::default() };
         check_partition(topic, &partition, &slots(0, 10), found, SEED)

@@ -1,7 +1,8 @@
-//! A real server under everything at once, killed again and again, and checked against a model: `cargo xtask soak`.
+//! Runs a real server under a mixed load, kills it again and again, and checks it against a model: `cargo xtask soak`.
 //!
-//! It goes in phases: clients work while the server is killed (`workload`); then they come to rest, the server is killed
-//! once more, and everything that it holds is read and compared (`checker`) with what the clients know (`model`).
+//! The run consists of phases. Clients work while the server is killed (`workload`). Then they come to rest, the server
+//! is killed once more, and everything that it holds is read and compared (`checker`) with what the clients know
+//! (`model`).
 
 mod checker;
 mod model;
@@ -23,50 +24,51 @@ use self::workload::{Part, administer, produce, read, set_up, tail};
 use crate::proxy::Proxy;
 use crate::server::{Server, start_and_kill};
 
-/// The least that it can be, so that something is sealed all the time.
+/// The smallest possible journal, so that sealing is in progress all the time.
 const ARGUMENTS: [&str; 2] = ["--journal-bytes-max", "1MiB"];
-/// Members of each group at once.
+/// Number of concurrent members of each group.
 const MEMBERS: usize = 3;
-/// The first phase's length; each is twice as long as the one before, as its check reads twice as much.
+/// Length of the first phase, in seconds. Each phase is twice as long as the previous one, because its check reads
+/// twice as much.
 const PHASE_SECONDS_MIN: u64 = 30;
-/// The longest phase: what is wrong is to be found while it is fresh.
+/// Maximum length of a phase, in seconds, so that a violation is found soon after it occurred.
 const PHASE_SECONDS_MAX: u64 = 240;
-/// Between two kills, in ms.
+/// Time between two kills, in ms.
 const LIFE_MS: std::ops::Range<u64> = 1_000..4_500;
-/// Between two lines of progress.
+/// Time between two lines of progress, in seconds.
 const PROGRESS_SECONDS: u64 = 10;
 
-/// What to do.
+/// Parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// How long clients work and servers die; checks come on top.
+    /// How long clients work while servers are killed. The checks take additional time.
     pub duration: Duration,
-    /// Repeats all random choices; not when what happens.
+    /// Seed of all random choices. It does not reproduce their timing.
     pub seed: u64,
-    /// An empty folder, for the server.
+    /// An empty folder for the server's data.
     pub data: PathBuf,
 }
 
-/// What was done, in numbers.
+/// Totals of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
-    /// Records that were acknowledged.
+    /// Number of acknowledged records.
     pub records: u64,
-    /// Servers that were killed, those included that were not ready yet.
+    /// Number of killed servers, including those that were not ready yet.
     pub kills: u64,
-    /// Servers that were asked to stop.
+    /// Number of servers that were asked to stop.
     pub stops: u64,
-    /// Topics that were made and deleted.
+    /// Number of topics that were created and deleted.
     pub topics_deleted: u64,
-    /// Records that were read and compared.
+    /// Number of records that were read and compared.
     pub checked: u64,
-    /// The longest start, in ms.
+    /// Duration of the longest start, in ms.
     pub start_ms_max: u64,
-    /// The longest stop, in ms.
+    /// Duration of the longest stop, in ms.
     pub stop_ms_max: u64,
-    /// The most resident memory of a server, in bytes.
+    /// Maximum resident memory of a server, in bytes.
     pub resident_bytes_max: u64,
-    /// The data directory's size, in bytes.
+    /// Size of the data directory, in bytes.
     pub data_bytes: u64,
 }
 
@@ -89,19 +91,19 @@ impl std::fmt::Display for Summary {
     }
 }
 
-/// Runs it, and prints how it goes.
+/// Runs the soak test, and prints its progress.
 ///
 /// # Errors
-/// The violation: what is wrong, with which value, in which topic and partition at which offset.
+/// Returns the violation: what is wrong, with which value, and in which topic, partition and offset.
 ///
 /// # Panics
-/// Where the server does not start, or does not answer.
+/// Panics if the server does not start or does not answer.
 pub async fn run(plan: &Plan) -> Result<Summary> {
     let mut soak = Soak::start(plan).await?;
     let mut left = plan.duration;
     let mut phase = Duration::from_secs(PHASE_SECONDS_MIN);
     while !left.is_zero() {
-        // No short phase at the end.
+        // A short last phase is merged into this one.
         let length = if left < phase * 2 { left } else { phase };
         soak.phase(length).await?;
         left -= length;
@@ -139,7 +141,7 @@ impl Soak {
         })
     }
 
-    /// Work under kills, then a check of everything.
+    /// Runs clients while the server is killed, and then checks everything.
     async fn phase(&mut self, length: Duration) -> Result<()> {
         let (stop_writing, writing) = watch::channel(false);
         let (stop_reading, reading) = watch::channel(false);
@@ -172,7 +174,7 @@ impl Soak {
         ended(&mut readers)?;
         stop_reading.send_replace(true);
         all_ended(readers).await?;
-        // What was recovered is to be right, and not only what is in memory.
+        // After a restart, the check reads what was recovered, and not only what is in memory.
         self.restart().await?;
         self.summary.checked += check_all(&self.server.client(), &self.known, self.plan.seed).await?;
         self.count()?;
@@ -194,7 +196,8 @@ impl Soak {
         Duration::from_millis(self.random.random_range(LIFE_MS))
     }
 
-    /// Asks the server to end, and waits until it does. Clients go on meanwhile: it says goodbye to them.
+    /// Asks the server to stop, and waits until it ends. Clients continue meanwhile, because the server closes their
+    /// streams in an orderly way.
     fn stop(&mut self) -> Result<()> {
         let stopping = Instant::now();
         let status = block_in_place(|| self.server.terminate());
@@ -203,12 +206,12 @@ impl Soak {
         Ok(())
     }
 
-    /// Mostly a kill, and perhaps some more before the next server is ready.
+    /// Restarts the server. Usually it is killed, and some of its successors may be killed before they are ready.
     async fn restart(&mut self) -> Result<()> {
         ensure!(self.server.is_running(), "the server ended by itself; its error is on stderr");
         self.summary.resident_bytes_max = self.summary.resident_bytes_max.max(self.server.resident_bytes());
         if self.random.random_bool(0.2) {
-            // What waits for the server's answers may go on, but nobody new comes.
+            // Existing connections may finish, but no new ones are forwarded.
             self.stop()?;
             self.proxy.pass_to_nobody();
             self.summary.stops += 1;
@@ -261,7 +264,7 @@ impl Soak {
     }
 }
 
-/// A client that ended before it was told to found something.
+/// Returns the error of a client that ended before it was told to, because such a client found a violation.
 fn ended(clients: &mut JoinSet<Result<()>>) -> Result<()> {
     match clients.try_join_next() {
         Some(client) => client.context("a client panicked")?,
@@ -276,7 +279,7 @@ async fn all_ended(mut clients: JoinSet<Result<()>>) -> Result<()> {
     Ok(())
 }
 
-/// The size of all files under a folder. One that goes meanwhile counts for nothing.
+/// Returns the size of all files under a folder, in bytes. Files that are removed meanwhile are not counted.
 fn folder_bytes(folder: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {

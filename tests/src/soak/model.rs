@@ -1,5 +1,5 @@
-//! What is sent, and what the clients know of it. Every record follows from its producer and number, so that what is
-//! known of millions of them is small. Knows of no server.
+//! The records that are sent, and what the clients know of them. Every record is derived from its producer and number,
+//! so that the knowledge about millions of records is small. This module knows nothing of servers.
 
 use std::collections::HashMap;
 
@@ -11,35 +11,35 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-/// The topics, and partitions of each.
+/// The topics, with the number of partitions of each.
 pub(super) const TOPICS: [(&str, u32); 4] = [(FLIGHTS, 3), (CLICKS, 2), (RECENT, 2), (PROFILES, 2)];
-/// Keeps everything; the pipelines read it.
+/// A topic that keeps all records. The pipelines read it.
 pub(super) const FLIGHTS: &str = "flights";
-/// Retention by bytes.
+/// A topic with retention by size.
 pub(super) const CLICKS: &str = "clicks";
-/// Retention by time.
+/// A topic with retention by time.
 pub(super) const RECENT: &str = "recent";
-/// Compacted.
+/// A compacted topic.
 pub(super) const PROFILES: &str = "profiles";
 
-/// The least that [`CLICKS`] is told to keep of a partition, in bytes.
+/// Minimum retention of [`CLICKS`], in bytes per partition.
 pub(super) const RETENTION_BYTES_MIN: u64 = 1 << 20;
-/// The least that [`RECENT`] is told to keep, in ms.
+/// Minimum retention of [`RECENT`], in ms.
 pub(super) const RETENTION_MS_MIN: u64 = 4_000;
 
-/// What the filters of the pipelines let pass, in minutes.
+/// Minimum delay that passes the filters of the pipelines, in minutes.
 pub(super) const LATE_MINUTES: i64 = 15;
 
-/// The header that says which record of which producer it is.
+/// The header with the id of a record.
 pub(super) const ID: &str = "id";
 
-/// A producer's way to send.
+/// What a producer sends.
 pub(super) struct Sends {
     pub(super) topic: &'static str,
-    /// As many keys; none where 0.
+    /// Number of distinct keys. With 0, records have no key.
     pub(super) keys: u64,
     pub(super) compression: Compression,
-    /// Most of a value's bytes.
+    /// Maximum size of a value, in bytes.
     pub(super) value_bytes_max: usize,
 }
 
@@ -61,7 +61,7 @@ pub(super) const PRODUCERS: [Sends; 8] = [
 
 const AIRPORTS: [&str; 12] = ["LAX", "JFK", "ORD", "DTW", "LAS", "SEA", "BOS", "MIA", "PHX", "DEN", "ATL", "SFO"];
 
-/// A record: which one of which producer.
+/// Identifies a record by its producer and its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Id {
     pub(super) producer: u8,
@@ -75,7 +75,7 @@ impl std::fmt::Display for Id {
 }
 
 impl Id {
-    /// Reads what `Display` wrote.
+    /// Parses what `Display` wrote.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let parts =
             text.split_once('-').and_then(|(producer, number)| Some((producer.parse().ok()?, number.parse().ok()?)));
@@ -84,7 +84,7 @@ impl Id {
         Ok(Self { producer, number })
     }
 
-    /// That of a record as it is stored.
+    /// Returns the id of a stored record.
     pub(super) fn of(record: &RecordView<'_>) -> Result<Self> {
         let header = record.headers().find(|(name, _)| *name == ID).and_then(|(_, value)| value);
         Self::parse(std::str::from_utf8(header.context("a record that nobody sent: it has no id")?)?)
@@ -94,13 +94,13 @@ impl Id {
         StdRng::seed_from_u64(seed ^ (u64::from(self.producer) << 56) ^ u64::from(self.number))
     }
 
-    /// Minutes and airport of one in [`FLIGHTS`].
+    /// Returns the delay in minutes and the airport of a record in [`FLIGHTS`].
     pub(super) fn flight(self, seed: u64) -> (i64, &'static str) {
         let mut random = self.random(seed);
         (random.random_range(-20..120), AIRPORTS.choose(&mut random).copied().unwrap_or_default())
     }
 
-    /// Its key and value.
+    /// Returns the key and the value of the record.
     pub(super) fn content(self, seed: u64) -> (Option<String>, Option<String>) {
         let sends = &PRODUCERS[usize::from(self.producer)];
         if sends.topic == FLIGHTS {
@@ -111,7 +111,7 @@ impl Id {
         let mut random = self.random(seed);
         let key = (sends.keys > 0).then(|| format!("k{}", random.random_range(0..sends.keys)));
         let tombstone = sends.topic == PROFILES && random.random_bool(0.1);
-        // Half of it is easy to compress.
+        // One half of the value compresses well.
         let bytes = random.random_range(0..=sends.value_bytes_max);
         let mut value: String = (0..bytes / 2).map(|_| char::from(random.random_range(b'a'..=b'z'))).collect();
         value.extend(std::iter::repeat_n('-', bytes / 2));
@@ -119,34 +119,34 @@ impl Id {
     }
 }
 
-/// Where a record is, by the acknowledgement.
+/// A record that was acknowledged.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stored {
     pub(super) id: Id,
-    /// As it was sent.
+    /// The timestamp with which the record was sent.
     pub(super) timestamp_ms: i64,
 }
 
-/// A topic's partition.
+/// A partition of a topic.
 pub(super) type Place = (&'static str, u32);
 
-/// What the clients know, as they know it.
+/// What the clients know about records, offsets and topics.
 #[derive(Default)]
 pub(super) struct Known {
-    /// What was acknowledged, by offset.
+    /// Acknowledged records, by partition and offset.
     pub(super) acked: Mutex<HashMap<Place, Vec<Option<Stored>>>>,
-    /// Records of each producer that were acknowledged.
+    /// Number of acknowledged records of each producer.
     pub(super) numbers: Mutex<[u32; PRODUCERS.len()]>,
-    /// Whether a member of the group got the record, by partition of [`FLIGHTS`] and offset.
+    /// Whether a member of the group received the record, by partition of [`FLIGHTS`] and offset.
     pub(super) seen: Mutex<HashMap<u32, Vec<bool>>>,
-    /// Commits of members that were acknowledged, by partition of [`FLIGHTS`].
+    /// The largest acknowledged commit of the members, by partition of [`FLIGHTS`].
     pub(super) committed: Mutex<HashMap<u32, u64>>,
     /// Topics whose deletion was acknowledged.
     pub(super) deleted: Mutex<Vec<String>>,
 }
 
 impl Known {
-    /// An acknowledgement.
+    /// Notes an acknowledgement.
     pub(super) fn ack(&self, place: Place, offset: u64, stored: Stored) -> Result<()> {
         let mut acked = self.acked.lock();
         let slots = acked.entry(place).or_default();
@@ -161,12 +161,12 @@ impl Known {
         Ok(())
     }
 
-    /// How many records were acknowledged.
+    /// Returns the number of acknowledged records.
     pub(super) fn acks(&self) -> u64 {
         self.numbers.lock().iter().map(|&number| u64::from(number)).sum()
     }
 
-    /// Offsets after the last acknowledged record of each partition.
+    /// Returns the offset after the last acknowledged record of each partition.
     pub(super) fn ends(&self) -> HashMap<Place, u64> {
         self.acked.lock().iter().map(|(&place, slots)| (place, slots.len() as u64)).collect()
     }

@@ -1,5 +1,5 @@
-//! What the clients do: producers, members of groups that come and go, topics that are altered, made and deleted.
-//! Knows nothing of the checker: an error that a client must not see ends it.
+//! The clients of the soak test: producers, group members that join and leave, and topics that are altered, created and
+//! deleted. They know nothing of the checker. An error that a client must not see ends the soak test.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use super::model::{
     CLICKS, FLIGHTS, ID, Id, Known, PRODUCERS, PROFILES, RECENT, RETENTION_BYTES_MIN, RETENTION_MS_MIN, Stored, TOPICS,
 };
 
-/// The group whose members commit by hand.
+/// The group whose members commit manually.
 pub(super) const READERS: &str = "readers";
-/// The group whose members commit by themselves.
+/// The group whose members commit automatically.
 const TAILERS: &str = "tailers";
 
-/// A filter; and a filter, a map with an output of its own, a repartition and an aggregate.
+/// One pipeline with a filter, and one with a filter, a map with its own output topic, a repartition and an aggregate.
 pub(super) const PIPELINES: [(&str, &str); 2] = [
     ("late", "pipeline: late\nfrom: flights\nstages:\n  - filter: delayed\n    with: { minutes: \"15\" }\nto: late\n"),
     (
@@ -34,16 +34,16 @@ pub(super) const PIPELINES: [(&str, &str); 2] = [
     ),
 ];
 
-/// Where the second one's records go by their keys.
+/// The repartition topic of the second pipeline.
 pub(super) const REPARTITION: &str = "delays.mean-delay.repartition";
 
-/// Records that a producer may have on their way.
+/// Maximum number of unacknowledged records of a producer.
 const WINDOW: usize = 2_000;
 
-/// How long a call is repeated while the server is away.
+/// How long a call is retried while the server is unavailable, in seconds.
 const CALL_SECONDS_MAX: u64 = 120;
 
-/// Makes topics and pipelines.
+/// Creates topics and pipelines.
 pub(super) async fn set_up(client: &Client) -> Result<()> {
     let admin = client.admin();
     for (topic, partitions) in TOPICS {
@@ -67,12 +67,12 @@ pub(super) async fn set_up(client: &Client) -> Result<()> {
         let applied = admin.apply_pipeline(request).await?;
         ensure!(applied.mistakes.is_empty(), "{:?}", applied.mistakes);
     }
-    // The checker asks it in which order records came.
+    // The checker reads this topic to learn the order of the records.
     crate::keep(client, REPARTITION).await?;
     Ok(())
 }
 
-/// A client's part: what it talks to, what it knows, and what ends it.
+/// The context of one client: its connection, its shared knowledge, and its stop signal.
 pub(super) struct Part {
     pub(super) client: Client,
     pub(super) known: Arc<Known>,
@@ -86,10 +86,10 @@ impl Part {
         *self.stop.borrow()
     }
 
-    /// Returns at once where it is stopped.
+    /// Pauses for a random time. Returns at once if the client is stopped.
     async fn pause(&mut self, ms: std::ops::Range<u64>) {
         let pause = Duration::from_millis(self.random.random_range(ms));
-        // Who would stop it is gone: that is a stop too.
+        // If the sender of the stop signal is gone, the client stops too.
         let _ = tokio::time::timeout(pause, self.stop.wait_for(|stop| *stop)).await;
     }
 }
@@ -98,7 +98,8 @@ fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
-/// Sends a producer's records until it is stopped, and notes where they are: each is acknowledged in the end.
+/// Sends a producer's records until it is stopped, and notes their offsets. Every record must be acknowledged
+/// eventually.
 pub(super) async fn produce(mut part: Part, index: usize) -> Result<()> {
     let sends = &PRODUCERS[index];
     let settings = ProducerSettings {
@@ -108,7 +109,7 @@ pub(super) async fn produce(mut part: Part, index: usize) -> Result<()> {
         ..Default::default()
     };
     let producer = part.client.producer(settings);
-    // A producer tries all again but its very first contact.
+    // A producer retries everything except its first contact with the server.
     repeat(None, || async { producer.topic(sends.topic).await.map(drop) }).await?;
     let mut number = part.known.numbers.lock()[index];
     let mut on_their_way: VecDeque<(Delivery, Id)> = VecDeque::new();
@@ -140,7 +141,7 @@ pub(super) async fn produce(mut part: Part, index: usize) -> Result<()> {
 
 async fn note(known: &Known, topic: &'static str, sent: Option<(Delivery, Id)>) -> Result<()> {
     let Some((delivery, id)) = sent else { return Ok(()) };
-    // However often the server was killed meanwhile.
+    // The record must be acknowledged no matter how often the server was killed meanwhile.
     let stored = delivery.await.with_context(|| format!("{topic}: record {id} was not acknowledged"))?;
     let timestamp_ms = stored.timestamp_ms;
     known.ack((topic, stored.partition), stored.offset, Stored { id, timestamp_ms })?;
@@ -148,7 +149,7 @@ async fn note(known: &Known, topic: &'static str, sent: Option<(Delivery, Id)>) 
     Ok(())
 }
 
-/// Whether a consumer may see this while servers come and go, and begins anew.
+/// Returns whether a consumer may see this error while servers are restarted, and start again.
 fn passes(error: &ClientError) -> bool {
     let refused = matches!(
         error.code(),
@@ -157,8 +158,8 @@ fn passes(error: &ClientError) -> bool {
     refused || error.is_retriable() || matches!(error, ClientError::MembershipLost { .. } | ClientError::Timeout { .. })
 }
 
-/// Members of a group, one after the other: each notes what it gets, commits by hand, and leaves after a while, in
-/// good order or not.
+/// Runs members of a group, one after the other. Each notes its records, commits manually, and leaves after a while,
+/// with or without a leave request.
 pub(super) async fn read(mut part: Part) -> Result<()> {
     while !part.is_stopped() {
         let settings = ConsumerSettings::topic(FLIGHTS).group(READERS).from(Position::Earliest);
@@ -187,7 +188,7 @@ async fn leave(part: &mut Part, consumer: Consumer) -> Result<()> {
     }
 }
 
-/// Ends where the membership does.
+/// Reads until the membership ends.
 async fn read_as_member(part: &Part, consumer: &mut Consumer) -> Result<()> {
     while let Some(set) = consumer.next_batch().await {
         let set = match set {
@@ -212,7 +213,7 @@ async fn read_as_member(part: &Part, consumer: &mut Consumer) -> Result<()> {
         match consumer.commit_offsets([offset]).await {
             Ok(()) => {
                 let mut committed = part.known.committed.lock();
-                // Another member may have gone on, and noted it, meanwhile.
+                // Another member may have advanced and noted a larger offset meanwhile.
                 let committed = committed.entry(partition).or_default();
                 *committed = next.max(*committed);
             }
@@ -223,7 +224,7 @@ async fn read_as_member(part: &Part, consumer: &mut Consumer) -> Result<()> {
     Ok(())
 }
 
-/// A record is what its producer sent under its id.
+/// Checks that a record is the one that its producer sent with its id.
 pub(super) fn check_content(seed: u64, view: &millstream_client::RecordView<'_>) -> Result<Id> {
     let id = Id::of(view).with_context(|| format!("at offset {}", view.offset))?;
     let (key, value) = id.content(seed);
@@ -237,7 +238,7 @@ pub(super) fn check_content(seed: u64, view: &millstream_client::RecordView<'_>)
     Ok(id)
 }
 
-/// As [`read`], of topics whose old records are deleted, and committing by itself.
+/// Like [`read`], but for topics whose old records are deleted, and with automatic commits.
 pub(super) async fn tail(mut part: Part) -> Result<()> {
     while !part.is_stopped() {
         let settings = ConsumerSettings::topics([CLICKS, RECENT]).group(TAILERS).from(Position::Earliest);
@@ -269,7 +270,7 @@ pub(super) async fn tail(mut part: Part) -> Result<()> {
     Ok(())
 }
 
-/// Alters settings, and makes and deletes topics.
+/// Alters settings, and creates and deletes topics.
 pub(super) async fn administer(mut part: Part) -> Result<()> {
     while !part.is_stopped() {
         part.pause(200..1_500).await;
@@ -326,7 +327,8 @@ async fn make_and_delete(part: &mut Part) -> Result<()> {
     Ok(())
 }
 
-/// Calls again while the server is away. `done` is what it says when an earlier attempt, whose answer was lost, did it.
+/// Retries a call while the server is unavailable. `done` is the error code that means that an earlier attempt, whose
+/// answer was lost, succeeded.
 async fn repeat<T, F: Future<Output = Result<T, ClientError>>>(
     done: Option<ErrorCode>,
     mut call: impl FnMut() -> F,

@@ -1,8 +1,8 @@
-// Kafka Streams at the work of the benchmark's pipeline: filter, map, aggregate, exactly once.
+// Runs Kafka Streams with the topology of the benchmark's pipeline: filter, map, aggregate, exactly once.
 //
 // java StreamsYardstick.java BOOTSTRAP_SERVER STATE_FOLDER THREADS KEYS WARM_UP RECORDS
 //
-// Prints the records a second from the moment that it may process to the commit of the last one.
+// Prints the records per second, from the moment that processing is allowed to the commit of the last record.
 
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -45,7 +45,7 @@ public class StreamsYardstick {
             produce(server, keys, warmUp);
             streams.start();
             waitUntilCommitted(admin, streams, warmUp);
-            // It keeps its tasks and processes nothing; a little is fetched already.
+            // A paused instance keeps its tasks but processes nothing. A few records are already fetched.
             streams.pause();
             produce(server, keys, records);
             long begun = System.nanoTime();
@@ -113,7 +113,7 @@ public class StreamsYardstick {
         }
     }
 
-    /** The input has no holes: its producer writes no transactions, so committed offsets count records. */
+    /** Waits until the input is processed. Its offsets count records, because it has no transactions and thus no gaps. */
     static void waitUntilCommitted(Admin admin, KafkaStreams streams, long records) throws Exception {
         long until = System.nanoTime() + PATIENCE_NANOS;
         while (true) {
@@ -127,7 +127,7 @@ public class StreamsYardstick {
                 return;
             }
             if (System.nanoTime() > until || streams.state() == KafkaStreams.State.ERROR) {
-                throw new TimeoutException(committed + " of " + records + " records were processed, it is " + streams.state());
+                throw new TimeoutException(committed + " of " + records + " records were processed, the state is " + streams.state());
             }
             Thread.sleep(5);
         }

@@ -1,30 +1,30 @@
-//! Kafka's jars, and the programs in them.
+//! Kafka's jars, and running the programs in them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// Which Apache Kafka.
+/// The version of Apache Kafka.
 pub const VERSION: &str = "4.4.0";
 
-/// The broker needs this Java or a newer one.
+/// Minimum Java version of the broker.
 const JAVA_MIN: u32 = 17;
 
-/// The file that says which jars the folder has: it is written last.
+/// The file that records which jars the folder contains. It is written last.
 const COMPLETE: &str = "COMPLETE";
 
-/// Kafka's jars in a folder.
+/// A folder with Kafka's jars.
 #[derive(Clone, Debug)]
 pub struct Jars {
     folder: PathBuf,
 }
 
 impl Jars {
-    /// The jars in `folder`; the first time Maven brings them there.
+    /// Returns the jars in `folder`. Maven downloads them the first time.
     ///
     /// # Errors
-    /// Why there is no Kafka: no Java, no Maven, no network.
+    /// Returns the reason why Kafka is not available, such as no Java, no Maven or no network.
     pub fn prepare(folder: &Path) -> Result<Self> {
         check_java()?;
         let jars = Self { folder: folder.to_owned() };
@@ -33,7 +33,7 @@ impl Jars {
             return Ok(jars);
         }
         if folder.exists() {
-            // Of other jars, or of a download that was cut off.
+            // The folder has other jars, or is the result of an interrupted download.
             std::fs::remove_dir_all(folder).with_context(|| format!("can't remove {}", folder.display()))?;
         }
         std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
@@ -42,19 +42,19 @@ impl Jars {
         Ok(jars)
     }
 
-    /// `java`, with the jars on its class path.
+    /// Returns a `java` command with the jars on its class path.
     pub fn java(&self) -> Command {
         let mut java = Command::new("java");
         java.arg("-cp").arg(self.folder.join("lib/*"));
         java
     }
 
-    /// Runs a program in the jars to its end; returns what it printed.
+    /// Runs a program from the jars until it ends, and returns its output.
     ///
     /// # Errors
-    /// Where it fails, with the last lines that it printed.
+    /// Returns an error with the last lines of output if the program fails.
     pub fn run(&self, class: &str, arguments: &[&str]) -> Result<String> {
-        // The path of a source file is a class too: Java compiles it.
+        // `class` may also be the path of a source file, which Java compiles.
         let output = self.java().arg(class).args(arguments).output().context("can't run java")?;
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
@@ -64,7 +64,8 @@ impl Jars {
         Ok(out)
     }
 
-    /// Which Java it is, by what `java -version` printed: `openjdk version "17.0.15" 2025-04-15` is 17; `"1.8.0_292"` is 8.
+    /// Parses the major version of Java from the output of `java -version`: `openjdk version "17.0.15" 2025-04-15` is
+    /// 17, and `"1.8.0_292"` is 8.
     pub fn java_version(said: &str) -> Option<u32> {
         let mut parts = said.split('"').nth(1)?.split(['.', '-', '+', '_']);
         let first = parts.next()?.parse().ok()?;
@@ -72,7 +73,7 @@ impl Jars {
     }
 }
 
-/// The last lines of what a program printed, in one line.
+/// Returns the last lines of a program's output, joined into one line.
 pub(super) fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines[lines.len().saturating_sub(3)..].join(" / ")
@@ -98,14 +99,14 @@ fn download(folder: &Path) -> Result<()> {
     let output = maven.output().context("Maven is not there")?;
     if !output.status.success() {
         let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        // The first error is the cause; what follows is advice.
+        // The first error is the cause. The later lines are advice.
         let error = said.lines().find(|line| line.contains("ERROR")).map_or_else(|| last_lines(&said), str::to_owned);
         bail!("Maven can't bring the jars of Apache Kafka {VERSION}: {}", error.trim());
     }
     Ok(())
 }
 
-/// Broker, tools, Kafka Streams, and a logger that says why a broker ends.
+/// Returns a POM with the broker, its tools, Kafka Streams, and a logger that reports why a broker ends.
 fn pom_xml() -> String {
     let dependency = |group: &str, artifact: &str, version: &str| {
         format!(
@@ -119,7 +120,7 @@ fn pom_xml() -> String {
         &dependency("org.apache.kafka", "kafka_2.13", VERSION),
         &dependency("org.apache.kafka", "kafka-tools", VERSION),
         &dependency("org.apache.kafka", "kafka-streams", VERSION),
-        // Kafka logs by slf4j 1.7.
+        // Kafka logs through slf4j 1.7.
         &dependency("org.apache.logging.log4j", "log4j-slf4j-impl", "2.24.3"),
         "  </dependencies>\n</project>\n",
     ]

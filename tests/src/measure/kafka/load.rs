@@ -1,4 +1,4 @@
-//! Kafka's own tools for load: ProducerPerformance and ConsumerPerformance.
+//! Kafka's own load tools: ProducerPerformance and ConsumerPerformance.
 
 use anyhow::{Context, Result};
 
@@ -6,27 +6,27 @@ use super::node::Node;
 use crate::measure::process::{cpu_seconds, ended_children_cpu_seconds, settled};
 use crate::measure::samples::Latency;
 
-/// When Kafka acknowledges.
+/// When Kafka acknowledges a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flushing {
-    /// Its default: once a record is in the page cache.
+    /// Once the record is in the page cache, which is Kafka's default.
     PageCache,
-    /// `flush.messages=1`: once it is on disk, which is what our acknowledgement means.
+    /// Once the record is on disk (`flush.messages=1`), which is what our acknowledgement means.
     EveryMessage,
 }
 
-/// Records to be produced.
+/// The records that a producer sends.
 #[derive(Clone, Copy, Debug)]
 pub struct Load<'a> {
     /// The topic.
     pub topic: &'a str,
-    /// How many are measured.
+    /// Number of measured records.
     pub records: u64,
-    /// How many are sent before, unmeasured, by the same tool: the JVMs compile meanwhile.
+    /// Number of records that the same tool sends before, unmeasured, while the JVMs compile.
     pub warm_up: u64,
-    /// Bytes of each value.
+    /// Size of each value, in bytes.
     pub value_bytes: usize,
-    /// Records a second; as fast as possible where left out.
+    /// Records per second, or as fast as possible if `None`.
     pub per_second: Option<u64>,
     /// The producer's `batch.size`, in bytes.
     pub batch_bytes: usize,
@@ -34,33 +34,33 @@ pub struct Load<'a> {
     pub linger_ms: u64,
 }
 
-/// What ProducerPerformance measured. It counts latencies from when a record was sent, not from when it was due.
+/// Measurements of ProducerPerformance. It measures latencies from when a record was sent, not from when it was due.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Produced {
-    /// Records a second.
+    /// Records per second.
     pub records_per_s: f64,
-    /// To the acknowledgement, in whole milliseconds; waiting for room in the producer's buffer included.
+    /// Time to the acknowledgement, in whole milliseconds, including the wait for room in the producer's buffer.
     pub latency: Latency,
-    /// CPU time of the node for each record, in microseconds, until it has nothing left to do.
+    /// CPU time of the node per record, in microseconds, until the node is idle.
     pub server_cpu_us: f64,
-    /// The same of the tool, its start included.
+    /// CPU time of the tool per record, in microseconds, including its start.
     pub client_cpu_us: f64,
 }
 
-/// What ConsumerPerformance measured.
+/// Measurements of ConsumerPerformance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Consumed {
-    /// How many there were.
+    /// Number of records that were read.
     pub records: f64,
-    /// Records a second while it fetched: joining its group is not counted.
+    /// Records per second while fetching. The time to join the group is not counted.
     pub records_per_s: f64,
 }
 
 impl Node {
-    /// Makes a topic.
+    /// Creates a topic.
     ///
     /// # Errors
-    /// Where the tool fails.
+    /// Returns an error if the tool fails.
     pub fn create_topic(&self, name: &str, partitions: u32, flushing: Flushing) -> Result<()> {
         let partitions = partitions.to_string();
         let server = ["--bootstrap-server", self.address()];
@@ -71,10 +71,10 @@ impl Node {
         self.jars().run("org.apache.kafka.tools.TopicCommand", &arguments).map(drop)
     }
 
-    /// Sends a load, and waits until the node has nothing left to do.
+    /// Sends a load, and waits until the node is idle.
     ///
     /// # Errors
-    /// Where the tool fails, or says something else than it did when this was written.
+    /// Returns an error if the tool fails, or if its output has an unknown format.
     pub async fn produce(&self, load: Load<'_>) -> Result<Produced> {
         let total = load.records + load.warm_up;
         let (records, warm_up, size) = (total.to_string(), load.warm_up.to_string(), load.value_bytes.to_string());
@@ -91,17 +91,18 @@ impl Node {
         let (server, client) = (cpu_seconds(self.pid()), ended_children_cpu_seconds());
         let said = self.jars().run("org.apache.kafka.tools.ProducerPerformance", &arguments)?;
         let client_cpu_us = (ended_children_cpu_seconds() - client) * 1e6 / total as f64;
-        // What it puts off belongs to these records too. One that never gets quiet is measured as it is by then.
+        // The CPU time includes the node's deferred work for these records. A node that does not become idle is
+        // measured when the wait ends.
         settled(self.pid()).await;
         let server_cpu_us = (cpu_seconds(self.pid()) - server) * 1e6 / total as f64;
         let produced = Produced::read(&said).with_context(|| format!("ProducerPerformance said {said:?}"))?;
         Ok(Produced { server_cpu_us, client_cpu_us, ..produced })
     }
 
-    /// Reads so many records of a topic from its start.
+    /// Reads this many records of a topic from its start.
     ///
     /// # Errors
-    /// As for [`Node::produce`].
+    /// Returns an error in the same cases as [`Node::produce`].
     pub fn consume(&self, topic: &str, records: u64) -> Result<Consumed> {
         let records = records.to_string();
         let arguments =
@@ -112,12 +113,12 @@ impl Node {
 }
 
 impl Produced {
-    /// Reads what the tool printed, without CPU times. The last line is of the steady state, after the warm-up where there was one:
-    /// `800000 steady state records sent, 167855.6 records/sec (16.01 MB/sec), 1426.21 ms avg latency, 1846.00 ms max latency,
-    /// 1478 ms 50th, 1793 ms 95th, 1832 ms 99th, 1839 ms 99.9th.`
+    /// Parses the output of the tool, which does not contain CPU times. The last line is about the steady state, after
+    /// the warm-up if there was one: `800000 steady state records sent, 167855.6 records/sec (16.01 MB/sec), 1426.21 ms
+    /// avg latency, 1846.00 ms max latency, 1478 ms 50th, 1793 ms 95th, 1832 ms 99th, 1839 ms 99.9th.`
     pub fn read(said: &str) -> Option<Self> {
         let line = said.lines().rfind(|line| line.contains("99.9th"))?;
-        // The number before each of these words.
+        // Returns the number before a word.
         let before = |word: &str| {
             let part = line.split(", ").find_map(|part| part.trim_end_matches('.').split_once(word))?;
             part.0.trim().parse::<f64>().ok()
@@ -138,7 +139,8 @@ impl Produced {
 }
 
 impl Consumed {
-    /// Reads what the tool printed: start, end, MB, MB/s, records, records/s, and of the fetching alone: ms to join, ms, MB/s, records/s.
+    /// Parses the output of the tool: start, end, MB, MB/s, records, records/s, and for the fetching alone: ms to join,
+    /// ms, MB/s, records/s.
     pub fn read(said: &str) -> Option<Self> {
         let line = said.lines().rfind(|line| line.split(", ").count() == 10)?;
         let fields: Vec<&str> = line.split(", ").map(str::trim).collect();

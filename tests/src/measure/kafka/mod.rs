@@ -1,5 +1,5 @@
-//! Apache Kafka, to measure ourselves against on the same machine in the same run: one node of it, and its own tools for
-//! load. Its jars come from Maven Central, once; without Java or Maven it is left out.
+//! Apache Kafka as a yardstick on the same machine in the same run: one node and its own load tools. Its jars are
+//! downloaded once from Maven Central. Without Java or Maven, Kafka is left out.
 
 mod jars;
 mod load;

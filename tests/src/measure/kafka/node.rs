@@ -1,4 +1,4 @@
-//! One Kafka node in KRaft mode: broker and controller in one process, on loopback.
+//! A Kafka node in KRaft mode: broker and controller in one process, on loopback.
 
 use std::fmt::Write as _;
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::jars::{Jars, last_lines};
 
-/// As Kafka's own start script has it: the heap, and the garbage collector's settings.
+/// Java options of Kafka's own start script: the heap size and the garbage collector's settings.
 const JAVA_OPTIONS: [&str; 7] = [
     "-Xms1g",
     "-Xmx1g",
@@ -21,10 +21,10 @@ const JAVA_OPTIONS: [&str; 7] = [
     "-XX:+ExplicitGCInvokesConcurrent",
 ];
 
-/// A node that does not listen by then is given up.
+/// Time within which a node must listen.
 const STARTS_WITHIN: Duration = Duration::from_secs(120);
 
-/// A running node. It is killed when dropped.
+/// A running Kafka node. It is killed when dropped.
 #[derive(Debug)]
 pub struct Node {
     jars: Jars,
@@ -37,7 +37,7 @@ impl Node {
     /// Starts a node on a new folder, and waits until it listens.
     ///
     /// # Errors
-    /// Why it does not start.
+    /// Returns the reason why the node does not start.
     pub fn start(jars: &Jars, folder: &Path) -> Result<Self> {
         let [broker, controller] = free_ports()?;
         let settings = folder.join("server.properties");
@@ -52,30 +52,30 @@ impl Node {
         Ok(node)
     }
 
-    /// Where clients connect.
+    /// Returns the address that clients connect to.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The jars that it runs from.
+    /// Returns the jars that the node runs from.
     pub fn jars(&self) -> &Jars {
         &self.jars
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// The folder of its logs.
+    /// Returns the folder of the node's logs.
     pub fn data(&self) -> PathBuf {
         data(&self.folder)
     }
 
-    /// Stops it in good order, calls `between`, and starts it again.
+    /// Stops the node with SIGTERM, calls `between` with the folder of its logs, and starts it again.
     ///
     /// # Errors
-    /// Where it does not stop or not start, or what `between` says.
+    /// Returns an error if the node does not stop or start, and the error of `between`.
     pub fn restart(&mut self, between: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let told = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().context("can't run kill")?;
         if !told.success() {
@@ -103,7 +103,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -121,14 +121,15 @@ fn spawn(jars: &Jars, folder: &Path) -> Result<Child> {
     java.stdin(Stdio::null()).stdout(out).stderr(output).spawn().context("can't run java")
 }
 
-/// Two ports that nobody listens on: Kafka can't choose its own, as clients are told its address by its settings.
+/// Returns two free ports. Kafka cannot choose its own port, because its settings contain the address that it
+/// advertises to clients.
 fn free_ports() -> Result<[u16; 2]> {
     let listener = || std::net::TcpListener::bind("127.0.0.1:0").context("no free port");
     let (one, other) = (listener()?, listener()?);
     Ok([one.local_addr()?.port(), other.local_addr()?.port()])
 }
 
-/// What one node alone needs; all else is Kafka's default.
+/// Returns the settings that a single node needs. All other settings keep Kafka's defaults.
 fn properties(folder: &Path, broker: u16, controller: u16) -> String {
     let listeners = format!("PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}");
     let mut out = String::new();

@@ -1,4 +1,5 @@
-//! Kafka Streams at the work of our benchmark's pipeline: `StreamsYardstick.java`, which Java compiles as it runs it.
+//! Kafka Streams with the topology of our benchmark's pipeline: `StreamsYardstick.java`, which Java compiles when it
+//! runs it.
 
 use anyhow::{Context, Result};
 
@@ -6,25 +7,26 @@ use super::node::Node;
 
 const PROGRAM: &str = include_str!("StreamsYardstick.java");
 
-/// What there is to do.
+/// The work of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamsLoad {
-    /// Records that are measured.
+    /// Number of measured records.
     pub records: u64,
-    /// Records that go through before, so that the JVMs compile.
+    /// Number of records that are processed before, so that the JVMs compile.
     pub warm_up: u64,
-    /// Distinct keys.
+    /// Number of distinct keys.
     pub keys: u64,
-    /// Threads that run tasks (`num.stream.threads`).
+    /// Number of threads that run tasks (`num.stream.threads`).
     pub threads: usize,
 }
 
 impl Node {
-    /// Runs filter, map and aggregate exactly once over what is in a topic already, with all else at its default. Records a
-    /// second, from when it may process to the commit of the last one. A node can do it once: the topics are its own.
+    /// Runs a filter, a map and an aggregate exactly once over records that are already in a topic, with all other
+    /// settings at their defaults. Returns the records per second, from when it may process to the commit of the last
+    /// record. A node can run this only once, because the topics have fixed names.
     ///
     /// # Errors
-    /// Where the program can't be compiled or fails: it needs a JDK.
+    /// Returns an error if the program cannot be compiled, for which it needs a JDK, or if it fails.
     pub fn streams(&self, load: StreamsLoad) -> Result<f64> {
         let folder = tempfile::tempdir().context("no folder for Kafka Streams")?;
         let program = folder.path().join("StreamsYardstick.java");
