@@ -1,4 +1,4 @@
-//! Durable append in this process, beside a bare redb loop and a plain file below it.
+//! Durable append in this process, compared with a bare redb loop and with a plain file.
 
 use millstream_broker::log::topic::TopicSettings;
 use millstream_tests::measure::report::{Figure, Report, Unit};
@@ -10,7 +10,7 @@ use crate::plan::Plan;
 use crate::yardstick;
 
 const ROUNDS: usize = 5;
-/// Commits of a megabyte a round.
+/// Number of one-megabyte commits in each round.
 const MEGABYTES_A_ROUND: u64 = 400;
 
 #[derive(Clone, Copy)]
@@ -27,7 +27,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
         }
         let megabytes = plan.records(MEGABYTES_A_ROUND);
         let (mut ours, mut redb, mut file) = (Vec::new(), Vec::new(), Vec::new());
-        // To warm up.
+        // Warm-up.
         append(partitions, megabytes / 10).await;
         for round in 0..plan.rounds(ROUNDS) {
             for contender in order(round, &[Contender::Ours, Contender::Redb, Contender::File]) {
@@ -49,12 +49,12 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     }
 }
 
-/// MB a second.
+/// Returns the throughput in MB per second.
 async fn append(partitions: u32, megabytes: u64) -> f64 {
     let folder = tempfile::tempdir().unwrap();
     let broker = embedded::open(folder.path());
     let topic = embedded::topic(&broker, "t", partitions, TopicSettings::default()).await;
-    // As large as what the client sends.
+    // The batch is as large as those that the client sends.
     let batch = yardstick::batch(550, 100, 1_000, 1);
     let batches = megabytes * 1_000_000 / batch.as_bytes().len() as u64;
     let appended = embedded::append(&broker, &topic, &batch, batches, IN_FLIGHT).await;

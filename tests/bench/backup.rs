@@ -1,4 +1,5 @@
-//! What a backup costs a producer: at full speed and at a steady load, while backups are made and while none is, by turns.
+//! The cost of a backup for a producer, at full speed and at a steady load. Rounds with and without concurrent backups
+//! alternate.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,14 +20,14 @@ use crate::plan::Plan;
 
 const NAME: &str = "backup";
 const ROUNDS: usize = 4;
-/// What there is to back up, in records of [`VALUE_BYTES`]: 1 GB.
+/// Number of stored records of [`VALUE_BYTES`] to back up: 1 GB.
 const STORED: u64 = 1_000_000;
 const RECORDS: u64 = 500_000;
 const VALUE_BYTES: usize = 1_000;
-/// Of the steady load, a second: 20 MB.
+/// Records per second of the steady load: 20 MB.
 const PER_SECOND: u64 = 20_000;
 
-/// One producer's round.
+/// The measurements of one producer's round.
 struct Round {
     records_per_s: f64,
     latency: Latency,
@@ -40,7 +41,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     let server = Server::start(folder.path());
     let settings = v1::TopicSettings { retention_bytes: Some(256 << 20), ..Default::default() };
     server.client().admin().create_topic("old", Some(4), v1::TopicSettings::default()).await.unwrap();
-    // What is produced beside the backups is bounded, so that all of them are alike.
+    // Retention bounds what is produced during the backups, so that all backups have a similar size.
     server.client().admin().create_topic("new", Some(4), settings).await.unwrap();
     load::produce(&server, "old", VALUE_BYTES, plan.records(STORED)).await;
     let (mut with, mut without, mut backups) = (Vec::new(), Vec::new(), Vec::new());
@@ -78,7 +79,7 @@ async fn produce(plan: &Plan, server: &Server) -> Round {
     Round { records_per_s, latency: Latency::of(answered.acknowledged_ms) }
 }
 
-/// One backup after the other, read and thrown away: as from another machine.
+/// Makes one backup after the other, and discards the bytes, like a client on another machine.
 struct BackingUp {
     ended: Arc<AtomicBool>,
     rates: JoinHandle<Vec<f64>>,
@@ -98,7 +99,7 @@ impl BackingUp {
         Self { ended, rates }
     }
 
-    /// MB a second of each backup. The last one is read to its end.
+    /// Returns the MB per second of each backup. The last backup is read to its end.
     async fn end(self) -> Vec<f64> {
         self.ended.store(true, Ordering::SeqCst);
         self.rates.await.unwrap()

@@ -1,4 +1,5 @@
-//! Several producers, and several consumers, on one topic: what they do together beside what one does alone.
+//! The combined throughput of several producers and of several consumers on one topic, compared with that of a single
+//! client.
 
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ const ROUNDS: usize = 3;
 const PARTITIONS: u32 = 16;
 const VALUE_BYTES: usize = 100;
 const RECORDS: u64 = 4_000_000;
-/// How many at once.
+/// Number of concurrent clients.
 const COUNTS: [u32; 3] = [1, 4, 16];
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) {
@@ -58,7 +59,7 @@ fn add(report: &mut Report, name: &str, rates: [Vec<f64>; COUNTS.len()]) {
     }
 }
 
-/// Records a second of all producers together, each with a connection of its own.
+/// Returns the combined records per second of all producers. Each has its own connection.
 async fn produce(server: &Server, topic: &str, producers: u32, records: u64) -> f64 {
     server.client().admin().create_topic(topic, Some(PARTITIONS), v1::TopicSettings::default()).await.unwrap();
     let each = records / u64::from(producers);
@@ -73,7 +74,7 @@ async fn produce(server: &Server, topic: &str, producers: u32, records: u64) -> 
     rate
 }
 
-/// Records a second of all consumers together; each has a connection and partitions of its own.
+/// Returns the combined records per second of all consumers. Each has its own connection and its own partitions.
 async fn consume(server: &Server, consumers: u32, records: u64) -> f64 {
     let begun = Instant::now();
     let reading = (0..consumers).map(|number| {

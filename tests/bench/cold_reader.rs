@@ -1,4 +1,5 @@
-//! A reader of sealed records that are not in the page cache, alone, and a producer beside it with and without.
+//! A reader of sealed records that are not in the page cache, alone and together with a producer, and the producer with
+//! and without it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,15 +22,15 @@ use crate::plan::Plan;
 use crate::yardstick;
 
 const NAME: &str = "cold reader";
-/// By turns, and short ones: how fast the disk is changes from one second to the next.
+/// Many short, alternating rounds, because the disk's speed changes from one second to the next.
 const ROUNDS: usize = 12;
-/// Reads alone.
+/// Number of rounds in which the reader runs alone.
 const ALONE_ROUNDS: usize = 3;
 const STORED_BYTES: u64 = 3_000_000_000;
 const PRODUCED_BYTES: u64 = 300_000_000;
-/// Of an ordinary producer: a batch every other millisecond.
+/// Interval between the batches of an ordinary producer: one batch every two milliseconds.
 const PACE: Duration = Duration::from_millis(2);
-/// A round's.
+/// Number of paced batches in each round.
 const PACED_BATCHES: u64 = 1_000;
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) {
@@ -45,7 +46,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     embedded::append(&broker, &old, &batch, batches(STORED_BYTES), IN_FLIGHT).await;
     let reader = Reader::new(&broker, old, folder.path());
 
-    // The rest is sealed meanwhile.
+    // The remaining records are sealed meanwhile.
     settled(std::process::id()).await;
     let mut alone = Vec::new();
     for _ in 0..plan.rounds(ALONE_ROUNDS) {
@@ -54,7 +55,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     let rate = median(alone.iter().map(|read| read.mb_per_s).collect());
     let name = format!("{NAME} from the start, alone");
     report.add(Figure::new(&name, rate, Unit::MegabytesPerSecond).at_least(500.0));
-    // The check that it was cold: the least of all rounds.
+    // Checks that the reads were cold, with the smallest value of all rounds.
     let from_disk = alone.iter().map(|read| read.from_disk * 100.0).fold(f64::INFINITY, f64::min);
     report.add(Figure::new(format!("{name}, read from the disk"), from_disk, Unit::Percent).at_least(90.0));
 
@@ -82,14 +83,15 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     embedded::stop(broker).await;
 }
 
-/// What a producer reached, round by round.
+/// The measurements of a producer in each round.
 #[derive(Default)]
 struct Producer {
     mb_per_s: Vec<f64>,
     paced: Vec<Latency>,
 }
 
-/// A batch whenever one is due, whether those before it are acknowledged or not; what is counted begins when it was due.
+/// Sends a batch whenever one is due, whether or not those before it are acknowledged. Latencies are measured from the
+/// due times.
 async fn paced(broker: &Broker, topic: &Topic, batch: &RecordBatch, batches: u64) -> Latency {
     let partition = &topic.partitions()[0];
     let mut waiting = JoinSet::new();
@@ -106,14 +108,14 @@ async fn paced(broker: &Broker, topic: &Topic, batch: &RecordBatch, batches: u64
     Latency::of(waiting.join_all().await)
 }
 
-/// What one read of everything was.
+/// The measurements of one complete read.
 struct Read {
     mb_per_s: f64,
-    /// Bytes that this process had the disk read, for each byte that was read.
+    /// Bytes that this process read from the disk, divided by the bytes of records that it read.
     from_disk: f64,
 }
 
-/// Reads what is sealed of a topic.
+/// Reads the sealed records of a topic.
 #[derive(Clone)]
 struct Reader {
     broker: Broker,
@@ -124,13 +126,13 @@ struct Reader {
 
 impl Reader {
     fn new(broker: &Broker, topic: Arc<Topic>, data: &Path) -> Self {
-        // The rest may be in the journal still.
+        // The second half may still be in the journal.
         let until = Offset::new(topic.partitions()[0].end().get() / 2).unwrap();
         let files = Arc::new(ColdFiles::of(data).unwrap());
         Self { broker: broker.clone(), topic, until, files }
     }
 
-    /// Reads from the start, with nothing in the page cache.
+    /// Reads from the start, with an empty page cache.
     async fn read(&self) -> Read {
         self.files.evict().unwrap();
         let partition = self.topic.partitions()[0].clone();
@@ -149,7 +151,7 @@ impl Reader {
     }
 }
 
-/// One read after the other, until it is told to end.
+/// Repeats reads until it is told to end.
 struct Reading {
     ended: Arc<AtomicBool>,
     rates: JoinHandle<Vec<f64>>,

@@ -1,5 +1,6 @@
-//! What compaction costs a producer: the same records to a topic that is compacted, and to one that is not, by turns. Each
-//! round has a server of its own, so that no compaction of one reaches into the other.
+//! The cost of compaction for a producer: the same records are sent to a compacted topic and to one that is not
+//! compacted, in alternating rounds. Each round has its own server, so that the compaction of one round does not affect
+//! the next.
 
 use millstream_client::{ProducerSettings, v1};
 use millstream_tests::measure::open_loop::{OpenLoop, Record};
@@ -17,18 +18,18 @@ const NAME: &str = "compaction";
 const ROUNDS: usize = 4;
 const RECORDS: u64 = 1_500_000;
 const VALUE_BYTES: usize = 1_000;
-/// So many that a part of the journal has most of its keys once.
+/// Number of keys. It is so large that a part of the journal contains most of its keys once.
 const KEYS: u64 = 50_000;
-/// Of the steady load, a second: 20 MB.
+/// Records per second of the steady load: 20 MB.
 const PER_SECOND: u64 = 20_000;
 
-/// One producer's round.
+/// The measurements of one producer's round.
 struct Round {
     records_per_s: f64,
     server_cpu_us: f64,
-    /// Of a steady load.
+    /// Latencies under the steady load.
     latency: Latency,
-    /// Bytes that the topic has in the end.
+    /// Size of the topic at the end, in MB.
     kept_mb: f64,
 }
 
@@ -51,7 +52,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     };
     add("producer at full speed", |of| of.records_per_s, Unit::RecordsPerSecond);
     add("producer at full speed, server CPU, compaction included", |of| of.server_cpu_us, Unit::MicrosecondsPerRecord);
-    // That there was something to compact, and that it was.
+    // Shows that there was something to compact, and that it was compacted.
     add("kept in the end", |of| of.kept_mb, Unit::Megabytes);
     let latencies = |rounds: &[Round]| rounds.iter().map(|round| round.latency).collect::<Vec<_>>();
     let name = format!("{NAME}, {PER_SECOND}/s, acknowledgement");
@@ -63,7 +64,7 @@ async fn produce(plan: &Plan, cleanup: v1::Cleanup) -> Round {
     let server = Server::start(folder.path());
     let settings = v1::TopicSettings { cleanup: Some(cleanup.into()), ..Default::default() };
     server.client().admin().create_topic("t", Some(1), settings).await.unwrap();
-    // To warm up, and for something to be compacted.
+    // Warm-up, which also provides records to compact.
     let keyed = |number: u64, record: &mut Record| {
         record.value.resize(VALUE_BYTES, b'x');
         record.key = Some((mix(number) % KEYS).to_be_bytes().to_vec());

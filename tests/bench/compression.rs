@@ -1,4 +1,4 @@
-//! What each codec costs and saves, on flights as JSON.
+//! CPU cost and space savings of each codec, for flights as JSON.
 
 use millstream_client::{Compression, ProducerSettings, v1};
 use millstream_tests::measure::report::{Figure, Report, Unit};
@@ -21,7 +21,7 @@ const CODECS: [(&str, Compression); 5] = [
     ("zstd", Compression::Zstd),
 ];
 
-/// What one codec did.
+/// The measurements of one codec.
 #[derive(Default)]
 struct Measured {
     produced: Vec<Produced>,
@@ -39,7 +39,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     let lines: Vec<Vec<u8>> = millstream_tests::flights().into_iter().map(|flight| flight.line.into_bytes()).collect();
     let records = plan.records(RECORDS);
     produce(&server, "warm-up", Compression::None, &lines, records / 5).await;
-    // Without compression it is measured in any case: it is what the others stand beside.
+    // The codec "none" is always measured, because the others are compared with it.
     let measured_ones: Vec<usize> = (0..CODECS.len()).filter(|index| *index == 0 || wanted(CODECS[*index].0)).collect();
     let mut measured = CODECS.map(|_| Measured::default());
     let topic = |round: usize, index: usize| format!("t{round}-{index}");
@@ -52,7 +52,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
         }
     }
     load::push_to_segments(&server).await;
-    // A restart leaves nothing in the server's memory.
+    // A restart clears the server's memory.
     assert!(server.terminate().success());
     server.restart();
     load::settle(&server).await;
@@ -85,7 +85,7 @@ fn add(report: &mut Report, name: &str, measured: &Measured, without: Option<&Me
     add("consume, cold", |of| median_of(&of.consumed, |of| of.records_per_s), Unit::RecordsPerSecond);
     add("consume, cold, server CPU", |of| median_of(&of.consumed, |of| of.server_cpu_us), Unit::MicrosecondsPerRecord);
     add("consume, cold, client CPU", |of| median_of(&of.consumed, |of| of.client_cpu_us), Unit::MicrosecondsPerRecord);
-    // The check that it was cold: the least of all rounds.
+    // Checks that the reads were cold, with the smallest value of all rounds.
     let from_disk = measured.consumed.iter().map(|of| of.from_disk * 100.0).fold(f64::INFINITY, f64::min);
     report.add(Figure::new(format!("{name}, consume, read from the disk"), from_disk, Unit::Percent).at_least(90.0));
 }

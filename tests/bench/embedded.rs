@@ -1,4 +1,4 @@
-//! A broker in this process, and appending to it as fast as its answers come.
+//! A broker in this process, and a closed loop that appends to it as fast as possible.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -15,7 +15,7 @@ use millstream_record::RecordBatch;
 use millstream_tests::measure::samples::{Latency, milliseconds};
 use prometheus_client::registry::Registry;
 
-/// Batches that wait for an answer: four commits' worth.
+/// Number of batches in flight, which is enough for four commits.
 pub(crate) const IN_FLIGHT: usize = 64;
 
 /// Opens a broker on a folder.
@@ -24,30 +24,30 @@ pub(crate) fn open(folder: &Path) -> Broker {
     Broker::open(folder, settings, options, Arc::new(SystemClock), &mut Registry::default()).unwrap()
 }
 
-/// Stops a broker, which blocks.
+/// Stops a broker. The blocking call runs on its own thread.
 pub(crate) async fn stop(broker: Broker) {
     tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
 }
 
-/// Makes a topic.
+/// Creates a topic.
 pub(crate) async fn topic(broker: &Broker, name: &str, partitions: u32, settings: TopicSettings) -> Arc<Topic> {
     broker.create_topic(&TopicName::new(name).unwrap(), partitions, settings, false).await.unwrap()
 }
 
-/// What appending took.
+/// The result of an append loop.
 pub(crate) struct Appended {
     pub(crate) mb_per_s: f64,
     pub(crate) records_per_s: f64,
-    /// From asking to the acknowledgement, where the next batch is sent once one is acknowledged: what a batch waits for
-    /// the commits before its own.
+    /// Time from the request to the acknowledgement, in a closed loop that sends the next batch once one is
+    /// acknowledged. A batch waits for the commits before its own.
     pub(crate) latency: Latency,
-    /// When the longest of them began and ended.
+    /// Beginning and end of the longest of these times.
     pub(crate) longest: Range<Instant>,
-    /// The longest time in which nothing was acknowledged, in ms.
+    /// The longest time without an acknowledgement, in ms.
     pub(crate) stall_ms: f64,
 }
 
-/// Appends so many batches, round the partitions, with `in_flight` waiting.
+/// Appends this many batches, round-robin over the partitions, with `in_flight` of them unacknowledged.
 pub(crate) async fn append(
     broker: &Broker,
     topic: &Topic,

@@ -1,4 +1,4 @@
-//! Many groups that read one topic: all of it, each.
+//! Many groups read one topic, each of them completely.
 
 use std::time::Instant;
 
@@ -16,10 +16,10 @@ const NAME: &str = "fan-out";
 const ROUNDS: usize = 3;
 const PARTITIONS: u32 = 4;
 const RECORDS: u64 = 2_000_000;
-/// How many groups read at once.
+/// Number of groups that read concurrently.
 const COUNTS: [u32; 3] = [1, 4, 16];
 
-/// What the groups got together.
+/// The combined measurements of all groups.
 struct Read {
     records_per_s: f64,
     server_cpu_us: f64,
@@ -54,7 +54,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     }
 }
 
-/// Groups of one member each read all records. The time that a member takes to join is counted.
+/// Lets groups of one member each read all records. The time that members take to join is included.
 async fn fan_out(server: &Server, name: &str, groups: u32, records: u64) -> Read {
     let cpu = cpu_seconds(server.pid());
     let begun = Instant::now();

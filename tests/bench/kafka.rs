@@ -1,4 +1,5 @@
-//! An Apache Kafka node beside our server. Once something of it fails, it is left out, and the report says why.
+//! An Apache Kafka node as a yardstick. Once an operation on it fails, Kafka is left out, and the report contains the
+//! reason.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use millstream_tests::measure::page_cache::ColdFiles;
 use millstream_tests::measure::report::Report;
 use millstream_tests::root;
 
-/// A node, as long as nothing failed.
+/// A node, or `None` once an operation on it has failed.
 pub(crate) struct Kafka {
     node: Option<Node>,
 }
@@ -21,7 +22,7 @@ impl Kafka {
         Self { node: or_left_out(node, report) }
     }
 
-    /// Produces to a new topic, with the settings that our producer has.
+    /// Produces to a new topic, with the settings of our producer.
     pub(crate) async fn produce(
         &mut self,
         partitions: u32,
@@ -33,7 +34,7 @@ impl Kafka {
         let produced = async {
             node.create_topic(load.topic, partitions, flushing)?;
             let produced = node.produce(load).await?;
-            // What it left to the page cache is not written while others are measured.
+            // Data that Kafka left in the page cache must not be written to disk while others are measured.
             ColdFiles::of(&node.data())?;
             Ok(produced)
         };
@@ -41,7 +42,7 @@ impl Kafka {
         self.keep(produced, report)
     }
 
-    /// Starts it again, with nothing in the page cache.
+    /// Restarts the node, with an empty page cache.
     pub(crate) fn restart_cold(&mut self, report: &mut Report) {
         if let Some(node) = &mut self.node {
             let restarted = node.restart(|data| Ok(ColdFiles::of(data).map(drop)?));
@@ -49,14 +50,14 @@ impl Kafka {
         }
     }
 
-    /// Reads so many records of a topic from its start, with nothing in the page cache. Records a second.
+    /// Reads this many records of a topic from its start, with an empty page cache. Returns the records per second.
     pub(crate) fn consume_cold(&mut self, topic: &str, records: u64, report: &mut Report) -> Option<f64> {
         let node = self.node.as_ref()?;
         let consumed = ColdFiles::of(&node.data()).map_err(Into::into).and_then(|_| node.consume(topic, records));
         self.keep(consumed, report).map(|consumed| consumed.records_per_s)
     }
 
-    /// Runs Kafka Streams over what is in a topic already. Records a second.
+    /// Runs Kafka Streams over records that are already in a topic. Returns the records per second.
     pub(crate) fn streams(&mut self, load: StreamsLoad, report: &mut Report) -> Option<f64> {
         let rate = self.node.as_ref()?.streams(load);
         self.keep(rate, report)
@@ -71,15 +72,15 @@ impl Kafka {
     }
 }
 
-/// What came out, or a line of the report that says why nothing did.
+/// Returns the result, or adds the reason for the failure to the report.
 fn or_left_out<T>(outcome: Result<T>, report: &mut Report) -> Option<T> {
     outcome.inspect_err(|error| report.leave_out(&format!("Apache Kafka {VERSION}"), &format!("{error:#}"))).ok()
 }
 
-/// A JVM needs so many bytes of values to warm up, or a fifth of those that are measured.
+/// Minimum size of the values that warm up a JVM, in bytes. Otherwise the warm-up is a fifth of the measured records.
 const WARM_UP_BYTES_MIN: u64 = 50_000_000;
 
-/// As fast as possible, batched as our producer does by default.
+/// Returns a load that runs as fast as possible, with batches as in our producer's defaults.
 pub(crate) fn load(topic: &str, value_bytes: usize, records: u64) -> Load<'_> {
     let ours = ProducerSettings::default();
     Load {
@@ -93,7 +94,7 @@ pub(crate) fn load(topic: &str, value_bytes: usize, records: u64) -> Load<'_> {
     }
 }
 
-/// How a yardstick is called.
+/// Returns the name of a yardstick.
 pub(crate) fn name(flushing: Flushing) -> String {
     let acknowledges = match flushing {
         Flushing::PageCache => "page cache",

@@ -1,5 +1,5 @@
-//! What an acknowledgement takes under a steady load, at 10, 50 and 80 % of the most that the server takes, while it seals.
-//! Counted from when each record was due.
+//! Acknowledgement latency under a steady load at 10, 50 and 80 % of the server's maximum throughput, while the server
+//! seals. Latencies are measured from when each record was due.
 
 use millstream_client::{ProducerSettings, v1};
 use millstream_tests::measure::kafka::{Flushing, Load};
@@ -13,21 +13,21 @@ use crate::kafka::{self, Kafka};
 use crate::load;
 use crate::plan::Plan;
 
-/// Parts of the maximum, of 100.
+/// The loads, in percent of the maximum throughput.
 pub(crate) const LOADS_PERCENT: [u64; 3] = [10, 50, 80];
 
-/// Records timed a second: in ten seconds fifty are beyond p99.9.
+/// Number of timed records per second. In ten seconds, fifty of them are beyond p99.9.
 pub(crate) const SAMPLES_A_SECOND: u64 = 5_000;
 
-/// Both ways in which Kafka acknowledges.
+/// The flush settings of Kafka that are measured.
 const KAFKA: [Flushing; 2] = [Flushing::PageCache, Flushing::EveryMessage];
 
 const ROUNDS: usize = 3;
 const SECONDS_A_ROUND: u64 = 10;
 const PARTITIONS: u32 = 4;
 const VALUE_BYTES: usize = 100;
-/// Records of the closed loop that finds the maximum: about ten seconds of them, so that it seals meanwhile as the open
-/// loops do.
+/// Number of records of the closed loop that finds the maximum. It takes about ten seconds, so that sealing occurs
+/// during it as in the open loops.
 const RECORDS: u64 = 20_000_000;
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) {
@@ -50,7 +50,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
             let Some(index) = contender else {
                 for (percent, (load, ours)) in LOADS_PERCENT.iter().zip(loads.iter().zip(&mut ours)) {
                     ours.add(&server, &format!("at{percent}-{round}"), *load).await;
-                    // What one load leaves to be sealed is not the next one's.
+                    // Sealing that one load leaves behind must not slow down the next load.
                     load::settle(&server).await;
                 }
                 continue;
@@ -68,18 +68,18 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     let mut beside: Vec<_> = measured.map(|(name, rounds)| (name.as_str(), rounds.as_slice())).collect();
     for (percent, measured) in LOADS_PERCENT.iter().zip(ours) {
         measured.report(report, &format!("{name}, at {percent} %"), &beside);
-        // Kafka was given the smallest load alone: the others are more than it takes.
+        // Kafka only runs the smallest load, because the others exceed its throughput.
         beside.clear();
     }
 }
 
-/// A load of so much of the maximum.
+/// Returns a load of this percentage of the maximum.
 pub(crate) fn part_of(most: f64, percent: u64, seconds: u64) -> OpenLoop {
     let per_second = ((most * percent as f64 / 100.0) as u64).max(1);
     OpenLoop::new(per_second, seconds, SAMPLES_A_SECOND)
 }
 
-/// Records a second that the server takes at most, after a warm-up.
+/// Returns the server's maximum throughput in records per second, after a warm-up.
 async fn maximum(plan: &Plan, server: &Server) -> f64 {
     let mut rates = Vec::new();
     for (topic, records) in [("warm-up", RECORDS / 20), ("most0", RECORDS), ("most1", RECORDS), ("most2", RECORDS)] {
@@ -93,11 +93,11 @@ async fn create(server: &Server, topic: &str) {
     server.client().admin().create_topic(topic, Some(PARTITIONS), v1::TopicSettings::default()).await.unwrap();
 }
 
-/// What the rounds of one load gave.
+/// The results of the rounds of one load.
 #[derive(Default)]
 struct Rounds {
     latencies: Vec<Latency>,
-    /// Records a second that were due, and that were acknowledged.
+    /// Records per second that were due, and those that were acknowledged in each round.
     due: f64,
     acknowledged: Vec<f64>,
 }
@@ -116,7 +116,8 @@ impl Rounds {
 
     fn report(self, report: &mut Report, name: &str, beside: &[(&str, &[Latency])]) {
         report.add_latency_beside(&format!("{name}, acknowledgement"), &self.latencies, beside);
-        // Below what was due, the load was too much, and the latencies grow with the time that it lasts.
+        // If fewer records are acknowledged than were due, the server is overloaded, and the latencies grow with the
+        // duration of the load.
         let least = self.acknowledged.iter().copied().fold(f64::INFINITY, f64::min);
         let figure = Figure::new(format!("{name}, acknowledged at least"), least, Unit::RecordsPerSecond);
         report.add(figure.beside("due", self.due));

@@ -1,4 +1,4 @@
-//! Producing and consuming over gRPC as fast as possible, with the Rust client.
+//! Produces and consumes over gRPC as fast as possible, with the Rust client.
 
 use std::path::Path;
 use std::time::Instant;
@@ -10,21 +10,21 @@ use millstream_tests::measure::process::{cpu_seconds, disk_read_bytes, settled};
 use millstream_tests::measure::samples::{Latency, milliseconds};
 use millstream_tests::server::Server;
 
-/// Acknowledgements timed in a round, about: fifty of them are beyond p99.9.
+/// Approximate number of timed acknowledgements in a round. Fifty of them are beyond p99.9.
 const SAMPLES: u64 = 50_000;
 
-/// What producing took.
+/// The result of producing.
 pub(crate) struct Produced {
     pub(crate) records_per_s: f64,
-    /// From asking `send` to take the record to its acknowledgement. The load is a closed loop: nothing was due while it
-    /// waited for room.
+    /// Time from calling `send` to the acknowledgement. The load is a closed loop: no record was due while it waited
+    /// for room.
     pub(crate) latency: Latency,
-    /// Until the server has nothing left to do: sealing is part of it.
+    /// CPU time per record until the server is idle, including sealing.
     pub(crate) server_cpu_us: f64,
     pub(crate) client_cpu_us: f64,
 }
 
-/// Produces so many records of `value_bytes` without keys.
+/// Produces this many records of `value_bytes` bytes without keys.
 pub(crate) async fn produce(server: &Server, topic: &str, value_bytes: usize, records: u64) -> Produced {
     let value = vec![b'x'; value_bytes];
     produce_with(server, topic, ProducerSettings::default(), records, |_, record| {
@@ -35,7 +35,7 @@ pub(crate) async fn produce(server: &Server, topic: &str, value_bytes: usize, re
     .await
 }
 
-/// Produces records as `record` makes them of the one before: it gets their numbers.
+/// Produces records. `record` gets the number of each record, and derives it from the previous one.
 pub(crate) async fn produce_with(
     server: &Server,
     topic: &str,
@@ -79,23 +79,23 @@ pub(crate) async fn produce_with(
     }
 }
 
-/// Waits until the server has sealed what is due, and has nothing left to do.
+/// Waits until the server has sealed what is due and is idle.
 pub(crate) async fn settle(server: &Server) {
     if !settled(server.pid()).await {
         eprintln!("the server is still busy after a minute: what it does then is not measured");
     }
 }
 
-/// Produces what fills the journal anew, so that all before it is in segments.
+/// Produces enough to refill the journal, so that all earlier records are in segments.
 pub(crate) async fn push_to_segments(server: &Server) {
-    /// Twice what the journal seals at once.
+    /// Twice the amount that the journal seals at once, in bytes.
     const BYTES: u64 = 64 << 20;
     const VALUE_BYTES: u64 = 1_000;
     server.client().admin().create_topic("filler", Some(1), Default::default()).await.unwrap();
     produce(server, "filler", VALUE_BYTES as usize, BYTES / VALUE_BYTES).await;
 }
 
-/// Records a second of the last `records` of each partition.
+/// Reads the last `records` records of each partition. Returns the records per second.
 pub(crate) async fn consume_tail(client: &Client, topic: &str, records: u64) -> f64 {
     let described = client.admin().describe_topic(topic).await.unwrap();
     let from = described.partition_list.iter().map(|p| p.log_end_offset.saturating_sub(records)).min().unwrap_or(0);
@@ -105,7 +105,7 @@ pub(crate) async fn consume_tail(client: &Client, topic: &str, records: u64) -> 
     expected as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// Reads to the end; `expected` records at least. Returns how many there were.
+/// Reads to the end. There must be at least `expected` records. Returns the number of records.
 pub(crate) async fn read(client: &Client, settings: ConsumerSettings, expected: u64) -> u64 {
     let mut consumer = client.consumer(settings).unwrap();
     let (mut records, mut bytes) = (0u64, 0usize);
@@ -120,12 +120,12 @@ pub(crate) async fn read(client: &Client, settings: ConsumerSettings, expected: 
     records
 }
 
-/// What reading a topic from its start took.
+/// The result of reading a topic from its start.
 pub(crate) struct Consumed {
     pub(crate) records_per_s: f64,
     pub(crate) server_cpu_us: f64,
     pub(crate) client_cpu_us: f64,
-    /// Bytes that the server had the disk read, for each byte of the topic's record batches.
+    /// Bytes that the server read from the disk, divided by the bytes of the topic's record batches.
     pub(crate) from_disk: f64,
 }
 
@@ -147,18 +147,18 @@ pub(crate) async fn consume(server: &Server, topic: &str, expected: u64) -> Cons
     }
 }
 
-/// As [`consume`], with the files of the server's `data` not in the page cache.
+/// Like [`consume`], after the files of the server's `data` were dropped from the page cache.
 pub(crate) async fn consume_cold(server: &Server, data: &Path, topic: &str, expected: u64) -> Consumed {
     ColdFiles::of(data).unwrap();
     consume(server, topic, expected).await
 }
 
-/// The median of one figure of all rounds.
+/// Returns the median of one figure over all rounds.
 pub(crate) fn median_of<T>(rounds: &[T], figure: fn(&T) -> f64) -> f64 {
     millstream_tests::measure::samples::median(rounds.iter().map(figure).collect())
 }
 
-/// Sends so many records of `value_bytes` without keys, and waits until all of them are acknowledged.
+/// Sends this many records of `value_bytes` bytes without keys, and waits until all of them are acknowledged.
 pub(crate) async fn send(client: &Client, topic: &str, value_bytes: usize, records: u64) {
     let producer = client.producer(ProducerSettings::default());
     let to = producer.topic(topic).await.unwrap();

@@ -1,7 +1,7 @@
-//! `cargo xtask bench`: Millstream's figures, each beside its yardstick from the same run.
+//! The program of `cargo xtask bench`: Millstream's figures, each with its yardstick from the same run.
 //!
-//! Machines differ and are noisy: quote ratios, and medians of several rounds. A file a benchmark; what they measure with
-//! is `millstream_tests::measure`.
+//! Machines differ and measurements are noisy, so quote ratios and medians of several rounds. Each benchmark is a file.
+//! Their measuring instruments are in `millstream_tests::measure`.
 #![allow(clippy::unwrap_used)]
 
 mod append;

@@ -1,4 +1,4 @@
-//! Small batches, ten records of 100 bytes each, spread over more and more partitions.
+//! Small batches of ten 100-byte records each, spread over increasing numbers of partitions.
 
 use millstream_broker::log::topic::TopicSettings;
 use millstream_tests::measure::report::{Figure, Report, Unit};
@@ -13,7 +13,7 @@ use crate::yardstick;
 const NAME: &str = "partitions curve";
 const ROUNDS: usize = 3;
 const BATCHES: u64 = 400_000;
-/// Batches that wait for an answer.
+/// Number of batches in flight.
 const IN_FLIGHT: usize = 1_000;
 const COUNTS: [u32; 4] = [1, 100, 1_000, 10_000];
 
@@ -21,7 +21,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     if !plan.wants(NAME) {
         return;
     }
-    // To warm up.
+    // Warm-up.
     append(COUNTS[0], plan.records(BATCHES) / 10).await;
     let mut rounds = COUNTS.map(|_| Vec::new());
     for round in 0..plan.rounds(ROUNDS) {

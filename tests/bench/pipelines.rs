@@ -1,4 +1,4 @@
-//! Pipelines end to end: throughput, latency, and what a server costs that does nothing.
+//! End-to-end throughput and latency of pipelines, and the resource usage of an idle server.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,14 +20,15 @@ use crate::yardstick::mix;
 
 const ROUNDS: usize = 3;
 const PARTITIONS: u32 = 4;
-/// It is slower: its rounds take long enough with fewer records. It has seen a third as many before, ours none.
+/// Kafka Streams is slower, so its rounds take long enough with fewer records. Its warm-up processes a third as many
+/// records in the same process, while ours starts cold.
 const STREAMS_RECORDS: u64 = 1_500_000;
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     for (keys, records, least) in [(1_000, 4_000_000, 1_200_000.0), (1_000_000, 4_000_000, 400_000.0)] {
         let name = format!("pipeline filter+map+aggregate, {keys} keys");
         if plan.wants(&name) {
-            // To warm up.
+            // Warm-up.
             pipeline(keys, plan.records(records) / 5).await;
             let (mut ours, mut of_kafka) = (Vec::new(), Vec::new());
             for round in 0..plan.rounds(ROUNDS) {
@@ -85,7 +86,7 @@ stages:
 to: out
 ";
 
-/// Records a second from the file's apply to the commit of the last one.
+/// Returns the records per second, from applying the pipeline file to the commit of the last record.
 async fn pipeline(keys: u64, records: u64) -> f64 {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path());
@@ -98,7 +99,7 @@ async fn pipeline(keys: u64, records: u64) -> f64 {
     for number in 0..records {
         let random = mix(number);
         value[0] = if random.is_multiple_of(10) { b'a' } else { b'b' };
-        // Of other digits than those that are filtered by.
+        // The key uses other digits of the number than those that the filter depends on.
         let key = format!("{:08}", random / 10 % keys);
         drop(to.send(RecordRef::keyed(key.as_bytes(), &value)).await.unwrap());
     }
@@ -117,7 +118,7 @@ async fn pipeline(keys: u64, records: u64) -> f64 {
     records as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// The same work on a node of its own, with a thread a core.
+/// Runs the same work on a new Kafka node, with one thread per core.
 fn kafka_streams(plan: &Plan, keys: u64, report: &mut Report) -> Option<f64> {
     let folder = tempfile::tempdir().unwrap();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -126,8 +127,8 @@ fn kafka_streams(plan: &Plan, keys: u64, report: &mut Report) -> Option<f64> {
     Kafka::start(folder.path(), report).streams(load, report)
 }
 
-/// From when a record was due at the producer until the consumer has what a pipeline made of it: at steady rates, and at
-/// parts of the most that goes through.
+/// Measures the time from when a record was due at the producer until the consumer has the pipeline's output, at steady
+/// rates and at fractions of the maximum throughput.
 async fn latency(plan: &Plan, report: &mut Report) {
     const NAME: &str = "latency produce to pipeline to consumer";
     let rounds = async |load: OpenLoop| {
@@ -148,7 +149,7 @@ async fn latency(plan: &Plan, report: &mut Report) {
     if plan.wants(&name) {
         let mut most = Vec::new();
         for _ in 0..plan.rounds(ROUNDS) {
-            // About ten seconds, as the open loops take.
+            // About ten seconds, like the open loops.
             most.push(PassedOn::start().await.at_full_speed(plan.records(10_000_000)).await);
         }
         let most = median(most);
@@ -160,10 +161,11 @@ async fn latency(plan: &Plan, report: &mut Report) {
     }
 }
 
-/// Bytes of each value: when the record was due, in microseconds since the epoch, or 0 where it is not timed; then others.
+/// Size of each value, in bytes. It begins with the record's due time in microseconds since the epoch, or 0 if the
+/// record is not timed.
 const PASSED_ON_BYTES: usize = 100;
 
-/// A server whose pipeline passes each record on.
+/// A server with a pipeline that passes each record on.
 struct PassedOn {
     server: Server,
     _data: TempDir,
@@ -181,7 +183,7 @@ impl PassedOn {
         Self { server, _data: data }
     }
 
-    /// Takes so many records from the output. Milliseconds since those that are timed were due.
+    /// Consumes this many records of the output. Returns the milliseconds since the due times of the timed records.
     fn consume(&self, records: u64) -> JoinHandle<Vec<f64>> {
         let mut consumer =
             self.server.client().consumer(ConsumerSettings::topic("out").from(Position::Earliest)).unwrap();
@@ -207,7 +209,7 @@ impl PassedOn {
         ProducerSettings { linger_ms: 1, ..ProducerSettings::default() }
     }
 
-    /// Records a second, until the consumer has the last one.
+    /// Returns the records per second, measured until the consumer has the last record.
     async fn at_full_speed(self, records: u64) -> f64 {
         let consuming = self.consume(records);
         let producer = self.server.client().producer(Self::settings());
@@ -245,7 +247,7 @@ fn passed_on_key(number: u64) -> [u8; 8] {
     (number % 1_000).to_be_bytes()
 }
 
-/// Now, in microseconds since the epoch.
+/// Returns the current time, in microseconds since the epoch.
 fn epoch_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
 }
@@ -267,7 +269,7 @@ async fn idle(report: &mut Report) {
     report.add(Figure::new("idle server with a pipeline, resident memory", resident, Unit::Megabytes).at_most(80.0));
 }
 
-/// Seconds from a module's upload to a fresh server, which has never seen it, to the first output.
+/// Returns the seconds from the upload of a module, to a new server that has never seen it, to the first output.
 async fn first_output() -> f64 {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path());

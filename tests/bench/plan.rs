@@ -1,25 +1,26 @@
-//! What to measure, and how much of it.
+//! Which benchmarks to run, and at which size.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use millstream_tests::measure::report::{Report, Run};
 
-/// What `--quick` divides by.
+/// The divisor of `--quick`.
 const QUICK: u64 = 10;
 
-/// What the command line says.
+/// The command line's arguments.
 #[derive(Debug)]
 pub(crate) struct Arguments {
     pub(crate) plan: Plan,
-    /// Where the JSON goes.
+    /// The file to which the JSON is written.
     pub(crate) json: Option<PathBuf>,
-    /// What to compare with, read before anything is measured: the JSON may go to the same file.
+    /// The report to compare with. It is read before anything is measured, because the JSON may be written to the same
+    /// file.
     pub(crate) old: Option<Report>,
 }
 
 impl Arguments {
-    /// Reads the command line.
+    /// Parses the command line.
     pub(crate) fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
         let mut read = Self { plan: Plan { divide: 1, only: None }, json: None, old: None };
         while let Some(argument) = arguments.next() {
@@ -40,47 +41,48 @@ impl Arguments {
     }
 }
 
-/// What to measure, and how much.
+/// Which benchmarks to run, and at which size.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Records are divided by this, and where it is more than 1 there is one round.
+    /// Divisor of the numbers of records. If it is larger than 1, there is only one round.
     divide: u64,
-    /// Only benchmarks whose name contains this.
+    /// Restricts the run to benchmarks whose name contains this.
     only: Option<String>,
 }
 
 impl Plan {
-    /// Whether a benchmark was asked for.
+    /// Returns whether a benchmark was selected.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
     }
 
-    /// Whether a benchmark was asked for whose figures begin with this, and go on with one of those.
+    /// Returns whether a benchmark was selected whose figures are named `name`, or `name` followed by one of the
+    /// suffixes `of`.
     pub(crate) fn wants_any(&self, name: &str, of: &[&str]) -> bool {
         self.wants(name) || of.iter().any(|of| self.wants(&format!("{name}, {of}")))
     }
 
-    /// A number of records.
+    /// Scales a number of records.
     pub(crate) fn records(&self, full: u64) -> u64 {
         full / self.divide
     }
 
-    /// A number of seconds: three at least, which a load needs to be steady.
+    /// Scales a number of seconds. At least three seconds remain, which a load needs to become steady.
     pub(crate) fn seconds(&self, full: u64) -> u64 {
         (full / self.divide).max(3)
     }
 
-    /// A number of rounds.
+    /// Scales a number of rounds.
     pub(crate) fn rounds(&self, full: usize) -> usize {
         if self.is_quick() { 1 } else { full }
     }
 
-    /// Whether it is to be seen that everything works, and no more.
+    /// Returns whether the run only checks that everything works.
     pub(crate) fn is_quick(&self) -> bool {
         self.divide > 1
     }
 
-    /// How figures of this plan come about.
+    /// Returns the description of runs with this plan.
     pub(crate) fn run(&self) -> Run {
         Run {
             divided_by: self.divide,

@@ -1,5 +1,5 @@
-//! How long a group takes until its partitions are with their new owners, when a member joins, when one leaves, and when
-//! one is gone without a word, as where its process is killed: its connection ends, and that is all.
+//! Time until all partitions of a group are assigned to their new owners after a member joins, after a member leaves,
+//! and after the connection of a member ends without a leave request, as when its process is killed.
 
 use std::time::Instant;
 
@@ -15,10 +15,10 @@ use crate::load;
 use crate::plan::Plan;
 
 const NAME: &str = "rebalance";
-/// Joins, leaves and deaths that are timed.
+/// Number of timed joins, leaves and lost connections.
 const CHANGES: u64 = 100;
 const PARTITIONS: usize = 100;
-/// Members that stay. With one more there are four: 25 partitions each.
+/// Number of members that stay. With one more there are four, with 25 partitions each.
 const MEMBERS: usize = 3;
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) {
@@ -40,7 +40,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
         members.push(Member::join(&server.client()));
         balanced(&mut members).await;
         let joined = begun.elapsed();
-        // The one that is there longest leaves.
+        // The oldest member leaves.
         let begun = Instant::now();
         let leaving = members.remove(0).leave();
         balanced(&mut members).await;
@@ -56,7 +56,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
         balanced(&mut members).await;
         let died = begun.elapsed();
         dying.reading.abort();
-        // The first is a warm-up.
+        // The first change is a warm-up.
         if change > 0 {
             joining_ms.push(milliseconds(joined));
             leaving_ms.push(milliseconds(left));
@@ -110,7 +110,7 @@ impl Member {
     }
 }
 
-/// Waits until the members own all partitions, as evenly as can be.
+/// Waits until the members own all partitions, distributed as evenly as possible.
 async fn balanced(members: &mut [Member]) {
     let (least, most) = (PARTITIONS / members.len(), PARTITIONS.div_ceil(members.len()));
     loop {

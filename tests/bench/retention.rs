@@ -1,4 +1,4 @@
-//! Bytes on disk beside what retention promises to keep, after five times as much was produced.
+//! Disk usage compared with the retention limit, after five times that amount was produced.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     embedded::append(&broker, &topic, &batch, 5 * KEEPS / batch.as_bytes().len() as u64, IN_FLIGHT).await;
     let mut most = 0;
     for _ in 0..plan.records(20).max(5) {
-        // Steady: as much comes as goes.
+        // In the steady state, retention removes as much as is produced.
         embedded::append(&broker, &topic, &batch, 500, 8).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         let size = broker.store().size();

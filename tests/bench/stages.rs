@@ -1,4 +1,4 @@
-//! One stage over batches of 1,000 records, decoding to columns included, beside plain Rust.
+//! One stage over batches of 1,000 records, including the decoding to columns, compared with plain Rust.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -64,7 +64,7 @@ fn guest(engine: &Engine, name: &str) -> Guest {
     Guest::new(engine, &module, Vec::new(), CallLimits::default(), LogContext::default())
 }
 
-/// Nanoseconds a record of the stage and of the same in native Rust.
+/// Returns the nanoseconds per record of the stage, and those of the same code in native Rust.
 fn measure(
     plan: &Plan,
     batches: &[RecordBatch],
@@ -72,7 +72,7 @@ fn measure(
     native: &mut dyn FnMut(Columns),
 ) -> (f64, f64) {
     let count = plan.records(BATCHES_A_ROUND);
-    // To warm up.
+    // Warm-up.
     ns_a_record(batches, count / 10, ours);
     ns_a_record(batches, count / 10, native);
     let (mut of_ours, mut of_native) = (Vec::new(), Vec::new());
@@ -101,7 +101,7 @@ fn decoded(batch: &RecordBatch) -> Columns {
     columns
 }
 
-/// The aggregate and its yardstick, each over state of its own that has every key.
+/// Measures the aggregate and its yardstick. Each has its own state, which contains every key.
 fn measure_aggregate(plan: &Plan, batches: &[RecordBatch], mut guest: Guest) -> (f64, f64) {
     let data = tempfile::tempdir().unwrap();
     let broker = embedded::open(data.path());
@@ -118,14 +118,14 @@ fn measure_aggregate(plan: &Plan, batches: &[RecordBatch], mut guest: Guest) -> 
     measured
 }
 
-/// A task's state, step after step.
+/// The state of a task across its steps.
 struct Task {
     state: TaskState,
     steps: u64,
 }
 
 impl Task {
-    /// State that was committed once, over all batches.
+    /// Creates state that is committed after one pass over all batches.
     fn new(
         broker: &Broker,
         store: &'static str,
@@ -143,11 +143,11 @@ impl Task {
         task
     }
 
-    /// Runs a batch and keeps what it changed.
+    /// Processes a batch and keeps the changed state.
     fn step(&mut self, input: &Columns, run: &mut impl FnMut(&Columns, &TaskState) -> Aggregated) -> StateChange {
         let made = run(input, &self.state);
         let change = self.state.change(self.steps, made.groups, &made.before, made.accumulators);
-        // As when commits keep up: two steps are in flight.
+        // Two steps are in flight, as when commits keep up with processing.
         self.steps += 1;
         self.state.committed_up_to(self.steps.saturating_sub(3));
         change

@@ -1,4 +1,4 @@
-//! Starts: after a clean stop and after a kill, with little and with much stored, in few and in many partitions.
+//! Server starts after a clean stop and after a kill, with little and much stored data, in few and many partitions.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::load;
 use crate::plan::Plan;
 use crate::yardstick::mix;
 
-/// Kills of which the median is taken.
+/// Number of starts of which the median is taken.
 const KILLS: usize = 3;
 const VALUE_BYTES: usize = 1_000;
-/// Records of a gigabyte.
+/// Number of records in a gigabyte.
 const GIGABYTE: u64 = 1_000_000;
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) {
@@ -44,7 +44,7 @@ async fn few_partitions(plan: &Plan, report: &mut Report, name: &str) {
     server.client().admin().list_topics().await.unwrap();
 }
 
-/// Every partition has records, in the journal and in segments.
+/// All partitions have records, in the journal and in segments.
 async fn many_partitions(plan: &Plan, report: &mut Report, name: &str) {
     const PARTITIONS: u32 = 10_000;
     let folder = tempfile::tempdir().unwrap();
@@ -62,8 +62,8 @@ async fn many_partitions(plan: &Plan, report: &mut Report, name: &str) {
     report.add(Figure::new(format!("{name}, resident"), resident_mb(&server), Unit::Megabytes));
 }
 
-/// With 1 GB and with 20 GB stored in 1,000 partitions: as soon as it is stored, and once what each partition has in many
-/// segments is joined.
+/// Measures starts with 1 GB and with 20 GB stored in 1,000 partitions: once right after the data was stored, and once
+/// after each partition's many segments are joined.
 async fn much_stored(plan: &Plan, report: &mut Report) {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Server::start(folder.path());
@@ -90,9 +90,9 @@ fn resident_mb(server: &Server) -> f64 {
     resident_bytes(server.pid()) as f64 / 1e6
 }
 
-/// Records over all partitions, by keys that look random.
+/// Sends records to all partitions, with keys that look random.
 async fn send_keyed(server: &Server, records: u64) {
-    // A server that was started again listens elsewhere.
+    // A restarted server listens on another port.
     let producer = server.client().producer(ProducerSettings::default());
     let to = producer.topic("in").await.unwrap();
     let value = [b'x'; VALUE_BYTES];
@@ -102,7 +102,7 @@ async fn send_keyed(server: &Server, records: u64) {
     producer.close().await.unwrap();
 }
 
-/// The median of the seconds that starts take, each after the server was ended.
+/// Ends and starts the server several times, and returns the median duration of a start in seconds.
 fn after(server: &mut Server, end: impl Fn(&mut Server)) -> f64 {
     let start = |_| {
         end(server);
@@ -113,10 +113,10 @@ fn after(server: &mut Server, end: impl Fn(&mut Server)) -> f64 {
     median((0..KILLS).map(start).collect())
 }
 
-/// Waits until what the partitions have in segments is joined, for ten minutes at most. Returns the seconds that it
-/// took.
+/// Waits until the partitions' segments are joined, for at most ten minutes. Returns the seconds that it took.
 async fn joined(server: &Server) -> f64 {
-    /// A few more than the store joins nothing below: what seals meanwhile is not waited for.
+    /// A little above the number of pieces below which the store joins nothing, because what is sealed meanwhile adds
+    /// some.
     const PIECES: u32 = 80_000;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(600) {

@@ -1,4 +1,4 @@
-//! An aggregate with ten million keys under full load, minute by minute.
+//! An aggregate with ten million keys under full load, measured minute by minute.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,7 +46,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
         producing.ahead.store(pipeline.lag, Ordering::SeqCst);
         described.offsets.iter().filter_map(|offset| offset.committed_offset).sum::<u64>()
     };
-    // To warm up: every key once.
+    // Warm-up: every key once.
     while committed().await < plan.records(KEYS) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -71,10 +71,10 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     report.add(Figure::new(format!("{NAME}, resident at most"), memory, Unit::Megabytes).at_most(1_000.0));
 }
 
-/// A producer that stays a little ahead of the pipeline.
+/// A producer that stays slightly ahead of the pipeline.
 struct Producing {
     ended: Arc<AtomicBool>,
-    /// How many records the pipeline has not read.
+    /// Number of records that the pipeline has not read yet.
     ahead: Arc<AtomicU64>,
     sending: JoinHandle<()>,
 }
@@ -92,13 +92,13 @@ impl Producing {
     }
 }
 
-/// Every key once, and then at random.
+/// Sends every key once, and then random keys.
 async fn send(client: Client, keys: u64, ended: Arc<AtomicBool>, ahead: Arc<AtomicU64>) {
     let producer = client.producer(ProducerSettings::default());
     let to = producer.topic("in").await.unwrap();
     let value = [b'b'; 100];
     for number in 0.. {
-        // Not so far ahead that retention overtakes the pipeline.
+        // The producer must not get so far ahead that retention overtakes the pipeline.
         while ahead.load(Ordering::SeqCst) > 1_000_000 && !ended.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

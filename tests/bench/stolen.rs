@@ -1,4 +1,4 @@
-//! What the host of a virtual machine takes of its cores.
+//! CPU time that the host of a virtual machine takes away from its cores.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What the host of a virtual machine takes of its cores, moment by moment: nothing in it goes on meanwhile.
+/// Samples the CPU time that the host of a virtual machine takes away from its cores. The virtual machine stands still
+/// during that time.
 pub(crate) struct Stolen {
     ended: Arc<AtomicBool>,
     samples: JoinHandle<Vec<(Instant, f64)>>,
 }
 
 impl Stolen {
-    /// Looks from now on, each few milliseconds.
+    /// Starts to sample, every few milliseconds.
     pub(crate) fn watch() -> Self {
         let ended = Arc::new(AtomicBool::new(false));
         let until = ended.clone();
@@ -28,7 +29,8 @@ impl Stolen {
         Self { ended, samples }
     }
 
-    /// Milliseconds of that time, of all cores together; 0 where the system does not tell.
+    /// Returns the time taken away during `time`, in milliseconds summed over all cores, or 0 if the system does not
+    /// report it.
     pub(crate) fn during(self, time: &Range<Instant>) -> f64 {
         self.ended.store(true, Ordering::Relaxed);
         let samples = self.samples.join().unwrap();
@@ -38,7 +40,8 @@ impl Stolen {
     }
 }
 
-/// Of all cores, since the machine began. See proc_stat(5): the eighth number, in hundredths of a second.
+/// Returns the time taken away from all cores since the machine started. It is the eighth number of proc_stat(5), in
+/// hundredths of a second.
 fn stolen_ms() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let of_all = stat.lines().next().and_then(|line| line.split_whitespace().nth(8));

@@ -1,5 +1,5 @@
-//! Produce and consume over gRPC against a real server, with the Rust client; beside Apache Kafka, by turns, where Java and
-//! Maven are there.
+//! Produces and consumes over gRPC against a real server with the Rust client, alternating with Apache Kafka if Java
+//! and Maven are available.
 
 use millstream_client::v1;
 use millstream_tests::measure::kafka::{Flushing, Produced as KafkaProduced, VERSION};
@@ -14,10 +14,10 @@ use crate::plan::Plan;
 
 const ROUNDS: usize = 3;
 
-/// Bytes of values that are read from the tail: what the server has in memory.
+/// Size of the values that are read from the tail, in bytes. The server has them in memory.
 const TAIL_BYTES: u64 = 40_000_000;
 
-/// One size of records, in one number of partitions.
+/// A record size and a number of partitions.
 struct Case {
     name: String,
     value_bytes: usize,
@@ -26,12 +26,13 @@ struct Case {
 }
 
 impl Case {
-    /// By what people compare: small records a second, or bytes of large ones.
+    /// Returns which rate is usually compared: records per second for small records, or bytes per second for large
+    /// records.
     fn counts_records(&self) -> bool {
         self.value_bytes == 100
     }
 
-    /// The rate as records and as bytes of values; the one that counts is beside the yardsticks and has the target.
+    /// Adds the rate in records and in bytes of values. The rate that is usually compared has the target.
     fn add_rate(&self, report: &mut Report, name: &str, records_per_s: f64, kafka: &[(String, f64)], least: f64) {
         let megabytes = |records: f64| records * self.value_bytes as f64 / 1e6;
         let mut records = Figure::new(name, records_per_s, Unit::RecordsPerSecond);
@@ -58,7 +59,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
     }
 }
 
-/// Who takes part in a round.
+/// A contender in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Contender {
     Ours,
@@ -69,7 +70,7 @@ const CONTENDERS: [Contender; 3] =
     [Contender::Ours, Contender::Kafka(Flushing::PageCache), Contender::Kafka(Flushing::EveryMessage)];
 
 impl Contender {
-    /// The topic of a round.
+    /// Returns the topic of a round.
     fn topic(self, round: usize) -> String {
         match self {
             Self::Ours => format!("t{round}"),
@@ -79,7 +80,7 @@ impl Contender {
     }
 }
 
-/// What was measured of Kafka, by how it flushed.
+/// The measurements of Kafka, by flush setting.
 #[derive(Default)]
 struct OfKafka {
     page_cache: Vec<KafkaProduced>,
@@ -104,7 +105,7 @@ impl Case {
         let mut server = Server::start(folder.path());
         let mut kafka = Kafka::start(kafka_folder.path(), report);
         let rounds = plan.rounds(ROUNDS);
-        // To warm up.
+        // Warm-up.
         self.produce_ours(&server, "warm-up", self.records / 5).await;
         let (mut ours, mut of_kafka) = (Vec::new(), OfKafka::default());
         for round in 0..rounds {
@@ -136,7 +137,7 @@ impl Case {
         self.add_rate(report, &format!("{name}, from the tail"), median(from_tail), &[], least);
 
         load::push_to_segments(&server).await;
-        // A restart leaves nothing in the server's memory.
+        // A restart clears the server's memory.
         assert!(server.terminate().success());
         server.restart();
         kafka.restart_cold(report);
@@ -148,7 +149,7 @@ impl Case {
                     Contender::Ours => {
                         from_start.push(load::consume_cold(&server, folder.path(), &topic, self.records).await);
                     }
-                    // What is stored is the same for both.
+                    // Both flush settings store the same data, so only one is read.
                     Contender::Kafka(Flushing::PageCache) => {
                         of_kafka.consumed.extend(kafka.consume_cold(&topic, self.records, report));
                     }
@@ -197,7 +198,7 @@ impl Case {
         };
         add("server CPU", median_of(ours, |of| of.server_cpu_us));
         add("client CPU", median_of(ours, |of| of.client_cpu_us));
-        // The check that it was cold: the least of all rounds.
+        // Checks that the reads were cold, with the smallest value of all rounds.
         let from_disk = ours.iter().map(|of| of.from_disk * 100.0).fold(f64::INFINITY, f64::min);
         report.add(Figure::new(format!("{name}, read from the disk"), from_disk, Unit::Percent).at_least(90.0));
     }

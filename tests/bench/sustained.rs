@@ -1,4 +1,4 @@
-//! 10 GB through the journal into segments, in this process, beside the bare loops before and after.
+//! Appends 10 GB through the journal into segments in this process, compared with the bare loops before and after it.
 
 use millstream_broker::log::topic::TopicSettings;
 use millstream_tests::measure::report::{Figure, Report, Unit};
@@ -11,10 +11,10 @@ use crate::yardstick::{self, Bare};
 
 const NAME: &str = "sustained durable append with sealing, 10 GB";
 const BYTES: u64 = 10_000_000_000;
-/// Of each bare loop, before and after: together as many as ours.
+/// Megabytes of each bare loop, before and after. Together they write as much as our append.
 const BARE_MEGABYTES: u64 = 5_000;
 
-/// The bare loops.
+/// The results of the bare loops.
 struct Yardsticks {
     redb: Bare,
     file: Bare,
@@ -55,7 +55,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
             .beside("plain file, the same with fdatasync", median(both(|of| of.file.mb_per_s).to_vec()))
             .at_least(0.4 * redb),
     );
-    // A batch that waits behind four commits, in a closed loop.
+    // A batch waits behind four commits in a closed loop.
     let latency = appended.latency;
     let milliseconds = |what: &str, value| Figure::new(format!("{NAME}, {what}"), value, Unit::Milliseconds);
     report.add(milliseconds("acknowledgement behind four commits, p50", latency.p50_ms));
@@ -69,7 +69,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
         milliseconds("longest time without an acknowledgement", appended.stall_ms)
             .beside("the longest of bare redb's as many commits", redb_longest)
             .beside("the longest of a plain file's as many fdatasyncs", file_longest)
-            // Where the disk itself stalls for longer, no longer than that.
+            // If the disk itself stalls for longer than 100 ms, its longest stall is the limit.
             .at_most(redb_longest.max(100.0)),
     );
 }

@@ -1,4 +1,4 @@
-//! What Millstream is measured against: plain Rust, a bare redb, and a plain file.
+//! The yardsticks of Millstream: plain Rust code, a bare redb, and a plain file.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,13 +12,13 @@ use millstream_runtime::state::TaskState;
 use millstream_tests::measure::samples::milliseconds;
 use redb::{Database, TableDefinition};
 
-/// A record batch of `records` records with values of `value_bytes`, keys out of `keys`.
+/// Builds a record batch of `records` records with values of `value_bytes` bytes and with `keys` distinct keys.
 pub(crate) fn batch(records: usize, value_bytes: usize, keys: u64, seed: u64) -> RecordBatch {
     let mut builder = BatchBuilder::new(Compression::None);
     let mut value = vec![b'x'; value_bytes];
     for index in 0..records {
         let number = mix(seed.wrapping_mul(1_000_003).wrapping_add(index as u64));
-        // One in ten is dropped by the filter.
+        // The filter drops one out of ten records.
         value[0] = if number.is_multiple_of(10) { b'a' } else { b'b' };
         value[8..16].copy_from_slice(&number.to_be_bytes());
         let key = format!("key-{:08}", number % keys);
@@ -27,7 +27,7 @@ pub(crate) fn batch(records: usize, value_bytes: usize, keys: u64, seed: u64) ->
     builder.finish().unwrap()
 }
 
-/// A number that looks random.
+/// Returns a number that looks random.
 pub(crate) fn mix(number: u64) -> u64 {
     let mut x = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -35,7 +35,7 @@ pub(crate) fn mix(number: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// The filter of `bench-filter`, natively.
+/// Implements `bench-filter` in native code.
 pub(crate) fn filter(input: &Columns) -> Columns {
     let keep: Vec<u8> = input
         .values
@@ -45,7 +45,7 @@ pub(crate) fn filter(input: &Columns) -> Columns {
     input.select(&keep)
 }
 
-/// The map of `bench-map`, natively.
+/// Implements `bench-map` in native code.
 pub(crate) fn map(input: &Columns) -> Columns {
     let mut out = input.clone();
     let mut at = 0;
@@ -56,8 +56,8 @@ pub(crate) fn map(input: &Columns) -> Columns {
     out
 }
 
-/// The aggregate of `bench-aggregate`, natively, over the state that it has in a task: what is grouped, looked up and kept
-/// is the same.
+/// Implements `bench-aggregate` in native code, on the same state as in a task: the grouping, the lookups and the
+/// stored state are the same.
 pub(crate) fn aggregate(input: &Columns, state: &TaskState) -> Aggregated {
     let mut groups = Groups::new(state.hasher().clone());
     let of_record: Vec<u32> = input.keys.iter().map(|key| groups.group_of(key.unwrap())).collect();
@@ -83,7 +83,7 @@ pub(crate) fn aggregate(input: &Columns, state: &TaskState) -> Aggregated {
     }
 }
 
-/// Records, bytes of their values, and the largest timestamp.
+/// Number of records, total size of their values, and their largest timestamp.
 #[derive(Clone, Copy, Default)]
 struct Stats([i64; 3]);
 
@@ -108,19 +108,19 @@ impl Stats {
     }
 }
 
-/// Values of one commit of the bare loops.
+/// Number of values in one commit of the bare loops.
 const VALUES: u64 = 16;
-/// Bytes of each: what fits in pages of 64 KiB.
+/// Size of each value, in bytes. It fits in pages of 64 KiB.
 const VALUE_BYTES: usize = 65_472;
 
-/// What a bare loop did.
+/// The result of a bare loop.
 pub(crate) struct Bare {
     pub(crate) mb_per_s: f64,
-    /// Its longest commit.
+    /// Duration of the longest commit, in ms.
     pub(crate) longest_ms: f64,
 }
 
-/// Times so many commits of 16 values of 65,472 bytes.
+/// Times this many commits of 16 values of 65,472 bytes.
 fn bare(commits: u64, mut commit: impl FnMut(u64, &[u8])) -> Bare {
     let value = vec![7u8; VALUE_BYTES];
     let mut longest = Duration::ZERO;
@@ -134,7 +134,7 @@ fn bare(commits: u64, mut commit: impl FnMut(u64, &[u8])) -> Bare {
     Bare { mb_per_s: megabytes / begun.elapsed().as_secs_f64(), longest_ms: milliseconds(longest) }
 }
 
-/// A bare redb that commits 16 values at a time.
+/// Runs a bare redb that commits 16 values at a time.
 pub(crate) fn bare_redb(folder: &Path, commits: u64) -> Bare {
     const TABLE: TableDefinition<u64, &[u8]> = TableDefinition::new("journal");
     let database = Database::create(folder.join("bare.redb")).unwrap();
@@ -150,7 +150,7 @@ pub(crate) fn bare_redb(folder: &Path, commits: u64) -> Bare {
     })
 }
 
-/// What lies below redb: as many bytes appended to a plain file, with an fdatasync in the place of each commit.
+/// Measures the layer below redb: appends the same bytes to a plain file, with an fdatasync in place of each commit.
 pub(crate) fn bare_file(folder: &Path, commits: u64) -> Bare {
     let mut file = File::create(folder.join("bare.file")).unwrap();
     bare(commits, |_, value| {
