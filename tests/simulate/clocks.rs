@@ -1,4 +1,4 @@
-//! A wall clock that jumps, ahead and back, while the store works and while it is stopped.
+//! A wall clock that jumps forward and backward while the store runs and while it is stopped.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,10 +15,11 @@ use crate::run::Run;
 
 const HOUR_MS: i64 = 3_600_000;
 
-/// A year: far more than the time after which idle producers are forgotten, which jumps must not be taken for.
+/// A year. This is far longer than the time after which idle producers are forgotten, and a jump must not count as idle
+/// time.
 const JUMP_HOURS_MAX: i64 = 365 * 24;
 
-/// The system's clock, moved.
+/// The system's clock with an offset.
 #[derive(Debug, Default)]
 struct JumpingClock {
     ahead_ms: AtomicI64,
@@ -30,7 +31,7 @@ impl Clock for JumpingClock {
     }
 }
 
-/// Whatever the clock says, what was acknowledged is there, but for tombstones that are due.
+/// Checks that everything acknowledged exists no matter what the clock says, except for tombstones that are due.
 pub(crate) fn clocks(run: &mut Run) {
     block_on(async {
         let mut random = StdRng::seed_from_u64(run.seed);

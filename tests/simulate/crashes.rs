@@ -1,5 +1,5 @@
-//! A broker on a disk that breaks, again and again: whatever was acknowledged is there afterwards, and of every commit all or
-//! nothing.
+//! A broker on a disk that breaks repeatedly. Everything acknowledged must exist afterwards, and each commit must have
+//! taken effect completely or not at all.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use rand::{RngExt, SeedableRng};
 
 use crate::run::Run;
 
-/// Where the data directory is.
+/// Path of the data directory.
 pub(crate) const DATA: &str = "/data";
 
-/// One thing that goes wrong, or nothing. Some faults strike while the store opens.
+/// Returns a random fault, or none. Some faults strike while the store opens.
 fn fault(random: &mut StdRng) -> Option<Fault> {
     let max: u64 = [30, 100, 600][random.random_range(0..3)];
     let number = random.random_range(1..max);
@@ -35,13 +35,13 @@ fn fault(random: &mut StdRng) -> Option<Fault> {
         0 => None,
         1..3 => Some(Fault { file, call: Some(call), number: of_call, effect: Effect::Fail }),
         3 => Some(Fault { file, call: Some(Call::Write), number, effect: Effect::Tear }),
-        // redb takes its pages on trust; segments have checksums of ours.
+        // redb does not verify the pages that it reads. Only segments have our checksums.
         4 => Some(Fault { file: Some(Kind::Segment), call: Some(Call::Read), number, effect: Effect::Damage }),
         _ => Some(Fault { file, call: None, number, effect: Effect::PowerOff }),
     }
 }
 
-/// One data directory through several faults, some of them while it is opened.
+/// Exposes one data directory to several faults, some of them while it is opened.
 async fn survive(run: &mut Run, mut workload: Workload, options: impl Fn(StoreOptions) -> StoreOptions) {
     let mut random = StdRng::seed_from_u64(run.seed);
     let (disk, data) = (Disk::default(), Path::new(DATA));
@@ -56,7 +56,7 @@ async fn survive(run: &mut Run, mut workload: Workload, options: impl Fn(StoreOp
                     let steps = random.random_range(1..60);
                     let ran = workload.run(&broker, &mut random, steps).await;
                     if ran.is_ok() {
-                        // Beside the sealer.
+                        // This check runs concurrently with the sealer.
                         workload.check_unless_struck(&broker, &disk).await;
                     }
                     if let Err(error) = ran {
@@ -77,7 +77,7 @@ async fn survive(run: &mut Run, mut workload: Workload, options: impl Fn(StoreOp
         }
         match fault {
             Some(Fault { effect: Effect::PowerOff, .. }) => disk.lose_power(random.random()),
-            // A power loss may follow later.
+            // A power loss may also follow another fault.
             _ if random.random_bool(0.5) => disk.lose_power(random.random()),
             _ => disk.end_process(),
         }
@@ -93,7 +93,7 @@ async fn survive(run: &mut Run, mut workload: Workload, options: impl Fn(StoreOp
     }
 }
 
-/// A store that is opened on a healthy disk holds what it must, takes so many steps more, and holds them too.
+/// Checks that a store on a healthy disk holds what it must when it is opened, and again after this many further steps.
 pub(crate) async fn check_goes_on(
     data: &Path,
     options: StoreOptions,
@@ -108,12 +108,12 @@ pub(crate) async fn check_goes_on(
     broker.stop();
 }
 
-/// Retention, compaction and merging all the time, a few keys a pass.
+/// Returns options with continuous retention, compaction and merging, and with a few keys per compaction pass.
 pub(crate) fn always_cleaning(options: StoreOptions) -> StoreOptions {
     StoreOptions { cleaning_interval: Some(Duration::from_millis(1)), compaction_keys_max: Some(6), ..options }
 }
 
-/// What broke takes nothing more, and says so.
+/// Checks that a broken store refuses further writes and reports its failure.
 pub(crate) async fn check_refuses(broker: &Broker) {
     assert!(broker.store().has_failed());
     assert!(broker.failure().borrow().is_some(), "the server is told to end");
@@ -125,7 +125,7 @@ pub(crate) fn crashes(run: &mut Run) {
     block_on(survive(run, Workload::default(), |options| options));
 }
 
-/// As `crashes`, with a topic that is compacted and one that is retained.
+/// Like `crashes`, with a compacted topic and one with retention.
 pub(crate) fn cleaning(run: &mut Run) {
     block_on(survive(run, Workload::cleaned(), always_cleaning));
 }

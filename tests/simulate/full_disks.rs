@@ -13,10 +13,11 @@ use rand::{RngExt, SeedableRng};
 use crate::crashes::{DATA, always_cleaning, check_goes_on};
 use crate::run::Run;
 
-/// What a store whose journal has 40 KB needs to put in order what it holds, redb's copies of pages included.
+/// The disk space in bytes that a store with a journal of 40 KB needs to seal and clean what it holds, including redb's
+/// page copies.
 const RESERVE_BYTES: u64 = 1 << 20;
 
-/// Half of them with retention, compaction and merging all the time.
+/// Creates a workload. Half of the workloads have continuous retention, compaction and merging.
 fn workload(random: &mut StdRng, disk: &Disk) -> (Workload, StoreOptions) {
     match random.random_bool(0.5) {
         true => (Workload::default(), disk.options()),
@@ -24,7 +25,8 @@ fn workload(random: &mut StdRng, disk: &Disk) -> (Workload, StoreOptions) {
     }
 }
 
-/// With room again it goes on, for so many steps; and so it does when it is opened anew.
+/// Checks that the broker runs this many steps once there is disk space again, and that it still works after it is
+/// reopened.
 async fn check_has_room_again(broker: Broker, disk: &Disk, workload: &mut Workload, random: &mut StdRng, steps: usize) {
     workload.run(&broker, random, steps).await.unwrap();
     workload.check(&broker).await;
@@ -34,13 +36,13 @@ async fn check_has_room_again(broker: Broker, disk: &Disk, workload: &mut Worklo
     check_after_reopening(disk, workload, random).await;
 }
 
-/// A healthy disk again, larger than before.
+/// Reopens the data directory on a healthy disk with unlimited space, and checks it.
 async fn check_after_reopening(disk: &Disk, workload: &mut Workload, random: &mut StdRng) {
     disk.set_room(u64::MAX);
     check_goes_on(Path::new(DATA), disk.options(), workload, random, 5).await;
 }
 
-/// A disk that runs full to the last byte costs nothing that was acknowledged.
+/// Checks that a disk that runs full to the last byte loses nothing that was acknowledged.
 pub(crate) fn full_disk(run: &mut Run) {
     block_on(async {
         let mut random = StdRng::seed_from_u64(run.seed);
@@ -59,7 +61,7 @@ pub(crate) fn full_disk(run: &mut Run) {
             BrokerError::DiskFull { .. } => run.met("a sealer that found no room"),
             _ => panic!("{error}"),
         }
-        // Reads go on.
+        // Reads still work.
         workload.check_acked(&broker).await;
         broker.stop();
         drop(broker);
@@ -72,7 +74,7 @@ pub(crate) fn full_disk(run: &mut Run) {
     });
 }
 
-/// With a reserve a full disk refuses writes until there is room, and nothing fails.
+/// Checks that a broker with a reserve refuses writes on a full disk until there is space, and that nothing fails.
 pub(crate) fn reserve(run: &mut Run) {
     block_on(async {
         let mut random = StdRng::seed_from_u64(run.seed);
@@ -85,7 +87,7 @@ pub(crate) fn reserve(run: &mut Run) {
             let error = workload.run_until_refused(&broker, &mut random).await;
             let BrokerError::DiskFull(DiskFull { free_bytes, reserve_bytes, .. }) = error else { panic!("{error}") };
             assert!(free_bytes < reserve_bytes && reserve_bytes == RESERVE_BYTES);
-            // Nothing is broken: what is there is read, and what takes no room is taken.
+            // Nothing is broken: reads work, and commits that need no space are accepted.
             workload.check(&broker).await;
             assert!(!broker.store().has_failed());
             broker.commit(Commit::default()).await.unwrap().await.unwrap();
@@ -96,7 +98,7 @@ pub(crate) fn reserve(run: &mut Run) {
     run.met("a refusal");
 }
 
-/// Where the folder of segments alone finds no room, sealing waits, and goes on without a restart.
+/// Checks that sealing waits if only the segments folder is full, and continues without a restart.
 pub(crate) fn sealing_waits(run: &mut Run) {
     block_on(async {
         let mut random = StdRng::seed_from_u64(run.seed);
@@ -105,12 +107,12 @@ pub(crate) fn sealing_waits(run: &mut Run) {
         let broker = open_with_reserve(Path::new(DATA), disk.options(), 0);
         let segments = Path::new(DATA).join("segments");
         disk.set_full_folder(Some(segments.clone()));
-        // The journal takes what it may keep, and no more.
+        // The journal fills up to its maximum size.
         let error = workload.run_until_refused(&broker, &mut random).await;
         assert!(matches!(error, BrokerError::DiskFull { .. }), "{error}");
         workload.check(&broker).await;
         assert_eq!(broker.store().size().segments, 0);
-        // What was tried leaves nothing: it would fill the disk further.
+        // A failed attempt must remove its unfinished segment, which would otherwise fill the disk further.
         let system = disk.file_system();
         until("an unfinished segment is removed", || system.names(&segments).unwrap().is_empty()).await;
         disk.set_full_folder(None);
@@ -121,7 +123,7 @@ pub(crate) fn sealing_waits(run: &mut Run) {
     run.met("sealing that waited");
 }
 
-/// Waits for a condition; an hour of virtual time is for one that never comes.
+/// Waits for a condition, for at most an hour of virtual time.
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = tokio::time::Instant::now() + std::time::Duration::from_secs(3600);
     while !condition() {

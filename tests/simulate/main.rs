@@ -1,7 +1,8 @@
-//! `cargo xtask simulate`: the store and the domain under a simulator, in which a seed decides everything: what is done,
-//! what breaks, which thread goes on, and what time it is. The same seed does the same again.
+//! The program of `cargo xtask simulate`, which runs the store and the domain under a simulator. A seed decides
+//! everything: the operations, the faults, the thread schedule and the time. The same seed repeats the same run.
 //!
-//! A process runs one simulation at a time; many runs are shared by as many processes as there are processors.
+//! Each process runs one simulation at a time. Several runs are distributed over as many processes as there are
+//! processors.
 #![allow(clippy::unwrap_used)]
 
 mod clocks;
@@ -23,7 +24,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use run::{Workload, simulate};
 
-/// With so many runs of a workload, everything that it is there for has happened.
+/// With at least this many runs of a workload, all its events must have been met.
 const RUNS_MEET_ALL: u64 = 40;
 
 const WORKLOADS: &[Workload] = &[
@@ -66,19 +67,19 @@ const WORKLOADS: &[Workload] = &[
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask simulate", about = "Runs the store and the domain under a simulator")]
 struct Args {
-    /// The first seed; with --runs 1 it is repeated
+    /// First seed; with --runs 1, that seed alone is run
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// How many seeds
+    /// Number of seeds to run
     #[arg(long, default_value_t = 1)]
     runs: u64,
-    /// One kind of runs alone; otherwise the seed chooses
+    /// Workload to run; by default the seed chooses one
     #[arg(long)]
     workload: Option<String>,
     /// Write the trace of the run to this file
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Seeds between two runs of this process: others do those
+    /// Distance between two seeds of this process; other processes run the seeds in between
     #[arg(long, hide = true)]
     stride: Option<u64>,
 }
@@ -116,7 +117,7 @@ fn workload(args: &Args, seed: u64) -> Result<Workload> {
     }
 }
 
-/// Runs every `stride`-th seed in this process, a line each.
+/// Runs every `stride`-th seed in this process, and prints one line for each.
 fn run_all(args: &Args, stride: u64) -> Result<()> {
     upgrades::unpack()?;
     for seed in (args.seed..args.seed + args.runs).step_by(usize::try_from(stride)?) {
@@ -139,7 +140,7 @@ fn run_all(args: &Args, stride: u64) -> Result<()> {
     Ok(())
 }
 
-/// What is known of the runs of a workload.
+/// Summary of the runs of a workload.
 #[derive(Debug, Default)]
 struct Tally {
     runs: u64,
@@ -147,7 +148,7 @@ struct Tally {
     met: BTreeMap<String, u64>,
 }
 
-/// Shares the seeds among processes, and tells what came of them.
+/// Distributes the seeds over processes, and prints a summary.
 fn share(args: &Args) -> Result<()> {
     let begun = std::time::Instant::now();
     let processes = std::thread::available_parallelism()?.get() as u64;
@@ -187,7 +188,7 @@ fn share(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Adds up what a process says of its runs.
+/// Sums up the lines that a process prints about its runs.
 fn tally(mut child: Child) -> Result<BTreeMap<String, Tally>> {
     let mut all: BTreeMap<String, Tally> = BTreeMap::new();
     for line in BufReader::new(child.stdout.take().context("stdout is piped")?).lines() {

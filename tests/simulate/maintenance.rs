@@ -1,4 +1,4 @@
-//! Repairs, backups and restores that lose power in the middle.
+//! Repairs, backups and restores that lose power while they run.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -18,19 +18,19 @@ use crate::run::Run;
 const BACKUP: &str = "/backup";
 const RESTORED: &str = "/restored";
 
-/// Of so many calls of a repair or a restore one loses power.
+/// A power loss strikes at one of the first calls of a repair or a restore, up to this number.
 const CALLS_MAX: u64 = 200;
 
 fn power_off(random: &mut StdRng) -> Fault {
     Fault { file: None, call: None, number: random.random_range(1..CALLS_MAX), effect: Effect::PowerOff }
 }
 
-/// Whether an error is what a disk without power says.
+/// Returns whether an error comes from a disk without power.
 fn is_of_disk(error: &dyn std::fmt::Display) -> bool {
     error.to_string().contains(BROKEN)
 }
 
-/// A data directory that was written and stopped, or crashed.
+/// Creates a data directory by a workload that was stopped or lost power.
 async fn written(random: &mut StdRng, disk: &Disk) -> Workload {
     let mut workload = if random.random_bool(0.5) { Workload::default() } else { Workload::cleaned() };
     let broker = open_with(Path::new(DATA), always_cleaning(disk.options())).unwrap();
@@ -46,7 +46,7 @@ async fn written(random: &mut StdRng, disk: &Disk) -> Workload {
     workload
 }
 
-/// A sound directory survives a `check --repair` that loses power at any call, again and again.
+/// Checks that a sound directory survives repeated `check --repair` runs that lose power at any call.
 pub(crate) fn repair_of_sound(run: &mut Run) {
     block_on(async {
         let mut random = StdRng::seed_from_u64(run.seed);
@@ -72,13 +72,13 @@ pub(crate) fn repair_of_sound(run: &mut Run) {
     });
 }
 
-/// What can't be read for want of power is told as damage, or was not met.
+/// Returns whether the damages in a report come from the missing power, or were not repaired.
 fn told_of_disk(report: &Report) -> bool {
     report.damages.iter().all(|damage| damage.reason.contains(BROKEN) || !damage.repaired)
 }
 
-/// One flipped bit of a segment: a repair that loses power leaves the directory as it was or repaired, and the next repair
-/// comes to its end. It costs no more than the first check said.
+/// Flips one bit of a segment, and checks that a repair that loses power leaves the directory unchanged or repaired,
+/// that the next repair completes, and that the repair loses no more records than the first check reported.
 pub(crate) fn repair_of_damaged(run: &mut Run) {
     block_on(async {
         let mut random = StdRng::seed_from_u64(run.seed);
@@ -95,7 +95,7 @@ pub(crate) fn repair_of_damaged(run: &mut Run) {
         let found = check_on(&system, Path::new(DATA), false).unwrap();
         disk.end_process();
         if found.is_sound() {
-            // Of a segment that nothing uses any more.
+            // The bit belongs to a segment that is no longer used.
             return;
         }
         run.met("damage");
@@ -133,7 +133,7 @@ fn lost_records(report: &Report) -> i64 {
     report.damages.iter().filter_map(lost).sum()
 }
 
-/// Takes a backup while the broker works, as the server and its client do.
+/// Takes a backup while the broker runs, as the server and its client do.
 fn back_up(broker: &Broker, disk: &Disk) -> Result<(), BackupError> {
     let mut folder = BackupFolder::create_on(&disk.file_system(), Path::new(BACKUP))?;
     let snapshot = Snapshot::take(broker.store(), broker.clock().now_ms())?;
@@ -146,8 +146,8 @@ fn back_up(broker: &Broker, disk: &Disk) -> Result<(), BackupError> {
     folder.finish(&manifest?)
 }
 
-/// A backup that is taken while commits go on holds the moment at which it was taken; one that lost power is refused by a
-/// restore. A restore that loses power leaves nothing, or all.
+/// Checks that a backup taken during commits contains the state of the moment at which it was taken, that a restore
+/// refuses a backup that lost power, and that a restore that loses power leaves either nothing or everything.
 pub(crate) fn backups(run: &mut Run) {
     block_on(async {
         let mut random = StdRng::seed_from_u64(run.seed);
@@ -178,13 +178,13 @@ pub(crate) fn backups(run: &mut Run) {
         }
         let mut restored = false;
         for attempt in 0..8 {
-            // The last ones meet no fault.
+            // The last attempts meet no fault.
             disk.set_faults((attempt < 3).then(|| power_off(&mut random)));
             match restore_on(&system, Path::new(BACKUP), Path::new(RESTORED), |_, _| ControlFlow::Continue(())) {
                 Ok(_) => restored = true,
-                // As its message says.
+                // Removes the folder, as the error's message instructs.
                 Err(BackupError::InTheWay { path }) => system.remove_folder(&path).unwrap_or_default(),
-                // It came to its place, and the power went before that was told.
+                // A previous attempt completed the restore, but lost power before it returned.
                 Err(BackupError::NotEmpty { .. }) if attempt > 0 => restored = true,
                 Err(error @ (BackupError::NotABackup { .. } | BackupError::Damaged { .. })) => {
                     assert!(backup.is_err() || disk.struck(), "{error}");
@@ -209,7 +209,7 @@ pub(crate) fn backups(run: &mut Run) {
         } else {
             assert!(backup.is_err(), "a whole backup is restored in the end");
         }
-        // Whatever came of the copy, what was copied is there.
+        // Whatever happened to the copy, the source must be intact.
         let broker = open_with(Path::new(DATA), disk.options()).unwrap();
         workload.check(&broker).await;
         broker.stop();

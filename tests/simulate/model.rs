@@ -1,4 +1,5 @@
-//! A broker beside a model of it: whatever is done to it, it holds what a few maps hold.
+//! Compares a broker with a model that consists of a few maps. After any sequence of operations, both must hold the
+//! same.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -30,13 +31,13 @@ use crate::crashes::DATA;
 use crate::run::Run;
 use millstream_tests::workload::{Accumulators, Held, block_on, offset, records_of};
 
-// ---- what is done
+// ---- the operations
 
 const TOPICS: [&str; 3] = ["a", "b", "c"];
 const CONSUMERS: [&str; 2] = ["readers", "others"];
 const PIPELINES: [&str; 2] = ["p", "q"];
 
-/// Few, so that many records share one.
+/// Number of distinct timestamps. There are few, so that many records share one.
 const TIMESTAMPS: u64 = 40;
 
 #[derive(Clone, Debug)]
@@ -48,7 +49,7 @@ enum Op {
     DeleteTopic {
         topic: usize,
     },
-    /// Queued one after the other before any answer is awaited: they share commits.
+    /// Writes that are queued one after the other before any answer is awaited, so that they share commits.
     Produce(Vec<(Place, Vec<BatchSpec>)>),
     Read {
         place: Place,
@@ -73,7 +74,7 @@ enum Op {
     DeleteGroup {
         group: usize,
     },
-    /// Steps of a pipeline, queued one after the other.
+    /// Steps of a pipeline, which are queued one after the other.
     Steps {
         pipeline: usize,
         steps: Vec<StepSpec>,
@@ -89,7 +90,7 @@ enum Op {
     },
 }
 
-/// A partition, if there is one: its number counts around.
+/// A partition, if the topic exists. The partition number is taken modulo the number of partitions.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     topic: usize,
@@ -108,7 +109,7 @@ struct BatchSpec {
 struct StepSpec {
     source: Place,
     output: Option<(Place, BatchSpec)>,
-    /// Keys and accumulators of one byte; none removes the key.
+    /// Keys and accumulators, one byte each. An accumulator of `None` removes the key.
     state: Vec<(u8, Option<u8>)>,
     stale: Option<Stale>,
     advance: f64,
@@ -127,7 +128,7 @@ fn place() -> impl Strategy<Value = Place> {
 
 fn batch() -> impl Strategy<Value = BatchSpec> {
     use Compression::{Gzip, Lz4, None, Snappy, Zstd};
-    // Most are small; some are larger than a value of the journal.
+    // Most values are small. Some are larger than a value of the journal.
     let value_bytes = prop_oneof![6 => 0usize..200, 1 => 2_000usize..9_000];
     (1usize..14, value_bytes, prop::sample::select(vec![None, Gzip, Snappy, Lz4, Zstd]), any::<u64>())
         .prop_map(|(records, value_bytes, compression, seed)| BatchSpec { records, value_bytes, compression, seed })
@@ -172,7 +173,7 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Debug, Default)]
 struct ModelPartition {
     records: Vec<Held>,
-    /// The offsets and the bytes of each batch.
+    /// The offsets and the size in bytes of each batch.
     batches: Vec<(Range<usize>, usize)>,
 }
 
@@ -194,7 +195,7 @@ type Offsets = BTreeMap<(usize, u32), usize>;
 struct Model {
     topics: BTreeMap<usize, Vec<ModelPartition>>,
     offsets: BTreeMap<&'static str, Offsets>,
-    /// By pipeline and partition.
+    /// Accumulators by pipeline and partition.
     state: BTreeMap<(usize, u32), Accumulators>,
 }
 
@@ -228,30 +229,31 @@ fn build(spec: &BatchSpec) -> (RecordBatch, Vec<Held>) {
     (builder.finish().unwrap(), records)
 }
 
-/// A part of a partition's offsets, or a little beyond.
+/// Returns an offset at this fraction of a partition. Fractions above 1 are beyond its end.
 fn part(of: usize, fraction: f64) -> usize {
     (of as f64 * fraction) as usize
 }
 
-// ---- the broker beside it
+// ---- the broker that is compared
 
 struct Driven {
     disk: Disk,
     broker: Broker,
     model: Model,
-    /// A topic as someone still holds it who does not know that it was deleted.
+    /// A deleted topic, as a client holds it that does not know about the deletion.
     deleted: Option<Arc<Topic>>,
 }
 
-/// With a journal so small that sealing is always under way, once whoever had it is through.
+/// Opens a broker once the previous one has released the folder. Its journal is so small that sealing is always in
+/// progress.
 fn open(disk: &Disk) -> Broker {
     loop {
-        // A small tail: most reads go to the disk.
+        // A small tail makes most reads go to the disk.
         let options = StoreOptions { tail_bytes_max: Some(20_000), ..disk.options() };
         let settings = BrokerSettings { journal_bytes_max: 40_000, ..BrokerSettings::default() };
         match Broker::open(Path::new(DATA), settings, options, Arc::new(SystemClock), &mut Registry::default()) {
             Ok(broker) => return broker,
-            // One that never comes stands still, and the simulator says so.
+            // If the lock is never released, the simulation makes no progress, which the simulator reports.
             Err(StoreError::Locked { .. }) => std::thread::sleep(Duration::from_millis(1)),
             Err(error) => panic!("it does not open: {error}"),
         }
@@ -402,7 +404,7 @@ impl Driven {
         check_slice(model, &read.unwrap(), (from, until.unwrap_or(model.end())), bytes_max, true);
     }
 
-    /// All partitions of a topic in one go.
+    /// Fetches all partitions of a topic at once.
     async fn fetch(&self, topic: usize, from: f64, bytes_max: usize) {
         let Some(partitions) = self.model.topics.get(&topic) else { return };
         let of_broker = self.broker.topic(TOPICS[topic]).unwrap();
@@ -458,7 +460,7 @@ impl Driven {
             let end = source.end();
             let offsets = self.model.offsets.entry(PIPELINES[pipeline]).or_default();
             let current = offsets.get(&at).copied();
-            // Nothing is known to be stale where nothing is known.
+            // Without a current offset, no expectation is stale.
             let stale = step.stale.filter(|stale| !matches!(stale, Stale::NothingExpected) || current.is_some());
             let next = current.unwrap_or(0) + part(end - current.unwrap_or(0).min(end), step.advance);
             let expected = match stale {
@@ -609,14 +611,14 @@ impl Driven {
     }
 }
 
-/// What a read gave, with offsets.
+/// Returns the records of a slice with their offsets.
 pub(crate) fn records_of_slice(slice: &Slice) -> Vec<(usize, Held)> {
     slice.runs.iter().cloned().flat_map(split_batches).flat_map(|batch| records_of(&batch.unwrap())).collect()
 }
 
-/// A read gives whole batches, from the one that holds the offset asked for, in order and without a
-/// gap, at least one where there is one, and no more bytes than asked for beyond that one.
-/// A read that may have one batch however large, or with `one_at_least` false only what fits.
+/// Checks that a read returned complete batches in order and without gaps, beginning with the batch that contains the
+/// requested offset. With `one_at_least`, the first batch may have any size, and the others must fit into `bytes_max`.
+/// Otherwise all batches must fit.
 fn check_slice(
     model: &ModelPartition,
     slice: &Slice,
@@ -644,7 +646,7 @@ fn check_slice(
     }
 }
 
-/// The broker holds what the model holds, after each of some operations.
+/// Runs a sequence of operations, and checks after each that the broker holds what the model holds.
 pub(crate) fn model(run: &mut Run) {
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&run.seed.to_le_bytes());

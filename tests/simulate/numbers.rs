@@ -1,5 +1,5 @@
-//! A small workload of which every single call is the one that fails, in one run after the other: commits of a record in
-//! each of two partitions, an offset and an accumulator, all of which say the same number.
+//! A small workload in which each single call fails once, one per run. Each commit writes a record to each of two
+//! partitions, an offset and an accumulator, all with the same number.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use crate::crashes::DATA;
 use crate::model::records_of_slice;
 use crate::run::Run;
 
-/// What the workload below wrote, as far as it was told.
+/// What the workload below wrote, as far as it was acknowledged.
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     topic_acked: bool,
-    /// Commits that were acknowledged, and those that were asked for: number `n` writes record `n` to two
-    /// partitions, the offset `n + 1`, and `n` as the accumulator.
+    /// Number of acknowledged commits, and of requested ones. Commit `n` writes record `n` to two partitions, the
+    /// offset `n + 1`, and `n` as the accumulator.
     acked: usize,
     asked: usize,
     failed: bool,
@@ -33,13 +33,13 @@ struct Progress {
 
 const NUMBERS: &str = "numbers";
 
-/// Numbers the records.
+/// Id of the producer, whose sequence numbers are those of the records.
 const NUMBERER: i64 = 7;
 
 fn number_batch(number: usize) -> RecordBatch {
     let mut builder = BatchBuilder::new(Compression::None);
     builder.set_producer(NUMBERER, 0, number as i32);
-    // Of different sizes; some are cut into several values.
+    // The records have different sizes. Some are split into several values.
     let padding = "x".repeat(if number.is_multiple_of(5) { 70_000 } else { number % 7 * 300 });
     builder.push(number as i64, None, Some(format!("{number} {padding}").as_bytes()), []);
     builder.finish().unwrap()
@@ -65,8 +65,8 @@ fn number_commit(topic: &Arc<Topic>, group: &Arc<Group>, number: usize) -> Commi
     }
 }
 
-/// Goes on with the numbers, three commits in flight at a time, until `count` more are there or one fails. After a
-/// failure nothing may succeed.
+/// Continues the numbers, with three commits in flight at a time, until `count` more are acknowledged or one fails.
+/// After a failure, no later commit may succeed.
 async fn write_numbers(broker: &Broker, progress: &mut Progress, count: usize) {
     let name = TopicName::new(NUMBERS).unwrap();
     if broker.topic(NUMBERS).is_err()
@@ -101,7 +101,7 @@ async fn write_numbers(broker: &Broker, progress: &mut Progress, count: usize) {
     }
 }
 
-/// What broke takes nothing more, and says so.
+/// Checks that a broken store refuses further writes and reports its failure.
 async fn check_refuses(broker: &Broker) {
     assert!(broker.store().has_failed());
     assert!(broker.failure().borrow().is_some(), "the server is told to end");
@@ -112,8 +112,8 @@ async fn check_refuses(broker: &Broker) {
     assert!(matches!(refused, Err(BrokerError::Storage(_))), "{refused:?}");
 }
 
-/// After reopening: every acknowledged number is there; each commit is there wholly or not at all. What was asked for
-/// and not acknowledged may be either; from here on it is known.
+/// Checks after reopening that every acknowledged number exists, and that each commit took effect completely or not at
+/// all. Commits that were requested but not acknowledged may exist or not. Afterwards, what exists is known.
 async fn check_numbers(broker: &Broker, progress: &mut Progress) {
     let Ok(topic) = broker.topic(NUMBERS) else {
         assert!(!progress.topic_acked, "the topic is gone: {progress:?}");
@@ -153,7 +153,7 @@ async fn check_numbers(broker: &Broker, progress: &mut Progress) {
         let appends = topic.partitions().iter().map(|partition| number_append(partition, last)).collect();
         match broker.commit(Commit { appends, ..Commit::default() }).await.unwrap().await {
             Ok(committed) => assert_eq!(committed.base_offsets, [offset(last); 2], "what comes again is there"),
-            // The next write tells.
+            // The fault may strike at this write.
             Err(BrokerError::Storage(_)) => {}
             Err(error) => panic!("what producers are known by is of another commit: {error}"),
         }
@@ -161,7 +161,7 @@ async fn check_numbers(broker: &Broker, progress: &mut Progress) {
     *progress = Progress { topic_acked: true, acked: there, asked: there, failed: false };
 }
 
-/// Runs the numbers with one fault, and then without. Returns whether the fault was met.
+/// Runs the numbers with one fault, and then without faults. Returns whether the fault was met.
 async fn survive(run: &mut Run, fault: Fault) -> bool {
     let (disk, data) = (Disk::new([fault]), Path::new(DATA));
     let mut progress = Progress::default();
@@ -172,7 +172,7 @@ async fn survive(run: &mut Run, fault: Fault) -> bool {
             if progress.failed {
                 check_refuses(&broker).await;
             }
-            // The end may meet the fault too.
+            // Stopping the broker may meet the fault too.
             broker.stop();
         }
     }
@@ -190,7 +190,7 @@ async fn survive(run: &mut Run, fault: Fault) -> bool {
     struck
 }
 
-/// Every call that the workload makes is the one that fails, one after the other; the seed says how it fails.
+/// Makes every call of the workload fail, one call per run. The seed decides how it fails.
 pub(crate) fn every_call(run: &mut Run) {
     const FAULTS: [(Call, Effect); 7] = [
         (Call::Write, Effect::Fail),
@@ -210,7 +210,7 @@ pub(crate) fn every_call(run: &mut Run) {
     run.met("the last call");
 }
 
-/// One data directory through several power losses, some of them while it is opened.
+/// Exposes one data directory to several power losses, some of them while it is opened.
 pub(crate) fn power_losses(run: &mut Run) {
     block_on(async {
         let mut random = StdRng::seed_from_u64(run.seed);

@@ -1,5 +1,5 @@
-//! A topic with 1,000 partitions, of which each commit writes to some: sealing, joining of what they have in many segments,
-//! crashes and starts.
+//! A topic with 1,000 partitions, some of which each commit writes to. The workload covers sealing, the joining of a
+//! partition's many segments, crashes and starts.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ use crate::run::Run;
 const TOPIC: &str = "many";
 const PARTITIONS: usize = 1_000;
 
-/// Joined once there are more pieces than this: so that it happens.
+/// The store joins segments once there are more pieces than this. The limit is low, so that it happens.
 const EXTENTS_MAX: usize = 2_500;
 
 fn options(disk: &Disk) -> StoreOptions {
@@ -34,14 +34,14 @@ fn options(disk: &Disk) -> StoreOptions {
     }
 }
 
-/// A record that says where it stands.
+/// Builds a record that contains its own partition and offset.
 fn batch(partition: usize, number: usize) -> RecordBatch {
     let mut builder = BatchBuilder::new(Compression::None);
     builder.push(number as i64, None, Some(format!("{partition} {number} {:>100}", "").as_bytes()), []);
     builder.finish().unwrap()
 }
 
-/// How many records each partition has for certain, and at most.
+/// Number of records of each partition that are certain, and the number that were requested.
 struct Written {
     acked: Vec<usize>,
     asked: Vec<usize>,
@@ -64,7 +64,8 @@ async fn write(broker: &Broker, written: &mut Written, random: &mut StdRng, comm
     Ok(())
 }
 
-/// Every acknowledged record is there, each where it says; what was asked for beside may be there.
+/// Checks that every acknowledged record exists, and that each record is in the place that it contains. Requested
+/// records that were not acknowledged may exist.
 async fn check(broker: &Broker, written: &mut Written) {
     for (number, partition) in broker.topic(TOPIC).unwrap().partitions().iter().enumerate() {
         let mut from = Offset::ZERO;

@@ -24,10 +24,10 @@ use crate::crashes::DATA;
 use crate::model::records_of_slice;
 use crate::run::Run;
 
-/// The unpacked directories, by the name of their archive.
+/// The unpacked directories, sorted by the names of their archives.
 static GOLDEN: OnceLock<(tempfile::TempDir, Vec<PathBuf>)> = OnceLock::new();
 
-/// Unpacks the directories: before simulations begin, because other programs do it.
+/// Unpacks the directories. This happens before simulations begin, because it runs other programs.
 pub(crate) fn unpack() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut unpacked = Vec::new();
@@ -47,12 +47,12 @@ pub(crate) fn unpack() -> Result<()> {
     unpacked.retain(current);
     unpacked.sort();
     ensure!(!unpacked.is_empty(), "{} holds no directory", archives.display());
-    // It is set once.
+    // This is the only place that sets it.
     let _ = GOLDEN.set((folder, unpacked));
     Ok(())
 }
 
-/// The data directory among what an archive holds: the one with a format file.
+/// Finds the data directory in an unpacked archive, which is the folder with a format file.
 fn data_directory(folder: &Path) -> Option<PathBuf> {
     if folder.join("FORMAT").exists() {
         return Some(folder.to_owned());
@@ -92,19 +92,19 @@ fn load(system: &dyn FileSystem, from: &Path, to: &Path) {
     system.sync_folder(to.parent().unwrap()).unwrap();
 }
 
-/// What a partition holds.
+/// The contents of a partition.
 #[derive(Debug, PartialEq)]
 struct HeldPartition {
     start: Offset,
     end: Offset,
-    /// With their offsets.
+    /// The records, with their offsets.
     records: Vec<(usize, Held)>,
-    /// Whether retention or compaction may take some of them.
+    /// Whether retention or compaction may remove some of them.
     is_cleaned: bool,
 }
 
 impl HeldPartition {
-    /// Whether this is what is left of another: all of it where nothing is cleaned.
+    /// Returns whether this is what remains of `all`. Without cleaning, both must be equal.
     fn is_left_of(&self, all: &Self) -> bool {
         let is_there = |record: &(usize, Held)| {
             all.records.binary_search_by_key(&record.0, |(at, _)| *at).is_ok_and(|at| all.records[at] == *record)
@@ -117,7 +117,7 @@ impl HeldPartition {
     }
 }
 
-/// All that a broker holds.
+/// Everything that a broker holds.
 #[derive(Debug, Default, PartialEq)]
 struct Holdings {
     /// By topic and partition.
@@ -139,7 +139,7 @@ async fn holdings(broker: &Broker) -> Holdings {
             while from < partition.end() {
                 let range = ReadRange { from, until: None, bytes_max: 1 << 20, one_at_least: true };
                 let slice = match broker.read(partition, range).await {
-                    // Retention was faster.
+                    // Retention removed records before they could be read.
                     Err(BrokerError::OffsetOutOfRange { start, .. }) if from < start => {
                         (from, records) = (start, Vec::new());
                         continue;
@@ -173,10 +173,10 @@ async fn holdings(broker: &Broker) -> Holdings {
     found
 }
 
-/// Aggregates of the golden directories' pipelines.
+/// Names of the aggregates in the golden directories' pipelines.
 const STAGES: [&str; 1] = ["count"];
 
-/// However often the first opening loses power, the directory then holds what it holds when nothing goes wrong.
+/// Checks that the directory holds the expected contents no matter how often its first opening loses power.
 pub(crate) fn upgrades(run: &mut Run) {
     block_on(async {
         let mut random = StdRng::seed_from_u64(run.seed);
@@ -199,7 +199,7 @@ pub(crate) fn upgrades(run: &mut Run) {
             let number = random.random_range(1..150);
             disk.set_faults([Fault { file: None, call: None, number, effect: Effect::PowerOff }]);
             if let Ok(broker) = open_with(Path::new(DATA), disk.options()) {
-                // Until sealing, merging and retention have met what was there.
+                // Gives sealing, merging and retention time to process the existing data.
                 tokio::time::sleep(Duration::from_secs(3)).await;
                 broker.stop();
             }
