@@ -1,4 +1,4 @@
-//! One binary of tests, a module a feature.
+//! A single test binary with one module for each feature.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod backpressure;

@@ -1,5 +1,5 @@
-//! Who sends too much, reads too slowly, or does nothing, costs little and hurts nobody else: quotas,
-//! bounds a connection, deadlines.
+//! Clients that send too much, read too slowly or do nothing must cost little and must not affect other clients. Covers
+//! quotas, limits per connection, and deadlines.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -35,7 +35,7 @@ use tonic::service::RoutesBuilder;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-/// The limit is for a test that hangs; it says nothing of speed.
+/// Waits for a future. The limit is meant for tests that hang, and is no statement about speed.
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(Duration::from_secs(120), future).await;
     done.unwrap_or_else(|_| panic!("not within two minutes: {what}"))
@@ -70,7 +70,7 @@ impl Served {
         Self { broker, address, registry, serving, _data: data }
     }
 
-    /// A client of that id, patient enough to wait for a quota.
+    /// Returns a client with this id, whose call timeout is long enough to wait for a quota.
     fn client(&self, client_id: &str) -> Client {
         self.client_within(client_id, 1_000_000)
     }
@@ -101,7 +101,7 @@ impl Drop for Served {
     }
 }
 
-/// A metric's value.
+/// Returns the value of a metric.
 pub(super) fn value(metrics: &str, series: &str) -> Option<f64> {
     let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
     line.parse().ok()
@@ -128,7 +128,7 @@ fn with_quotas<const N: usize>(default: Rates, by_client: [(&str, Rates); N]) ->
     BrokerSettings { quotas: QuotaSettings { default, by_client }, ..BrokerSettings::default() }
 }
 
-/// A request with one record of about `bytes`.
+/// Builds a request with one record of about `bytes` bytes.
 fn request(bytes: usize) -> v1::ProduceRequest {
     let mut builder = BatchBuilder::new(Compression::None);
     builder.push(0, None, Some(&vec![b'x'; bytes]), []);
@@ -150,11 +150,11 @@ fn code(status: &Status) -> &str {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_a_quota_holds_up_nobody_else() {
     let settings = with_quotas(Rates::default(), [("slow", produce_rate(1))]);
-    // The queue is full with two of the requests below.
+    // Two of the requests below fill the queue.
     let settings = BrokerSettings { queued_bytes_max: 64 << 10, ..settings };
     let served = Served::start(settings, ServeSettings::default()).await;
     let (slow, fast) = (served.client("slow").admin(), served.client("fast").admin());
-    // The first one waits for nobody, and is owed for nine hours.
+    // The first request does not wait, and exhausts the quota for nine hours.
     slow.produce(request(32 << 10)).await.unwrap();
     let mut waiting = JoinSet::new();
     for _ in 0..8 {
@@ -169,7 +169,7 @@ async fn who_waits_for_a_quota_holds_up_nobody_else() {
     assert!(waiting.try_join_next().is_none(), "who owes was answered");
     assert!(futures::poll!(&mut streamed).is_pending(), "who owes was answered");
     assert_eq!(served.end_offset(), 21, "who owes was stored");
-    // Who gives up has waited, and is not stored.
+    // A request that is given up is counted as throttled, and its record is not stored.
     waiting.shutdown().await;
     wait_until("the waiting is counted", || throttled(&served.metrics(), "slow", "produce").is_some()).await;
     assert_eq!(throttled(&served.metrics(), "fast", "produce"), None);
@@ -252,7 +252,7 @@ async fn a_quota_of_ones_own_counts_before_the_one_for_all() {
         soon("it is stored", own.produce(request(10_000))).await.unwrap();
         soon("it is read", own.fetch(from(offset))).await.unwrap();
     }
-    // Each of the others has a bucket of its own, and takes from it once.
+    // Each of the other clients has its own bucket, and takes from it once.
     for client in [other, third] {
         soon("the first one is stored", client.produce(request(10_000))).await.unwrap();
         soon("the first one is read", client.fetch(from(0))).await.unwrap();
@@ -275,7 +275,7 @@ async fn a_client_without_a_name_counts_as_its_address() {
         Served::start(with_quotas(Rates::default(), [("127.0.0.1", produce_rate(1))]), ServeSettings::default()).await;
     let mut nameless = LogClient::new(served.channel().await);
     nameless.produce(request(1_000)).await.unwrap();
-    // From another connection, but from the same address.
+    // The second connection comes from the same address.
     let mut again = LogClient::new(served.channel().await);
     let again = tokio::spawn(async move { again.produce(request(1)).await });
     for _ in 0..20 {
@@ -299,7 +299,7 @@ async fn a_client_id_that_is_not_allowed_is_refused() {
     assert_eq!(served.end_offset(), 0);
 }
 
-// ---- bounds of connections
+// ---- limits of connections
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_connection_has_only_so_much_in_flight() {
@@ -310,7 +310,7 @@ async fn one_connection_has_only_so_much_in_flight() {
     served.broker.create_topic(&name, 1, TopicSettings::default(), false).await.unwrap();
     let queued = || (value(&served.metrics(), "millstream_queued_bytes").unwrap() / 300_000.0).floor();
     held.hold();
-    // Two streams and single calls, all on one connection; three requests fit.
+    // Two streams and several single calls share one connection, on which three requests fit.
     let channel = served.channel().await;
     let mut answers = JoinSet::new();
     for _ in 0..2 {
@@ -328,12 +328,13 @@ async fn one_connection_has_only_so_much_in_flight() {
         });
     }
     wait_until("what fits is queued", || queued() >= 3.0).await;
-    // Another connection has room of its own.
+    // Another connection has its own limit.
     let other = served.client("other").admin();
     let to_other = v1::ProduceRequest { topic: "other".into(), ..request(300_000) };
     let others = tokio::spawn(async move { other.produce(to_other).await });
     wait_until("the other's is queued", || queued() >= 4.0).await;
-    // Meanwhile all of the first one's has arrived: its calls are answered, one after the other.
+    // Meanwhile everything on the first connection has arrived, because its other calls are answered one after the
+    // other.
     for _ in 0..200 {
         TopicsClient::new(channel.clone()).list_topics(v1::ListTopicsRequest {}).await.unwrap();
     }
@@ -379,7 +380,7 @@ async fn connections_beyond_the_limit_are_closed_at_once_and_the_others_go_on() 
     assert_eq!(served.end_offset(), 4);
 }
 
-/// A peer that is gone without a word: it answers nothing, and its connection stays open.
+/// Such a peer answers nothing, and its connection stays open.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_streams_of_a_peer_that_is_gone_end() {
     let settings = ServeSettings { keepalive_interval_ms: 100, keepalive_timeout_ms: 200, ..ServeSettings::default() };
@@ -389,14 +390,14 @@ async fn the_streams_of_a_peer_that_is_gone_end() {
         let stream = TcpStream::connect(&served.address).await.unwrap();
         let (mut requests, mut connection) = h2::client::handshake(stream).await.unwrap();
         let (answer, mut body) = requests.send_request(grpc_request(&served, path, None), false).unwrap();
-        // ConsumeRequest { topic: "t" }; the same is a ProduceRequest that is refused.
+        // ConsumeRequest { topic: "t" }. The same bytes are a ProduceRequest that is refused.
         body.send_data(Bytes::from_static(&[0, 0, 0, 0, 3, 0x0a, 1, b't']), is_all).unwrap();
         let answer = tokio::select! {
             answer = answer => answer.unwrap(),
             ended = &mut connection => panic!("{path}: {ended:?}"),
         };
         assert_eq!(answer.headers().get("grpc-status"), None, "{path} ended at once: {answer:?}");
-        // From here on nobody works on the connection, so that it answers nothing.
+        // From here on the connection is not polled, so that it answers nothing.
         gone.push((requests, connection, body, answer));
     }
     let open = || value(&served.metrics(), "millstream_connections");
@@ -404,13 +405,13 @@ async fn the_streams_of_a_peer_that_is_gone_end() {
     drop(gone);
 }
 
-/// A reader whose socket is full: not even the end of its connection can be written to it.
+/// The socket of such a reader is full, so that not even the end of its connection can be written to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_reads_nothing_off_its_socket_is_gone() {
     let settings = ServeSettings { keepalive_interval_ms: 100, keepalive_timeout_ms: 200, ..ServeSettings::default() };
     let served = Served::start(BrokerSettings::default(), settings).await;
     let admin = served.client("writer").admin();
-    // Far more than what the kernel takes on both sides.
+    // This is far more than the kernel buffers on both sides.
     for _ in 0..64 {
         admin.produce(request(1_000_000)).await.unwrap();
     }
@@ -418,7 +419,7 @@ async fn a_peer_that_reads_nothing_off_its_socket_is_gone() {
     let open = || value(&served.metrics(), "millstream_connections");
     wait_until("the writer is gone", || open() == Some(0.0)).await;
     let stream = TcpStream::connect(&served.address).await.unwrap();
-    // No window holds the server up.
+    // The windows are so large that flow control does not block the server.
     let mut window = h2::client::Builder::new();
     window.initial_window_size(1 << 30).initial_connection_window_size(1 << 30);
     let (mut requests, mut connection) = window.handshake(stream).await.unwrap();
@@ -463,7 +464,7 @@ async fn a_call_that_takes_too_long_ends_and_says_so() {
     let late = soon("a creation ends", topics.create_topic(create)).await.unwrap_err();
     assert_eq!((late.code(), code(&late)), (Code::DeadlineExceeded, "TIMED_OUT"), "{late}");
     held.release();
-    // Neither is half done: what was on its way is stored, and the topic can be used.
+    // Neither call is half done: the record that was in flight is stored, and the topic can be used.
     wait_until("the record is stored", || served.end_offset() == 1).await;
     wait_until("the topic is there", || served.broker.topic("late").is_ok()).await;
 }
@@ -488,7 +489,7 @@ async fn a_change_that_its_caller_gave_up_is_whole_all_the_same() {
 async fn a_long_poll_has_its_wait_on_top_of_the_deadline() {
     let settings = ServeSettings { call_deadline_ms: 50, ..ServeSettings::default() };
     let served = Served::start(BrokerSettings::default(), settings).await;
-    // The client's own time leaves room for it as well.
+    // The client's own timeout also allows for the wait.
     let admin = served.client_within("a", 50).admin();
     let request = v1::FetchRequest { max_wait_ms: 500, ..from(0) };
     let answer = soon("the fetch is answered", admin.fetch(request)).await.unwrap();
@@ -498,11 +499,11 @@ async fn a_long_poll_has_its_wait_on_top_of_the_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clients_own_deadline_holds_where_it_is_shorter() {
     let served = Served::start(BrokerSettings::default(), ServeSettings::default()).await;
-    // By hand: tonic's client would not wait for the server's answer.
+    // Uses a plain HTTP/2 client, because tonic's client would not wait for the server's answer.
     let stream = TcpStream::connect(&served.address).await.unwrap();
     let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();
     let working = tokio::spawn(connection);
-    // A message that never comes: the server waits for it.
+    // The message never arrives, and the server waits for it.
     for (timeout, shown) in [("20m", "within 20 ms"), ("30000u", "within 30 ms")] {
         let wanted = grpc_request(&served, "Log/Fetch", Some(timeout));
         let (answer, _body) = requests.send_request(wanted, false).unwrap();
@@ -516,15 +517,16 @@ async fn a_clients_own_deadline_holds_where_it_is_shorter() {
     working.abort();
 }
 
-// ---- many
+// ---- many connections
 
 const IDLE_CONNECTIONS: usize = 1_000;
 const SLOW_READERS: usize = 100;
 
-/// An idle connection takes 21 to 24 KB.
+/// Maximum for all idle connections together. One takes 21 to 24 KB.
 const IDLE_BYTES_MAX: u64 = 1_000 * 48 * 1024;
 
-/// A reader that does not read is sent what its window takes, and has two answers of a megabyte ready.
+/// Maximum for all slow readers together. The server sends a reader that does not read as much as its window allows,
+/// and keeps two answers of a megabyte ready.
 const SLOW_BYTES_MAX: u64 = 100 * 4 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -540,12 +542,12 @@ async fn a_producer_waits_until_a_full_disk_has_room_again() {
     };
     let options = StoreOptions { free_bytes: Some(free_bytes), ..StoreOptions::default() };
     let served = Served::start_on(BrokerSettings::default(), ServeSettings::default(), options).await;
-    // Without numbers, batches keep their order only one by one.
+    // Without sequence numbers, batches keep their order only if they are sent one at a time.
     for (idempotent, in_flight_max) in [(true, 5), (false, 1)] {
         let settings =
             ProducerSettings { idempotent, in_flight_max, batch_bytes: 100, retry_backoff_ms: 5, ..Default::default() };
         let producer = served.client("p").producer(settings);
-        // The server knows the producer.
+        // Afterwards the server knows the producer.
         drop(soon("room", producer.send(ProducerRecord::new("t", "first"))).await.unwrap());
         soon("a flush", producer.flush()).await.unwrap();
         let begin = served.end_offset();
@@ -557,7 +559,7 @@ async fn a_producer_waits_until_a_full_disk_has_room_again() {
             let delivery = soon("room for a record", producer.send(record)).await.unwrap();
             deliveries.spawn(async move { (number, delivery.await) });
         }
-        // More often than one refusal of each batch in flight would.
+        // More attempts than one refusal of each batch in flight would cause.
         let mut first = None;
         wait_until("the producer sends again", || {
             first = deliveries.try_join_next();
@@ -579,7 +581,7 @@ async fn a_producer_waits_until_a_full_disk_has_room_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_and_slow_readers_cost_little_and_hurt_nobody() {
-    // The server does the same for itself.
+    // The server raises its own limit in the same way.
     rlimit::increase_nofile_limit(4_096).unwrap();
     let data = tempfile::tempdir().unwrap();
     let mut server = Server::start(data.path());
@@ -593,7 +595,7 @@ async fn idle_connections_and_slow_readers_cost_little_and_hurt_nobody() {
         drop(large.send(RecordRef::new(&[b'x'; 1_000])).await.unwrap());
     }
     soon("it is stored", producer.close()).await.unwrap();
-    // Nothing of it is in memory: what is read is each reader's own.
+    // After the restart nothing of the topic is in memory, so that each reader reads its own copy.
     assert!(server.terminate().success());
     server.restart();
     let client = server.client();
@@ -621,7 +623,7 @@ async fn idle_connections_and_slow_readers_cost_little_and_hurt_nobody() {
     };
     let slow: Vec<_> = stream::repeat_with(slow).take(SLOW_READERS).buffer_unordered(10).collect().await;
     let sent = || value_of(&server, "millstream_topic_bytes_out_total{topic=\"large\"}");
-    // More than a window: what comes on top is the server's to hold.
+    // This is more than the windows take, so the server has to buffer what exceeds them.
     wait_until("they are sent what they take", || sent() > (slow.len() * (3 << 20)) as f64).await;
 
     let reading = tokio::spawn({

@@ -1,5 +1,5 @@
-//! Backups of a server that goes on, and what is restored of them: all that was acknowledged before, and of
-//! each pipeline outputs, state and offsets of one moment.
+//! Backups of a running server, and what is restored from them: everything that was acknowledged before, and outputs,
+//! state and offsets of each pipeline from a single moment.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,7 +31,7 @@ use tempfile::TempDir;
 
 use super::exactly_once::{Load, Pair, counts, keyed, last_counts, pairs, settled};
 
-/// Sealed in halves of this, so that it happens all the time.
+/// Maximum size of the journal. It is sealed in halves of this size, so that sealing happens all the time.
 const JOURNAL_BYTES: u64 = 128 << 10;
 
 const PARTITIONS: u32 = 3;
@@ -41,7 +41,7 @@ const READERS: &str = "readers";
 fn open_broker(data: &Path) -> (Broker, Registry) {
     let mut registry = Registry::default();
     let settings = BrokerSettings { journal_bytes_max: JOURNAL_BYTES, ..BrokerSettings::default() };
-    // Most reads go to the disk.
+    // A small tail makes most reads go to the disk.
     let options = StoreOptions { tail_bytes_max: Some(10_000), ..StoreOptions::default() };
     (Broker::open(data, settings, options, Arc::new(SystemClock), &mut registry).unwrap(), registry)
 }
@@ -52,8 +52,8 @@ fn open(data: &Path) -> Instance {
     Instance { broker, runtime }
 }
 
-/// Backs up to a folder. `during` is called between the pieces with the name of the file, on a thread that
-/// may wait.
+/// Backs up to a folder. Before each piece, `during` is called with the name of the piece's file, on a thread that may
+/// block.
 async fn back_up(broker: &Broker, to: &Path, mut during: impl FnMut(&str) + Send + 'static) -> Manifest {
     let (broker, mut folder) = (broker.clone(), BackupFolder::create(to).unwrap());
     let work = move || {
@@ -70,7 +70,7 @@ async fn back_up(broker: &Broker, to: &Path, mut during: impl FnMut(&str) + Send
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
-/// With a disk that has so many bytes free.
+/// Opens a broker on a disk with this many free bytes.
 fn open_on(data: &Path, free: &Arc<AtomicU64>) -> Broker {
     let free = free.clone();
     let options =
@@ -103,8 +103,8 @@ fn restored(from: &Path, data: &Path) -> Result<Manifest, BackupError> {
     restore(from, data, |_, _| ControlFlow::Continue(()))
 }
 
-/// Records of some length, of so many keys that the unsealed part of the journal has few of them: the others
-/// are as the tables have them.
+/// Returns a generator of records of about 300 bytes. There are so many keys that the unsealed part of the journal
+/// contains few of them, and the others are read from the tables.
 fn record() -> impl Fn(u32, usize) -> Pair + Clone + Send + Sync + 'static {
     let keyed = keyed(PARTITIONS, 1_000);
     move |partition, number| {
@@ -123,7 +123,7 @@ fn committed(broker: &Broker, group: &str, topic: &str) -> BTreeMap<u32, Offset>
     all.into_iter().filter(|(of, ..)| *of == id).map(|(_, partition, offset)| (partition, offset)).collect()
 }
 
-/// A group that commits where each partition ends, until it is aborted.
+/// Runs a group that commits the end of each partition, until the task is aborted.
 fn reading(broker: &Broker) -> tokio::task::JoinHandle<()> {
     let group: Arc<Group> =
         broker.groups().get_or_create(&GroupId::new(READERS).unwrap(), GroupKind::Consumer).unwrap();
@@ -140,12 +140,12 @@ fn reading(broker: &Broker) -> tokio::task::JoinHandle<()> {
     })
 }
 
-/// A count as the module keeps it: postcard's variable-length number.
+/// Decodes a count as the module stores it, which is postcard's variable-length integer.
 fn stored_count(accumulator: &[u8]) -> usize {
     accumulator.iter().rev().fold(0, |count, byte| count << 7 | usize::from(byte & 0x7f))
 }
 
-/// What was there before a backup began.
+/// Offsets before a backup began.
 struct Before {
     ends: Vec<Offset>,
     committed: BTreeMap<u32, Offset>,
@@ -162,7 +162,7 @@ impl Before {
     }
 }
 
-/// What must hold of a restored directory before anything goes on in it.
+/// Checks what must hold in a restored directory before anything else happens in it.
 async fn check(broker: &Broker, before: &Before, record: &impl Fn(u32, usize) -> Pair) {
     let ends = ends(broker, "in");
     let (readers, piped) = (committed(broker, READERS, "in"), committed(broker, "p", "in"));
@@ -236,7 +236,7 @@ async fn a_backup_under_load_is_of_one_moment() {
         let to = folder.path().join(format!("backup-{round}"));
         let (during, mut waited) = (store.clone(), round > 1);
         let manifest = back_up(&instance.broker, &to, move |file| {
-            // The tables are still to be sent, or the segments.
+            // At this point the tables or the segments have not been sent yet.
             if !waited && file == ["journal", "tables"][round] {
                 waited = true;
                 wait_for_a_merge(&during);
@@ -267,7 +267,7 @@ async fn a_backup_under_load_is_of_one_moment() {
     instance.stop().await;
 }
 
-/// Waits until segments were merged: files that a backup still reads are removed then.
+/// Waits until segments were merged, which removes files that a backup still reads.
 fn wait_for_a_merge(store: &millstream_broker::store::Store) {
     let limit = Limit::new("segments are merged");
     let mut most = 0;
@@ -293,7 +293,7 @@ async fn a_new_and_a_fully_sealed_store_come_back() {
     let instance = open(&at("copy of new"));
     assert!(instance.broker.topics().is_empty());
 
-    // One commit that is due at once: then nothing in the journal is unsealed.
+    // A single commit is so large that it is sealed at once. Afterwards nothing in the journal is unsealed.
     instance.topic("in", 1).await;
     let large = "x".repeat(JOURNAL_BYTES as usize);
     instance.produce("in", 0, &[(None, &large)]).await;
@@ -312,7 +312,7 @@ async fn a_new_and_a_fully_sealed_store_come_back() {
 
 // ---- damage
 
-/// A backup with segments, state, offsets and a part of the journal that is not sealed.
+/// Makes a backup with segments, state, offsets and an unsealed part of the journal.
 async fn small_backup(folder: &Path) -> (PathBuf, Manifest) {
     let instance = open(&folder.join("source"));
     instance.topic("in", PARTITIONS).await;
@@ -383,7 +383,7 @@ async fn a_restore_changes_nothing_that_is_there() {
     assert!(in_the_way.to_string().contains("data.restoring is there already"), "{in_the_way}");
     fs::remove_dir(folder.path().join("data.restoring")).unwrap();
 
-    // One that is empty gives way.
+    // An empty directory is replaced.
     fs::create_dir(&data).unwrap();
     restored(&backup, &data).unwrap();
     let before = names(&data);
@@ -397,7 +397,7 @@ async fn a_restore_changes_nothing_that_is_there() {
     assert_eq!(names(folder.path()), ["backup", "data", "source"]);
 }
 
-// ---- the program
+// ---- the CLI
 
 fn json_of(server: &Server, arguments: &[&str]) -> Value {
     let out = server.run(&[arguments, &["--output", "json"]].concat()).ok();
@@ -457,7 +457,7 @@ fn everything_comes_back_through_the_program() {
         let topic = json_of(server, &["topic", "describe", "flights"]);
         let modules = json_of(server, &["module", "list"]);
         let mut group = json_of(server, &["group", "describe", "g"]);
-        // Counts what happened in this process.
+        // The generation counts events of this process.
         group["generation"] = Value::Null;
         let state = json_of(server, &["state", "list", "by-origin", "--max", "1000"]);
         let records = |topic| {
@@ -478,7 +478,7 @@ fn everything_comes_back_through_the_program() {
     let copy = Server::start(&data);
     assert!(shown(&copy) == source, "{:#?}\n\nis not\n\n{source:#?}", shown(&copy));
 
-    // Both go on from there, to the same end.
+    // Both continue from there, and reach the same result.
     for server in [&server, &copy] {
         server.run(&["produce", "flights", "--file", &second, "--key-field", "origin"]).ok();
         pipelines_caught_up(server);
@@ -502,7 +502,7 @@ fn the_program_leaves_no_half_backup() {
     assert_eq!(names(&to), ["letter"]);
     fs::remove_dir_all(&to).unwrap();
 
-    // A file here can't be longer than some KiB.
+    // With this limit, no file can be larger than some KiB.
     let script = format!("trap '' XFSZ; ulimit -f 64; exec {} backup --to {}", millstream().display(), text(&to));
     let ran = run(Command::new("bash").args(["-c", &script]).env("MILLSTREAM_SERVER", &server.grpc), "");
     fails(&ran, 1, &["cannot write", "backup/journal", "no backup was written to"]);
@@ -526,7 +526,7 @@ fn the_program_leaves_no_half_backup() {
     assert_eq!(names(folder.path()), ["backup", "data"]);
 }
 
-/// Restores with the program, which is killed after a time. Whether it had come to its end before.
+/// Restores with the CLI, and kills it after a time. Returns whether it had completed before.
 fn restore_and_kill(backup: &Path, data: &Path, after: Duration) -> bool {
     let mut command = Command::new(millstream());
     command.args(["restore", "--from", text(backup), "--data", text(data)]);
@@ -548,7 +548,7 @@ fn a_restore_that_is_killed_leaves_the_whole_directory_or_none() {
     let whole = |data: &Path| {
         let report = millstream_broker::broker::check::check(data, false).unwrap();
         assert!(report.is_sound(), "{report:#?}");
-        // As many as `with_megabytes` writes.
+        // The number of batches is the one that `with_megabytes` writes.
         assert_eq!((report.batches, report.unregistered.len()), (48, 0));
     };
     let begun = std::time::Instant::now();
@@ -558,7 +558,7 @@ fn a_restore_that_is_killed_leaves_the_whole_directory_or_none() {
     let (mut halves, mut wholes) = (0, 0);
     for kill in 0..KILLS {
         let data = at("copy");
-        // A program takes a while to start, and debug builds are slow: some come to their end.
+        // A program takes some time to start, and debug builds are slow, so some restores complete.
         let ended = restore_and_kill(&backup, &data, takes * 2 * kill / KILLS);
         let building = at("copy.restoring");
         halves += u32::from(building.exists());
@@ -571,7 +571,7 @@ fn a_restore_that_is_killed_leaves_the_whole_directory_or_none() {
             assert!(!ended, "one that ended well has put the directory there");
         }
         if building.exists() {
-            // What a killed one left is not taken for anything.
+            // A folder that a killed restore left behind is not mistaken for anything else.
             let refused = restored(&backup, &data).unwrap_err();
             assert!(matches!(refused, BackupError::InTheWay { .. }), "{refused}");
             assert!(!data.exists());
@@ -597,7 +597,7 @@ fn a_server_that_ends_in_between_leaves_no_backup() {
     let upstream = TcpStream::connect(&server.grpc).unwrap();
     let (mut from_client, mut to_server) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
     let requests = std::thread::spawn(move || {
-        // Until either end is closed.
+        // Runs until either end is closed.
         let _ = std::io::copy(&mut from_client, &mut to_server);
     });
     let (mut from_server, mut to_client) = (upstream, client);
@@ -618,7 +618,7 @@ fn a_server_that_ends_in_between_leaves_no_backup() {
     assert!(!to.exists());
 }
 
-/// A server with several times what the connection and the server hold of a backup on its way.
+/// Starts a server with several times the data that the connection and the server hold of a backup in flight.
 fn with_megabytes(folder: &TempDir) -> Server {
     let data = folder.path().join("data");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -644,7 +644,7 @@ async fn one_backup_at_a_time_is_sent_at_its_readers_pace_and_a_stop_ends_it() {
     let mut first = admin.backup().await.unwrap();
     let begun = first.next().await.unwrap().unwrap();
     assert!(matches!(begun.chunk, Some(v1::backup_chunk::Chunk::Begun(begun)) if begun.bytes > 20 << 20));
-    // As long as nobody reads the first, it is not done.
+    // As long as the first backup is not read, it is in progress.
     let refused = admin.backup().await.map(drop).unwrap_err();
     assert_eq!(refused.code(), Some(v1::ErrorCode::InUse), "{refused}");
     drop(first);

@@ -1,5 +1,5 @@
-//! What is wrong is named, to a program by its code and to a person in words; and it costs nothing
-//! beside it: what was stored stays, what comes after is taken, the server lives.
+//! Bad input is refused with an error code for programs and an explanation for people, and has no other effect: stored
+//! records remain, later requests are accepted, and the server keeps running.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,7 +34,7 @@ use tempfile::TempDir;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-/// A server with topic `good` of two partitions, and in it a record from before the bad input.
+/// A server with topic `good` of two partitions, which contains a record from before the bad input.
 struct Sound {
     server: Server,
     channel: Channel,
@@ -81,7 +81,8 @@ impl Sound {
         self.log().produce(batch_to("good", 0, good_batch(value))).await.unwrap();
     }
 
-    /// A batch that must be refused, alone and between good ones on a stream, where it costs only itself.
+    /// Checks that a batch is refused, both alone and between good batches on a stream, where only the bad one is
+    /// refused.
     async fn refuses_batch(&self, batch: impl Into<Bytes>, code: ErrorCode, words: &[&str]) {
         let batch = batch.into();
         refused(self.log().produce(batch_to("good", 0, batch.clone())).await, code, Code::InvalidArgument, words);
@@ -95,7 +96,8 @@ impl Sound {
         assert_eq!(last, first + 1, "nothing of the refused one is stored");
     }
 
-    /// Nothing is lost, nothing was added, more is taken, and the server stops in good order.
+    /// Checks that nothing was lost or added, that further records are accepted, and that the server stops in an
+    /// orderly way.
     async fn ends_sound(mut self) {
         self.produce("after").await;
         assert_eq!(records(&self.log(), "good", 0).await, ["before", "after"]);
@@ -104,7 +106,7 @@ impl Sound {
     }
 }
 
-/// The values of a partition.
+/// Returns the values of a partition.
 async fn records(log: &LogClient<Channel>, topic: &str, partition: u32) -> Vec<String> {
     let request = v1::ConsumeRequest {
         topic: topic.to_owned(),
@@ -134,7 +136,7 @@ fn batch_to(topic: &str, partition: u32, batches: Bytes) -> v1::ProduceRequest {
     v1::ProduceRequest { topic: topic.to_owned(), partition: Some(partition), batches, records: Vec::new() }
 }
 
-/// A call was refused: with the code for programs beside gRPC's, and with these words for people.
+/// Asserts that a call was refused with this error code, this gRPC code, and these words in the message.
 #[track_caller]
 fn refused<T>(answer: Result<Response<T>, Status>, code: ErrorCode, grpc: Code, words: &[&str]) {
     let Err(status) = answer else { panic!("{code:?} {words:?}: it was taken") };
@@ -143,7 +145,7 @@ fn refused<T>(answer: Result<Response<T>, Status>, code: ErrorCode, grpc: Code, 
     says(status.message(), words);
 }
 
-/// An error inside an answer.
+/// Asserts that an answer contains an error with this code and these words.
 #[track_caller]
 fn named(error: Option<&v1::Error>, code: ErrorCode, words: &[&str]) {
     let error = error.unwrap_or_else(|| panic!("{code:?} {words:?}: it was taken"));
@@ -158,7 +160,7 @@ fn says(message: &str, words: &[&str]) {
     }
 }
 
-/// A command was refused with exit code 1, one line of words, and nothing on stdout.
+/// Asserts that a command was refused with exit code 1, with these words in the error, and with nothing on stdout.
 #[track_caller]
 fn refused_command(ran: &Ran, words: &[&str]) {
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{}", ran.err);
@@ -200,10 +202,10 @@ async fn an_unknown_topic_is_named_by_every_call() {
     let offsets = vec![v1::TopicPartitionOffset { topic: topic.clone(), partition: 0, offset: 0 }];
     let commit = v1::CommitOffsetsRequest { group: "g".into(), offsets };
     refused(sound.groups().commit_offsets(commit).await, code, grpc, &words);
-    // None of them made the group.
+    // None of these calls created the group.
     let groups = sound.groups().list_groups(v1::ListGroupsRequest {}).await.unwrap().into_inner().groups;
     assert_eq!(groups, [], "a refused request leaves a group behind");
-    // A fetch names it beside what the other partitions have.
+    // A fetch reports the error next to the records of the other partitions.
     let partitions = ["nope", "good"].map(|topic| v1::FetchPartition { topic: topic.into(), ..Default::default() });
     let fetch = v1::FetchRequest { partitions: partitions.into(), max_wait_ms: 60_000, ..Default::default() };
     let answer = sound.log().fetch(fetch).await.unwrap().into_inner().partitions;
@@ -337,7 +339,7 @@ async fn a_setting_out_of_its_range_is_named_with_the_range() {
         let words = [&format!("batch_bytes_max: {bytes} is not allowed"), "1024 to 16777216"];
         refused(sound.topics().create_topic(create(1, Some(bytes))).await, code, grpc, &words);
     }
-    // As nobody may say which of two is meant.
+    // If both are given, it is unclear which one is meant.
     let mut both = batch_to("good", 0, good_batch("x"));
     both.records.push(v1::Record::default());
     refused(sound.log().produce(both).await, code, grpc, &["batches or records, not both"]);
@@ -361,7 +363,7 @@ async fn a_record_or_batch_over_its_limit_is_refused_with_both_sizes() {
     let large = good_batch(&"x".repeat(1024));
     let words = [&format!("a record batch of {} bytes is over the limit of 1024", large.len()), "batch_bytes_max"];
     refused(sound.log().produce(batch_to("small", 0, large.clone())).await, code, grpc, &words);
-    // Nor may it hide behind a good one.
+    // A batch that is too large must not pass behind a good one.
     let hidden = [good_batch("x"), large].concat();
     refused(sound.log().produce(batch_to("small", 0, hidden.into())).await, code, grpc, &words);
     let plain = |bytes: usize| v1::ProduceRequest {
@@ -383,7 +385,7 @@ async fn a_record_or_batch_over_its_limit_is_refused_with_both_sizes() {
     says(&ran.err, &["stdin:2", "over the limit of 1024", "stored 1 record"]);
     assert_eq!(records(&sound.log(), "small", 0).await, ["small", "small"]);
 
-    // Beyond what any topic may allow.
+    // These exceed the largest limit that a topic may have.
     let huge = built(Compression::None, [vec![0; (16 << 20) + 1].as_slice()]).into_bytes();
     sound.refuses_batch(huge, ErrorCode::BatchTooLarge, &["over the limit of 16777216"]).await;
     let packed = built(Compression::Zstd, [&b"small"[..], &vec![0; (16 << 20) + 1]]).into_bytes();
@@ -398,7 +400,7 @@ async fn a_message_over_the_limit_is_refused_and_not_dropped() {
     let huge = || batch_to("good", 0, vec![0; MESSAGE_BYTES_MAX + 1].into());
     let status = sound.log().produce(huge()).await.unwrap_err();
     says(status.message(), &[&MESSAGE_BYTES_MAX.to_string()]);
-    // On a stream it ends the stream, which must not look like a good end.
+    // On a stream, such a message ends the stream with an error.
     let requests = [batch_to("good", 1, good_batch("x")), huge()];
     let answers = sound.log().produce_stream(futures::stream::iter(requests)).await.unwrap().into_inner();
     let answers: Vec<_> = answers.collect().await;
@@ -408,7 +410,7 @@ async fn a_message_over_the_limit_is_refused_and_not_dropped() {
     sound.ends_sound().await;
 }
 
-/// Where the fields of a batch stand, as Kafka has them.
+/// Positions of the fields of a batch in Kafka's format.
 mod field {
     pub(super) const LENGTH: usize = 8;
     pub(super) const MAGIC: usize = 16;
@@ -419,7 +421,7 @@ mod field {
     pub(super) const RECORD_COUNT: usize = 57;
 }
 
-/// A batch of two records with `bytes` in the place of a field, and a checksum that is true.
+/// Builds a batch of two records in which `bytes` replace a field, with a matching checksum.
 fn lying(at: usize, bytes: &[u8]) -> Bytes {
     lying_twice((at, bytes), (at, bytes))
 }
@@ -433,7 +435,7 @@ fn lying_twice((at, bytes): (usize, &[u8]), (at2, bytes2): (usize, &[u8])) -> By
     batch.into()
 }
 
-/// CRC-32C bit by bit, apart from the one that the server uses.
+/// Computes CRC-32C bit by bit, independently of the server's implementation.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & 0u32.wrapping_sub(crc & 1)))
@@ -456,7 +458,7 @@ async fn a_batch_that_lies_is_refused_for_its_lie() {
     for (count, word) in [(1, "claims 1"), (3, "claims 3"), (i32::MAX, "claims 2147483647"), (-1, "claims -1")] {
         sound.refuses_batch(lying(field::RECORD_COUNT, &count.to_be_bytes()), code, &[word]).await;
     }
-    // Count and offsets agree in the lie; the records do not.
+    // Count and last offset delta agree with each other, but not with the records.
     for count in [1i32, 3, 1 << 30] {
         let delta = (count - 1).to_be_bytes();
         let lie = lying_twice((field::RECORD_COUNT, &count.to_be_bytes()), (field::LAST_OFFSET_DELTA, &delta));
@@ -480,7 +482,7 @@ async fn a_batch_that_lies_is_refused_for_its_lie() {
         let lie = lying(field::ATTRIBUTES, &[0, codec as u8]);
         sound.refuses_batch(lie, code, &[&format!("{codec} body cannot be decompressed")]).await;
     }
-    // The first record says that it is as long as the world.
+    // The length of the first record is far too large.
     sound.refuses_batch(lying(61, &[0xfe, 0xff, 0xff, 0xff, 0x0f]), code, &["record 0 of a batch"]).await;
     // Text, and what is left of a batch.
     sound.refuses_batch("hello".as_bytes(), code, &["truncated: found 5 bytes, expected at least 61"]).await;
@@ -560,7 +562,7 @@ async fn a_timestamp_far_from_the_servers_is_refused_and_a_missing_one_is_the_se
         let (code, grpc) = (ErrorCode::InvalidTimestamp, Code::InvalidArgument);
         refused(sound.log().produce(plain(topic, Some(timestamp_ms))).await, code, grpc, words);
         for codec in [Compression::None, Compression::Gzip] {
-            // The first record is good, and nothing of the batch is stored.
+            // The first record is valid, but nothing of the batch is stored.
             let batch = timestamped(codec, &[begun_ms, timestamp_ms]);
             let words = [words, &["record 1 of a batch"]].concat();
             refused(sound.log().produce(batch_to(topic, 0, batch.into())).await, code, grpc, &words);
@@ -589,7 +591,7 @@ async fn a_timestamp_far_from_the_servers_is_refused_and_a_missing_one_is_the_se
     sound.ends_sound().await;
 }
 
-/// The most memory that a process ever had in use, in bytes.
+/// Returns the peak resident memory of a process, in bytes.
 fn peak_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -602,7 +604,7 @@ async fn a_compressed_bomb_is_refused_before_it_is_unpacked() {
     let settings = v1::TopicSettings { batch_bytes_max: Some(16 << 20), ..Default::default() };
     sound.server.client().admin().create_topic("large", Some(1), settings).await.unwrap();
     let before = peak_bytes(sound.server.pid());
-    // 256 MiB in 16 records, each within its limit.
+    // 256 MiB in 16 records, each within its size limit.
     let record = vec![0; (16 << 20) - 100];
     for codec in [Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd] {
         let bomb = built(codec, std::iter::repeat_n(record.as_slice(), 16)).into_bytes();
@@ -615,7 +617,7 @@ async fn a_compressed_bomb_is_refused_before_it_is_unpacked() {
             &words,
         );
     }
-    // Twice the limit of an inflated body, and the largest of those messages; not the bombs.
+    // Twice the limit of a decompressed body, and the largest of the messages, but not the decompressed bombs.
     let grown = peak_bytes(sound.server.pid()) - before;
     assert!(grown < 128 << 20, "the server grew by {grown} bytes");
     sound.ends_sound().await;
@@ -626,7 +628,7 @@ async fn records_that_inflate_a_hundredfold_are_read_in_pieces() {
     let sound = Sound::start().await;
     const BATCHES: usize = 16;
     const RECORDS: u64 = BATCHES as u64 * 24;
-    // Each batch is allowed: 24 records of a megabyte, a kilobyte or so as sent.
+    // Each batch is within the limits: 24 records of a megabyte, which are about a kilobyte when compressed.
     let record = vec![b'0'; 1 << 20];
     let batch = built(Compression::Zstd, std::iter::repeat_n(record.as_slice(), 24)).into_bytes();
     let batches = std::iter::repeat_n(batch.as_ref(), BATCHES).collect::<Vec<_>>().concat();
@@ -646,8 +648,8 @@ async fn records_that_inflate_a_hundredfold_are_read_in_pieces() {
         next = partition.next_offset;
     }
     assert_eq!(records(&sound.log(), "good", 1).await.len() as u64, RECORDS);
-    // 384 MiB are read twice. A stream holds four answers at most (one being built, two waiting, one being sent). The
-    // records of an answer keep alive up to two inflated batches of 24 MiB, and its message is a copy of 16 MiB.
+    // 384 MiB are read twice. A stream holds at most four answers (one being built, two waiting, one being sent). The
+    // records of an answer keep up to two decompressed batches of 24 MiB alive, and its message is a copy of 16 MiB.
     let grown = peak_bytes(sound.server.pid()) - before;
     assert!(grown < 256 << 20, "the server grew by {grown} bytes");
     sound.ends_sound().await;
@@ -658,7 +660,7 @@ async fn a_pipeline_takes_records_that_inflate_a_hundredfold_in_steps() {
     let sound = Sound::start().await;
     let admin = sound.server.client().admin();
     admin.push_module("bench-filter", guest("bench-filter")).await.unwrap();
-    // 384 MiB that the filter drops, about 20 KiB as sent, and a record that it keeps.
+    // 384 MiB that the filter drops, about 20 KiB when compressed, and one record that it keeps.
     let record = vec![b'1'; 1 << 20];
     let batch = built(Compression::Zstd, std::iter::repeat_n(record.as_slice(), 24)).into_bytes();
     let batches = std::iter::repeat_n(batch.as_ref(), 16).collect::<Vec<_>>().concat();
@@ -678,7 +680,7 @@ async fn a_pipeline_takes_records_that_inflate_a_hundredfold_in_steps() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    // The limit is for a test that hangs; it says nothing of speed.
+    // The limit is meant for tests that hang, and is no statement about speed.
     tokio::time::timeout(Duration::from_secs(120), caught_up).await.expect("the pipeline catches up");
     assert_eq!(records(&sound.log(), "out", 1).await, ["0 is even"]);
     let grown = peak_bytes(sound.server.pid()) - before;
@@ -715,7 +717,7 @@ async fn an_offset_out_of_range_is_named_with_the_range() {
 
 // ---- modules
 
-/// A section of WebAssembly: its id, its size, its bytes.
+/// Returns a section of WebAssembly: its id, its size, and its bytes.
 fn section(id: u8, bytes: &[u8]) -> Vec<u8> {
     [&[id, u8::try_from(bytes.len()).unwrap()], bytes].concat()
 }
@@ -727,21 +729,21 @@ fn name(name: &str) -> Vec<u8> {
 const CORE: &[u8] = b"\0asm\x01\0\0\0";
 const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 
-/// `(module (import "wasi_snapshot_preview1" "sched_yield" (func)))`
+/// Returns the module `(module (import "wasi_snapshot_preview1" "sched_yield" (func)))`.
 fn core_with_import() -> Vec<u8> {
     let types = section(1, &[1, 0x60, 0, 0]);
     let import = [&[1][..], &name("wasi_snapshot_preview1"), &name("sched_yield"), &[0, 0]].concat();
     [CORE, &types, &section(2, &import)].concat()
 }
 
-/// `(component (import "…" (instance)))`
+/// Returns the component `(component (import "…" (instance)))`.
 fn component_with_import(interface: &str) -> Vec<u8> {
     let types = section(7, &[1, 0x42, 0]);
     let import = [&[1, 0][..], &name(interface), &[5, 0]].concat();
     [COMPONENT, &types, &section(10, &import)].concat()
 }
 
-/// `(component (instance) (export "…" (instance 0)))` of each.
+/// Returns the component `(component (instance) (export "…" (instance 0)))`, with an export for each interface.
 fn component_with_exports(interfaces: &[&str]) -> Vec<u8> {
     let instance = section(5, &[1, 1, 0]);
     let mut exports = vec![u8::try_from(interfaces.len()).unwrap()];
@@ -799,7 +801,7 @@ async fn a_file_that_is_no_stage_is_refused_with_the_reason() {
     assert_eq!(error.code(), Some(ErrorCode::InvalidModule), "{error}");
     says(&error.to_string(), &["over the limit of 16777216 (module_bytes_max)"]);
 
-    // What was there is there, and is used.
+    // The existing module is unchanged and can be used.
     let modules = admin.list_modules().await.unwrap();
     assert_eq!(modules.iter().map(|module| module.reference.as_str()).collect::<Vec<_>>(), ["level:latest"]);
     let folder = tempfile::tempdir().unwrap();
@@ -823,7 +825,7 @@ async fn a_damaged_module_is_refused_whatever_the_damage() {
         damaged.push((format!("cut to {length} of {}", whole.len()), whole.slice(..length)));
     }
     let cut = damaged.len();
-    // The section that says what the module implements is read before anything is validated.
+    // The section that describes what the module implements is parsed before anything is validated.
     let name = b"component-type";
     let section = whole.windows(name.len()).position(|window| window == name).unwrap();
     for step in 0..40 {
@@ -836,7 +838,7 @@ async fn a_damaged_module_is_refused_whatever_the_damage() {
     for (index, (what, wasm)) in damaged.into_iter().enumerate() {
         match admin.push_module("damaged", wasm).await {
             Err(error) if error.code() == Some(ErrorCode::InvalidModule) => {}
-            // A byte of a name may not matter; a missing half does.
+            // A changed byte of a name may be harmless, but a truncated module is not.
             Ok(_) if index >= cut => {}
             Ok(_) => wrong.push(format!("{what}: taken")),
             Err(error) => wrong.push(format!("{what}: {error}")),
@@ -887,10 +889,10 @@ async fn a_pipeline_file_is_refused_with_all_its_mistakes_at_their_places() {
     assert_eq!(mistakes.len(), expected.len(), "{mistakes:#?}");
     assert!(mistakes.is_sorted_by_key(|mistake| (mistake.line, mistake.column)));
 
-    // Nothing of it was made.
+    // Nothing in the file was created.
     assert_eq!(admin.list_pipelines().await.unwrap(), []);
     assert_eq!(admin.list_topics().await.unwrap().len(), 1);
-    // And what is no mapping, no YAML, nothing, or far too much says so.
+    // A file that is no mapping, not YAML, empty or far too large is refused with a reason.
     for (text, words) in [
         ("", "the file has no pipeline"),
         ("just words", "the file"),
@@ -924,7 +926,7 @@ async fn a_cycle_of_pipelines_is_refused_with_its_way() {
     let mistakes = admin.apply_pipeline(apply("back", "middle", "good")).await.unwrap().mistakes;
     assert_eq!((mistakes.len(), mistakes[0].line, mistakes[0].column), (1, 7, 5), "{mistakes:?}");
     says(&mistakes[0].message, &["a cycle: good -> [there] -> middle"]);
-    // The one that runs is not harmed.
+    // The running pipeline is not affected.
     let pipelines = admin.list_pipelines().await.unwrap();
     assert_eq!((pipelines.len(), pipelines[0].state.as_str()), (1, "running"));
     sound.ends_sound().await;
@@ -953,7 +955,7 @@ async fn a_bad_change_of_a_pipeline_leaves_the_running_version() {
 
 // ---- data directories and disks
 
-/// Runs a `millstream serve` that must end by itself. One that serves instead is ended with exit code 124.
+/// Runs a `millstream serve` that must end by itself. If it keeps running, it is ended with exit code 124.
 fn serve(data: &Path) -> Ran {
     let mut command = Command::new("timeout");
     command.arg("30").arg(millstream()).args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
@@ -966,7 +968,7 @@ async fn a_second_server_on_a_data_directory_is_refused_and_the_first_goes_on() 
     let data = sound._data.path();
     let words = [data.to_str().unwrap(), &format!("in use by another process ({})", sound.server.pid())];
     refused_command(&serve(data), &words);
-    // By another way to the same place, too.
+    // A symbolic link to the same directory is recognized too.
     let link = tempfile::tempdir().unwrap().path().join("link");
     fs::create_dir_all(link.parent().unwrap()).unwrap();
     std::os::unix::fs::symlink(data, &link).unwrap();
@@ -1008,7 +1010,7 @@ fn a_folder_of_something_else_is_not_written_to() {
     refused_command(&serve(&file), &[file.to_str().unwrap()]);
 }
 
-/// A disk with room for so many more bytes: each write takes some, wherever it goes.
+/// A disk with space for a limited number of written bytes. Each write uses some of it, even if it overwrites.
 #[derive(Debug)]
 struct FullDisk {
     disk: Box<dyn StorageBackend>,
@@ -1080,14 +1082,15 @@ async fn a_full_disk_loses_nothing_that_was_acknowledged() {
         let BrokerError::Storage(source) = &error else { panic!("{error}") };
         assert!(source.is_disk_full(), "{error}");
         says(&error.to_string(), &["storage failed, the server takes no more writes"]);
-        // Room again does not help: what the file holds is only known after it is opened again.
+        // Free space does not help the running broker, because the file's contents are only known after it is opened
+        // again.
         left.store(u64::MAX, Ordering::SeqCst);
         let error = produce(0).await.unwrap_err();
         assert!(matches!(error, BrokerError::Storage(_)), "{error}");
         let failure = broker.failure().borrow().clone();
         assert!(failure.is_some_and(|failure| failure.is_disk_full()));
         assert!(broker.create_topic(&TopicName::new("u").unwrap(), 1, TopicSettings::default(), false).await.is_err());
-        // Reading goes on.
+        // Reads still work.
         assert_eq!(u64::from(partition.end()), acknowledged.len() as u64);
         tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
 
@@ -1097,7 +1100,7 @@ async fn a_full_disk_loses_nothing_that_was_acknowledged() {
             let record = &kept[usize::try_from(*offset).unwrap()];
             assert_eq!(record.value.as_deref(), Some(value.as_bytes()));
         }
-        // The failed one is there once, or not at all.
+        // The failed record exists once or not at all.
         assert!(kept.len() <= acknowledged.len() + 1, "{} of {}", kept.len(), acknowledged.len());
         instance.produce("t", 0, &[(None, "after")]).await;
         instance.stop().await;
@@ -1107,7 +1110,7 @@ async fn a_full_disk_loses_nothing_that_was_acknowledged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_whose_disk_is_full_says_why_it_takes_no_writes_and_starts_again_with_all_it_acknowledged() {
     let data = tempfile::tempdir().unwrap();
-    // A limit on the size of files is a full disk that needs no rights. 8 MiB, in blocks of 512 bytes.
+    // A limit on file size acts as a full disk without requiring privileges. It is 8 MiB, in blocks of 512 bytes.
     let script = "trap '' XFSZ; ulimit -f 16384; exec \"$0\" serve --grpc 127.0.0.1:0 --http 127.0.0.1:0 \
                   --log error --data \"$1\"";
     let mut child = Command::new("sh")
@@ -1141,7 +1144,7 @@ async fn a_server_whose_disk_is_full_says_why_it_takes_no_writes_and_starts_agai
     assert!(acknowledged > 0);
     assert_eq!(error.code(), Some(ErrorCode::StorageFailed), "{error}");
     says(&error.to_string(), &["storage failed", "until there is room on the disk and it is started again"]);
-    // Reads go on, and whoever looks after the server learns of it.
+    // Reads still work, and the health page reports the failure to operators.
     let read = run(
         Command::new(millstream()).args(["--server", address, "consume", "t", "--from", "earliest", "--until-end"]),
         "",

@@ -1,5 +1,5 @@
-//! Damage on disk: a flipped bit never makes a wrong record; `millstream check` finds it, and `--repair` leaves all
-//! that is sound.
+//! Damage on disk. A flipped bit never results in a wrong record, `millstream check` finds it, and `--repair` keeps
+//! everything that is sound.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -33,7 +33,7 @@ use millstream_tests::workload::{
 
 const DATABASE: &str = "millstream.redb";
 
-/// A data directory with segments and a journal, closed; and what it holds.
+/// A closed data directory with segments and a journal, and its contents.
 struct Written {
     data: tempfile::TempDir,
     holds: Contents,
@@ -41,7 +41,7 @@ struct Written {
     batches: BTreeMap<(usize, u32), Vec<Range<i64>>>,
 }
 
-/// Closed in good order, or with the files as a kill leaves them.
+/// Whether the directory was closed in an orderly way, or its files are as a kill leaves them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Stopped,
@@ -63,14 +63,14 @@ fn write(seed: u64, ended: Ended) -> Written {
             limit.check();
             workload.run(&broker, &mut random, 5).await.unwrap();
         }
-        // Who asks more of it gets rid of what is sealed and still in the journal.
+        // This only reads. Further requests would remove values that are sealed but still in the journal.
         assert_eq!(contents(&broker).await, workload.ahead);
         for (topic, partition) in partitions(&broker) {
             let Read { held, .. } = read(&broker, &partition).await;
             batches.insert((topic, partition.name().partition), held.into_iter().map(|(offsets, _)| offsets).collect());
         }
-        // redb takes damage of what its very last commit wrote for a commit that was cut off.
-        // No workload looks at this.
+        // redb takes damage to what its very last commit wrote for an interrupted commit. These commits are therefore
+        // in a store that no workload reads.
         for _ in 0..2 {
             let beside = state_change("beside/all", 0, b"k", Some(b"v"), 1);
             broker.commit(Commit { state: vec![beside], ..Commit::default() }).await.unwrap().await.unwrap();
@@ -98,10 +98,10 @@ fn partitions(broker: &Broker) -> Vec<(usize, Arc<Partition>)> {
 /// The offsets of a batch, and its records.
 type HeldBatch = (Range<i64>, Vec<(usize, Held)>);
 
-/// What a reader gets that goes on after damage.
+/// What a reader reads that continues after damage.
 #[derive(Debug, Default)]
 struct Read {
-    /// By batch.
+    /// Records by batch.
     held: Vec<HeldBatch>,
     damaged: Vec<Range<i64>>,
 }
@@ -132,7 +132,7 @@ async fn read(broker: &Broker, partition: &Arc<Partition>) -> Read {
     found
 }
 
-/// Reads all, twice: what was read before is in memory. Returns the damaged offsets.
+/// Reads everything twice, because the first read brings data into memory. Returns the damaged offsets.
 async fn check_reads(broker: &Broker, written: &Written) -> Vec<(usize, u32, Range<i64>)> {
     let mut damaged = Vec::new();
     for (topic, partition) in partitions(broker) {
@@ -150,7 +150,8 @@ async fn check_reads(broker: &Broker, written: &Written) -> Vec<(usize, u32, Ran
     damaged
 }
 
-/// Nothing is missing but what is damaged, and that is in one batch.
+/// Checks that only damaged records are missing, and that the damage is within one batch. Returns whether there is any
+/// damage.
 async fn check_costs_one_batch_at_most(broker: &Broker, written: &Written) -> bool {
     let damaged = check_reads(broker, written).await;
     for (topic, partition, offsets) in &damaged {
@@ -195,7 +196,7 @@ fn segments(data: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The registered segments, whose files a reader may ask for.
+/// Returns the registered segments, whose files readers may use.
 fn registered(report: &Report, data: &Path) -> Vec<PathBuf> {
     let is_registered = |path: &PathBuf| {
         let name = format!("segments/{}", path.file_name().unwrap().to_str().unwrap());
@@ -204,7 +205,7 @@ fn registered(report: &Report, data: &Path) -> Vec<PathBuf> {
     segments(data).into_iter().filter(is_registered).collect()
 }
 
-/// The parts of a segment's file: header, blocks, index, footer.
+/// Returns the parts of a segment file: header, blocks, index and footer.
 fn parts(file: &Path) -> [Range<usize>; 4] {
     let bytes = std::fs::read(file).unwrap();
     let footer = bytes.len() - 24;
@@ -212,8 +213,8 @@ fn parts(file: &Path) -> [Range<usize>; 4] {
     [0..8, 8..index, index..footer, footer..bytes.len()]
 }
 
-/// After a repair: reading meets no damage, what is there is right, nothing is missing but the damaged batch, and it
-/// goes on.
+/// Checks a repaired directory: reads meet no damage, the existing records are correct, only the damaged batch is
+/// missing, and the directory can be used further.
 async fn check_repaired(data: &Path, written: &Written, lost_records: i64) {
     let broker = open_with(data, StoreOptions::default()).unwrap();
     let mut missing = 0;
@@ -231,7 +232,7 @@ async fn check_repaired(data: &Path, written: &Written, lost_records: i64) {
         let found = contents(&broker).await;
         assert!(found == written.holds, "{}", difference(&found, &written.holds));
     }
-    // The journal goes on, and what it holds is sealed after all.
+    // The journal can be written to, and its contents are sealed eventually.
     let mut holds = written.holds.clone();
     if lost_records > 0 {
         holds.begin_epochs();
@@ -292,7 +293,7 @@ fn a_flipped_bit_of_a_segment_costs_its_batch_at_most_and_a_repair_cuts_that_out
         });
         assert!(!costs || part == 1, "only a bit of a batch costs one");
         let report = check(data, false).unwrap();
-        // The records of a deleted topic are no longer anybody's.
+        // The records of a deleted topic belong to no topic any more.
         assert!(!report.is_sound() || part == 1 && !costs, "byte {position} of {}", file.display());
         assert_eq!(lost_records(&report) > 0, costs, "{report:#?}");
         let repaired = check(data, true).unwrap();
@@ -321,7 +322,7 @@ fn a_missing_or_cut_off_database_is_told_with_the_rest() {
 #[test]
 fn a_missing_segment_costs_its_records_alone_and_a_repair_goes_on_past_them() {
     let (costly, told) = (AtomicU64::new(0), AtomicU64::new(0));
-    // Segments that are read are missing.
+    // At least some of the missing segments are read.
     let enough = || costly.load(Ordering::Relaxed) > 0 && told.load(Ordering::Relaxed) > 0;
     for_seeds_until(10, enough, |seed| {
         let written = write(seed, Ended::Stopped);
@@ -343,19 +344,19 @@ fn a_missing_segment_costs_its_records_alone_and_a_repair_goes_on_past_them() {
                     read => drop(read.unwrap()),
                 }
             }
-            // Writes go on.
+            // Writes still work.
             broker.commit(Commit::default()).await.unwrap().await.unwrap();
             broker.stop();
         });
         let report = check(data, false).unwrap();
-        // The records of a deleted topic are no longer anybody's.
+        // The records of a deleted topic belong to no topic any more.
         costly.fetch_add(u64::from(lost_records(&report) > 0), Ordering::Relaxed);
         assert!(check(data, true).unwrap().is_repaired());
         block_on(check_repaired(data, &written, lost_records(&report)));
     });
 }
 
-/// The journal's values that are sealed, or those that are not: where they stand in the database's file.
+/// Returns the positions, in the database's file, of the journal's values that are sealed, or of those that are not.
 fn journal_values(data: &Path, sealed: bool) -> Vec<Range<usize>> {
     let copy = folder();
     let copied = copy.path().join(DATABASE);
@@ -370,14 +371,14 @@ fn journal_values(data: &Path, sealed: bool) -> Vec<Range<usize>> {
     let wanted = if sealed { 0..sealed_to } else { sealed_to..u64::MAX };
     for value in journal.range(wanted).unwrap() {
         let value = value.unwrap().1.value().to_vec();
-        // Pages that are no longer used may hold it too.
+        // Unused pages may contain the value too.
         let places = (0..=file.len() - value.len()).filter(|at| file[*at..].starts_with(&value));
         found.extend(places.map(|at| at..at + value.len()));
     }
     found
 }
 
-/// Flips a bit of one of those values. Whether there is one.
+/// Flips a bit of one of these values. Returns whether there is any such value.
 fn flip_a_journal_value(data: &Path, sealed: bool, seed: u64) -> bool {
     let mut random = StdRng::seed_from_u64(seed);
     let values: Vec<usize> = journal_values(data, sealed).into_iter().flatten().collect();
@@ -392,7 +393,7 @@ fn flip_a_journal_value(data: &Path, sealed: bool, seed: u64) -> bool {
 #[test]
 fn a_flipped_bit_of_the_journal_costs_its_batch_at_most_and_a_repair_cuts_that_out() {
     let [opened, costly, refused_by_redb] = [const { AtomicU64::new(0) }; 3];
-    // Bits of batches are flipped, and redb looks at every page after a kill.
+    // The flips must include bits of batches, and cases after a kill in which redb verifies every page.
     let enough = || {
         let at_least = |count: &AtomicU64, least| count.load(Ordering::Relaxed) > least;
         at_least(&opened, 10) && at_least(&costly, 5) && at_least(&refused_by_redb, 10)
@@ -405,7 +406,7 @@ fn a_flipped_bit_of_the_journal_costs_its_batch_at_most_and_a_repair_cuts_that_o
             return;
         }
         let costs = match open_with(data, StoreOptions::default()) {
-            // What is no record batch must be whole, and after a kill redb looks at every page itself.
+            // Values that are not record batches must be intact. After a kill, redb also verifies every page itself.
             Err(error) => {
                 assert!(ended == Ended::Killed || matches!(error, StoreError::Corrupt { .. }), "{error}");
                 assert!(error.to_string().contains("millstream check"), "{error}");
@@ -462,7 +463,7 @@ fn a_flipped_bit_of_redbs_own_pages_is_put_right_or_told() {
         let mut random = StdRng::seed_from_u64(seed);
         let file = data.join(DATABASE);
         let bytes = std::fs::read(&file).unwrap();
-        // Past the header, which redb keeps twice, and beside the letters of the records.
+        // Skips the header, of which redb keeps two copies, and the letters that the records consist of.
         let is_own = |position: &usize| !matches!(bytes[*position], 0 | b'a'..=b'p');
         let own: Vec<usize> = (4096..bytes.len()).filter(is_own).collect();
         let (position, bit) = (own[random.random_range(0..own.len())], random.random_range(0..8));
@@ -498,7 +499,7 @@ fn a_start_on_a_damaged_database_never_panics_and_ends_with_one_sentence() {
         let mut said = String::new();
         BufReader::new(server.stdout.take().unwrap()).read_line(&mut said).unwrap();
         if !said.is_empty() {
-            // It serves what can be read. Closing may be more than redb can do in this process.
+            // The server serves what can be read. Closing may be more than redb can do in this process.
             server.kill().unwrap();
             server.wait().unwrap();
             return;
@@ -515,7 +516,7 @@ fn a_start_on_a_damaged_database_never_panics_and_ends_with_one_sentence() {
     });
 }
 
-/// Whether there was anything.
+/// Checks that the damage is either repaired or reported as needing a backup. Returns whether any damage was found.
 fn check_put_right_or_told(data: &Path, written: &Written) -> bool {
     let report = check(data, true).unwrap();
     if report.is_sound() || report.is_repaired() {
@@ -537,13 +538,13 @@ fn a_flipped_bit_of_redbs_lists_of_free_pages_is_put_right_by_a_repair() {
         let file = data.path().join(name);
         let mut random = StdRng::seed_from_u64(seed);
         let bytes = std::fs::read(&file).unwrap();
-        // Which regions of the file have free pages, for pages of each size: a bitmap of 64 regions, of which there is
-        // one. The others count as full.
+        // A bitmap of the regions of the file that have free pages, for each page size. It has 64 bits, of which one
+        // region exists and the others count as full.
         let is_one = |at: &usize| bytes[*at..].starts_with(&[1, 0, 0, 0]) && bytes[at + 5..].starts_with(&[0xff; 7]);
         let bitmaps: Vec<usize> = (4096..bytes.len() - 12).filter(is_one).map(|at| at + 4).collect();
         let at = bitmaps[random.random_range(0..bitmaps.len())] + random.random_range(0..8);
         flip(&file, at, random.random_range(0..8));
-        // Who opens it and closes it in good order writes the list anew, with a checksum that it matches.
+        // Opening the database and closing it in an orderly way rewrites the list with a matching checksum.
         let used = seed / 2 % 2 == 1 && std::panic::catch_unwind(|| drop(redb::Database::open(&file).unwrap())).is_ok();
         anew.fetch_add(u64::from(used), Ordering::Relaxed);
         let was_told = check_put_right_or_told(data.path(), written);
@@ -555,7 +556,7 @@ fn a_flipped_bit_of_redbs_lists_of_free_pages_is_put_right_by_a_repair() {
     }
 }
 
-/// The rows of the catalog, as they stand in the database: as text.
+/// Returns the positions of the catalog's rows in the database, where they are stored as text.
 fn catalog_rows(database: &Path) -> Vec<usize> {
     let bytes = std::fs::read(database).unwrap();
     (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"topic/") || bytes[*at..].starts_with(b"{\"id\":")).collect()
@@ -569,11 +570,11 @@ fn a_flipped_bit_of_the_catalog_never_costs_a_topic_in_silence() {
         let data = written.data.path();
         let file = data.join(DATABASE);
         let mut random = StdRng::seed_from_u64(seed);
-        // Those of earlier commits are still in the file.
+        // The rows of earlier commits are still in the file.
         let rows = catalog_rows(&file);
         let (within, bit) = (random.random_range(0..15), random.random_range(0..8));
         rows.iter().for_each(|at| flip(&file, at + within, bit));
-        // A server does not start with it; where it was killed redb refuses it first.
+        // A server does not start with this damage. After a kill, redb refuses the database first.
         match open_with(data, StoreOptions::default()) {
             Err(StoreError::Corrupt { .. } | StoreError::Database { .. }) => {}
             other => panic!("it opens, or fails as {:?}", other.err()),
@@ -586,7 +587,7 @@ fn a_flipped_bit_of_the_catalog_never_costs_a_topic_in_silence() {
 
 const TABLES: &str = "tables.redb";
 
-/// A data directory with a few rows in each table, sealed, and closed in good order.
+/// Writes a data directory with a few sealed rows in each table, and closes it in an orderly way.
 async fn write_rows(data: &Path) {
     let running = Running::open(data, 10_000);
     let retained = TopicSettings { retention_ms: Some(5_000), ..TopicSettings::default() };
@@ -613,13 +614,13 @@ async fn write_rows(data: &Path) {
     running.stop().await;
 }
 
-/// The rows of a small table, which stand in one leaf.
+/// The rows of a small table, which are in one leaf page.
 struct Leaf {
     file: &'static str,
     table: &'static str,
-    /// All keys, and then all values.
+    /// All keys, followed by all values.
     rows: Vec<u8>,
-    /// Where they begin in the leaf's page.
+    /// Position of the rows in the leaf's page.
     begin: usize,
 }
 
@@ -640,13 +641,13 @@ fn leaf<K: redb::Key + 'static, V: redb::Value + 'static>(
         count += 1;
     }
     assert!(count > 0, "table {table} has rows");
-    // The kind of the page and the number of rows, and where each ends if they are not of one length.
+    // The kind of the page and the number of rows, followed by the end of each if their lengths vary.
     let ends = usize::from(K::fixed_width().is_none()) + usize::from(V::fixed_width().is_none());
     Leaf { file, table, rows: [keys, values].concat(), begin: 4 + 4 * count * ends }
 }
 
 impl Leaf {
-    /// Where the rows stand in the file. Pages that are no longer used may hold them too.
+    /// Returns the positions of the rows in the file. Unused pages may contain them too.
     fn places(&self, data: &Path) -> Vec<usize> {
         const PAGE_BYTES: usize = 4096;
         let bytes = std::fs::read(data.join(self.file)).unwrap();
@@ -685,7 +686,7 @@ fn a_flipped_bit_of_a_row_of_the_tables_of_the_marks_and_of_the_log_starts_is_to
             let needs_backup = report.damages.iter().filter(|damage| damage.reason.contains("backup"));
             assert!(needs_backup.map(|damage| damage.file.as_str()).any(|of| of == *file), "{said}");
         }
-        // Where the rows decide what is there, a server does not start with them.
+        // A server does not start if it depends on the damaged rows.
         if *file == DATABASE {
             let refused = open_with(data.path(), StoreOptions::default()).map(drop).unwrap_err();
             assert!(matches!(refused, StoreError::Corrupt { .. }), "{table}: {refused}");

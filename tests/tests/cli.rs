@@ -1,5 +1,5 @@
-//! Every command of `millstream` against a real server: what people read, what programs parse, exit
-//! codes, and the pages over HTTP.
+//! Every command of `millstream` against a real server: text for people, output for programs, exit codes, and the HTTP
+//! pages.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +15,7 @@ use millstream_tests::{flights, guest_path, root};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A server, and a folder for files.
+/// Starts a server, and creates a folder for files.
 fn start() -> (Server, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     (Server::start(&folder.path().join("data")), folder)
@@ -27,7 +27,7 @@ fn file(folder: &TempDir, name: &str, content: impl AsRef<[u8]>) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// What a command says to programs.
+/// Returns the JSON output of a command.
 #[track_caller]
 fn json_of(server: &Server, arguments: &[&str]) -> Value {
     let out = server.run(&[arguments, &["--output", "json"]].concat()).ok();
@@ -39,7 +39,7 @@ fn lines_of_json(out: &str) -> Vec<Value> {
     out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-/// A command ends with `code`, prints nothing, and says these words on stderr.
+/// Asserts that a command ends with `code`, with nothing on stdout and with these words on stderr.
 #[track_caller]
 fn fails(ran: Ran, code: i32, words: &[&str]) {
     assert_eq!((ran.code, ran.out.as_str()), (Some(code), ""), "{}", ran.err);
@@ -48,7 +48,7 @@ fn fails(ran: Ran, code: i32, words: &[&str]) {
     }
 }
 
-/// Waits for a condition. The limit is for a test that hangs.
+/// Waits for a condition. The limit is meant for tests that hang.
 #[track_caller]
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = Instant::now() + Duration::from_secs(60);
@@ -69,7 +69,7 @@ fn guest_file(name: &str) -> String {
     guest_path(name).to_str().unwrap().to_owned()
 }
 
-/// A command that goes on by itself. It is killed when dropped.
+/// A command that keeps running. It is killed when dropped.
 struct Running(Child);
 
 impl Running {
@@ -148,12 +148,12 @@ fn topics_are_created_listed_described_and_deleted() {
     assert_eq!(server.run(&["topic", "delete", "flights"]).ok(), "deleted topic flights\n");
     fails(server.run(&["topic", "delete", "flights"]), 1, &["error: there is no topic \"flights\""]);
     assert_eq!(server.run(&["topic", "delete", "flights", "--if-exists"]).ok(), "there was no topic flights\n");
-    // A topic of the same name is another one.
+    // A new topic of the same name is a different topic.
     server.run(&["topic", "create", "flights"]).ok();
     assert_eq!(server.run(&["consume", "flights", "--from", "earliest", "--until-end"]).ok(), "");
 }
 
-/// Of a topic whose old records retention deletes.
+/// Returns the settings of a topic whose cleanup is retention.
 fn settings_of(retention_ms: Option<u64>, retention_bytes: Option<u64>, batch_bytes_max: Option<u64>) -> Value {
     json!({
         "cleanup": "delete", "retention_ms": retention_ms, "retention_bytes": retention_bytes,
@@ -222,12 +222,12 @@ fn lines_of_a_file_of_a_gz_and_of_stdin_become_records() {
     expected.sort();
     found.sort();
     assert_eq!(found, expected);
-    // 2001/01/01 00:47, UTC, is in every line's date in one of its forms.
+    // The date of the first line, 2001/01/01 00:47 UTC, is the record's timestamp.
     let first = records.iter().find(|record| text(&record["value"]) == flights[0].line).unwrap();
     let printed = server.run(&["consume", "t", "--from", "earliest", "--until-end", "--print", "timestamp,value"]).ok();
     let stamp = flights[0].date.replace('/', "-").replace(' ', "T");
     assert!(printed.contains(&format!("{stamp}:00.000Z\t{}\n", flights[0].line)), "{first} {stamp}");
-    // All of one key are in one partition.
+    // All records with the same key are in the same partition.
     let of = |key: &str| {
         records.iter().filter(|r| r["key"] == key).map(|r| r["partition"].as_u64()).collect::<BTreeSet<_>>()
     };
@@ -366,7 +366,7 @@ fn a_reader_of_the_latest_sees_what_comes_and_nothing_before() {
     server.run_with_input(&["produce", "t"], "before\n").ok();
     let reader = Running::start(&server, &["consume", "t", "--max", "2"]);
     let mut reader = Some(reader);
-    // Nothing says when it reads: records come until it has had its two.
+    // There is no sign that the reader has started, so records are produced until it has read two.
     wait_until("the reader ends", || {
         server.run_with_input(&["produce", "t"], "after\n").ok();
         reader.as_mut().unwrap().0.try_wait().unwrap().is_some()
@@ -385,11 +385,11 @@ fn a_group_reads_each_record_once_and_commits_what_was_printed() {
     assert_eq!((&offsets[0]["committed_offset"], &offsets[0]["lag"]), (&json!(2), &json!(3)), "{offsets}");
     assert_eq!(server.run(&[&grouped[..], &["--until-end"]].concat()).ok(), "3\n4\n5\n");
     assert_eq!(server.run(&[&grouped[..], &["--until-end"]].concat()).ok(), "");
-    // Without joining, too.
+    // A consumer of explicit partitions, which does not join the group, commits too.
     let alone = ["consume", "t", "--group", "h", "--partition", "0", "--from", "earliest", "--max", "4"];
     assert_eq!(server.run(&alone).ok(), "1\n2\n3\n4\n");
     assert_eq!(json_of(&server, &["group", "describe", "h"])["lag"], 1);
-    // An interrupt is a good end: what was printed is committed.
+    // An interrupt is a regular end: the printed records are committed.
     let mut reader = Running::start(&server, &["consume", "t", "--group", "i", "--from", "earliest"]);
     let mut lines = BufReader::new(reader.0.stdout.take().unwrap()).lines();
     for number in 1..=5 {
@@ -421,7 +421,7 @@ fn a_reader_that_goes_away_is_a_good_end() {
         let ran = pipe(&format!("consume t --from earliest {more}"));
         assert_eq!((ran.code, ran.err.as_str(), ran.out.lines().count()), (Some(0), "", 1), "{more}: {}", ran.out);
     }
-    // Also where nothing more is printed that could fail.
+    // This also works if nothing more is printed that could fail.
     server.run(&["topic", "create", "one"]).ok();
     server.run_with_input(&["produce", "one"], "only\n").ok();
     let ran = pipe("consume one --from earliest");
@@ -474,7 +474,7 @@ fn modules_are_pushed_listed_described_and_removed() {
 
 // ---- pipelines
 
-/// A server with topic `lines` and modules `words` and `count`, and a file that counts words.
+/// Starts a server with topic `lines` and modules `words` and `count`, and creates a file that counts words.
 fn start_with_words() -> (Server, TempDir, String) {
     let (server, folder) = start();
     server.run(&["topic", "create", "lines", "--partitions", "2"]).ok();
@@ -501,7 +501,8 @@ fn applying_a_file_says_what_changed() {
     let dry = server.run(&["apply", "-f", &path, "--dry-run"]).ok();
     assert_eq!(dry, "dry run: nothing would change\n");
 
-    // A module by path is relative to the file, and pushed with it; stdin is relative to here.
+    // A module path in a file is relative to the file, and the module is pushed with it. In stdin, paths are relative
+    // to the current folder.
     fs::copy(guest_path("level"), folder.path().join("only-bad.wasm")).unwrap();
     let stages = "  - filter: ./only-bad.wasm\n    with: { level: warn }\n    on-failure: skip\n";
     let yaml = format!("pipeline: bad-lines\nfrom: lines\nstages:\n{stages}to: bad\n");
@@ -516,7 +517,7 @@ fn applying_a_file_says_what_changed() {
     let ran = server.run_with_input(&["apply", "-f", "-"], &by_stdin);
     assert!(ran.ok().contains("bad-lines is running"));
 
-    // A change is said, and makes another version.
+    // A change is reported, and creates another version.
     let changed = file(&folder, "words.yaml", fs::read_to_string(&path).unwrap().replace("to: counts", "to: totals"));
     let applied = server.run(&["apply", "-f", &changed]).ok();
     assert!(applied.contains("totals") && applied.contains("version 2"), "{applied}");
@@ -547,7 +548,7 @@ fn mistakes_are_shown_at_their_places_and_nothing_is_applied() {
     let said: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!((&said[0]["applied"], said[0]["mistakes"].as_array().unwrap().len()), (&json!(false), 3));
     assert_eq!((&said[0]["mistakes"][0]["line"], &said[0]["mistakes"][0]["column"]), (&json!(2), &json!(7)));
-    // A mistake in one of several files: none of them is applied.
+    // If one of several files has a mistake, none of them is applied.
     fails(server.run(&["apply", "-f", &good, "-f", &by_text]), 1, &["1 mistake"]);
     assert_eq!(json_of(&server, &["pipeline", "list"]), json!([]));
     assert_eq!(json_of(&server, &["topic", "list"]).as_array().unwrap().len(), 1);
@@ -562,7 +563,7 @@ fn pipelines_are_listed_described_paused_resumed_and_deleted() {
     caught_up(&server);
     let list = server.run(&["pipeline", "list"]).ok();
     let row: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
-    // Two tasks read the lines, two the words by key.
+    // Two tasks read the lines, and two read the words by key.
     assert_eq!(row, ["word-counts", "running", "lines", "counts", "1", "4", "0"], "{list}");
     let described = json_of(&server, &["pipeline", "describe", "word-counts"]);
     assert_eq!((&described["state"], &described["reason"]), (&json!("running"), &Value::Null));
@@ -580,7 +581,7 @@ fn pipelines_are_listed_described_paused_resumed_and_deleted() {
     }
     let yaml = server.run(&["pipeline", "describe", "word-counts", "--yaml"]).ok();
     assert_eq!(yaml, fs::read_to_string(&path).unwrap());
-    // Its topics are in use.
+    // The pipeline's topics are in use.
     fails(server.run(&["topic", "delete", "lines"]), 1, &["topic lines is used by pipeline word-counts"]);
 
     assert_eq!(server.run(&["pipeline", "pause", "word-counts"]).ok(), "pipeline word-counts is paused\n");
@@ -594,7 +595,7 @@ fn pipelines_are_listed_described_paused_resumed_and_deleted() {
 
     assert_eq!(server.run(&["pipeline", "delete", "word-counts"]).ok(), "deleted pipeline word-counts\n");
     fails(server.run(&["pipeline", "describe", "word-counts"]), 1, &["there is no pipeline \"word-counts\""]);
-    // Output topics stay, the runtime's own go.
+    // Output topics remain, and the runtime's internal topics are deleted.
     let topics = json_of(&server, &["topic", "list"]);
     let topics: Vec<_> = topics.as_array().unwrap().iter().map(|topic| topic["name"].as_str().unwrap()).collect();
     assert_eq!(topics, ["counts", "lines"]);
@@ -644,7 +645,7 @@ fn a_stopped_pipeline_says_why_where_and_at_which_offset() {
     let text = server.run(&["pipeline", "describe", "p"]).ok();
     assert!(text.contains("stage delayed, topic in, partition 0, offset 1: "), "{text}");
     assert_eq!(server.run(&["consume", "out", "--from", "earliest", "--until-end"]).ok(), "{\"delay\":20}\n");
-    // Past the record and on.
+    // Continues after the failed record.
     let reset = ["group", "reset", "p", "--topic", "in", "--partition", "0", "--to", "2"];
     server.run(&reset).ok();
     server.run(&["pipeline", "resume", "p"]).ok();
@@ -690,7 +691,7 @@ fn groups_are_listed_described_reset_and_deleted() {
         &["offset 9 is out of range, 0 to 6 are there"],
     );
 
-    // In use, it is left alone, and described with its member.
+    // A group in use is left alone, and is described with its member.
     let member = Running::start(&server, &["consume", "t", "--group", "billing"]);
     wait_until("the member joins", || json_of(&server, &["group", "list"])[0]["state"] == "stable");
     let described = json_of(&server, &["group", "describe", "billing"]);
@@ -722,7 +723,7 @@ fn state_is_read_by_key_and_by_prefix() {
     assert_eq!(listed, ["that", "the"]);
     assert_eq!(json_of(&server, &["state", "list", "word-counts", "--max", "3"]).as_array().unwrap().len(), 3);
     fails(server.run(&["state", "get", "word-counts", "be", "--stage", "words"]), 1, &["word-counts", "words"]);
-    // Two aggregates: one has to be named.
+    // With two aggregates, one has to be named.
     let yaml = "pipeline: two\nfrom: lines\nstages:\n  - map: words\n  - aggregate: count\n  - aggregate: count\n    name: again\nto: x\n";
     server.run(&["apply", "-f", &file(&folder, "two.yaml", yaml)]).ok();
     fails(server.run(&["state", "list", "two"]), 1, &["count", "again"]);
@@ -739,7 +740,7 @@ fn a_pipeline_file_is_tried_without_a_server() {
     let count = format!("count={}", guest_file("count"));
     let input = file(&folder, "lines.txt", "to be or not to be\n");
     let program = |arguments: &[&str], input: &str| {
-        // No server could be reached.
+        // There is no server at this address.
         run(Command::new(millstream()).env("MILLSTREAM_SERVER", "127.0.0.1:1").args(arguments), input)
     };
     let tried = program(&["test", "-f", &path, "--module", &count, "--input", &input], "").ok();
@@ -754,7 +755,7 @@ fn a_pipeline_file_is_tried_without_a_server() {
     assert_eq!((&tried["stages"][0]["records_in"], &tried["stages"][0]["records_out"]), (&json!(1), &json!(2)));
     assert_eq!(tried["stopped"], Value::Null);
 
-    // What the engine would say on a server, it says here.
+    // Errors that the engine would report on a server are reported here.
     let unknown = program(&["test", "-f", &path, "--input", &input], "");
     fails(unknown, 1, &[&format!("{path}:5:16: module `count`"), "--module"]);
     let yaml = "pipeline: p\nfrom: in\nstages:\n  - filter: delayed\nto: out\n";
@@ -775,7 +776,7 @@ fn a_pipeline_file_is_tried_without_a_server() {
     fails(program(&["test", "-f", &lenient, "--module", "nonsense"], ""), 2, &["NAME=FILE"]);
 }
 
-// ---- the program as a whole
+// ---- the CLI as a whole
 
 #[test]
 fn without_a_server_the_error_says_so() {
@@ -798,7 +799,7 @@ fn without_a_server_the_error_says_so() {
         let words = ["error: ", "no server answers at 127.0.0.1:1", "millstream serve", "MILLSTREAM_SERVER"];
         fails(nobody(arguments), 3, &words);
     }
-    // The flag is stronger than the environment.
+    // The flag takes precedence over the environment.
     let (server, _folder) = start();
     assert_eq!(nobody(&["--server", &server.grpc, "topic", "list"]).code, Some(0));
     assert_eq!(nobody(&["topic", "list", "--server", &server.grpc]).code, Some(0));
@@ -826,7 +827,7 @@ fn a_wrong_command_line_is_named() {
     assert!(version.starts_with("millstream 0."), "{version}");
 }
 
-/// The commands of the program, as its help has them, down to those that do something.
+/// Returns the leaf commands of the CLI, as listed by its help.
 fn commands(path: &[String]) -> Vec<Vec<String>> {
     let help = run(Command::new(millstream()).args(path).arg("--help"), "").ok();
     let Some(list) = help.split("Commands:\n").nth(1) else { return vec![path.to_vec()] };
@@ -859,7 +860,7 @@ fn a_server_that_is_told_to_stop_ends_well_and_says_so() {
     let mut server = Server::start(folder.path());
     server.run(&["topic", "create", "t"]).ok();
     server.run_with_input(&["produce", "t"], "kept\n").ok();
-    // With a reader, a member and a producer in the middle of their work.
+    // A reader, a member and a producer are active.
     let open: Vec<Running> = [
         &["consume", "t", "--from", "earliest"][..],
         &["consume", "t", "--group", "g", "--from", "earliest"],
@@ -899,7 +900,7 @@ fn health_and_readiness_answer() {
     assert_eq!(get(&server, "/nothing").0, 404);
 }
 
-/// The value of the series with these labels.
+/// Returns the value of the series with these labels.
 #[track_caller]
 fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
     let series = |line: &&str| {
@@ -938,7 +939,7 @@ fn the_metrics_count_what_was_done() {
     );
     assert_eq!(metric(&text, "millstream_group_lag", &["group=\"g\"", "topic=\"lines\"", "partition=\"0\""]), 1.0);
     assert_eq!(metric(&text, "millstream_log_end_offset", &["topic=\"lines\"", "partition=\"0\""]), 2.0);
-    // A size is no count: it may shrink.
+    // A size is a gauge, because it may shrink.
     assert!(metric(&text, "millstream_journal_bytes", &[]) > 0.0);
     let words = ["pipeline=\"word-counts\"", "stage=\"words\""];
     assert!(metric(&text, "millstream_stage_calls_total", &words) >= 1.0);
@@ -952,13 +953,13 @@ fn the_metrics_count_what_was_done() {
     );
     let memory = metric(&text, "millstream_stage_guest_memory_bytes", &words);
     assert!(memory >= 65_536.0 && memory % 65_536.0 == 0.0, "{memory}");
-    // Every series says what it is.
+    // Every series has a HELP line.
     for line in text.lines().filter(|line| line.starts_with("millstream_")) {
         let name = line.split(['{', ' ']).next().unwrap();
         let known = |line: &str| line.split(' ').nth(2).is_some_and(|family| name.starts_with(family));
         assert!(text.lines().any(|line| line.starts_with("# HELP") && known(line)), "{name} has no HELP");
     }
-    // What is gone is not counted on.
+    // Deleted topics and pipelines have no series.
     server.run(&["pipeline", "delete", "word-counts"]).ok();
     server.run(&["topic", "delete", "lines"]).ok();
     let (_, text) = get(&server, "/metrics");
@@ -1032,7 +1033,7 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
     let sound: Value = serde_json::from_str(&check(&["--output", "json"]).ok()).unwrap();
     assert_eq!(sound["damages"].as_array().map(Vec::len), Some(0), "{sound}");
 
-    // A bit of the record's value flips, in the journal.
+    // Flips a bit of the record's value in the journal.
     let file = data.path().join("millstream.redb");
     let mut bytes = fs::read(&file).unwrap();
     let places: Vec<usize> = bytes.windows(3).enumerate().filter(|(_, w)| *w == b"two").map(|(at, _)| at).collect();
@@ -1047,7 +1048,7 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
     check(&["--repair"]).ok();
     check(&[]).ok();
     server.restart();
-    // Nothing is left but a hole, and who reads to the end comes to it.
+    // Only a gap remains, and a consumer that reads to the end gets past it.
     for group in [&[][..], &["--group", "g"]] {
         let read = [&["consume", "t", "--from", "earliest", "--until-end"], group].concat();
         assert_eq!(server.run(&read).ok(), "");
@@ -1056,7 +1057,7 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
     server.run_with_input(&["produce", "t"], "three\n").ok();
     assert_eq!(server.run(&["consume", "t", "--from", "earliest", "--until-end"]).ok(), "three\n");
 
-    // What begins as no database does can't be repaired, and a start sends to the check.
+    // A file that does not begin like a database cannot be repaired, and a start refers to the check.
     assert!(server.terminate().success());
     let mut bytes = fs::read(&file).unwrap();
     bytes[0] ^= 1;
@@ -1073,7 +1074,7 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
         assert!(found.out.contains("1 damage cannot be repaired"), "{}", found.out);
         assert!(!found.out.contains("keeps all that is sound"), "{}", found.out);
     }
-    // Nor is an empty one made in the place of one that is gone, or cut off.
+    // A missing or truncated database is not replaced with an empty one either.
     let gone = ["millstream.redb is missing or empty, and the directory holds data that needs it: go back to a backup"];
     fs::write(&file, "").unwrap();
     refuses(&gone);

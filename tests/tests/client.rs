@@ -1,5 +1,5 @@
-//! The Rust client against a real server: what is sent arrives in order, what fails says so, and a
-//! server that goes away and comes back costs no more than is promised.
+//! The Rust client against a real server: records arrive in order, failures are reported, and a server that is
+//! restarted costs no more than is documented.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::process::Command;
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// A server of the test's own, and a client of it.
+/// A server for one test, and a client of it.
 struct Running {
     server: Server,
     client: Client,
@@ -35,7 +35,7 @@ impl Running {
         Self { client: server.client(), server, _data: data }
     }
 
-    /// As [`Running::start`], with topic `t`.
+    /// Like [`Running::start`], with topic `t`.
     async fn with_topic(partitions: u32) -> Self {
         let running = Self::start();
         create_topic(&running.client, "t", partitions).await;
@@ -43,7 +43,7 @@ impl Running {
     }
 }
 
-/// One way for a server to go away and come back where it was.
+/// A way in which a server stops and comes back on the same address.
 type Restart = fn(&mut Server);
 
 fn killed(server: &mut Server) {
@@ -56,7 +56,7 @@ fn stopped_in_good_order(server: &mut Server) {
     server.restart_in_place();
 }
 
-/// The limit is for a test that hangs; it says nothing of speed.
+/// Waits for a future. The limit is meant for tests that hang, and is no statement about speed.
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(Duration::from_secs(120), future).await;
     done.unwrap_or_else(|_| panic!("not within two minutes: {what}"))
@@ -75,7 +75,7 @@ async fn create_topic(client: &Client, name: &str, partitions: u32) {
     client.admin().create_topic(name, Some(partitions), Default::default()).await.unwrap();
 }
 
-/// Stores records with 31 keys, in small batches.
+/// Stores records with 31 distinct keys, in small batches.
 async fn fill(client: &Client, topic: &str, records: u64) {
     let producer = client.producer(ProducerSettings { batch_bytes: 1_000, ..Default::default() });
     for number in 0..records {
@@ -101,7 +101,7 @@ fn earliest(topic: &str) -> ConsumerSettings {
     ConsumerSettings::topic(topic).from(Position::Earliest)
 }
 
-/// Members of group `g`.
+/// Returns settings for a member of group `g`.
 fn member() -> ConsumerSettings {
     earliest("t").group("g")
 }
@@ -123,7 +123,7 @@ async fn next_batch(consumer: &mut Consumer) -> RecordSet {
     soon("records", consumer.next_batch()).await.expect("there are more").unwrap()
 }
 
-/// How many records are left until the end.
+/// Counts the remaining records until the end.
 async fn count_rest(consumer: &mut Consumer) -> usize {
     let mut count = 0;
     while let Some(set) = soon("records or the end", consumer.next_batch()).await {
@@ -146,14 +146,14 @@ async fn group(client: &Client, name: &str) -> v1::Group {
     client.admin().describe_group(name).await.unwrap().group.unwrap()
 }
 
-/// Partition and offset.
+/// Partition and offset of a record.
 type Place = (u32, u64);
 
 fn places(set: &RecordSet) -> Vec<Place> {
     set.iter().map(|record| (set.partition(), record.unwrap().offset as u64)).collect()
 }
 
-/// Each partition from offset 0, in order, nothing left out and nothing twice.
+/// Asserts that each partition is read from offset 0 in order, with no gaps and no duplicates.
 fn assert_contiguous(places: impl IntoIterator<Item = Place>) {
     let mut next = HashMap::<u32, u64>::new();
     for (partition, offset) in places {
@@ -169,7 +169,7 @@ fn place(record: &ConsumedRecord) -> Place {
 
 // Producing
 
-/// With key or without, to a partition or any, with headers and a time or none: all there is.
+/// Builds records with and without a key, a fixed partition, headers and a timestamp.
 fn varied(topic: &str, number: u32) -> ProducerRecord {
     let (key, value) = (format!("k{}", number % 100), format!("v{number}"));
     let mut record = match number % 4 {
@@ -281,7 +281,7 @@ async fn where_no_server_is_every_call_says_so() {
     }
 }
 
-/// A producer with room for little, whose batches never go out for their age alone.
+/// Creates a producer with a small buffer, whose batches are never sent because of their age.
 fn tight(client: &Client) -> Producer {
     client.producer(ProducerSettings { buffer_bytes_max: 8 << 10, linger_ms: 600_000, ..Default::default() })
 }
@@ -380,13 +380,13 @@ fn the_end_of_the_runtime_leaves_nobody_waiting() {
 
 // Producing while the server goes away
 
-/// What was sent, each with its outcome, and what is stored.
+/// The sent values with their outcomes, and the stored records.
 struct Produced {
     sent: Vec<(String, Result<RecordMetadata, ClientError>)>,
     stored: Vec<ConsumedRecord>,
 }
 
-/// Produces without a pause through two restarts.
+/// Produces continuously during two restarts.
 async fn produce_through(restart: Restart, settings: ProducerSettings) -> Produced {
     let mut running = Running::with_topic(3).await;
     let client = running.client.clone();
@@ -494,7 +494,7 @@ async fn without_idempotence_retry_unknown_loses_nothing_to_a_kill() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_producer_survives_restarts() {
     let mut running = Running::with_topic(1).await;
-    // The next attempt is long due when the record comes, or not due yet.
+    // The next attempt to connect is either long overdue when the record arrives, or not due yet.
     for retry_backoff_ms in [1, 1_000] {
         for restart in [killed, stopped_in_good_order] as [Restart; 2] {
             let settings = ProducerSettings { retry_backoff_ms, ..Default::default() };
@@ -697,14 +697,14 @@ async fn a_consumer_without_records_looks_for_its_server_anew_each_time_that_it_
         for consumer in consumers {
             let record = soon("the record comes", consumer.next()).await.unwrap().unwrap();
             assert_eq!(record.value.unwrap(), value);
-            // A member gets what it did not commit again.
+            // Records that a member did not commit are delivered to it again.
             if consumer.assignment().generation > 0 {
                 consumer.commit().await.unwrap();
             }
         }
     };
     passes(&mut consumers, "before").await;
-    // The last time is longer after the first than it is looked for.
+    // By the last outage, the time since the first one exceeds the reconnect timeout.
     for _ in 0..3 {
         proxy.pass_to_nobody();
         proxy.cut();
@@ -724,7 +724,7 @@ async fn many_partitions_with_few_records_are_written_and_read() {
     let client = &running.client;
     let producer = client.producer(ProducerSettings::default());
     let record = |partition: u32| ProducerRecord::new("t", vec![0; 50]).partition(partition);
-    // No two neighbours end at the same offset.
+    // Neighbouring partitions end at different offsets.
     let mut sent = 0;
     for partition in 0..PARTITIONS {
         for _ in 0..partition % 7 {
@@ -790,7 +790,7 @@ async fn a_topic_that_is_deleted_keeps_back_no_commit_of_the_others() {
         next(&mut consumer).await;
     }
     client.admin().delete_topic("gone").await.unwrap();
-    // Whether the member knows of it by now or not.
+    // The member may or may not know of the deletion at this point.
     match soon("the commit", consumer.commit()).await {
         Ok(()) => {}
         Err(error) => assert_eq!(error.code(), Some(v1::ErrorCode::UnknownTopic), "{error}"),
@@ -869,7 +869,7 @@ async fn an_automatic_commit_leaves_out_the_record_in_hand() {
     eventually("the member is gone", async || group(client, "g").await.members == 0).await;
     assert_eq!(group(client, "g").await.lag, 101);
 
-    // Who chooses partitions begins at the group's offsets, and commits for it.
+    // A consumer with explicit partitions begins at the group's offsets, and commits for the group.
     let mut rest = 0;
     for partition in 0..3 {
         let mut consumer = client.consumer(member().partitions([partition]).until_end()).unwrap();
@@ -892,7 +892,7 @@ async fn a_member_can_end_at_the_end() {
     }
 }
 
-/// A member that works until it is told to stop, and tells what it is through with.
+/// A member that works until it is told to stop, and reports what it has processed.
 struct Worker {
     assignments: watch::Receiver<Assignment>,
     task: JoinHandle<()>,
@@ -940,7 +940,7 @@ async fn members_share_and_hand_over_without_repeats() {
         (name, seen.len())
     };
     let (mut workers, mut stored) = (Vec::new(), 0);
-    // Each begins while the others are at work, and records come until it has a part in it.
+    // Each member joins while the others are working, and records are produced until it takes part.
     for newcomer in ["a", "b", "c"] {
         workers.push(Worker::start(client, newcomer, &sender, &stop));
         let mut takes_part = false;
@@ -978,7 +978,7 @@ async fn a_member_that_dawdles_loses_its_partition_and_nothing_is_lost() {
     let running = Running::with_topic(2).await;
     let client = &running.client;
     let producer = client.producer(ProducerSettings::default());
-    // Of two partitions, a second member gets the last.
+    // With two partitions, a second member is assigned the last one.
     for _ in 0..100 {
         drop(send(&producer, ProducerRecord::new("t", "x").partition(1)).await);
     }
@@ -996,7 +996,7 @@ async fn a_member_that_dawdles_loses_its_partition_and_nothing_is_lost() {
     assert!(seen.into_iter().eq((0..100).map(|offset| (1, offset))));
     assigned(&dawdler, 1).await;
     assigned(&other, 1).await;
-    // It goes on with what it has left.
+    // The slow member continues with its remaining partition.
     store(&producer, ProducerRecord::new("t", "x").partition(0)).await.unwrap();
     assert_eq!(places(&next_batch(&mut dawdler).await), [(0, 0)]);
     dawdler.close().await.unwrap();
@@ -1007,11 +1007,11 @@ async fn a_member_that_dawdles_loses_its_partition_and_nothing_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_is_asked_again_while_it_dawdles_gives_back_in_time_all_the_same() {
     const TIMEOUT: Duration = Duration::from_millis(1_200);
-    // So many that each newcomer is to have a part of what the first one has.
+    // There are so many partitions that each new member is assigned some from the first member.
     const PARTITIONS: u32 = 100;
     let running = Running::with_topic(PARTITIONS).await;
     let client = &running.client;
-    // The first newcomer is to have the last partitions.
+    // The first new member is to be assigned the last partitions.
     let producer = client.producer(ProducerSettings::default());
     store(&producer, ProducerRecord::new("t", "x").partition(PARTITIONS - 1)).await.unwrap();
     let hasty = |client_id: &str| ConsumerSettings {
@@ -1027,7 +1027,8 @@ async fn a_member_that_is_asked_again_while_it_dawdles_gives_back_in_time_all_th
     let in_hand = next_batch(&mut dawdler).await;
     let (id, _) = members().await.pop_first().unwrap();
 
-    // Each newcomer comes a part of the time after the one before, and longer than all of it.
+    // Each new member joins a fraction of the timeout after the previous one. In total this takes longer than the
+    // timeout.
     let mut newcomers = Vec::new();
     for _ in 0..10 {
         newcomers.push(client.consumer(hasty("newcomer")).unwrap());
@@ -1036,7 +1037,7 @@ async fn a_member_that_is_asked_again_while_it_dawdles_gives_back_in_time_all_th
     }
     let found = members().await;
     assert!(found.contains_key(&id), "{id} was removed: {:?}", found.keys());
-    // It gave back what was asked for, whatever it had in hand.
+    // The member gave back the requested partitions, although it still held a batch of one of them.
     let fair = |count: usize| (PARTITIONS as usize).div_ceil(count);
     eventually("partitions are shared", async || {
         let found = members().await;
@@ -1055,7 +1056,7 @@ async fn a_manual_member_may_commit_what_it_has_in_hand_before_it_gives_it_back(
     let settings = ConsumerSettings { buffer_bytes_max: 1, ..member().commit(CommitMode::Manual) };
     let mut first = client.consumer(settings.clone()).unwrap();
     let mut seen = BTreeSet::new();
-    // Of two partitions, the second member gets the last.
+    // With two partitions, the second member is assigned the last one.
     let in_hand = loop {
         let set = next_batch(&mut first).await;
         assert!(places(&set).into_iter().all(|place| seen.insert(place)));
@@ -1101,7 +1102,7 @@ async fn a_slow_member_does_not_stop_the_flow() {
     let mut consumer = running.client.consumer(ConsumerSettings { buffer_bytes_max: 10_000, ..member() }).unwrap();
     let mut seen = Vec::new();
     for stored in [2_000, 4_000, 6_000] {
-        // It has room for a tenth, and takes nothing meanwhile.
+        // The buffer holds a tenth of the records, and the consumer reads nothing meanwhile.
         fill(&running.client, "t", 2_000).await;
         while seen.len() < stored - 1_000 {
             seen.extend(places(&next_batch(&mut consumer).await));

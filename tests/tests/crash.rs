@@ -1,8 +1,8 @@
-//! A server that is killed while it works: what it acknowledged is there afterwards, and everything
-//! that comes of it, exactly once.
+//! A server that is killed while it works. Afterwards all acknowledged records exist, and everything derived from them
+//! exists exactly once.
 //!
-//! The workload knows nothing of the checkers below it. `MILLSTREAM_KILL_ROUNDS` says how often the
-//! server is killed, `MILLSTREAM_TEST_SEED` repeats a run's random choices.
+//! The workload knows nothing of the checkers below it. `MILLSTREAM_KILL_ROUNDS` sets how often the server is killed,
+//! and `MILLSTREAM_TEST_SEED` repeats a run's random choices.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// The number that an environment variable gives.
+/// Returns the number in an environment variable.
 pub(super) fn number_of(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap())
 }
@@ -38,7 +38,7 @@ const FLIGHTS: &str = "flights";
 const LINES: &str = "lines";
 const GROUP: &str = "readers";
 
-/// A filter, a map with an output of its own, a repartition and an aggregate.
+/// A pipeline with a filter, a map with its own output topic, a repartition and an aggregate.
 const DELAYS: &str = r#"
 pipeline: delays
 from: flights
@@ -60,22 +60,22 @@ stages:
 to: counts
 "#;
 
-/// Records that a producer may have on their way.
+/// Maximum number of unacknowledged records of a producer.
 const WINDOW: usize = 400;
 
-/// What the clients know, as they know it.
+/// What the clients know.
 #[derive(Default)]
 struct Known {
     acks: AtomicU64,
-    /// What was acknowledged: topic, partition and offset, and the value.
+    /// The acknowledged records: topic, partition, offset and value.
     acked: Mutex<Vec<(&'static str, u32, u64, String)>>,
-    /// What a member of the group got.
+    /// Values that a member of the group received, by partition and offset.
     seen: Mutex<HashMap<(u32, u64), Bytes>>,
-    /// Commits of members that were acknowledged: partition and offset.
+    /// Acknowledged commits of members: partition and offset.
     committed: Mutex<HashMap<u32, u64>>,
 }
 
-/// Sends records until told to stop, and notes where they are: each is acknowledged in the end.
+/// Sends records until it is told to stop, and notes their offsets. Every record must be acknowledged eventually.
 async fn produce(
     client: Client,
     topic: &'static str,
@@ -84,7 +84,7 @@ async fn produce(
     mut record: impl FnMut(u64) -> ProducerRecord + Send + 'static,
 ) {
     let producer: Producer = client.producer(ProducerSettings { linger_ms: 1, ..Default::default() });
-    // Its very first contact may meet the first kill, and is not tried again by itself.
+    // The producer's first contact may coincide with the first kill, and is not retried automatically.
     let limit = Limit::new("a producer knows its topic");
     while let Err(error) = producer.topic(topic).await {
         limit.check();
@@ -100,7 +100,7 @@ async fn produce(
         let value = String::from_utf8(record.value.as_deref().unwrap().to_vec()).unwrap();
         on_their_way.push_back((producer.send(record).await.unwrap(), value));
         if on_their_way.len() == WINDOW {
-            // Half of the window goes, so that batches are of many records.
+            // Waits for half of the window only, so that batches contain many records.
             note(topic, &known, on_their_way.drain(..WINDOW / 2)).await;
         }
     }
@@ -113,14 +113,14 @@ async fn note(
     deliveries: impl Iterator<Item = (millstream_client::Delivery, String)>,
 ) {
     for (delivery, value) in deliveries {
-        // However often the server was killed meanwhile.
+        // The record must be acknowledged no matter how often the server was killed meanwhile.
         let stored = delivery.await.unwrap();
         known.acked.lock().push((topic, stored.partition, stored.offset, value));
         known.acks.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// A member that notes what it gets and commits by hand.
+/// Runs a member that notes its records and commits manually.
 async fn read(client: Client, known: Arc<Known>, mut stop: watch::Receiver<bool>) {
     let settings = || {
         let settings = ConsumerSettings::topic(FLIGHTS).group(GROUP).from(Position::Earliest);
@@ -135,7 +135,7 @@ async fn read(client: Client, known: Arc<Known>, mut stop: watch::Receiver<bool>
         };
         let set = match next {
             Some(Ok(set)) => set,
-            // A server that was never there, or a stream that was lost.
+            // The server was never reached, or the stream was lost.
             Some(Err(_)) => continue,
             None => {
                 consumer = client.consumer(settings()).unwrap();
@@ -173,14 +173,14 @@ async fn set_up(client: &Client) {
         let applied = admin.apply_pipeline(request).await.unwrap();
         assert!(applied.mistakes.is_empty(), "{:?}", applied.mistakes);
     }
-    // That of the words keeps only what is not read.
+    // The repartition topic of the other pipeline keeps only the records that it has not read.
     keep(client, "delays.mean-delay.repartition").await.unwrap();
 }
 
 const AIRPORTS: [&str; 12] = ["LAX", "JFK", "ORD", "DTW", "LAS", "SEA", "BOS", "MIA", "PHX", "DEN", "ATL", "SFO"];
 const VOCABULARY: [&str; 9] = ["to", "be", "or", "not", "that", "is", "the", "question", "whether"];
 
-/// The producers, and what stops them.
+/// Starts the producers, which run until they are stopped.
 fn start_producers(
     proxy: &Proxy,
     known: &Arc<Known>,
@@ -192,7 +192,7 @@ fn start_producers(
             let (origin, delay) = (AIRPORTS.choose(&mut random).unwrap(), random.random_range(-20..120));
             let value = json!({"id": format!("{name}-{number:07}"), "delay": delay, "origin": origin}).to_string();
             let record = ProducerRecord::new(FLIGHTS, value);
-            // Of the airport's name or not: the pipeline finds the key in the value.
+            // The record's key has nothing to do with the airport, which the pipeline finds in the value.
             if keyed { ProducerRecord { key: Some(format!("k{}", number % 17).into()), ..record } } else { record }
         }
     };
@@ -200,7 +200,7 @@ fn start_producers(
         move |number: u64| {
             let words = (0..random.random_range(0..6)).map(|_| *VOCABULARY.choose(&mut random).unwrap());
             let words: Vec<_> = words.collect();
-            // The last word is of this record alone, but few of them are.
+            // The last word distinguishes records, but has only 50 different values.
             ProducerRecord::new(LINES, format!("{} n{}", words.join(" "), number % 50))
         }
     };
@@ -232,7 +232,7 @@ async fn acked_records_survive_kill_and_what_comes_of_them_is_exactly_once() {
     let members = [0, 1].map(|_| tokio::spawn(read(proxy.client(), known.clone(), reading.clone())));
 
     for round in 0..rounds {
-        // Now and then at once, mostly in the middle of things.
+        // Sometimes the kill follows at once, but usually it comes in the middle of processing.
         let acks = random.random_range(0..4_000u64).saturating_sub(500);
         let until = known.acks.load(Ordering::Relaxed) + acks;
         wait_until("records are acknowledged", || {
@@ -278,8 +278,8 @@ async fn acked_records_survive_kill_and_what_comes_of_them_is_exactly_once() {
 
 // ---- the checkers
 
-/// Waits until a pipeline has committed all there is. A record that left one source may be on its way to the next, so
-/// it is asked as often as there are sources on the way, and once more.
+/// Waits until the pipelines have committed all their input. A record that has left one source may be on its way to the
+/// next, so the lags are read once more than there are sources on a record's way.
 pub(super) async fn caught_up(client: &Client, pipelines: &[&str]) {
     const SOURCES_ON_THE_WAY: usize = 2;
     let limit = tokio::time::Instant::now() + Duration::from_secs(120);
@@ -299,7 +299,7 @@ pub(super) async fn caught_up(client: &Client, pipelines: &[&str]) {
     }
 }
 
-/// Every record of a topic, by partition.
+/// Returns every record of a topic, by partition.
 pub(super) async fn all_records(client: &Client, topic: &str) -> Vec<Vec<ConsumedRecord>> {
     let partitions = client.admin().describe_topic(topic).await.unwrap().topic.unwrap().partitions;
     let mut all: Vec<Vec<ConsumedRecord>> = (0..partitions).map(|_| Vec::new()).collect();
@@ -314,7 +314,8 @@ pub(super) async fn all_records(client: &Client, topic: &str) -> Vec<Vec<Consume
     all
 }
 
-/// What a server says as soon as it is back: nothing acknowledged is beyond its log's end, and no group is.
+/// Checks what a server reports right after its restart: no acknowledged record and no group is past the end of its
+/// log.
 async fn check_after_restart(client: &Client, known: &Known, acked: usize, committed: &HashMap<u32, u64>) {
     let admin = client.admin();
     let mut ends: HashMap<(&str, u32), u64> = HashMap::new();
@@ -349,8 +350,8 @@ fn flight(record: &ConsumedRecord) -> (String, i64, String) {
     (word("id"), value["delay"].as_i64().unwrap(), word("origin"))
 }
 
-/// Acknowledged records are where they were said to be, and no others are there. Every record is there once, and those of
-/// one producer in the order in which they were sent.
+/// Checks that the sources consist of exactly the acknowledged records, at their acknowledged places, that every record
+/// exists once, and that the records of one producer are in the order in which they were sent.
 fn check_sources(known: &Known, flights: &[Vec<ConsumedRecord>], lines: &[Vec<ConsumedRecord>]) {
     let acked = known.acked.lock();
     let there = flights.iter().chain(lines).map(Vec::len).sum::<usize>();
@@ -375,7 +376,7 @@ fn check_sources(known: &Known, flights: &[Vec<ConsumedRecord>], lines: &[Vec<Co
     }
 }
 
-/// Members saw every record, and none that is not there.
+/// Checks that the members saw every record, and no others.
 fn check_members(known: &Known, flights: &[Vec<ConsumedRecord>]) {
     let seen = known.seen.lock();
     let mut there = 0;
@@ -388,7 +389,7 @@ fn check_members(known: &Known, flights: &[Vec<ConsumedRecord>]) {
 }
 
 async fn check_delays(client: &Client, flights: &[Vec<ConsumedRecord>]) {
-    // Where each flight that must pass the filter came from.
+    // The source partition and offset of each flight that must pass the filter.
     let mut late: HashMap<String, (u32, u64)> = HashMap::new();
     for record in flights.iter().flatten() {
         let (id, delay, _) = flight(record);
@@ -400,7 +401,7 @@ async fn check_delays(client: &Client, flights: &[Vec<ConsumedRecord>]) {
         let passed = all_records(client, topic).await;
         let mut left = late.clone();
         for (number, partition) in passed.iter().enumerate() {
-            // Of one source partition, what comes later was later.
+            // Records from one source partition must be in the order of their source offsets.
             let mut last: HashMap<u32, u64> = HashMap::new();
             for record in partition {
                 let (id, _, origin) = flight(record);
@@ -413,7 +414,7 @@ async fn check_delays(client: &Client, flights: &[Vec<ConsumedRecord>]) {
         }
         assert!(left.is_empty(), "{topic}: {} records are missing, {:?}", left.len(), left.keys().next());
     }
-    // Each update is what all records of its key up to some one give.
+    // Each update must be the mean over all records of its key up to some record.
     let mut expected: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for partition in all_records(client, "delays.mean-delay.repartition").await {
         let mut sums: HashMap<String, (u64, i64)> = HashMap::new();
@@ -443,8 +444,8 @@ async fn check_words(client: &Client, lines: &[Vec<ConsumedRecord>]) {
     check_updates(&updates, &expected, count_of, |record| serde_json::from_slice(record).unwrap());
 }
 
-/// The updates of each key are among those expected after its first, second, … record, each later than the one
-/// before, and the last is that of its last record.
+/// Checks that each update of a key is the one expected after some number of its records, that updates of a key
+/// advance, and that the last one counts all its records.
 fn check_updates(
     updates: &[Vec<ConsumedRecord>],
     expected: &BTreeMap<String, Vec<Value>>,
@@ -476,7 +477,7 @@ fn a_first_start_that_is_killed_leaves_a_directory_that_opens() {
     for _ in 0..8 {
         let data = tempfile::tempdir().unwrap();
         start_and_kill(data.path(), &[], Duration::from_micros(random.random_range(0..40_000)));
-        // It panics where it does not start.
+        // `start` panics if the server does not start.
         let _ = Server::start(data.path());
     }
 }

@@ -1,5 +1,5 @@
-//! Every record exactly where it belongs, whatever is done to the pipelines and groups that read it:
-//! swaps, pauses, resets and rebalances under load.
+//! Every record takes effect exactly once and in the right place during swaps, pauses, resets and rebalances under
+//! load.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -28,10 +28,10 @@ use super::crash::{all_records, caught_up};
 
 // ---- load
 
-/// Key and value.
+/// A key and a value.
 pub(super) type Pair = (Option<String>, String);
 
-/// A producer a partition, until it is stopped.
+/// One producer for each partition, which run until they are stopped.
 pub(super) struct Load {
     stop: watch::Sender<bool>,
     produced: Arc<AtomicUsize>,
@@ -39,7 +39,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// `record` makes the record of a partition with this number.
+    /// Starts the producers. `record` builds the record with a given number in a partition.
     pub(super) fn start(
         instance: &Instance,
         topic: &'static str,
@@ -54,7 +54,7 @@ impl Load {
             tokio::spawn(async move {
                 let mut all: Vec<Pair> = Vec::new();
                 while !*stop.borrow() {
-                    // Batches of many sizes.
+                    // The batches have many different sizes.
                     let count = 1 + all.len() % 37;
                     let batch: Vec<Pair> = (0..count).map(|index| record(partition, all.len() + index)).collect();
                     let borrowed: Vec<_> = batch.iter().map(|(key, value)| (key.as_deref(), value.as_str())).collect();
@@ -73,7 +73,7 @@ impl Load {
         wait_until("records are produced", || self.produced.load(Ordering::Relaxed) >= until).await;
     }
 
-    /// What was produced, by partition.
+    /// Stops the producers, and returns what they produced, by partition.
     pub(super) async fn stop(self) -> Vec<Vec<Pair>> {
         self.stop.send_replace(true);
         let mut all = Vec::new();
@@ -84,13 +84,13 @@ impl Load {
     }
 }
 
-/// What a task ends with. The limit is for a test that hangs; it says nothing of speed.
+/// Waits for a task, and returns its result. The limit is meant for tests that hang, and is no statement about speed.
 async fn ended<T>(what: &str, task: JoinHandle<T>) -> T {
     let end = tokio::time::timeout(Duration::from_secs(120), task).await;
     end.unwrap_or_else(|_| panic!("not within two minutes: the end of {what}")).unwrap()
 }
 
-/// Waits until more records came out than are there now.
+/// Waits until the topic has more records than now.
 async fn comes_out(instance: &Instance, topic: &str) {
     let topic = instance.broker.topic(topic).unwrap();
     let there = || topic.partitions().iter().map(|partition| partition.end().get()).sum::<i64>();
@@ -98,8 +98,8 @@ async fn comes_out(instance: &Instance, topic: &str) {
     wait_until("something comes out", || there() > before).await;
 }
 
-/// As the instance's, asked as often as records have topics on their way: one that left the first may not be in the
-/// second when that is looked at.
+/// Waits until the pipelines have caught up. The check is repeated as often as there are topics on a record's way,
+/// because a record that has left the first topic may not have arrived in the second one when that is checked.
 pub(super) async fn settled(instance: &Instance) {
     for _ in 0..3 {
         instance.caught_up().await;
@@ -115,7 +115,7 @@ async fn values_of(instance: &Instance, topic: &str, partition: u32) -> Vec<Stri
     records.iter().map(|record| text(record.value.as_ref()).unwrap().to_owned()).collect()
 }
 
-/// Key and value of every record of a topic.
+/// Returns key and value of every record of a topic.
 pub(super) async fn pairs(instance: &Instance, topic: &str) -> Vec<Pair> {
     let pair = |record: &Record| {
         (text(record.key.as_ref()).map(str::to_owned), text(record.value.as_ref()).unwrap().to_owned())
@@ -123,17 +123,17 @@ pub(super) async fn pairs(instance: &Instance, topic: &str) -> Vec<Pair> {
     instance.all_records(topic).await.iter().map(pair).collect()
 }
 
-/// A value that no module changes but its last letter.
+/// Builds a value of which modules change at most the last letter.
 fn marked(partition: u32, number: usize) -> Pair {
     (None, format!("p{partition} n{number} x"))
 }
 
-/// What bench-map makes of it.
+/// Returns the output of bench-map for a value.
 fn flipped(value: &str) -> String {
     format!("{}y", value.strip_suffix('x').unwrap())
 }
 
-/// `keys` keys that belong in this partition, in turn.
+/// Returns a generator that cycles through `keys` keys that belong to its partition.
 pub(super) fn keyed(partitions: u32, keys: usize) -> impl Fn(u32, usize) -> Pair + Clone + Send + Sync + 'static {
     let mut of_partition: Vec<Vec<String>> = vec![Vec::new(); partitions as usize];
     for number in 0.. {
@@ -151,7 +151,7 @@ pub(super) fn keyed(partitions: u32, keys: usize) -> impl Fn(u32, usize) -> Pair
     }
 }
 
-/// How many records each key has.
+/// Counts the records of each key.
 pub(super) fn counts<'r>(records: impl IntoIterator<Item = &'r Pair>) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for (key, _) in records {
@@ -160,7 +160,7 @@ pub(super) fn counts<'r>(records: impl IntoIterator<Item = &'r Pair>) -> BTreeMa
     counts
 }
 
-/// The last count of each key. Counts only grow.
+/// Returns the last count of each key, and checks that counts only grow.
 pub(super) fn last_counts(updates: &[Pair]) -> BTreeMap<String, usize> {
     let mut last = BTreeMap::new();
     for (key, count) in updates {
@@ -175,7 +175,7 @@ fn group_of(instance: &Instance, pipeline: &str) -> Arc<millstream_broker::group
     instance.runtime.pipeline(pipeline).unwrap().group().clone()
 }
 
-/// A module with the same code and another hash: a custom section of nothing is added.
+/// Returns a module with the same code and another hash, by adding an empty custom section.
 fn another_version(wasm: &Bytes) -> Bytes {
     [wasm.as_ref(), &[0, 3, 1, b'v', b'2']].concat().into()
 }
@@ -258,7 +258,7 @@ async fn an_aggregate_keeps_its_state_through_a_swap() {
     assert!(changes[0].starts_with("stage counter: module "), "{changes:?}");
     load.more(500).await;
     comes_out(&instance, "out").await;
-    // A stage more or less around it does not matter either.
+    // Adding another stage before the aggregate does not matter either.
     instance.push("bench-map").await;
     instance
         .apply("pipeline: p\nfrom: in\nstages:\n- map: bench-map\n  keeps-key: true\n- aggregate: counter\nto: out\n")
@@ -284,14 +284,14 @@ async fn the_state_of_a_stage_that_goes_is_dropped() {
     produce(&instance).await;
     instance.caught_up().await;
     assert_eq!(last(&instance).await, "1");
-    // Another name is another stage, and the old name is a new one when it is back.
+    // Another name is another stage, and a name that is used again is a new stage.
     for (name, count) in [("second", "1"), ("second", "2"), ("first", "1")] {
         instance.apply(&aggregate(name)).await;
         produce(&instance).await;
         instance.caught_up().await;
         assert_eq!(last(&instance).await, count, "{name}");
     }
-    // So is another kind.
+    // A stage of another kind is a new stage too.
     let map = "pipeline: p\nfrom: in\nstages:\n- map: words\n  name: first\nto: out\n";
     let changes = instance.apply(map).await;
     assert!(changes.iter().any(|change| change.contains("its state is dropped")), "{changes:?}");
@@ -299,7 +299,7 @@ async fn the_state_of_a_stage_that_goes_is_dropped() {
     produce(&instance).await;
     instance.caught_up().await;
     assert_eq!(last(&instance).await, "1");
-    // After a restart too.
+    // This also holds after a restart.
     instance.stop().await;
     let instance = Instance::open(data.path());
     produce(&instance).await;
@@ -333,7 +333,7 @@ async fn records_on_their_way_to_an_aggregate_outlive_a_change_of_the_way() {
     instance.stop().await;
 }
 
-/// Changes the sources of a counting pipeline; the state of its one stage stays.
+/// Changes the sources of a counting pipeline, and checks that its only stage keeps its state.
 async fn state_survives_other_sources(before: &str, after: &str) {
     let data = tempfile::tempdir().unwrap();
     let instance = Instance::open(data.path());
@@ -395,7 +395,7 @@ async fn a_dry_run_leaves_nothing_behind() {
     assert!(!applied.changes.is_empty());
     assert!(instance.broker.topic("out").is_err());
     assert!(instance.broker.groups().get("p").is_err(), "a group was made");
-    // The name is still free for consumers.
+    // The name is still available for a consumer group.
     assert!(instance.broker.groups().get_or_create(&GroupId::new("p").unwrap(), GroupKind::Consumer).is_ok());
     instance.stop().await;
 }
@@ -426,7 +426,7 @@ async fn pauses_and_restarts_lose_and_repeat_nothing() {
         for (all, more) in produced.iter_mut().zip(load.stop().await) {
             all.extend(more);
         }
-        // In the middle of things, paused or not.
+        // Restarts in the middle of processing, and in one round while the pipeline is paused.
         if round == 1 {
             instance.runtime.pause("p").await.unwrap();
         }
@@ -472,7 +472,7 @@ async fn a_pipeline_made_again_starts_anew() {
         .collect();
     assert_eq!(last_counts(&pairs(&instance, "second").await), counts(&words));
     instance.stop().await;
-    // What was deleted stays deleted.
+    // A deleted pipeline stays deleted after a restart.
     let instance = Instance::open(data.path());
     settled(&instance).await;
     assert_eq!(last_counts(&pairs(&instance, "second").await), counts(&words));
@@ -507,7 +507,7 @@ async fn a_reset_pipeline_reads_again_from_there() {
     assert!(matches!(refused, Err(BrokerError::GroupInUse { .. })), "{refused:?}");
     instance.runtime.pause("p").await.unwrap();
     instance.broker.set_offsets(&group, &places).await.unwrap();
-    // It holds over a restart.
+    // The reset survives a restart.
     instance.stop().await;
     let instance = Instance::open(data.path());
     instance.runtime.resume("p").await.unwrap();
@@ -520,7 +520,7 @@ async fn a_reset_pipeline_reads_again_from_there() {
     instance.stop().await;
 }
 
-// ---- ways through a pipeline
+// ---- topologies of pipelines
 
 #[tokio::test(flavor = "multi_thread")]
 async fn several_sources_and_many_keys_equal_a_native_computation() {
@@ -555,7 +555,7 @@ async fn several_sources_and_many_keys_equal_a_native_computation() {
     assert!(expected.len() > 1_000, "{} keys", expected.len());
     assert_eq!(last_counts(&pairs(&instance, "out").await), expected);
     assert_eq!(counts(&pairs(&instance, "words").await), expected);
-    // Each where its key belongs.
+    // Each record is in the partition of its key.
     for topic in ["words", "p.count.repartition", "out"] {
         for partition in 0..4 {
             for record in instance.records(topic, partition).await {
@@ -592,7 +592,7 @@ async fn a_repartition_topic_keeps_what_a_group_of_its_own_has_not_read() {
     let produced = load.stop().await;
     settled(&instance).await;
     wait_until("what is read is purged", || is_purged(&instance)).await;
-    // The pipelines go on after a restart, and know of all there was.
+    // After a restart the pipelines continue, and their counts include all earlier records.
     instance.stop().await;
     let instance = Instance::open(data.path());
     let load = Load::start(&instance, "in", |_, number| (None, format!("w{} after", number % 50)));
@@ -605,7 +605,7 @@ async fn a_repartition_topic_keeps_what_a_group_of_its_own_has_not_read() {
     for pipeline in ["kept", "purged"] {
         assert_eq!(last_counts(&pairs(&instance, pipeline).await), counts(&words), "{pipeline}");
     }
-    // The other topic has every word.
+    // The topic that is kept still has every word.
     assert_eq!(pairs(&instance, kept).await.len(), words.len());
     let topic = instance.broker.topic(purged).unwrap();
     let ends: i64 = topic.partitions().iter().map(|partition| partition.end().get()).sum();
@@ -619,12 +619,12 @@ async fn each_stage_may_have_an_output_of_its_own() {
     for module in ["bench-filter", "bench-map", "words"] {
         instance.push(module).await;
     }
-    // Fewer partitions than the source, and more.
+    // The outputs have fewer and more partitions than the source.
     instance.topic("kept", 2).await;
     instance.topic("mapped", 7).await;
     let stages = "- filter: bench-filter\n  to: kept\n- map: bench-map\n  to: mapped\n- map: words\n  to: words\n";
     instance.apply(&format!("pipeline: p\nfrom: in\nstages:\n{stages}")).await;
-    // The filter keeps values whose first byte is even: every other letter.
+    // The filter keeps values whose first byte is even, which is every other letter.
     let first = |number: usize| (b'a' + (number % 26) as u8) as char;
     let load = Load::start(&instance, "in", move |partition, number| {
         (None, format!("{}{number} p{partition} x", first(number)))
@@ -636,7 +636,7 @@ async fn each_stage_may_have_an_output_of_its_own() {
         let even = |(_, value): &&Pair| value.as_bytes()[0].is_multiple_of(2);
         produced[partition].iter().filter(even).map(|(_, value)| value.clone()).collect::<Vec<_>>()
     };
-    // Without a key the source's partition says where to: 0 and 2 share one.
+    // Without a key, the source's partition determines the output's. Partitions 0 and 2 share one.
     let both = values_of(&instance, "kept", 0).await;
     for partition in [0, 2] {
         let of_partition = both.iter().filter(|value| value.contains(&format!(" p{partition} ")));
@@ -654,7 +654,7 @@ async fn each_stage_may_have_an_output_of_its_own() {
     instance.stop().await;
 }
 
-// ---- who may write
+// ---- fencing
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_of_an_old_generation_commits_nothing() {
@@ -695,28 +695,28 @@ async fn a_task_of_an_old_generation_commits_nothing() {
     };
 
     let zombie = EmbeddedLog::new(broker.clone(), group.clone());
-    // It stands where its group stands, so only its generation gives it away.
+    // The offset matches that of the group, so only the generation identifies the zombie.
     instance.runtime.pause("p").await.unwrap();
     instance.runtime.resume("p").await.unwrap();
     refused(&zombie, step(Some(2), 2), "generation").await;
-    // Steps queued before the generation ended, and not yet accepted, are no better: both or none is in time.
+    // Steps that were queued before the generation ended, but not yet accepted, are refused too.
     instance.runtime.pause("p").await.unwrap();
     let late = EmbeddedLog::new(broker.clone(), group.clone());
     group.next_generation();
     refused(&late, step(Some(2), 2), "generation").await;
 
-    // Of the current generation, but from elsewhere: twice the same, past, and from the start.
+    // Steps of the current generation with wrong offsets: repeated, past the committed offset, and from the start.
     let current = EmbeddedLog::new(broker.clone(), group.clone());
     for from in [Some(0), Some(1), Some(3), None] {
         refused(&current, step(from, 2), "offset").await;
     }
-    // Two steps from the same offset: the first is taken, whole, and the second is not.
+    // Of two queued steps, the first has the expected offset and is accepted completely, and the second is refused.
     let receipts = [current.commit(step(Some(2), 2)).await.unwrap(), current.commit(step(Some(1), 2)).await.unwrap()];
     let [first, second] = receipts;
     first.await.unwrap();
     assert!(matches!(second.await, Err(LogError::Fenced(_))));
     assert_eq!((out.end().get(), broker.state().partition("p/m", 0).len()), (3, 1));
-    // A pipeline that is deleted has no tasks left, and its name's next owner none of their writes.
+    // A deleted pipeline has no tasks, and their late writes do not affect a later pipeline with the same name.
     instance.runtime.delete("p").await.unwrap();
     let answer = current.commit(step(Some(2), 2)).await.unwrap().await;
     assert!(matches!(answer, Err(LogError::Fenced(_))), "{answer:?}");
@@ -728,7 +728,7 @@ async fn a_task_of_an_old_generation_commits_nothing() {
 const TOPIC: &str = "events";
 const PARTITIONS: u32 = 6;
 
-/// How often each record was handed out, by partition and offset.
+/// Number of deliveries of each record, by partition and offset.
 type Seen = Arc<Mutex<HashMap<(u32, u64), usize>>>;
 
 struct Member {
@@ -738,7 +738,7 @@ struct Member {
 }
 
 impl Member {
-    /// Reads record by record or set by set, and commits when it must give partitions back.
+    /// Reads record by record or batch by batch, and commits only when it has to give up partitions.
     fn join(client: Client, seen: &Seen, one_by_one: bool) -> Self {
         let settings = ConsumerSettings::topic(TOPIC).group("g").from(Position::Earliest);
         let settings = settings.commit(CommitMode::Auto { interval_ms: 3_600_000 });
@@ -761,7 +761,7 @@ impl Member {
                     _ = stopping.wait_for(|stop| *stop) => break,
                     places = next => places,
                 };
-                // Records are worked on for a while: long enough that some are in hand when they are revoked.
+                // Processing takes a while, so that some records are still held when their partitions are revoked.
                 if !one_by_one {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
@@ -832,7 +832,7 @@ async fn rebalances_lose_nothing_and_pipelines_beside_them_repeat_nothing() {
         wait_until("members see more", || seen.lock().len() > before + 300).await;
     };
 
-    // Members come and go in good order: nothing comes twice.
+    // While members join and leave in an orderly way, no record is delivered twice.
     let first = Member::join(steady.client(), &seen, false);
     balanced(&[&first]).await;
     sees_more().await;
@@ -854,7 +854,7 @@ async fn rebalances_lose_nothing_and_pipelines_beside_them_repeat_nothing() {
     let twice: Vec<_> = seen.lock().iter().filter(|(_, times)| **times > 1).map(|(place, _)| *place).collect();
     assert_eq!(twice, [], "nothing was lost, so nothing comes again");
 
-    // A stream is lost, and its member comes back: what it had not committed comes again, to whoever has it.
+    // A connection is lost, and its member reconnects. Uncommitted records are delivered again to the new owner.
     for _ in 0..3 {
         let generation = first.assignment.borrow().generation;
         shaky.cut();
@@ -862,7 +862,7 @@ async fn rebalances_lose_nothing_and_pipelines_beside_them_repeat_nothing() {
         balanced(&[&first, &second, &third]).await;
         sees_more().await;
     }
-    // One ends without a word.
+    // A member ends without leaving the group.
     second.reading.abort();
     wait_until("the others have its partitions", || first.partitions() + third.partitions() == PARTITIONS as usize)
         .await;

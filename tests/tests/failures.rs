@@ -1,8 +1,7 @@
-//! Every failure policy with every kind of failure in every kind of stage: what comes out, what
-//! becomes of the failed records, what an aggregate knows afterwards, where the pipeline stands, and
-//! where it goes on.
+//! Every failure policy with every kind of failure in every kind of stage: the outputs, the failed records, the state
+//! of an aggregate, the position of the pipeline, and where it continues.
 //!
-//! A model that knows nothing of batches and halves says what is right.
+//! A model that knows nothing of batches and of splitting them computes the expected results.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,20 +13,20 @@ use millstream_runtime::runtime::{Pipeline, RunState};
 use millstream_tests::guest;
 use millstream_tests::instance::{Instance, wait_until};
 
-/// Limits that are reached soon. A flood is larger than this and its slack, and far below the memory.
+/// Low limits. A flood exceeds this one including its slack, but remains far below the memory limit.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
 const MEMORY_BYTES_MAX: usize = 16 << 20;
 
-/// Long enough for a call that returns on a busy machine, and short, as a search waits for it often.
+/// Long enough for a call that returns on a busy machine, but short, because a search waits for it often.
 const SPIN_DEADLINE_MS: u64 = 250;
 
-/// For all who don't spin: far longer than any call takes.
+/// The deadline for calls that do not spin, which is far longer than any call takes.
 const DEADLINE_MS: u64 = 60_000;
 
 const NO_KEY: &str =
     "an aggregate needs a key, and the record has none: add one with an earlier map, or produce it with a key";
 
-/// The function of a module that goes wrong.
+/// The function of a module that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Filter,
@@ -49,7 +48,7 @@ impl Place {
         format!("misdeeds-{}", self.kind())
     }
 
-    /// How a record's value names it.
+    /// Returns the name of the function in a record's value.
     fn function(self) -> &'static str {
         match self {
             Self::Filter | Self::Map => "run",
@@ -58,7 +57,7 @@ impl Place {
         }
     }
 
-    /// What a stage that gets one record too few or too many is told.
+    /// Returns the reason for a stage that receives one result too few or too many.
     fn miscount(self) -> &'static str {
         match self {
             Self::Filter => "the module returned 2 verdicts for 1 records",
@@ -68,7 +67,7 @@ impl Place {
     }
 }
 
-/// What the modules do, and what is said of it.
+/// The kinds of failures of the modules.
 const KINDS: [&str; 6] = ["fails", "traps", "spins", "eats", "floods", "miscounts"];
 
 fn reason(place: Place, kind: &str) -> String {
@@ -105,16 +104,16 @@ impl From<&Record> for Row {
     }
 }
 
-/// A source record with headers of its own.
+/// Builds a source record with its own headers.
 fn row(key: Option<&str>, value: &str, timestamp_ms: i64) -> Row {
     let headers = vec![("of".to_owned(), Some(value.to_owned())), ("null".to_owned(), None)];
     Row { key: key.map(str::to_owned), value: Some(value.to_owned()), timestamp_ms, headers }
 }
 
-/// All of a key's values, while there are any.
+/// The values of each key, for keys that have any.
 type State = BTreeMap<String, String>;
 
-/// What a stage makes of records that it does not fail on. They are one step.
+/// Returns the output of a stage for records on which it does not fail. The records form one step.
 fn stage(place: Place, records: &[Row], state: &mut State) -> Vec<Row> {
     let value = |row: &Row| row.value.clone().unwrap();
     match place {
@@ -156,18 +155,18 @@ fn stage(place: Place, records: &[Row], state: &mut State) -> Vec<Row> {
     }
 }
 
-/// A pipeline of one stage, and what must be true of it.
+/// A pipeline of one stage, and its expected results.
 struct Cell<'i> {
     instance: &'i Instance,
     place: Place,
     name: String,
     policy: &'static str,
     deadline_ms: u64,
-    /// The source, as far as it was produced.
+    /// The records that were produced so far.
     source: Vec<Row>,
-    /// What must have come out.
+    /// The expected outputs.
     out: Vec<Row>,
-    /// What must be in the dead letters.
+    /// The expected dead letters.
     letters: Vec<Row>,
     state: State,
 }
@@ -193,7 +192,7 @@ impl<'i> Cell<'i> {
         format!("{}-{which}", self.name)
     }
 
-    /// Makes the pipeline, or another version of it.
+    /// Creates the pipeline, or another version of it.
     async fn apply(&self, harmless: bool) {
         let Self { name, policy, place, deadline_ms, .. } = self;
         let (kind, module) = (place.kind(), place.module());
@@ -209,7 +208,7 @@ impl<'i> Cell<'i> {
             .await;
     }
 
-    /// Stores records in one batch, so that they are one step.
+    /// Produces records in one batch, so that they form one step.
     async fn produce(&mut self, rows: &[Row]) {
         let mut builder = BatchBuilder::new(Compression::None);
         for row in rows {
@@ -225,12 +224,12 @@ impl<'i> Cell<'i> {
         self.source.extend_from_slice(rows);
     }
 
-    /// The stage has handled these records, which it did not fail on.
+    /// Adds the expected results of records that the stage handled without failing.
     fn handled(&mut self, rows: &[Row]) {
         self.out.extend(stage(self.place, rows, &mut self.state));
     }
 
-    /// The record at `offset` is a dead letter.
+    /// Adds the record at `offset` to the expected dead letters.
     fn is_dead_letter(&mut self, offset: usize, reason: &str) {
         let mut letter = self.source[offset].clone();
         let said = [
@@ -259,7 +258,7 @@ impl<'i> Cell<'i> {
         self.instance.all_records(topic).await.iter().map(Row::from).collect()
     }
 
-    /// Outputs, dead letters, state and the committed offset are what they must be.
+    /// Asserts that the outputs, the dead letters, the state and the committed offset are as expected.
     async fn holds(&self, committed: usize) {
         assert_eq!(self.committed(), Offset::new(committed as i64), "{}: committed", self.name);
         assert_eq!(self.rows(&self.topic("out")).await, self.out, "{}: outputs", self.name);
@@ -300,13 +299,13 @@ impl<'i> Cell<'i> {
     }
 }
 
-/// What is there before anything goes wrong.
+/// Returns the records that are produced before any failure.
 fn before() -> Vec<Row> {
     vec![row(Some("a"), "a1", 10), row(Some("b"), "b1", 20), row(Some("c"), "c1", 15)]
 }
 
-/// Records of which two go wrong: one between others of its key, and the only one of its key. Both have
-/// the largest timestamps. `bad` has their places.
+/// Returns records of which two fail: one between others of the same key, and one that is the only one of its key. Both
+/// have the largest timestamps. Also returns the positions of these two.
 fn batch_with(bad: &str) -> (Vec<Row>, [usize; 2]) {
     let rows = vec![
         row(Some("a"), "double a2", 50),
@@ -340,7 +339,7 @@ async fn open(place: Place) -> (Instance, tempfile::TempDir) {
     (instance, data)
 }
 
-/// `skip` and `dead-letter`: the failed records are missed, and nothing else.
+/// Checks that with the policies `skip` and `dead-letter`, only the failed records are missing.
 async fn costs_only_its_records(place: Place, policy: &'static str) {
     let (instance, _data) = open(place).await;
     for kind in KINDS {
@@ -364,8 +363,8 @@ async fn costs_only_its_records(place: Place, policy: &'static str) {
     instance.stop().await;
 }
 
-/// `stop`: everything before the record is done, nothing from it on, again and again, until the module
-/// is repaired.
+/// Checks that with the policy `stop`, everything before the failed record is processed and nothing after it, even if
+/// the pipeline is resumed, until the module is repaired.
 async fn stops_before_its_record(place: Place) {
     let (instance, _data) = open(place).await;
     for kind in KINDS {
@@ -422,8 +421,8 @@ macro_rules! for_each_place {
 
 for_each_place!(a_filter: Filter, a_map: Map, an_aggregates_add: Add, an_aggregates_finish: Finish);
 
-/// A failure that the module returns, of a record that shares a half with one that the module does not
-/// return from, is neither lost nor found twice.
+/// Checks that if the module returns a failure for a record that shares a split batch with a record that makes the
+/// module trap or hang, the failure is neither lost nor reported twice.
 async fn fail_for_their_own_reasons(place: Place) {
     let (instance, _data) = open(place).await;
     let mut cell = Cell::new(&instance, place, "mixed", "dead-letter", DEADLINE_MS).await;
@@ -471,7 +470,7 @@ async fn a_keyless_record_fails_in_an_aggregate_whatever_the_policy() {
         cell.handled(&good);
         cell.apply(false).await;
         cell.goes_on(rows.len()).await;
-        // Nothing else is there.
+        // A batch that consists only of a keyless record.
         cell.produce(&rows[1..2]).await;
         cell.is_dead_letter(rows.len(), NO_KEY);
         cell.goes_on(rows.len() + 1).await;
@@ -490,7 +489,7 @@ async fn a_keyless_record_fails_in_an_aggregate_whatever_the_policy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_of_failed_records_alone_keeps_what_it_had() {
     let (instance, _data) = open(Place::Add).await;
-    // At once, and in halves: a trap makes them.
+    // Both with the batch as a whole and with a split batch, which a trap causes.
     for (name, trap) in [("whole", None), ("halved", Some("add traps"))] {
         let mut cell = Cell::new(&instance, Place::Add, name, "dead-letter", DEADLINE_MS).await;
         let first = [row(Some("old"), "o1", 1)];
@@ -499,7 +498,8 @@ async fn a_key_of_failed_records_alone_keeps_what_it_had() {
         cell.handled(&first);
         cell.goes_on(1).await;
 
-        // The module leaves a trace of them, and can make no value of a key that has nothing.
+        // The module modifies the accumulators of these records' keys, and cannot create a value for a key that has
+        // none.
         let mut rows = vec![
             row(Some("old"), "add smudges", 2),
             row(Some("new"), "add smudges", 3),
@@ -539,7 +539,8 @@ async fn a_stop_after_an_aggregate_leaves_no_trace_in_its_state() {
     cell.handled(&first);
     cell.goes_on(2).await;
 
-    // The update of b is of its last record. Each update of the batch is of the records before that.
+    // The update of b contains its last record in the batch. Each update of the batch only contains the records before
+    // the failed one.
     cell.produce(&second).await;
     let pipeline = cell.pipeline();
     wait_until("the pipeline stops", || pipeline.state() != RunState::Running).await;
@@ -549,7 +550,7 @@ async fn a_stop_after_an_aggregate_leaves_no_trace_in_its_state() {
     cell.handled(&second[..2]);
     cell.holds(4).await;
 
-    // Repaired, it goes on with that record, and nothing is folded twice.
+    // After the repair the pipeline continues with the failed record, and no record is folded twice.
     instance.apply(&file("nothing")).await;
     cell.handled(&second[2..]);
     cell.goes_on(6).await;
@@ -567,7 +568,7 @@ async fn a_dead_letter_from_behind_a_repartition_says_where_it_lay_there() {
     cell.produce(&rows).await;
     instance.apply(file).await;
     for _ in 0..2 {
-        // Once for each topic on the way.
+        // Once for each topic on a record's way.
         instance.caught_up().await;
     }
     let repartition = "p.stage.repartition";

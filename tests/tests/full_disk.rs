@@ -1,4 +1,4 @@
-//! A full disk, as clients and pipelines see it. What the store does on one is simulated: `simulate/full_disks.rs`.
+//! A full disk as clients and pipelines experience it. `simulate/full_disks.rs` simulates what the store does on one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,7 +27,7 @@ fn a_full_disk_is_told_as_such_and_may_be_tried_again() {
     }
 }
 
-/// The room on a disk, which a test sets, and a store on that disk.
+/// Returns the free bytes of a disk, which a test sets, and options for a store on that disk.
 fn disk() -> (Arc<AtomicU64>, StoreOptions) {
     let free = Arc::new(AtomicU64::new(u64::MAX));
     let of_disk = free.clone();
@@ -55,7 +55,7 @@ async fn offsets_are_committed_on_a_full_disk_as_far_as_there_is_room_for_them()
     let refused = commit(0).await.unwrap_err();
     assert!(matches!(refused, BrokerError::DiskFull(_)), "{refused}");
     assert_eq!(group.committed(topic.id(), 0), Offset::new(1));
-    // What makes room is never refused.
+    // A request that frees space is never refused.
     broker.delete_topic(topic.name()).await.unwrap();
     free.store(u64::MAX, Ordering::SeqCst);
     tokio::task::spawn_blocking(move || broker.stop()).await.unwrap();
@@ -78,7 +78,7 @@ fn a_pipeline_waits_for_room_and_goes_on_by_itself() {
         instance.produce("logs", 0, &records).await;
         free.store(0, Ordering::SeqCst);
         instance.apply("pipeline: counting\nfrom: logs\nstages:\n- aggregate: count\nto: counts\n").await;
-        // It reads, and finds no room for what it makes of it.
+        // The pipeline reads, but there is no space for its output.
         let group = instance.broker.groups().get("counting").unwrap();
         let refused = || instance.broker.metrics().refused_disk_full() > 0;
         wait_until("a step was refused", refused).await;

@@ -1,8 +1,10 @@
-//! Data directories that earlier versions wrote, one for each format, kept under `tests/golden/`: today's version opens
-//! a copy, reads all of it, and goes on in it. Beside each stands what it holds, as the version that wrote it read it.
+//! Data directories written by earlier versions, one for each format, which are kept under `tests/golden/`. The current
+//! version opens a copy, reads all of it, and continues to use it. Next to each directory is a manifest of its contents
+//! as read by the version that wrote it.
 //!
-//! A new format needs a new directory: `MILLSTREAM_WRITE_GOLDEN=1 cargo xtask test golden` writes one. That of a format
-//! which is kept must never be written anew, or nothing shows that what is out there can still be read.
+//! A new format needs a new directory, which `MILLSTREAM_WRITE_GOLDEN=1 cargo xtask test golden` writes. The directory
+//! of a supported format must never be written again, because then nothing would show that existing data can still be
+//! read.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,27 +31,27 @@ use serde::{Deserialize, Serialize};
 
 use super::exactly_once::settled;
 
-/// When the directory was written, as its topics and producers know it.
+/// The time at which the directory was written, as its topics and producers know it.
 const NOW_MS: i64 = 1_700_000_000_000;
 
-/// Small, so that segments are many.
+/// A small journal, so that there are many segments.
 const JOURNAL_BYTES: u64 = 64 << 10;
 
-/// So many segments a directory has at least.
+/// Minimum number of segments in a directory.
 const SEGMENTS: usize = 3;
 
 const PIPELINE: &str = "pipeline: p\nfrom: lines\nstages:\n- map: words\n- aggregate: count\nto: counts\n";
 const PAUSED: &str = "pipeline: paused\nfrom: kept\nstages:\n- aggregate: count\nto: kept-counts\n";
 
-/// All that a directory holds, as it is read.
+/// The contents of a directory.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Held {
     topics: BTreeMap<String, HeldTopic>,
-    /// By group: its kind, and where it stands in each partition.
+    /// Kind and committed offsets by partition, by group.
     groups: BTreeMap<String, (String, BTreeMap<String, i64>)>,
-    /// By store and partition: accumulators by key, in hexadecimal digits.
+    /// Accumulators by key, in hexadecimal digits, by store and partition.
     state: BTreeMap<String, BTreeMap<String, String>>,
-    /// File and state, by name.
+    /// Pipeline file and state, by name.
     pipelines: BTreeMap<String, (String, String)>,
     /// Hashes, by reference.
     modules: BTreeMap<String, String>,
@@ -66,11 +68,11 @@ struct HeldTopic {
 struct HeldPartition {
     start: i64,
     end: i64,
-    /// Offset, timestamp, key, value.
+    /// Offset, timestamp, key and value.
     records: Vec<(i64, i64, Option<String>, Option<String>)>,
 }
 
-/// A batch of an idempotent producer that is stored, and remembered.
+/// A stored batch of an idempotent producer, which the partition remembers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct HeldBatch {
     topic: String,
@@ -82,16 +84,16 @@ struct HeldBatch {
     base_offset: i64,
 }
 
-/// What stands beside a directory.
+/// The manifest of a directory.
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
     format: String,
     held: Held,
-    /// The last ones of each producer.
+    /// The last batches of each producer.
     batches: Vec<HeldBatch>,
 }
 
-/// Whether old records are retained, compacted and merged all the time, or not at all.
+/// Whether retention, compaction and merging run continuously or not at all.
 #[derive(Clone, Copy, PartialEq)]
 enum Cleaning {
     AllTheTime,
@@ -106,7 +108,7 @@ fn open(data: &Path, cleaning: Cleaning) -> Result<Instance, StoreError> {
     let mut registry = Registry::default();
     let settings = BrokerSettings { journal_bytes_max: JOURNAL_BYTES, ..BrokerSettings::default() };
     let options = StoreOptions {
-        // Most reads go to the disk.
+        // A small tail makes most reads go to the disk.
         tail_bytes_max: Some(1_000),
         cleaning_interval: Some(interval),
         ..StoreOptions::default()
@@ -186,7 +188,7 @@ fn batch_of(of: &HeldBatch) -> RecordBatch {
     builder.finish().unwrap()
 }
 
-/// Appends a batch of a producer; what it is is remembered with its offset.
+/// Appends a batch of a producer. Returns the batch with its offset.
 async fn append_numbered(broker: &Broker, mut of: HeldBatch) -> HeldBatch {
     let topic = broker.topic(&of.topic).unwrap();
     let partition = topic.partition(of.partition).unwrap();
@@ -201,16 +203,16 @@ async fn commit(broker: &Broker, group: &str, topic: &str, partition: u32, offse
     broker.set_offsets(&group, &[(place, Offset::new(offset).unwrap())]).await.unwrap();
 }
 
-/// Of a round.
+/// The size of a round.
 #[derive(Clone, Copy, PartialEq)]
 enum Size {
-    /// A part of the journal.
+    /// A whole part of the journal.
     Large,
-    /// A fraction of one.
+    /// A fraction of a part.
     Small,
 }
 
-/// One round of records for every topic: of each compression, with and without keys, headers and values.
+/// Writes one round of records to every topic, with all compressions, and with and without keys, headers and values.
 async fn write_round(broker: &Broker, round: i64, size: Size) {
     const COMPRESSIONS: [Compression; 5] =
         [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd];
@@ -236,7 +238,7 @@ async fn write_round(broker: &Broker, round: i64, size: Size) {
             append(broker, topic, partition, builder.finish().unwrap()).await.unwrap();
         }
         if name == "sized" && size == Size::Large {
-            // More than its retention keeps, and the journal too.
+            // This is more than the topic's retention keeps, and more than the journal holds.
             for _ in 0..3 {
                 let large = batch_of_one(NOW_MS + round, "large", Some(&format!("{round} ").repeat(1_500)));
                 append(broker, topic, 0, large).await.unwrap();
@@ -245,7 +247,7 @@ async fn write_round(broker: &Broker, round: i64, size: Size) {
     }
 }
 
-/// Writes something of everything to a new directory. Closed in good order.
+/// Writes a new directory that contains something of everything, and closes it in an orderly way.
 async fn write(data: &Path) -> Manifest {
     let instance = open(data, Cleaning::AllTheTime).unwrap();
     let broker = &instance.broker;
@@ -313,7 +315,7 @@ async fn write(data: &Path) -> Manifest {
     }
     instance.stop().await;
 
-    // What comes last stays in the journal, beside what is sealed.
+    // The last records stay in the journal, in addition to the sealed ones.
     let instance = open(data, Cleaning::Never).unwrap();
     let broker = &instance.broker;
     let limit = Limit::new("there are segments, and something is in the journal");
@@ -321,12 +323,12 @@ async fn write(data: &Path) -> Manifest {
     loop {
         limit.check();
         let segments = broker.store().size().segments;
-        // Far from being sealed.
+        // The journal is far from being sealed.
         let is_left = (1..JOURNAL_BYTES / 8).contains(&journal_bytes(broker, |_| true));
         if segments >= SEGMENTS && is_left {
             break;
         }
-        // What is large is sealed at once, and what is small stays in the journal.
+        // Large rounds are sealed at once, and small rounds stay in the journal.
         let size = if segments < SEGMENTS { Size::Large } else { Size::Small };
         write_round(broker, round, size).await;
         settled(&instance).await;
@@ -336,7 +338,7 @@ async fn write(data: &Path) -> Manifest {
     commit(broker, "others", "sized", 0, broker.topic("sized").unwrap().partitions()[0].start().get()).await;
     settled(&instance).await;
     assert!(journal_bytes(broker, |_| true) > 0, "the journal holds something");
-    // The last of each producer, as many as a partition remembers at most.
+    // The last batches of each producer, as many as a partition remembers at most.
     let batches = [0, 1].map(|partition| {
         let of = batches.iter().filter(|batch| batch.partition == partition);
         of.rev().take(5).cloned().collect::<Vec<_>>()
@@ -352,13 +354,13 @@ fn grow(partitions: u32) -> TopicAlteration {
 
 // ---- what must hold
 
-/// A count as the module keeps it: postcard's variable-length number.
+/// Decodes a count as the module stores it, which is postcard's variable-length integer.
 fn stored_count(digits: &str) -> usize {
     let bytes = (0..digits.len()).step_by(2).map(|at| usize::from_str_radix(&digits[at..at + 2], 16).unwrap());
     bytes.rev().fold(0, |count, byte| count << 7 | byte & 0x7f)
 }
 
-/// The words of all lines, as often as they are there.
+/// Counts the words of all lines.
 fn words(held: &Held) -> BTreeMap<String, usize> {
     let mut words = BTreeMap::new();
     for (_, _, _, value) in held.topics["lines"].partitions.iter().flat_map(|partition| &partition.records) {
@@ -375,7 +377,7 @@ fn counted(held: &Held) -> BTreeMap<String, usize> {
     of.flat_map(|(_, entries)| entries).map(|(key, digits)| (key.clone(), stored_count(digits))).collect()
 }
 
-/// A copy of a directory is sound, holds what its manifest says, and goes on.
+/// Checks that a copy of a directory is sound, holds what its manifest says, and can still be used.
 async fn check_goes_on(data: &Path, manifest: &Manifest) {
     let report = check(data, false).unwrap();
     assert!(report.is_sound(), "{report:#?}");
@@ -388,7 +390,7 @@ async fn check_goes_on(data: &Path, manifest: &Manifest) {
         }
         assert_eq!(found, manifest.held, "open {times}");
         assert_eq!(counted(&found), words(&found));
-        // What idempotent producers sent before is known: it is answered with where it is.
+        // Batches that idempotent producers sent before are recognized, and answered with their offsets.
         for batch in &manifest.batches {
             let again = append_numbered(&instance.broker, batch.clone()).await;
             assert_eq!(again.base_offset, batch.base_offset, "{batch:?}");
@@ -397,7 +399,7 @@ async fn check_goes_on(data: &Path, manifest: &Manifest) {
         instance.stop().await;
     }
 
-    // It goes on, and everything that becomes of old records does.
+    // The directory can be used further, including the cleaning of old records.
     let instance = open(data, Cleaning::AllTheTime).unwrap();
     let broker = &instance.broker;
     for producer in manifest.batches.chunk_by(|a, b| a.partition == b.partition) {

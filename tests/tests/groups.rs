@@ -1,4 +1,4 @@
-//! Consumer groups over gRPC, call by call: members share, commit, give back and are replaced.
+//! Consumer groups over gRPC, call by call: members share partitions, commit, give partitions back, and are replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::grpc::{Served, batch_to, code, connect, soon, values};
 
-/// A member: its stream, and what it was told.
+/// A member with its stream and its assignment.
 pub(super) struct Member {
     requests: UnboundedSender<v1::MemberRequest>,
     answers: Streaming<v1::MemberResponse>,
@@ -73,7 +73,7 @@ impl Member {
         message.unwrap().expect("the stream goes on").message.unwrap()
     }
 
-    /// The next Assigned, as partitions and where they begin.
+    /// Waits for the next `Assigned`. Returns its generation, and the offset of each added partition.
     pub(super) async fn assigned(&mut self) -> (u64, BTreeMap<u32, u64>) {
         match self.hear().await {
             FromServer::Assigned(assigned) => {
@@ -116,7 +116,7 @@ impl Member {
         }
     }
 
-    /// Reads until `count` records are there: partitions and values.
+    /// Reads until `count` records have arrived. Returns the values by partition.
     pub(super) async fn read(&mut self, count: usize) -> BTreeMap<u32, Vec<String>> {
         let mut read = BTreeMap::<u32, Vec<String>>::new();
         let mut left = count;
@@ -135,7 +135,7 @@ impl Member {
         read
     }
 
-    /// The status that ends the stream.
+    /// Returns the status that ends the stream.
     pub(super) async fn removed(mut self) -> Status {
         loop {
             match soon("the end of a member", self.answers.message()).await {
@@ -146,7 +146,7 @@ impl Member {
         }
     }
 
-    /// Ends its side of the call, and waits for the server's.
+    /// Closes the client's side of the call, and waits for the server's side.
     pub(super) async fn leave(mut self) {
         drop(self.requests);
         while let Some(message) = soon("the end of a member that left", self.answers.message()).await.unwrap() {
@@ -185,7 +185,7 @@ async fn keep_for(served: &Served, retention_ms: u64) {
     TopicsClient::new(served.channel.clone()).alter_topic(alteration).await.unwrap();
 }
 
-/// Waits for retention.
+/// Waits until retention has moved the log start to this offset.
 async fn starts_at(served: &Served, offset: u64) {
     let deleted = async {
         while served.offsets(&[0], At::Earliest(true)).await != [offset] {
@@ -198,7 +198,7 @@ async fn starts_at(served: &Served, offset: u64) {
 #[tokio::test]
 async fn a_member_that_retention_overtook_stands_where_the_topic_begins() {
     let served = Served::with_topic(1).await;
-    // Of long ago.
+    // The timestamps are far in the past.
     served.produce(0, &[1, 2, 3]).await;
     let mut member = Member::join(&served.channel, join("g")).await.unwrap();
     member.assigned().await;
@@ -210,7 +210,7 @@ async fn a_member_that_retention_overtook_stands_where_the_topic_begins() {
     assert_eq!(member.commit(1, &[(0, 1)]).await, None);
     assert_eq!(served.committed("g").await, BTreeMap::from([(0, 3)]));
     member.leave().await;
-    // So does one whose group committed before that.
+    // The same holds for a member whose group committed an offset before that.
     let mut next = Member::join(&served.channel, join("idle")).await.unwrap();
     assert_eq!(next.assigned().await.1, BTreeMap::from([(0, 3)]));
     next.leave().await;
@@ -219,7 +219,7 @@ async fn a_member_that_retention_overtook_stands_where_the_topic_begins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_retention_overtakes_while_it_waits_is_told_and_goes_on() {
     let served = Served::with_topic(1).await;
-    // Of long ago.
+    // The timestamps are far in the past.
     served.produce(0, &[1, 2, 3]).await;
     let mut member = Member::join(&served.channel, join("g")).await.unwrap();
     assert_eq!(member.assigned().await.1, BTreeMap::from([(0, 0)]));
@@ -250,7 +250,7 @@ async fn a_group_that_begins_at_the_end_stands_there_from_its_first_assignment_o
     let described = served.describe_group("g").await;
     assert_eq!(described.group.unwrap().lag, 0);
     assert_eq!(served.committed("g").await, BTreeMap::from([(0, 3), (1, 0)]));
-    // It dies before its first commit, and records come before another joins.
+    // The member leaves before its first commit, and records are written before another one joins.
     first.leave().await;
     served.produce(0, &[4, 5]).await;
     served.produce(1, &[6]).await;
@@ -279,7 +279,7 @@ async fn each_partition_has_its_turn_however_far_behind_another_is() {
     let mut member = Member::join(&served.channel, by_batch).await.unwrap();
     member.assigned().await;
     member.say(ToServer::Credit(v1::Credit { bytes: 32 << 20 }));
-    // An answer holds a megabyte: ten batches, and no eleventh.
+    // An answer contains at most a megabyte, which is ten batches.
     let mut far = 0;
     loop {
         match member.hear().await {
@@ -306,7 +306,7 @@ async fn a_member_reads_with_credit_commits_and_is_followed_where_it_was() {
     assert_eq!(described.members[0].client_id, "tester");
     assert_eq!(described.members[0].member_id, member.id);
     assert!(described.offsets.iter().all(|of| of.member_id == member.id));
-    // Without credit no record comes: the answer to a commit is the next thing heard.
+    // Without credit no record is sent, so the answer to a commit is the next message.
     assert_eq!(member.commit(1, &[]).await, None);
     member.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
     let read = member.read(4).await;
@@ -315,7 +315,7 @@ async fn a_member_reads_with_credit_commits_and_is_followed_where_it_was() {
     assert_eq!(served.committed("g").await, BTreeMap::from([(0, 2), (1, 1)]));
     let error = member.commit(8, &[(0, 9)]).await.expect("there is no such offset");
     assert_eq!(error.code(), ErrorCode::OffsetOutOfRange, "{error:?}");
-    // What can be committed is; the error is of what can't.
+    // Valid offsets are committed, and the error is about the invalid ones.
     let error = member.commit(9, &[(0, 9), (1, 0)]).await.expect("there is no such offset");
     assert_eq!(error.code(), ErrorCode::OffsetOutOfRange, "{error:?}");
     assert_eq!(served.committed("g").await, BTreeMap::from([(0, 2), (1, 0)]));
@@ -326,7 +326,7 @@ async fn a_member_reads_with_credit_commits_and_is_followed_where_it_was() {
     assert_eq!(next.assigned().await.1, BTreeMap::from([(0, 2), (1, 1)]));
     next.say(ToServer::Credit(v1::Credit { bytes: 1 << 20 }));
     assert_eq!(next.read(1).await, BTreeMap::from([(0, vec!["3".into()])]));
-    // Another group has offsets of its own, and begins at the end unless it says otherwise.
+    // Another group has its own offsets, and begins at the end by default.
     let latest = v1::Join { from_earliest: false, ..join("other") };
     let mut other = Member::join(&served.channel, latest).await.unwrap();
     assert_eq!(other.assigned().await.1, BTreeMap::from([(0, 3), (1, 1)]));
@@ -340,11 +340,11 @@ async fn credit_bounds_what_is_sent() {
     }
     let mut member = Member::join(&served.channel, join("g")).await.unwrap();
     member.assigned().await;
-    // A record's own fields, and its value.
+    // The size of a record's own fields, and of its value.
     let size = 64 + 1;
     member.say(ToServer::Credit(v1::Credit { bytes: 3 * size }));
     assert_eq!(member.read(3).await[&0], ["0", "1", "2"]);
-    // Nothing more before there is more credit: this answer is the next thing heard.
+    // Nothing is sent before there is more credit, so this answer is the next message.
     assert_eq!(member.commit(1, &[(0, 3)]).await, None);
     member.say(ToServer::Credit(v1::Credit { bytes: 7 * size }));
     assert_eq!(member.read(7).await[&0], ["3", "4", "5", "6", "7", "8", "9"]);
@@ -361,13 +361,13 @@ async fn members_share_cooperatively_and_each_record_is_read_by_one() {
     }
     assert_eq!(first.read(4).await.len(), 4);
 
-    // Only what moves is asked for, and it is nobody else's before it is given back.
+    // Only the partitions that move are revoked, and they have no other owner until they are given back.
     let mut second = Member::join(&served.channel, join("g")).await.unwrap();
     assert_eq!(second.assigned().await.1, BTreeMap::new());
     let moving = first.revoke().await;
     assert_eq!((moving.len(), first.owned.len()), (2, 2));
     assert_eq!(served.describe_group("g").await.group.unwrap().state, "rebalancing");
-    // Still its own until then: the next one begins where it says.
+    // They still belong to the first member until then, and the next owner begins at its committed offset.
     let offsets: Vec<_> = moving.iter().map(|partition| (*partition, 1)).collect();
     assert_eq!(first.commit(1, &offsets).await, None);
     first.give_back(moving.clone());
@@ -384,7 +384,7 @@ async fn members_share_cooperatively_and_each_record_is_read_by_one() {
     assert_eq!(of_second.keys().copied().collect::<BTreeSet<_>>(), moving);
     assert!(of_first.values().chain(of_second.values()).all(|values| values == &["2"]));
 
-    // Leaving gives back all, without a word to those who keep what they keep.
+    // A member that leaves gives back all its partitions, and members that keep theirs are not notified.
     second.leave().await;
     assert_eq!(first.assigned().await.1.into_keys().collect::<BTreeSet<_>>(), moving);
     assert_eq!(first.owned.len(), 4);
@@ -401,7 +401,7 @@ async fn a_lost_member_is_replaced() {
     let moving = stays.revoke().await;
     stays.give_back(moving.clone());
     assert_eq!(lost.assigned().await.1.len(), 1);
-    // Without a word, as a process that is killed.
+    // The connection is lost without a leave request, like that of a killed process.
     drop((lost, other_connection));
     assert_eq!(stays.assigned().await.1.into_keys().collect::<BTreeSet<_>>(), moving);
     assert_eq!(served.describe_group("g").await.members.len(), 1);
@@ -418,7 +418,7 @@ async fn a_commit_from_who_does_not_own_is_refused() {
     second.assigned().await;
     let moving = first.revoke().await;
     let [moved, kept] = [*moving.first().unwrap(), *first.owned.first().unwrap()];
-    // Not yet the second's, not the second's at all.
+    // Partitions that the second member does not own yet, or does not own at all.
     for partition in [moved, kept] {
         let error = second.commit(1, &[(partition, 1)]).await.expect("it is not its own");
         assert_eq!(error.code(), ErrorCode::StaleGeneration);
@@ -427,14 +427,14 @@ async fn a_commit_from_who_does_not_own_is_refused() {
     }
     first.give_back(moving);
     second.assigned().await;
-    // The first's no more: all or nothing.
+    // The first member no longer owns one of these, so the whole commit is refused.
     let error = first.commit(2, &[(kept, 1), (moved, 1)]).await.expect("it gave that back");
     assert_eq!(error.code(), ErrorCode::StaleGeneration, "{error:?}");
     assert_eq!(served.committed("g").await, BTreeMap::new());
     assert_eq!(second.commit(3, &[(moved, 2)]).await, None);
     assert_eq!(first.commit(4, &[(kept, 1)]).await, None);
     assert_eq!(served.committed("g").await, BTreeMap::from([(moved, 2), (kept, 1)]));
-    // Nor from outside, while it has members.
+    // While a group has members, offsets cannot be committed from outside either.
     let offsets = vec![v1::TopicPartitionOffset { topic: "t".into(), partition: 0, offset: 0 }];
     let commit = v1::CommitOffsetsRequest { group: "g".into(), offsets };
     let status = served.groups().commit_offsets(commit).await.unwrap_err();
@@ -451,7 +451,7 @@ async fn a_member_that_does_not_give_back_in_time_is_removed() {
         let mut waits = Member::join(&served.channel, join("g")).await.unwrap();
         waits.assigned().await;
         let moving = holds.revoke().await;
-        // Nothing, or an answer that is not enough.
+        // The member gives back nothing, or too little.
         if let Some(count) = given_back {
             holds.give_back(moving.iter().copied().take(count));
         }
@@ -463,7 +463,7 @@ async fn a_member_that_does_not_give_back_in_time_is_removed() {
             waits.assigned().await;
         }
         waits.leave().await;
-        // It is empty before the next round.
+        // The group must be empty before the next round.
         let left = || async { served.describe_group("g").await.members.is_empty() };
         soon("the members leave", async {
             while !left().await {
@@ -478,7 +478,7 @@ async fn a_member_that_does_not_give_back_in_time_is_removed() {
 async fn a_member_that_is_asked_again_before_it_answers_has_no_more_time() {
     const TIMEOUT: Duration = Duration::from_millis(900);
     const REVOKES_MAX: usize = 12;
-    // So many that each newcomer is to have a part of what the first one holds.
+    // There are so many partitions that each new member is to be assigned some from the first one.
     let served = Served::with_topic(200).await;
     let hasty = v1::Join { rebalance_timeout_ms: TIMEOUT.as_millis() as u32, ..join("g") };
     let mut holds = Member::join(&served.channel, hasty).await.unwrap();
@@ -492,7 +492,7 @@ async fn a_member_that_is_asked_again_before_it_answers_has_no_more_time() {
             Ok(other) => panic!("{other:?} instead of Revoke"),
             Err(status) => break status,
         }
-        // Not a wait for something: each Revoke comes a part of the timeout after the one before.
+        // This sleep does not wait for anything. It spaces the Revokes by a fraction of the timeout.
         tokio::time::sleep(TIMEOUT / 3).await;
     };
     assert_eq!(code(&status), Some(ErrorCode::StaleGeneration), "{status:?}");
@@ -510,7 +510,8 @@ async fn a_member_that_gives_back_in_time_stays() {
     let moving = stays.revoke().await;
     stays.give_back(moving);
     silent.assigned().await;
-    // Each round is as long as the timeout: another member that was asked with it is removed.
+    // Each round takes as long as the timeout, because another member that was asked at the same time does not answer
+    // and is removed.
     for _ in 0..3 {
         let mut next = Member::join(&served.channel, hasty()).await.unwrap();
         next.assigned().await;
@@ -542,11 +543,11 @@ async fn a_partition_added_since_is_read_from_its_first_record_whoever_has_it() 
     let alteration = v1::AlterTopicRequest { name: "t".into(), partitions: Some(2), ..Default::default() };
     TopicsClient::new(served.channel.clone()).alter_topic(alteration).await.unwrap();
     assert_eq!(second.assigned().await.1, BTreeMap::from([(1, 0)]));
-    // Nobody has committed there when it changes hands.
+    // No member has committed an offset in this partition when it changes hands.
     served.produce(1, &[1, 2, 3]).await;
     second.leave().await;
     assert_eq!(first.assigned().await.1, BTreeMap::from([(1, 0)]));
-    // It is the group that begins there, whoever joins it.
+    // The starting offset belongs to the group, whoever joins it.
     first.leave().await;
     let mut next = Member::join(&served.channel, latest()).await.unwrap();
     assert_eq!(next.assigned().await.1, BTreeMap::from([(0, 1), (1, 0)]));
@@ -637,7 +638,7 @@ async fn a_pipelines_group_is_the_pipelines() {
     assert_eq!(error.code(), Some(ErrorCode::InUse), "{error}");
     admin.pause_pipeline("p").await.unwrap();
     assert_eq!(admin.reset_group(reset()).await.unwrap()[0].offset, 0);
-    // And the other way round.
+    // Conversely, a pipeline cannot use the group of consumers.
     let mut member = Member::join(&served.channel, join("g")).await.unwrap();
     member.assigned().await;
     let yaml = "pipeline: g\nfrom: t\nstages:\n  - filter: level\n    with: { level: warn }\nto: out2\n".to_owned();

@@ -1,4 +1,4 @@
-//! The gRPC contract, call by call, with plain generated clients: what any language gets.
+//! The gRPC contract, call by call, through plain generated clients as they exist for any language.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,7 +28,7 @@ use tonic::{Request, Status};
 
 use super::groups::{Member, join};
 
-/// A test that hangs ends after this; it says nothing of speed.
+/// Time after which a test that hangs is ended. It is no statement about speed.
 const HANGS: Duration = Duration::from_secs(40);
 
 pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -68,7 +68,7 @@ impl Served {
         GroupsClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// Writes one batch with a record for each timestamp, and returns its offset.
+    /// Writes one batch with a record for each timestamp, and returns its base offset.
     pub(super) async fn produce(&self, partition: u32, timestamps: &[i64]) -> u64 {
         let answer = self.log().produce(batch_to(partition, batch(timestamps))).await.unwrap().into_inner();
         answer.appended[0].base_offset
@@ -90,7 +90,7 @@ impl Served {
         self.groups().describe_group(request).await.unwrap().into_inner()
     }
 
-    /// The committed offset of each partition of `t` that has one.
+    /// Returns the committed offset of each partition of `t` that has one.
     pub(super) async fn committed(&self, group: &str) -> BTreeMap<u32, u64> {
         let offsets = self.describe_group(group).await.offsets.into_iter();
         offsets.filter_map(|of| Some((of.partition, of.committed_offset?))).collect()
@@ -101,7 +101,7 @@ pub(super) async fn connect(server: &Server) -> Channel {
     Channel::from_shared(format!("http://{}", server.grpc)).unwrap().connect().await.unwrap()
 }
 
-/// A batch with a record for each timestamp; the value is the timestamp, too.
+/// Builds a batch with a record for each timestamp, whose value is the timestamp too.
 pub(super) fn batch(timestamps: &[i64]) -> Bytes {
     let mut builder = BatchBuilder::new(Compression::None);
     for timestamp in timestamps {
@@ -118,14 +118,14 @@ pub(super) fn values(records: &[v1::Record]) -> Vec<&str> {
     records.iter().map(|record| std::str::from_utf8(record.value.as_deref().unwrap()).unwrap()).collect()
 }
 
-/// The code in a status' trailer.
+/// Returns the error code in a status's trailer.
 pub(super) fn code(status: &Status) -> Option<ErrorCode> {
     ErrorCode::from_str_name(status.metadata().get(ERROR_TRAILER)?.to_str().ok()?)
 }
 
 // ---- health and reflection
 
-/// Messages as they are on the wire, for services whose types the tests do not have.
+/// Messages in their wire format, for services whose generated types the tests do not have.
 #[derive(Clone, Copy)]
 struct Raw;
 
@@ -208,7 +208,7 @@ async fn a_produce_stream_is_answered_in_order_and_goes_on_after_a_refusal() {
     const REQUESTS: usize = 1_000;
     let served = Served::with_topic(2).await;
     let (sender, requests) = tokio::sync::mpsc::unbounded_channel();
-    // All are on their way before the first answer is looked at.
+    // All requests are sent before the first answer is read.
     for number in 0..REQUESTS {
         let request = match number {
             500 => batch_to(9, batch(&[1])),
@@ -287,7 +287,7 @@ async fn fetch(served: &Served, partition: u32, offset: u64, format: Format) -> 
 fn decode(batches: &[Bytes]) -> Vec<Record> {
     let mut decoded = Vec::new();
     for batch in batches.iter().cloned().flat_map(split_batches) {
-        // As a consumer does: lengths, checksum and all.
+        // Checks lengths and checksums like a consumer.
         let batch = RecordBatch::check(batch.unwrap().into_bytes(), &Limits::default()).unwrap();
         let records = batch.records(&Limits::default()).unwrap();
         decoded.extend(records.iter().map(|view| records.to_record(&view.unwrap())));
@@ -343,7 +343,7 @@ async fn plain_records_and_batches_are_one_log_in_both_directions() {
         headers: record.headers.into_iter().map(|of| v1::Header { name: of.name, value: of.value }).collect(),
     });
     assert_eq!(decoded.collect::<Vec<_>>(), expected);
-    // From the middle of a batch: plain records begin there, batches may begin before.
+    // In the middle of a batch, plain records begin at the requested offset, while batches may begin before it.
     assert_eq!(fetch(&served, 0, 4, Format::Records).await.records[0], expected[4]);
     assert!(decode(&fetch(&served, 0, 4, Format::Batches).await.batches)[0].offset <= 4);
 }
@@ -370,7 +370,7 @@ fn fetch_request(partitions: &[u32]) -> v1::FetchRequest {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_poll_is_answered_when_records_come() {
     let served = Served::with_topic(2).await;
-    // Without a wait, it is answered at once.
+    // Without a wait, the fetch is answered at once.
     let answer = served.log().fetch(fetch_request(&[0, 1])).await.unwrap().into_inner().partitions;
     assert_eq!(answer.iter().map(|of| (of.records.len(), of.next_offset)).collect::<Vec<_>>(), [(0, 0), (0, 0)]);
 
@@ -382,7 +382,7 @@ async fn a_long_poll_is_answered_when_records_come() {
     let answer = soon("a fetch with data", polling).await.unwrap();
     assert_eq!((answer[0].records.len(), values(&answer[1].records)), (0, vec!["7"]));
 
-    // One batch is too little: it waits for the second.
+    // One batch is less than `min_bytes`, so the fetch waits for the second.
     let min_bytes = batch(&[7]).len() as u32 + 1;
     let request = v1::FetchRequest { max_wait_ms: 60_000, min_bytes, ..fetch_request(&[1]) };
     let mut log = served.log();
@@ -478,11 +478,11 @@ async fn a_stream_begins_where_it_is_told_and_ends_at_the_end() {
     assert_eq!(read(Some(At::Earliest(true))).await, [all.to_vec(), vec!["20", "30"]]);
     assert_eq!(read(Some(At::Latest(true))).await, [[""; 0], []]);
     assert_eq!(read(None).await, [[""; 0], []]);
-    // From the middle of a batch, too.
+    // A stream can also begin in the middle of a batch.
     assert_eq!(read(Some(At::Offset(1))).await, [all[1..].to_vec(), vec!["30"]]);
     assert_eq!(read(Some(At::TimestampMs(21))).await, [all[5..].to_vec(), vec!["30"]]);
     assert_eq!(read(Some(At::TimestampMs(1_000))).await, [[""; 0], []]);
-    // One partition, and answers of one batch each.
+    // A single partition, with answers of one batch each.
     let request =
         v1::ConsumeRequest { partitions: vec![0], max_bytes: 1, ..consume_request(Some(At::Offset(3)), true) };
     assert_eq!(
@@ -497,7 +497,7 @@ async fn a_stream_goes_on_with_what_is_written() {
     served.produce(0, &[1]).await;
     let latest = served.log().consume(consume_request(None, false)).await.unwrap().into_inner();
     let earliest = served.log().consume(consume_request(Some(At::Earliest(true)), false)).await.unwrap().into_inner();
-    // What is written after the answer began is not before its beginning.
+    // Records written after a stream began are part of it.
     served.produce(0, &[2]).await;
     served.produce(1, &[3]).await;
     for (mut answers, expected) in [(latest, vec!["2", "3"]), (earliest, vec!["1", "2", "3"])] {
@@ -526,7 +526,7 @@ async fn a_reader_learns_that_its_topic_is_gone() {
 
 // ---- flow control
 
-/// The most memory that a process ever had in use, in bytes.
+/// Returns the peak resident memory of a process, in bytes.
 fn peak_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -536,13 +536,13 @@ fn peak_bytes(pid: u32) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_that_never_read_hold_up_nobody_and_cost_a_bounded_memory() {
     const BATCHES: u64 = 400;
-    /// Recent batches for readers at the tail (64 MiB), a member's largest credit (32 MiB), windows and
-    /// answers that wait for a slow stream, and what the allocator keeps when the disk is slow (130 to 168 MB were
-    /// seen): less than half of what goes by.
+    /// Consists of recent batches for readers at the tail (64 MiB), a member's largest credit (32 MiB), windows and
+    /// answers that wait for a slow stream, and what the allocator keeps when the disk is slow. 130 to 168 MB were
+    /// observed. The limit is less than half of the data that passes through.
     const GROWTH_BYTES_MAX: u64 = 190 << 20;
     let served = Served::with_topic(1).await;
     let before = peak_bytes(served.server.pid());
-    // Each has a connection of its own, and does not look at what comes.
+    // Each reader has its own connection, and does not read from it.
     let (stalled_connection, member_connection) = (connect(&served.server).await, connect(&served.server).await);
     let mut stalled = LogClient::new(stalled_connection).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let request =
@@ -555,7 +555,7 @@ async fn readers_that_never_read_hold_up_nobody_and_cost_a_bounded_memory() {
     let mut fast = served.log().consume(request).await.unwrap().into_inner();
     let writer = served.log();
     let writing = tokio::spawn(async move {
-        // Random enough to be told apart, made once: the client's work is not what is looked at.
+        // The batch is built only once, because the client's work is not what is measured.
         let value = vec![b'x'; 1_000_000];
         let mut builder = BatchBuilder::new(Compression::None);
         builder.push(1, None, Some(&value), []);
@@ -577,7 +577,7 @@ async fn readers_that_never_read_hold_up_nobody_and_cost_a_bounded_memory() {
     assert!(read_bytes as u64 >= BATCHES * 1_000_000, "{read_bytes}");
     let grown = peak_bytes(served.server.pid()) - before;
     assert!(grown < GROWTH_BYTES_MAX, "the server grew by {grown} bytes");
-    // Both are still there, and read on when they like.
+    // Both readers are still connected, and can continue to read.
     let mut stalled = stalled;
     let mut next = 0;
     while next < BATCHES {
@@ -591,8 +591,9 @@ async fn readers_that_never_read_hold_up_nobody_and_cost_a_bounded_memory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_does_not_read_makes_the_server_inflate_no_more_than_an_answer() {
     const PARTITIONS: u32 = 32;
-    /// An answer of plain records (16 MiB), what of batches is inflated for it (32 MiB), what waits in the stream, and
-    /// what the allocator keeps of that: far less than the credit would let inflate, which is 256 MiB of each round.
+    /// Consists of an answer of plain records (16 MiB), the batches that are decompressed for it (32 MiB), what waits
+    /// in the stream, and what the allocator keeps of that. Without a bound, the credit would allow to decompress 256
+    /// MiB in each round.
     const GROWTH_BYTES_MAX: u64 = 160 << 20;
     let served = Served::with_topic(PARTITIONS).await;
     let value = vec![b'x'; 8 << 20];
@@ -610,11 +611,11 @@ async fn a_member_that_does_not_read_makes_the_server_inflate_no_more_than_an_an
     let mut member = Member::join(&connection, join("g")).await.unwrap();
     member.say(ToServer::Credit(v1::Credit { bytes: u32::MAX }));
     member.assigned().await;
-    // All that it is sent at first waits for it to look.
+    // Everything that is sent first waits for the member to read it.
     assert!(settled(served.server.pid()).await, "the server goes on working");
     let grown = peak_bytes(served.server.pid()) - before;
     assert!(grown < GROWTH_BYTES_MAX, "the server grew by {grown} bytes");
-    // It is still there, and gets every record once it reads and gives credit.
+    // The member is still connected, and receives every record once it reads and gives credit.
     let mut left = 4 * PARTITIONS as usize;
     while left > 0 {
         let FromServer::Records(records) = member.hear().await else { continue };
@@ -644,7 +645,7 @@ async fn the_clients_examples_work() {
             assert!(read.contains(&format!("key-{} = hello {number}\n", number % 5)), "{number}: {read}");
         }
     }
-    // The group has read all of it; what is new comes once more.
+    // The group has read all records so far, so only new records are returned.
     example("produce", &["greetings", "3"]).ok();
     assert!(example("consume", &["greetings", "readers"]).ok().ends_with("3 records\n"));
 }

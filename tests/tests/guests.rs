@@ -1,11 +1,11 @@
-//! Every module under `guests/`, through the real engine.
+//! Runs every module under `guests/` in the real engine.
 
 use millstream_record::Record;
 use millstream_runtime::runtime::RunState;
 use millstream_tests::instance::{Instance, wait_until};
 use millstream_tests::{flights, root};
 
-/// Runs `values` (key, value) through `stages` and returns the instance and what came out.
+/// Runs `records` (key and value) through `stages`, and returns the instance and the output records.
 async fn through(stages: &str, records: &[(Option<&str>, &str)]) -> (Instance, tempfile::TempDir, Vec<Record>) {
     let data = tempfile::tempdir().unwrap();
     let instance = Instance::open(data.path());
@@ -140,7 +140,7 @@ const INPUT: [(Option<&str>, &str); 5] =
     [(None, "one"), (None, "two"), (None, "three evil"), (None, "four"), (None, "five")];
 const UNHARMED: [&str; 4] = ["one", "two", "four", "five"];
 
-/// A hostile stage costs its one record, which is found and kept with the reason.
+/// Checks that a hostile stage affects only one record, which is isolated and kept with the reason.
 async fn costs_only_its_record(stage: &str, reason: &str) {
     let stages = format!("{stage}\n  on-failure: dead-letter");
     let (instance, _data, out) = through(&stages, &INPUT).await;
@@ -215,9 +215,9 @@ async fn a_pipeline_stops_at_the_record_and_goes_on_there() {
     wait_until("the pipeline stops", || matches!(pipeline.state(), RunState::Stopped(_))).await;
     let RunState::Stopped(reason) = pipeline.state() else { panic!() };
     assert!(reason.starts_with("stage trap-on, topic in, partition 0, offset 2: "), "{reason}");
-    // What came before is out, and nothing else.
+    // The records before the failed one are in the output, and nothing else.
     assert_eq!(values(&instance.all_records("out").await), ["one", "two"]);
-    // It says so after a restart too, and a repaired version goes on at that record.
+    // The reason survives a restart, and a repaired version continues at the failed record.
     instance.stop().await;
     let instance = Instance::open(data.path());
     assert_eq!(instance.runtime.pipeline("p").unwrap().state(), RunState::Stopped(reason));
@@ -229,7 +229,7 @@ async fn a_pipeline_stops_at_the_record_and_goes_on_there() {
 
 type KeyAndValue = (&'static str, &'static str);
 
-/// A stage of this guest, a record, and what the stage makes of it: keys and values.
+/// Returns a stage of this guest, a record, and the keys and values of the stage's output.
 fn an_example(guest: &str) -> (&'static str, (Option<&'static str>, &'static str), Vec<KeyAndValue>) {
     const FLIGHT: &str = r#"{"date":"2001/01/01 00:47","delay":66,"distance":1750,"origin":"DTW","destination":"LAS"}"#;
     let plain = (Some("k"), "good");
@@ -239,7 +239,7 @@ fn an_example(guest: &str) -> (&'static str, (Option<&'static str>, &'static str
             ("- map: alert", (None, FLIGHT), vec![("DTW", line)])
         }
         "bench-aggregate" => {
-            // The number of records, their bytes and the last timestamp, 8 bytes each.
+            // The number of records, the total size of their values, and the last timestamp, 8 bytes each.
             let sums = "\u{1}\0\0\0\0\0\0\0\u{4}\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
             ("- aggregate: bench-aggregate", plain, vec![("k", sums)])
         }

@@ -1,4 +1,4 @@
-//! Idempotent producers: whatever is sent again is stored once, in order, and nothing is lost.
+//! Idempotent producers: retried batches are stored once and in order, and nothing is lost.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ struct Running {
 }
 
 impl Running {
-    /// A server with topic `t`.
+    /// Starts a server with topic `t`.
     async fn with_topic(partitions: u32) -> Self {
         let data = tempfile::tempdir().unwrap();
         let server = Server::start(data.path());
@@ -51,7 +51,7 @@ impl Running {
         LogClient::new(channel.connect().await.unwrap())
     }
 
-    /// Killed, and started again.
+    /// Kills the server and starts it again.
     fn crash(&mut self) {
         self.server.kill();
         self.server.restart();
@@ -62,7 +62,7 @@ impl Running {
         self.client.admin().list_offsets("t", &[partition], Position::Latest).await.unwrap()[0].offset
     }
 
-    /// Waits until partition 0 holds so many records.
+    /// Waits until partition 0 holds this many records.
     async fn holds(&self, records: u64) {
         let limit = tokio::time::Instant::now() + Duration::from_secs(120);
         while self.end(0).await < records {
@@ -71,16 +71,16 @@ impl Running {
         }
     }
 
-    /// The values of each partition, in order.
+    /// Returns the values of each partition, in order.
     async fn values(&self) -> Vec<Vec<Bytes>> {
         let all = all_records(&self.client, "t").await;
         all.into_iter().map(|records| records.into_iter().map(|record| record.value.unwrap()).collect()).collect()
     }
 }
 
-// ---- the contract, with batches made by hand
+// ---- the contract, with batches built by the test
 
-/// Who sends, and which sequence number comes first.
+/// The producer, and the first sequence number.
 type Numbers = (v1::ProducerIdentity, i32);
 
 fn batch((producer, first): Numbers, records: u32) -> Bytes {
@@ -116,7 +116,7 @@ async fn init(
     Ok(answer.into_inner().producer.unwrap())
 }
 
-/// The code and the words of a refusal.
+/// Returns the error code and the message of a refusal.
 fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> (ErrorCode, String) {
     let status = result.unwrap_err();
     let code = status.metadata().get(ERROR_TRAILER).and_then(|code| ErrorCode::from_str_name(code.to_str().ok()?));
@@ -229,7 +229,7 @@ async fn a_refused_request_leaves_no_trace_and_no_half() {
     let refused = log.produce(request(0, &[at(5), batch((other, 0), 5)])).await;
     assert_refused(refused, ErrorCode::InvalidRequest, &["one producer"]);
     assert_eq!(running.end(0).await, 5);
-    // Each partition has its own numbers.
+    // Each partition has its own sequence numbers.
     for (partition, first) in [(1, 0), (0, 5)] {
         for _ in 0..2 {
             let answer = log.produce(request(partition, &[at(first), at(first + 5)])).await.unwrap().into_inner();
@@ -245,7 +245,7 @@ async fn a_batch_and_its_duplicates_in_one_commit_are_stored_once() {
     let running = Running::with_topic(1).await;
     let mut log = running.log().await;
     let producer = init(&mut log, None).await.unwrap();
-    // Two streams at once: most commits hold a batch and what repeats it.
+    // With two concurrent streams, most commits contain a batch and its duplicates.
     let sending = [0, 1].map(|_| {
         let mut log = log.clone();
         tokio::spawn(async move {
@@ -277,7 +277,8 @@ async fn a_batch_and_its_duplicates_in_one_commit_are_stored_once() {
     assert_eq!(running.values().await, [values]);
 }
 
-/// With a clock that stands still until it is set, and retention, which forgets idle producers, at work all the time.
+/// Opens a broker with a clock that only moves when it is set, and with continuous retention, which also forgets idle
+/// producers.
 fn open(data: &Path, settings: &BrokerSettings) -> (Broker, Arc<SetClock>) {
     let clock = Arc::new(SetClock::new(0));
     let registry = &mut Registry::default();
@@ -312,7 +313,7 @@ async fn what_a_partition_knows_of_producers_outlives_the_journal() {
         (v1::ProducerIdentity { producer_id: id.get(), epoch: 2 }, v1::ProducerIdentity { producer_id: -1, epoch: -1 });
     for n in 0..6 {
         assert_eq!(append(&broker, &topic, (producer, n * 10), 10).await.unwrap(), i64::from(n) * 10);
-        // A part of the journal, with some of the batches, is sealed.
+        // Part of the journal, with some of the batches, is sealed.
         let limit = Limit::new("it is sealed");
         while n % 3 == 2 && topic.partitions()[0].size().journal_bytes > 0 {
             limit.check();
@@ -359,7 +360,7 @@ async fn retention_before_sealing(restart_first: bool) {
         stop(broker).await;
         (broker, _) = open(data.path(), &settings);
     }
-    // The second time there is nothing to note.
+    // In the second round there is nothing left to note.
     for name in ["first", "second"] {
         let filler = create_topic(&broker, name).await;
         let nobody = v1::ProducerIdentity { producer_id: -1, epoch: -1 };
@@ -379,7 +380,8 @@ async fn retention_before_sealing(restart_first: bool) {
     stop(broker).await;
 }
 
-/// Waits until the partition has forgotten a producer that appended once: a gap in its numbers is none then.
+/// Waits until the partition has forgotten a producer that appended once. From then on a gap in its sequence is
+/// accepted.
 async fn is_forgotten(broker: &Broker, topic: &Topic, producer: v1::ProducerIdentity) {
     let limit = Limit::new("the producer is forgotten");
     while let Err(error) = append(broker, topic, (producer, 100), 1).await {
@@ -408,10 +410,10 @@ async fn a_partition_forgets_a_producer_that_is_idle_for_a_day_by_itself() {
     clock.set_ms(settings.producer_expiry_ms as i64 + 1);
     rounds.make_one().await;
     append(&broker, &topic, (producers[0], 100), 1).await.expect("a producer that is not known may begin anywhere");
-    // The other one appended eight seconds later.
+    // The other producer appended eight seconds later.
     let beyond_a_gap = append(&broker, &topic, (producers[1], 100), 1).await;
     assert!(matches!(beyond_a_gap, Err(BrokerError::OutOfOrderSequence { expected: 1, found: 100, .. })));
-    // A clock that is set by a week is not taken for time that passed.
+    // A clock that is set forward by a week does not count as time that passed.
     append(&broker, &topic, (producers[1], 1), 1).await.unwrap();
     clock.set_ms(7 * 86_400_000);
     rounds.make_one().await;
@@ -429,7 +431,7 @@ async fn a_producer_that_is_forgotten_leaves_nothing_on_disk() {
     let (broker, clock) = open(data.path(), &settings);
     let topic = create_topic(&broker, "t").await;
     let filler = create_topic(&broker, "filler").await;
-    // Producers of this one are forgotten last.
+    // The producers of this topic are forgotten last.
     let last = create_topic(&broker, "zz").await;
     let id = broker.init_producer(None).await.unwrap().id;
     let producer = v1::ProducerIdentity { producer_id: id.get(), epoch: 0 };
@@ -448,7 +450,8 @@ async fn a_producer_that_is_forgotten_leaves_nothing_on_disk() {
     is_forgotten(&broker, &last, producer).await;
     seal().await;
     stop(broker).await;
-    // What the tables had would be known to a server that forgets nobody.
+    // With this setting, no producer is forgotten, so the server would know the producer if it were still in the
+    // tables.
     let settings = BrokerSettings { producer_expiry_ms: u64::MAX, ..settings };
     let (broker, _) = open(data.path(), &settings);
     let topic = broker.topic("t").unwrap();
@@ -464,7 +467,7 @@ fn small() -> ProducerSettings {
     ProducerSettings { linger_ms: 1, batch_bytes, buffer_bytes_max, retry_backoff_ms: 1, ..Default::default() }
 }
 
-/// What was sent, in order, with its delivery.
+/// Sent values in order, with their deliveries.
 type Sent = Vec<(String, Delivery)>;
 
 async fn send(producer: &Producer, number: usize) -> (String, Delivery) {
@@ -473,7 +476,7 @@ async fn send(producer: &Producer, number: usize) -> (String, Delivery) {
     (value, producer.send(record).await.unwrap())
 }
 
-/// All is stored, once, in order, and where it was said to be.
+/// Asserts that all values are stored once, in order, and at their acknowledged places.
 async fn assert_all_stored(running: &Running, sent: Sent) {
     let stored = running.values().await;
     assert_eq!(stored.iter().map(Vec::len).sum::<usize>(), sent.len());
@@ -482,7 +485,7 @@ async fn assert_all_stored(running: &Running, sent: Sent) {
         assert_eq!(stored[at.partition as usize][at.offset as usize], value.as_bytes(), "{at:?}");
     }
     for partition in stored {
-        // Each begins with its number.
+        // Each value begins with its number.
         assert!(partition.is_sorted_by(|a, b| a < b));
     }
 }
@@ -507,7 +510,7 @@ async fn lost_answers_cost_a_producer_nothing_and_store_nothing_twice() {
         });
         for round in 0..25 {
             let before = count.load(Ordering::Relaxed);
-            // There is room for few: more are sent as answers come.
+            // The buffer is small, so that further records are sent only as answers arrive.
             wait_until("more is sent", || count.load(Ordering::Relaxed) > before + 300).await;
             if round % 5 > 0 {
                 proxy.lose_answers();
@@ -547,7 +550,7 @@ async fn a_lost_answer_and_a_crash_cost_a_producer_nothing() {
     assert_all_stored(&running, sent).await;
 }
 
-/// What compression does not make smaller.
+/// Returns bytes that compression does not make smaller.
 fn random_bytes(len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     StdRng::seed_from_u64(7).fill_bytes(&mut bytes);
@@ -557,7 +560,7 @@ fn random_bytes(len: usize) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_is_refused_costs_those_after_it_nothing() {
     let running = Running::with_topic(2).await;
-    // Room for all: those after it are on their way when it is refused.
+    // The buffer has room for all records, so that the later ones are in flight when one is refused.
     let settings = ProducerSettings { compression: Compression::Zstd, buffer_bytes_max: 64 << 20, ..small() };
     let producer = running.client.producer(settings);
     let mut sent = Sent::new();
@@ -566,7 +569,7 @@ async fn a_record_that_is_refused_costs_those_after_it_nothing() {
         for _ in 0..100 {
             sent.push(send(&producer, sent.len()).await);
         }
-        // Known to be too large only once it is compressed.
+        // That the record is too large is known only once it is compressed.
         let record = ProducerRecord::new("t", random_bytes(2 << 20)).partition(round % 2);
         refused.push(producer.send(record).await.unwrap());
     }
@@ -609,7 +612,7 @@ async fn a_record_that_is_out_of_time_costs_those_after_it_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_other_data_costs_a_producer_what_is_in_doubt_and_no_more() {
     let (mut first, second) = (Running::with_topic(1).await, Running::with_topic(1).await);
-    // So that the first one's id is none of the second's.
+    // Takes an id, so that the first server's producer has an id that the second server never handed out.
     init(&mut first.log().await, None).await.unwrap();
     let proxy = Proxy::start(&first.server).await;
     let producer = proxy.client().producer(small());

@@ -1,7 +1,8 @@
-//! The house's rules that a test can see: who may know what, and which way crates depend.
+//! The architecture's rules that a test can check: which code may know what, and in which direction crates depend on
+//! each other.
 //!
-//! Each rule is asked the other way round too: who may know something does. A rule about a folder that
-//! moved, or a name that changed, fails then.
+//! Each rule is also checked in the other direction: the code that may know something actually does. Otherwise a rule
+//! would silently stop working when a folder is moved or a name is changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Whether a line of code names a crate, as a path, in a `use`, or under another name.
+/// Returns whether a line of code names a crate in a path, in a `use`, or to rename it.
 fn names_crate(line: &str, name: &str) -> bool {
     let is_of_word = |letter: char| letter.is_alphanumeric() || letter == '_';
     line.match_indices(name).any(|(at, _)| {
@@ -29,14 +30,14 @@ fn names_crate(line: &str, name: &str) -> bool {
     })
 }
 
-/// Whether a line of code calls this macro.
+/// Returns whether a line of code calls this macro.
 fn calls_macro(line: &str, name: &str) -> bool {
     let is_of_word = |letter: char| letter.is_alphanumeric() || letter == '_';
     line.match_indices(name)
         .any(|(at, _)| !line[..at].ends_with(is_of_word) && line[at + name.len()..].starts_with('!'))
 }
 
-/// Files under `folders` that have a line of code for which `is` holds.
+/// Returns the files under `folders` that have a line of code for which `is` returns true.
 fn files_with(is: impl Fn(&str) -> bool, folders: &[&str]) -> Vec<String> {
     let mut files = Vec::new();
     for folder in folders {
@@ -52,7 +53,7 @@ fn files_with(is: impl Fn(&str) -> bool, folders: &[&str]) -> Vec<String> {
     files.iter().filter(|path| holds(path)).map(relative).collect()
 }
 
-/// In `folders`, a crate is named under `allowed` and nowhere else.
+/// Asserts that within `folders`, a crate is named under `allowed` and nowhere else.
 fn is_named_only_in(name: &str, folders: &[&str], allowed: &[&str]) {
     let files = files_with(|line| names_crate(line, name), folders);
     let elsewhere: Vec<_> =
@@ -107,7 +108,7 @@ fn the_domain_does_not_print() {
     assert!(!files_with(|line| calls_macro(line, "println"), &["cli/src", "xtask/src"]).is_empty(), "nobody prints");
 }
 
-/// In `folders`, lines of code say a word under `allowed` and nowhere else, unit tests aside.
+/// Asserts that within `folders`, a word occurs in the code of exactly the files `allowed`. Unit tests are not counted.
 fn is_said_only_in(word: &str, folders: &[&str], allowed: &[&str]) {
     let is_said = |path: &String| {
         let text = std::fs::read_to_string(root().join(path)).unwrap();
@@ -119,31 +120,31 @@ fn is_said_only_in(word: &str, folders: &[&str], allowed: &[&str]) {
     assert_eq!(files, allowed, "{word:?} is said in other places than {allowed:?}");
 }
 
-/// What a simulation replays is what goes through the C library, `Clock` and `FileSystem`.
+/// A simulation replays only what goes through the C library, `Clock` and `FileSystem`.
 #[test]
 fn time_randomness_and_storage_are_handed_in() {
     let server = ["broker/src", "runtime/src"];
-    // The wall clock, which jumps.
+    // The wall clock, which may jump.
     is_said_only_in("SystemTime::now", &server, &["broker/src/clock.rs"]);
-    // Hashers that take their seeds from addresses and clocks.
+    // Hashers whose seeds come from addresses and clocks.
     is_said_only_in("foldhash::", &server, &["broker/src/hash.rs"]);
     is_said_only_in("hashbrown::HashMap", &server, &["broker/src/hash.rs"]);
     is_said_only_in("hashbrown::HashSet", &server, &["broker/src/hash.rs"]);
     for word in ["hashbrown::{HashMap", "hashbrown::{HashSet", "DefaultHashBuilder"] {
         is_said_only_in(word, &server, &[]);
     }
-    // Time and randomness past the C library.
+    // Time and randomness that bypass the C library.
     for word in ["rustix::time", "rustix::rand", "_rdtsc", "core::arch", "std::arch", "/dev/urandom", "fastrand"] {
         is_said_only_in(word, &server, &[]);
     }
-    // Files, and the system's folder for temporary ones, into which a damaged database is copied.
+    // Files, and the system's folder for temporary files, into which a damaged database is copied.
     let (system, copied) = ("broker/src/store/file_system.rs", "broker/src/store/check/rebuild.rs");
     is_said_only_in("std::fs", &["broker/src"], &[copied, system]);
     is_said_only_in("rustix::fs", &server, &[system]);
     is_said_only_in("tempfile::tempdir", &server, &[copied]);
 }
 
-/// The broker's rooms, the lowest first. Each may know those before it.
+/// The broker's modules from the lowest to the highest. Each may use those before it.
 const ROOMS: [&str; 12] =
     ["hash", "clock", "store", "name", "error", "metrics", "groups", "log", "broker", "net", "grpc", "lib"];
 
@@ -172,7 +173,7 @@ fn the_brokers_rooms_know_only_what_is_below_them() {
         }
     }
     assert!(upwards.is_empty(), "{upwards:#?}");
-    // It sees imports at all.
+    // Imports are actually found.
     for (above, below) in
         [("grpc", "broker"), ("broker", "log"), ("log", "groups"), ("log", "store"), ("groups", "store")]
     {
@@ -181,7 +182,7 @@ fn the_brokers_rooms_know_only_what_is_below_them() {
     }
 }
 
-/// What each crate of the workspace needs to be built, its tests aside.
+/// Returns the build dependencies of each crate of the workspace, without dev-dependencies.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut metadata = Command::new(cargo);
@@ -200,7 +201,7 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
 #[test]
 fn crates_depend_in_one_direction() {
     let all = dependencies();
-    // Each of ours with those of ours that it stands on.
+    // Each of our crates, with those of our crates that it depends on.
     let allowed: [(&str, &[&str]); 6] = [
         ("record", &[]),
         ("api", &[]),
@@ -222,7 +223,7 @@ fn what_one_folder_alone_knows_one_crate_alone_depends_on() {
     for (dependency, only) in [("redb", "broker"), ("wasmtime", "runtime"), ("wit-component", "runtime")] {
         let on_it =
             all.iter().filter(|(_, dependencies)| dependencies.contains(dependency)).map(|(name, _)| name.as_str());
-        // The tests break the storage below the broker.
+        // The tests depend on redb too, because they break the storage below the broker.
         let on_it: Vec<_> = on_it.filter(|name| *name != "millstream-tests").collect();
         assert_eq!(on_it, [format!("millstream-{only}")], "who depends on {dependency}");
     }

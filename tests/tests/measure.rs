@@ -1,4 +1,4 @@
-//! The benchmark's instruments: what they measure is what they say.
+//! Tests of the benchmark's instruments.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -65,8 +65,8 @@ fn records_are_due_at_a_steady_rate_however_many_there_are() {
     assert_eq!(schedule.due(3_000_000 * 86_400), begun + Duration::from_secs(86_400));
 }
 
-/// The server stands still for half a second, and the producer's buffer has room for a few records alone: most of those
-/// that were due meanwhile could not even be sent. Counted from then, they took no time at all.
+/// The server is suspended for half a second, and the producer's buffer has room for only a few records, so that most
+/// of the records that are due meanwhile cannot even be sent. Measured from their sends, they would take no time.
 #[tokio::test(flavor = "multi_thread")]
 async fn latency_counts_from_when_a_record_was_due() {
     const PER_SECOND: u64 = 1_000;
@@ -106,7 +106,8 @@ async fn latency_counts_from_when_a_record_was_due() {
     let stood_still = standing_still.unwrap().join().unwrap();
     producer.close().await.unwrap();
     let late = |ms: u64| answered.acknowledged_ms.iter().filter(|&&took| took >= ms as f64).count() as u64;
-    // Of those due while it stood still, one that was due 100 ms before the end or earlier waited so long at least.
+    // A record that was due while the server was suspended, at least 100 ms before the end, had to wait at least that
+    // long.
     let least = (stood_still.as_millis() as u64 - 100) * PER_SECOND / 1_000;
     assert!(late(100) >= least, "{} waited 100 ms, of {least} that must have", late(100));
     assert_eq!(answered.acknowledged_ms.len() as u64, 2 * PER_SECOND);
@@ -123,7 +124,7 @@ fn a_warm_up_is_sent_and_not_measured() {
 #[test]
 fn cold_files_are_read_from_the_disk() {
     const BYTES: usize = 8 << 20;
-    // Beside the build, which is on a disk; the system's folder for temporary files is often in memory.
+    // The folder is next to the build, which is on a disk. The system's folder for temporary files is often in memory.
     let folder = tempfile::tempdir_in(root().join("target")).unwrap();
     let path = folder.path().join("deep").join("file");
     std::fs::create_dir(path.parent().unwrap()).unwrap();
@@ -138,7 +139,7 @@ fn cold_files_are_read_from_the_disk() {
     let (first, warm) = (read(), read());
     cold.evict().unwrap();
     let again = read();
-    // Pages may go by themselves, so that what is warm says little of what must be.
+    // The kernel may also evict pages on its own, so the warm read is not checked.
     println!("{first} bytes, then {warm}, then {again}");
     assert!(first >= BYTES as u64 && again >= BYTES as u64, "{first} and {again} bytes came from the disk");
 }
@@ -261,7 +262,8 @@ fn javas_versions_are_read_in_all_their_forms() {
     assert_eq!(Jars::java_version("no such thing"), None);
 }
 
-/// A quick one that needs no server, beside an older report: as `cargo xtask bench --quick --compare OLD.json NAME` does.
+/// Runs a quick benchmark that needs no server, and compares it with an older report, like `cargo xtask bench --quick
+/// --compare OLD.json NAME`.
 #[test]
 fn the_benchmark_writes_its_figures_and_compares_them() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The README's tour, word for word, against a real server.
+//! Runs the commands of the README's tour as written against a real server.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use millstream_tests::root;
 use millstream_tests::server::{Server, millstream, run};
 
-/// The tour's command blocks.
+/// Returns the command blocks of the tour.
 fn blocks() -> Vec<String> {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     let tour =
@@ -21,7 +21,7 @@ fn caught_up(server: &Server) {
         let pipelines: serde_json::Value = serde_json::from_str(pipelines).unwrap();
         pipelines.as_array().unwrap().iter().map(|pipeline| pipeline["lag"].as_u64().unwrap()).sum()
     };
-    // The limit is for a test that hangs; it says nothing of speed.
+    // The limit is meant for tests that hang, and is no statement about speed.
     let limit = Instant::now() + Duration::from_secs(120);
     loop {
         let pipelines = list();
@@ -40,7 +40,7 @@ fn the_tours_commands_work_as_written() {
     let (mut ran, mut left_out, mut output) = (0, 0, String::new());
     for block in blocks() {
         for line in block.lines() {
-            // Building is what the test's own build did; the server and the path are the harness's.
+            // The test's own build has built the programs, and the harness sets the path and starts the server.
             if ["cargo ", "export PATH=", "millstream serve"].iter().any(|begin| line.starts_with(begin)) {
                 left_out += 1;
                 continue;
@@ -54,7 +54,7 @@ fn the_tours_commands_work_as_written() {
             output.push_str(&result.out);
             ran += 1;
             if line.starts_with("millstream apply") {
-                // A reader takes a moment to type the next line.
+                // A reader pauses before typing the next line, so the pipelines catch up.
                 caught_up(&server);
             }
         }

@@ -1,5 +1,5 @@
-//! What becomes of old records: sealing, retention, compaction, merging. A small journal and a clock that
-//! stands still until it is told, so that a test sees each.
+//! Sealing, retention, compaction and merging of old records. A small journal and a clock that only moves when it is
+//! set let the tests observe each of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -49,7 +49,7 @@ async fn records_are_the_same_in_journal_and_segments_and_after_a_restart() {
                     at.is_multiple_of(2).then(|| format!("{} ", at / 2).len() + at / 2 * 30)
                 );
             }
-            // By time, in a segment and in the journal.
+            // Looks offsets up by time, in segments and in the journal.
             for round in [0, 1, 60, 118, 119] {
                 let found = partition.offset_at(running.broker.store(), round, &Limits::default()).unwrap();
                 assert_eq!(found.get(), round * 2);
@@ -79,7 +79,7 @@ async fn retention_by_time_and_by_bytes_moves_the_log_start_and_frees_the_disk()
     let (aged, sized, kept) = (&aged.partitions()[0], &sized.partitions()[0], &kept.partitions()[0]);
     wait_until("sized keeps no more than it may, and an extent", || {
         let bytes = sized.size().bytes;
-        // The first extent may be joined of all that was kept at some time.
+        // The first extent may have been joined from everything that was kept at some time.
         (JOURNAL_BYTES..JOURNAL_BYTES * 3).contains(&bytes)
     })
     .await;
@@ -90,7 +90,7 @@ async fn retention_by_time_and_by_bytes_moves_the_log_start_and_frees_the_disk()
     assert_eq!((aged.end().get(), aged.size().bytes), (100, 0));
     assert_eq!((kept.start(), kept.end().get()), (Offset::ZERO, 100));
     assert_eq!(read_from(&running.broker, kept, Offset::ZERO).await.len(), 100);
-    // Segments are shared by small topics: what is left of them is merged, and the rest is free.
+    // Small topics share segments. What remains of them is merged, and the rest is freed.
     wait_until("the disk is free", || running.broker.store().size().segment_bytes < before).await;
 
     let error = running.broker.read(sized, range_of_one()).await.unwrap_err();
@@ -114,13 +114,13 @@ async fn retention_by_time_and_by_bytes_moves_the_log_start_and_frees_the_disk()
     running.stop().await;
 }
 
-/// The last record of each key, by key.
+/// Returns the last record of each key.
 fn last_of(records: &[(String, Option<String>)]) -> BTreeMap<String, (i64, Option<String>)> {
     let with_offsets = records.iter().enumerate();
     with_offsets.map(|(at, (key, value))| (key.clone(), (at as i64, value.clone()))).collect()
 }
 
-/// Somebody who reads a partition from its begin to its end, again and again, while it is compacted.
+/// A reader that repeatedly reads a partition from start to end while it is compacted.
 struct Reader {
     passes: Arc<AtomicU64>,
     enough: Arc<AtomicBool>,
@@ -128,7 +128,8 @@ struct Reader {
 }
 
 impl Reader {
-    /// `written` are the keys and values that were written, by offset. Each read takes so many bytes, or one batch.
+    /// Starts a reader. `written` contains the written keys and values by offset. Each read returns up to `bytes_max`
+    /// bytes, or one batch.
     fn start(
         broker: &Broker,
         partition: &Arc<Partition>,
@@ -152,7 +153,7 @@ impl Reader {
                         for record in &records {
                             let record = records.to_record(&record.unwrap());
                             let key = text(record.key.as_ref()).unwrap();
-                            // A batch may begin below the offset that was asked for.
+                            // A batch may begin before the requested offset.
                             if record.offset < from.get() {
                                 continue;
                             }
@@ -201,7 +202,7 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
             let batch: Vec<(String, Option<String>)> = (0..5)
                 .map(|index| {
                     let key = (number * 7 + index * 3) % 40;
-                    // Ten keys are removed in the end.
+                    // Ten keys are deleted in the end.
                     let value = (key >= 10).then(|| format!("{number} {index} {}", "v".repeat(300)));
                     (format!("key-{key}"), value)
                 })
@@ -223,7 +224,7 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
     };
     wait_until("it is compacted", is_compact).await;
     let passes = readers.each_ref().map(Reader::passes);
-    // One may have begun before, and the one after it begins afterwards.
+    // The current pass may have begun before the compaction, but the pass after it began afterwards.
     wait_until("they read after it", || {
         readers.iter().zip(passes).all(|(reader, before)| reader.passes() > before + 1)
     })
@@ -239,7 +240,7 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
     assert_eq!(found, expected, "the last record of each key, with its offset; tombstones are seen");
     assert!(records.len() <= expected.len() + 1, "{} records for {} keys", records.len(), expected.len());
     assert!(records.iter().all(|record| record.timestamp_ms == 500), "timestamps stay");
-    // From any offset on, also from one that is gone.
+    // Reads can start at any offset, even at one whose record is gone.
     for from in 0..partition.end().get() {
         let slice = running
             .broker
@@ -252,8 +253,8 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
         assert!(!slice.runs.is_empty() && slice.next.get() > from, "from {from}: {slice:?}");
     }
 
-    // Tombstones go after their time, also where nothing comes any more, and where their segment is merged and the
-    // server starts anew before.
+    // Tombstones are removed after their retention time, even if no more records arrive, and if their segment was
+    // merged and the server was restarted before.
     let filler = running.broker.topic("filler").unwrap();
     let mut segments_most = 0;
     let limit = Limit::new("segments are merged");
@@ -275,7 +276,7 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     running.stop().await;
-    // More records come.
+    // Further records can be written.
     let running = Running::open(data.path(), 100_000);
     let topic = running.broker.topic("t").unwrap();
     let partition = topic.partitions()[0].clone();
@@ -366,7 +367,7 @@ async fn what_many_partitions_have_in_many_segments_is_joined() {
     const PARTITIONS: u32 = 64;
     const RECORDS: usize = 80;
     let data = tempfile::tempdir().unwrap();
-    // Parts of a quarter of it, 18 MiB: no segment is small.
+    // Parts are a quarter of the journal, 18 MiB, so that no segment counts as small.
     let open = || {
         let options = StoreOptions { extents_max: Some(2 * PARTITIONS as usize), ..StoreOptions::default() };
         Running::open_with(data.path(), 0, 72 << 20, options)
@@ -391,7 +392,7 @@ async fn what_many_partitions_have_in_many_segments_is_joined() {
         let topic = running.broker.topic("t").unwrap();
         topic.partitions().iter().map(|partition| partition.size().segments).sum::<u32>()
     };
-    // Of 20 segments, and of fewer than the 8 that are joined, and what they became.
+    // There are 20 segments. What remains are joined extents, and fewer than the 8 extents that are joined at a time.
     wait_until("extents are joined", || extents(&running) <= 10 * PARTITIONS).await;
     for times in 0..2 {
         for partition in running.broker.topic("t").unwrap().partitions() {
@@ -415,7 +416,7 @@ async fn a_group_that_is_dropped_and_made_again_keeps_what_it_commits_then() {
     let topic = running.topic("t", 1, TopicSettings::default()).await;
     running.produce(&topic, 0, 0, &[("k", Some("v")); 100]).await;
     for round in 0..30 {
-        // Some is always being sealed meanwhile.
+        // The filler keeps sealing in progress.
         let topic = running.broker.topic("t").unwrap();
         let filler = tokio::spawn({
             let broker = running.broker.clone();
@@ -430,7 +431,7 @@ async fn a_group_that_is_dropped_and_made_again_keeps_what_it_commits_then() {
             }
         });
         let place = TopicPartition { topic: TopicName::new("t").unwrap(), partition: 0 };
-        // Ends while something is being sealed, in most rounds.
+        // In most rounds this loop ends while sealing is in progress.
         let group = || running.broker.groups().get_or_create(&id, GroupKind::Consumer).unwrap();
         let mut last = Offset::ZERO;
         for offset in 0..rand::random_range(20..60) {
@@ -440,7 +441,7 @@ async fn a_group_that_is_dropped_and_made_again_keeps_what_it_commits_then() {
             running.broker.set_offsets(&group(), &[(place.clone(), last)]).await.unwrap();
         }
         filler.await.unwrap();
-        // The next part of the journal seals that, and says of it no more.
+        // The next part of the journal seals these commits, and contains no later ones for the group.
         running.seal().await;
         running.stop().await;
         running = Running::open(data.path(), 0);
@@ -484,17 +485,17 @@ async fn who_takes_a_group_up_while_it_is_deleted_keeps_what_it_commits() {
     };
     held.release();
     for deleting in deleting {
-        // One that is taken up before its deletion is looked at is in use.
+        // A group that is taken up before its deletion is processed counts as in use.
         let deleted = deleting.await.unwrap();
         assert!(matches!(deleted, Ok(()) | Err(BrokerError::GroupInUse { .. } | BrokerError::StaleGeneration { .. })));
     }
     let was_set = setting.await.unwrap();
     broker.commit_as_member(&of_joined, &member, &at(3)).await.unwrap().await.unwrap();
-    // Who comes next shares its partitions, and has none twice.
+    // A later member shares the partitions with the first one, and no partition is assigned twice.
     assert_eq!(join(joined, "d").0.members().len(), 2);
     assert!(Arc::ptr_eq(&of_both, &broker.groups().get("both").unwrap()));
     assert!(broker.groups().get("nobody").is_err());
-    // What is gone takes nothing any more.
+    // A deleted group accepts no more offsets.
     let refused = broker.set_offsets(nobody, &at(4)).await;
     assert!(matches!(refused, Err(BrokerError::UnknownGroup { .. })), "{refused:?}");
     running.seal().await;
@@ -509,7 +510,7 @@ async fn who_takes_a_group_up_while_it_is_deleted_keeps_what_it_commits() {
     running.stop().await;
 }
 
-/// A file that is not given back.
+/// A file whose reads fail.
 #[derive(Debug)]
 struct Unreadable(Box<dyn StorageBackend>);
 
@@ -544,7 +545,7 @@ async fn a_segment_that_cannot_be_read_keeps_no_others_from_compaction_and_mergi
     let options = StoreOptions { wrap: Some(Arc::new(wrap)), ..StoreOptions::default() };
     let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options);
     let compacted = TopicSettings { cleanup: Cleanup::Compact, ..TopicSettings::default() };
-    // Looked at before the other.
+    // The cleaner processes this topic before the other one.
     let bad = running.topic("a", 1, compacted.clone()).await;
     for _ in 0..10 {
         running.produce(&bad, 0, 0, &[("k", Some(&"v".repeat(20_000)))]).await;
@@ -579,7 +580,7 @@ async fn compaction_that_knows_few_keys_at_a_time_comes_to_its_end() {
     let settings = TopicSettings { cleanup: Cleanup::Compact, ..TopicSettings::default() };
     let topic = running.topic("t", 1, settings).await;
     let partition = topic.partitions()[0].clone();
-    // A part of the journal, and so an extent, with many more keys than a pass knows.
+    // A part of the journal, and hence an extent, contains many more keys than a pass can handle.
     let value = "v".repeat(300);
     for number in 0..600 {
         running.produce(&topic, 0, 0, &[(&format!("k{}", number % 60), Some(&value))]).await;
@@ -650,7 +651,7 @@ async fn retention_and_deletion_free_the_disk_while_a_partition_is_compacted() {
                     assert_eq!((partition.end().get(), is_deleted), (60, false));
                     let found = read_from(&running.broker, partition, partition.start()).await;
                     let offsets: Vec<i64> = found.iter().map(|record| record.offset).collect();
-                    // Of ten keys there are two records.
+                    // Ten keys have two records.
                     assert!(offsets.ends_with(&(30..60).collect::<Vec<_>>()), "{offsets:?}");
                     assert!(found.iter().all(|record| record.offset >= 10), "{offsets:?}");
                 }
@@ -685,7 +686,7 @@ async fn retention_that_is_altered_holds_at_once() {
     running.stop().await;
 }
 
-/// The values-less records that a partition holds, by key.
+/// Returns the keys of a partition's tombstones.
 async fn tombstones(broker: &Broker, partition: &Arc<Partition>) -> BTreeSet<String> {
     let records = read_from(broker, partition, Offset::ZERO).await;
     let of = records.iter().filter(|record| record.value.is_none());
@@ -716,7 +717,7 @@ async fn a_tombstone_stays_for_its_time_however_often_it_is_compacted_and_goes_t
         running.produce(&topic, 0, 0, &[(key, None)]).await;
     }
     running.produce(&topic, 0, 0, &[("last", Some("is never removed"))]).await;
-    // Compaction sees them now; and again a millisecond before their time, with as much that is new.
+    // Compaction sees the tombstones now, and again one millisecond before their time, each time with new records.
     let mut seen = 0;
     for now_ms in [FIRST_SEEN_MS, FIRST_SEEN_MS + 1, due_ms - 1] {
         running.set_ms(now_ms);
@@ -724,7 +725,7 @@ async fn a_tombstone_stays_for_its_time_however_often_it_is_compacted_and_goes_t
         let is_compact = || partition.size().bytes < 4_000;
         wait_until("it is compacted", is_compact).await;
         assert_eq!(tombstones(&running.broker, &partition).await, gone, "at {now_ms} of {due_ms}");
-        // A pass that sees nothing new leaves them too.
+        // A pass that sees no new tombstones keeps the existing ones too.
         for number in 0..50 {
             let key = format!("other-{}", number % 2);
             running.produce(&topic, 0, 0, &[(&key, Some(&format!("{now_ms} {number} {value}")))]).await;
@@ -735,7 +736,7 @@ async fn a_tombstone_stays_for_its_time_however_often_it_is_compacted_and_goes_t
     running.seal().await;
     wait_until("it is compacted", || partition.size().bytes < 4_000).await;
     assert_eq!(tombstones(&running.broker, &partition).await, gone, "a millisecond before their time");
-    // Now nothing new comes.
+    // From now on no records arrive.
     running.set_ms(due_ms);
     let limit = Limit::new("tombstones go when it is time");
     while !tombstones(&running.broker, &partition).await.is_empty() {
@@ -778,7 +779,7 @@ async fn a_repartition_topic_keeps_what_was_not_read_a_round_before() {
     commit(&groups[0], 6).await;
     rounds.make_one().await;
     assert_eq!(start(), 3, "what was read at the last round goes, and no more");
-    // Somebody else looks, further back.
+    // Another group reads too, and is further behind.
     commit(&groups[1], 4).await;
     rounds.make_one().await;
     assert_eq!(start(), 4, "what one of them has not read stays");
@@ -792,14 +793,14 @@ async fn a_repartition_topic_keeps_what_was_not_read_a_round_before() {
     running.stop().await;
 }
 
-/// Retention, merging and compaction are looked at all the time.
+/// Returns options with which retention, merging and compaction run continuously.
 fn every_millisecond() -> StoreOptions {
     StoreOptions { cleaning_interval: Some(Duration::from_millis(1)), ..StoreOptions::default() }
 }
 
-// ---- what is left of a deleted topic
+// ---- remains of a deleted topic
 
-/// Rows of tables that are of a topic: of offsets, of producers, of log starts.
+/// Numbers of rows that belong to a topic in the tables of offsets, producers and log starts.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct RowsOf {
     offsets: usize,
@@ -808,7 +809,7 @@ struct RowsOf {
 }
 
 fn rows_of(data: &Path, topic: u32) -> RowsOf {
-    // A database that was closed in good order, or one that is looked at as after a kill.
+    // The copy is a database that was closed in an orderly way, or one as it is after a kill.
     let copy = tempfile::tempdir().unwrap();
     super::check::copy_folder(data, copy.path());
     let database = |name: &str| redb::Database::open(copy.path().join(name)).unwrap().begin_read().unwrap();
@@ -828,9 +829,9 @@ fn rows_of(data: &Path, topic: u32) -> RowsOf {
         Err(error) => panic!("{error}"),
     };
     RowsOf {
-        // Group, 0, topic, partition.
+        // Key: group, 0, topic, partition.
         offsets: keys("offsets").iter().filter(|key| of_topic(&key[key.len() - 8..key.len() - 4])).count(),
-        // Topic, partition, producer.
+        // Key: topic, partition, producer.
         producers: keys("producers").iter().filter(|key| of_topic(&key[..4])).count(),
         log_starts,
     }
@@ -867,7 +868,7 @@ async fn nothing_is_left_of_a_deleted_topic_in_the_tables_also_where_the_server_
         let mut place = data.path().to_owned();
         let killed = tempfile::tempdir().unwrap();
         if is_killed {
-            // Before the next part of the journal is sealed.
+            // The copy is from before the next part of the journal is sealed.
             super::check::copy_folder(&place, killed.path());
             running.stop().await;
             place = killed.path().to_owned();
@@ -883,7 +884,7 @@ async fn nothing_is_left_of_a_deleted_topic_in_the_tables_also_where_the_server_
     }
 }
 
-/// Begins to delete topic `t`, and returns once its partitions are marked.
+/// Begins to delete topic `t`, and returns once its partitions are marked as deleted.
 async fn begin_to_delete(broker: &Broker, partition: &Partition) -> tokio::task::JoinHandle<Result<(), BrokerError>> {
     let broker = broker.clone();
     let deleting = tokio::spawn(async move { broker.delete_topic(&TopicName::new("t").unwrap()).await });
@@ -891,7 +892,7 @@ async fn begin_to_delete(broker: &Broker, partition: &Partition) -> tokio::task:
     deleting
 }
 
-/// Holds the committer, with a commit under way: of a record of this time.
+/// Blocks the committer during a commit of a record with this timestamp.
 async fn hold_committer(
     running: &Running,
     held: &Held,
@@ -924,7 +925,7 @@ async fn an_offset_that_is_committed_behind_its_topics_deletion_is_refused_and_l
     let offsets = [(partition.name().clone(), first)];
     let broker = running.broker.clone();
     let mut committing = std::pin::pin!(broker.set_offsets(&group, &offsets));
-    // The topic is still known by its name: what refuses the offset is the committer.
+    // The topic can still be looked up by name, so it is the committer that refuses the offset.
     assert!(futures::poll!(&mut committing).is_pending());
     held.release();
     busy.await.unwrap();
@@ -963,7 +964,7 @@ async fn a_log_start_that_moves_while_its_topic_is_deleted_leaves_nothing() {
         running.produce(&topic, 0, now_ms, &[("k", Some("v"))]).await;
         let busy = hold_committer(&running, &held, &topic, now_ms).await;
         let deleting = begin_to_delete(&running.broker, &topic.partitions()[0]).await;
-        // Retention still sees the topic, and asks for a commit behind that of the deletion.
+        // Retention still sees the topic, and requests a commit after that of the deletion.
         let before = asked.load(Ordering::SeqCst);
         running.set_ms(now_ms + 6_000);
         wait_until("retention looks", || asked.load(Ordering::SeqCst) > before).await;

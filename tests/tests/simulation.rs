@@ -1,12 +1,13 @@
-//! The simulator's runs: `tests/simulate`, a program of its own, because a process runs one simulation at a time.
+//! Runs the simulator, `tests/simulate`. It is a separate program, because a process runs one simulation at a time.
 //!
-//! `MILLSTREAM_TEST_CASES` multiplies the number of runs, `MILLSTREAM_TEST_SEED` is the first seed.
+//! `MILLSTREAM_TEST_CASES` multiplies the number of runs, and `MILLSTREAM_TEST_SEED` is the first seed.
 
 use std::process::Command;
 
 use super::crash::number_of;
 
-/// Lines of the program's output, a run each: seed, workload, hash of the trace, scheduling points, what it met.
+/// Returns the lines of the program's output, one for each run: seed, workload, hash of the trace, scheduling points,
+/// and events.
 fn runs(arguments: &[&str]) -> Vec<String> {
     let output = Command::new(env!("CARGO_BIN_EXE_millstream-simulate")).args(arguments).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -16,7 +17,7 @@ fn runs(arguments: &[&str]) -> Vec<String> {
 
 #[test]
 fn a_seed_does_the_same_again_alone_and_after_others() {
-    // As many as make every workload run.
+    // Enough runs for every workload to run.
     let together = runs(&["--seed", "0", "--runs", "40", "--stride", "1"]);
     assert_eq!(together.len(), 40);
     for line in &together {

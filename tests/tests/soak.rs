@@ -1,4 +1,4 @@
-//! A little of `cargo xtask soak`.
+//! A short run of `cargo xtask soak`.
 
 use std::time::Duration;
 

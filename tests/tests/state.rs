@@ -1,4 +1,4 @@
-//! The accumulators of aggregate stages, read while they change.
+//! Reads of accumulators of aggregate stages while they change.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use millstream_tests::workload::{block_on, open_with};
 const STORE: &str = "pipeline/stage";
 const KEYS: u32 = 20_000;
 
-/// Sets all keys to `round`, a thousand a commit.
+/// Sets all keys to `round`, with a thousand keys per commit.
 async fn set_all(broker: &Broker, round: u32, added: i64) {
     for thousand in 0..KEYS / 1000 {
         let (mut keys, mut accumulators) = (Column::default(), Column::default());
@@ -32,7 +32,7 @@ async fn set_all(broker: &Broker, round: u32, added: i64) {
     }
 }
 
-/// Each key once.
+/// Checks that a scan returns each key once.
 fn check_scan(state: &StatePartition) {
     let found = state.scan(b"", usize::MAX).unwrap();
     let keys: BTreeSet<&[u8]> = found.iter().map(|(key, _)| key.as_slice()).collect();
@@ -75,7 +75,7 @@ fn groups<'k>(state: &TaskState, keys: impl IntoIterator<Item = &'k str>) -> Gro
     groups
 }
 
-/// What one step of a task changes: keys, and their new accumulators.
+/// Returns the change of one step of a task: keys with their new accumulators.
 fn change(state: &mut TaskState, step: u64, entries: &[(&str, Option<&str>)]) -> StateChange {
     let groups = groups(state, entries.iter().map(|(key, _)| *key));
     let accumulators = entries.iter().map(|(_, accumulator)| accumulator.map(str::as_bytes)).collect();
@@ -104,14 +104,14 @@ fn a_task_sees_its_steps_that_are_not_committed_and_forgets_them_once_they_are()
         assert_eq!(second.added, 0);
         assert_eq!(change(&mut state, 2, &[("b", Some("b2"))]).added, 0);
         assert_eq!(sees(&state, &["a", "b", "c", "d"]), [None, some("b2"), some("c1"), None]);
-        // A step that does not come about is gone, and those before it are there still.
+        // A step that is taken back is undone, and the steps before it remain.
         state.take_back(2);
         assert_eq!(sees(&state, &["a", "b", "c"]), [None, some("b0"), some("c1")]);
 
         broker.commit(Commit { state: vec![first], ..Commit::default() }).await.unwrap().await.unwrap();
         state.committed_up_to(0);
         assert_eq!(sees(&state, &["a", "b", "c"]), [None, some("b0"), some("c1")]);
-        // Not committed in truth: whether the task keeps what it was told is committed shows.
+        // The second step was not actually committed. This shows that the task forgets what it is told is committed.
         state.committed_up_to(1);
         assert_eq!(sees(&state, &["a", "b", "c"]), [some("a0"), some("b0"), None]);
         broker.stop();

@@ -1,5 +1,5 @@
-//! The store's threads: what one of them cannot do any more fails the store, which says so and lets nobody wait; and
-//! what they do keeps the journal within its bound.
+//! The store's threads. If one of them fails, the store fails, reports the failure and lets no one wait forever. While
+//! they work, they keep the journal within its bound.
 
 use std::io;
 use std::path::Path;
@@ -20,12 +20,12 @@ use tokio::task::JoinSet;
 
 const VALUE_BYTES: usize = 20_000;
 
-/// What a commit of one record of [`VALUE_BYTES`] may take in the journal.
+/// Maximum size in the journal of a commit of one record of [`VALUE_BYTES`], in bytes.
 const RECORD_BYTES_MAX: u64 = VALUE_BYTES as u64 + 1_000;
 
 const THREADS: [&str; 4] = ["committer", "sealer", "retention", "cleaner"];
 
-/// Retention, merging and compaction are looked at all the time.
+/// Returns options with which retention, merging and compaction run continuously.
 fn all_the_time(options: StoreOptions) -> StoreOptions {
     StoreOptions { cleaning_interval: Some(Duration::from_millis(1)), ..options }
 }
@@ -34,7 +34,7 @@ async fn append_one(broker: &Broker, topic: &Topic) -> Result<(), BrokerError> {
     append(broker, topic, 0, batch_of_one(0, "k", Some(&"v".repeat(VALUE_BYTES)))).await
 }
 
-/// Appends at the same time. Each is answered; how many are on disk.
+/// Appends concurrently. Every append must be answered. Returns the number of successful appends.
 async fn append_many(running: &Running, topic: &Arc<Topic>, count: usize) -> usize {
     let mut answers = JoinSet::new();
     for _ in 0..count {
@@ -49,7 +49,7 @@ async fn append_many(running: &Running, topic: &Arc<Topic>, count: usize) -> usi
     answers.iter().filter(|answer| answer.is_ok()).count()
 }
 
-/// The store says that it failed, and takes nothing more.
+/// Asserts that the store reports its failure, and accepts no further writes.
 async fn assert_failed(running: &Running, topic: &Topic, words: &str) {
     let failure = running.broker.failure();
     wait_until("the server is told to end", || failure.borrow().is_some()).await;
@@ -60,11 +60,11 @@ async fn assert_failed(running: &Running, topic: &Topic, words: &str) {
     assert!(matches!(&refused, BrokerError::Storage(error) if error.to_string().contains(words)), "{refused}");
     let name = TopicName::new("new").unwrap();
     let refused = running.broker.create_topic(&name, 1, TopicSettings::default(), false).await.unwrap_err();
-    // Where redb itself was interrupted, the catalog can't be read any more.
+    // If redb itself was interrupted, the catalog cannot be read any more.
     assert!(matches!(refused, BrokerError::Storage(_) | BrokerError::Unreadable(_)), "{refused}");
 }
 
-/// What was acknowledged is there, at least, and the directory goes on.
+/// Asserts that at least the acknowledged records exist, and that the data directory can still be used.
 async fn assert_goes_on(data: &Path, acked: usize) {
     let report = check(data, false).unwrap();
     assert!(report.is_sound(), "{report:#?}");
@@ -86,14 +86,15 @@ async fn a_thread_of_the_store_that_panics_fails_the_store_at_once() {
         let mut acked = 0;
         match thread {
             "committer" => assert_eq!(append_many(&running, &topic, 20).await, 0, "all are answered with the panic"),
-            // One part of the journal, and then nobody writes: the thread itself tells the committer.
+            // The journal reaches one part, and then nothing is written, so the thread itself has to notify the
+            // committer.
             "sealer" => {
                 while journal_bytes(&running.broker, |_| true) < JOURNAL_BYTES / 4 {
                     append_one(&running.broker, &topic).await.unwrap();
                     acked += 1;
                 }
             }
-            // Nobody writes at all.
+            // Nothing is written at all.
             _ => {}
         }
         assert_failed(&running, &topic, "panicked").await;
@@ -157,7 +158,7 @@ async fn writers_that_wait_for_the_sealer_are_answered_when_it_panics() {
         });
     }
     wait_until("the sealer seals", || reached.load(Ordering::SeqCst)).await;
-    // No more than a commit is taken any more.
+    // From here on at most one more commit is accepted.
     wait_until("the journal is full", || journal_bytes(&running.broker, |_| true) > JOURNAL_BYTES * 3 / 4).await;
     panics.store(true, Ordering::SeqCst);
     let writers = tokio::time::timeout(Duration::from_secs(120), writers.join_all()).await;
@@ -200,7 +201,7 @@ async fn nothing_is_written_after_the_sealer_failed() {
     assert_eq!(append_many(&running, &topic, 10).await, 0);
     assert_eq!(writes.load(Ordering::SeqCst), before, "nothing is written after the failure");
     assert_eq!(topic.partitions()[0].end().get(), acked, "and nothing is shown");
-    // What was acknowledged is read.
+    // The acknowledged records can be read.
     assert_eq!(read_from(&running.broker, &topic.partitions()[0], Offset::ZERO).await.len() as i64, acked);
     running.stop().await;
     assert_goes_on(data.path(), acked as usize).await;
@@ -208,7 +209,7 @@ async fn nothing_is_written_after_the_sealer_failed() {
 
 // ---- the journal's bound
 
-/// A disk on which whatever the sealer makes durable takes so long.
+/// Returns options for a disk on which each sync of the sealer takes this long.
 fn slow_sealer(time: Duration) -> StoreOptions {
     hooked::options(move |_, call| {
         if call == Call::Sync && is_thread("sealer") {
@@ -218,7 +219,7 @@ fn slow_sealer(time: Duration) -> StoreOptions {
     })
 }
 
-/// Appends records as fast as it can, from several writers. Returns the most that the journal held after an answer.
+/// Appends records as fast as possible, with several writers. Returns the maximum size of the journal after an answer.
 async fn fill(running: &Running, topic: &Arc<Topic>, writers: usize, records: usize) -> u64 {
     let most = Arc::new(AtomicU64::new(0));
     let mut all = JoinSet::new();
@@ -238,21 +239,22 @@ async fn fill(running: &Running, topic: &Arc<Topic>, writers: usize, records: us
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_journal_never_keeps_more_than_its_bound_however_slow_sealing_is() {
-    /// What one commit gathers, as the committer has it: requests until there are so many bytes.
+    /// Maximum size of the requests that the committer gathers for one commit, in bytes.
     const COMMIT_BYTES_MAX: u64 = 1 << 20;
-    // Few, and so many that several commits wait in the queue.
+    // A few writers, and so many that several commits wait in the queue.
     for (writers, journal, records) in [(4, 1 << 20, 800), (400, 4 << 20, 2_000)] {
         let data = tempfile::tempdir().unwrap();
         let options = all_the_time(slow_sealer(Duration::from_millis(150)));
         let running = Running::open_with(data.path(), 0, journal, options);
         let topic = running.topic("t", 1, TopicSettings::default()).await;
         let most = fill(&running, &topic, writers, records).await;
-        // Three commits come on top: the one that reaches the bound, and one for each time that the sealer commits.
+        // Three more commits are possible: the one that reaches the bound, and one for each of the sealer's two
+        // commits.
         let commit_bytes = (writers as u64 * RECORD_BYTES_MAX).min(COMMIT_BYTES_MAX + RECORD_BYTES_MAX);
         assert!(most <= journal + 3 * commit_bytes, "{writers} writers: {most} bytes of {journal}");
         assert!(most > journal / 2, "{writers} writers were faster than the sealer: {most} bytes");
         assert!(records as u64 * VALUE_BYTES as u64 > 9 * journal);
-        // The file has what is sealed and not yet removed, and free pages.
+        // The file also contains values that are sealed but not yet removed, and free pages.
         let file_bytes = running.broker.store().size().journal_bytes;
         assert!(file_bytes < 8 * journal, "{writers} writers: the journal's file has {file_bytes} bytes");
         running.stop().await;
@@ -262,7 +264,7 @@ async fn the_journal_never_keeps_more_than_its_bound_however_slow_sealing_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_that_is_full_at_a_kill_stays_within_its_bound() {
     let data = tempfile::tempdir().unwrap();
-    // The sealer never comes to its end before the kill.
+    // The sealer does not complete before the kill.
     let held = Held::of_thread("sealer");
     held.hold();
     let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, held.options());
@@ -280,7 +282,7 @@ async fn a_journal_that_is_full_at_a_kill_stays_within_its_bound() {
     held.release();
     running.stop().await;
 
-    // All of that is one part now.
+    // All of that forms a single part now.
     let running = Running::open_with(copy.path(), 0, JOURNAL_BYTES, slow_sealer(Duration::from_millis(200)));
     let topic = running.broker.topic("t").unwrap();
     let before = journal_bytes(&running.broker, |_| true);
@@ -297,7 +299,7 @@ async fn a_server_that_is_killed_again_and_again_keeps_its_journal_within_its_bo
     let mut data = tempfile::tempdir().unwrap();
     let mut sizes = Vec::new();
     for _ in 0..6 {
-        // The sealer never comes to its end before the kill.
+        // The sealer does not complete before the kill.
         let held = Held::of_thread("sealer");
         held.hold();
         let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, held.options());
@@ -305,7 +307,8 @@ async fn a_server_that_is_killed_again_and_again_keeps_its_journal_within_its_bo
             Ok(topic) => topic,
             Err(_) => running.topic("t", 1, TopicSettings::default()).await,
         };
-        // Until it takes no more. Where a commit is only slow, the journal is shorter.
+        // Appends until the journal accepts no more. If a commit was merely slow, the journal is shorter, and the loop
+        // continues.
         let limit = Limit::new("the journal is half full");
         while tokio::time::timeout(Duration::from_millis(500), append_one(&running.broker, &topic)).await.is_ok()
             || journal_bytes(&running.broker, |_| true) < JOURNAL_BYTES / 2
@@ -378,7 +381,7 @@ async fn files_of_segments_are_not_removed_by_the_committer_and_their_numbers_ar
     assert!(!removed.is_empty());
     assert!(removed.iter().all(|(_, thread)| thread != "committer"), "{removed:?}");
 
-    // The journal has no more of that topic to seal: what comes is of another.
+    // The journal contains no more records of the deleted topic, so new segments belong to another topic.
     let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options());
     let topic = running.topic("u", 1, TopicSettings::default()).await;
     let limit = Limit::new("another segment");

@@ -1,4 +1,4 @@
-//! Topics that change while they are used: settings, partitions, and their end.
+//! Topics that change while they are used: their settings, their partitions, and their deletion.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use v1::ErrorCode;
 
-/// Less than this no topic can be told to keep, with the default settings.
+/// Minimum of `retention_bytes` with the default settings.
 const RETENTION_BYTES_MIN: u64 = 128 << 20;
 
 fn name(topic: &str) -> TopicName {
@@ -38,7 +38,7 @@ fn to_partitions(topic: &str, partitions: u32) -> v1::AlterTopicRequest {
     v1::AlterTopicRequest { name: topic.into(), partitions: Some(partitions), ..Default::default() }
 }
 
-/// The limit is for a test that hangs; it says nothing of speed.
+/// Waits for a future. The limit is meant for tests that hang, and is no statement about speed.
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(Duration::from_secs(120), future).await;
     done.unwrap_or_else(|_| panic!("not within two minutes: {what}"))
@@ -51,7 +51,7 @@ fn assert_refused(error: &ClientError, code: ErrorCode, words: &[&str]) {
     }
 }
 
-// ---- what is refused
+// ---- refused changes
 
 #[tokio::test]
 async fn settings_that_contradict_each_other_or_promise_too_little_are_refused_and_change_nothing() {
@@ -95,7 +95,7 @@ async fn settings_that_contradict_each_other_or_promise_too_little_are_refused_a
     for (settings, words) in wrong {
         let error = admin.create_topic("new", None, settings).await.unwrap_err();
         assert_refused(&error, ErrorCode::InvalidRequest, &words);
-        // The topic's own retention_ms would be refused first.
+        // Otherwise the topic's own retention_ms would be refused first.
         let unset = match settings.retention_ms {
             Some(_) => Vec::new(),
             None => vec![v1::TopicSetting::RetentionMs as i32],
@@ -158,7 +158,7 @@ async fn a_compacted_topic_takes_no_record_without_a_key() {
     let words = ["topic t, partition 1: record 2 of the request", "no key", "nothing of this request was stored"];
     assert_refused(&admin.produce(plain).await.unwrap_err(), ErrorCode::InvalidBatch, &words);
 
-    // Batches, compressed as well: the second holds the record at fault.
+    // Batches, plain and compressed. The second batch contains the record at fault.
     for compression in [millstream_record::Compression::None, millstream_record::Compression::Lz4] {
         let batch = |keys: &[Option<&str>]| {
             let mut builder = millstream_record::BatchBuilder::new(compression);
@@ -177,7 +177,7 @@ async fn a_compacted_topic_takes_no_record_without_a_key() {
     assert_eq!(admin.describe_topic("t").await.unwrap().topic.unwrap().records, 0);
 
     producer.send(ProducerRecord::keyed("t", "k", "v")).await.unwrap().await.unwrap();
-    // Altered, it takes them at once.
+    // After its alteration, the topic accepts such records at once.
     let cleanup = vec![v1::TopicSetting::Cleanup as i32];
     let alter = v1::AlterTopicRequest { name: "t".into(), unset: cleanup, ..Default::default() };
     assert_eq!(admin.alter_topic(alter).await.unwrap().settings.unwrap().cleanup(), v1::Cleanup::Delete);
@@ -194,7 +194,7 @@ async fn a_pipeline_stops_before_output_without_a_key_for_a_compacted_topic() {
     instance.apply("pipeline: p\nfrom: lines\nstages:\n  - filter: level\n    with: { level: warn }\nto: out\n").await;
     instance.produce("lines", 0, &[(None, "ERROR 0")]).await;
     instance.caught_up().await;
-    // The running pipeline goes by the topic as it is from now on.
+    // From now on the running pipeline uses the altered topic.
     let compact = TopicAlteration { cleanup: Change::Set(Cleanup::Compact), ..Default::default() };
     let before = instance.runtime.pipeline("p").unwrap();
     instance.broker.alter_topic(&name("out"), &compact).await.unwrap();
@@ -215,7 +215,7 @@ async fn a_pipeline_stops_before_output_without_a_key_for_a_compacted_topic() {
 
     let delete = TopicAlteration { cleanup: Change::Unset, ..Default::default() };
     instance.broker.alter_topic(&name("out"), &delete).await.unwrap();
-    // Resumed before it knows of that, it stops again.
+    // If it is resumed before it knows of the alteration, it stops again.
     soon("it goes on", async {
         loop {
             instance.runtime.resume("p").await.unwrap();
@@ -252,7 +252,7 @@ async fn partitions_are_not_added_under_an_aggregates_state_nor_to_a_repartition
         assert!(said.contains(words), "{words}: {said}");
     }
     assert_eq!(instance.broker.topic("keyed").unwrap().partition_count(), 2);
-    // Its settings are another matter.
+    // Settings can still be altered.
     let retention = TopicAlteration { retention_ms: Change::Set(60_000), ..Default::default() };
     instance.broker.alter_topic(&name("keyed"), &retention).await.unwrap();
 
@@ -261,14 +261,14 @@ async fn partitions_are_not_added_under_an_aggregates_state_nor_to_a_repartition
         let refused = instance.broker.alter_topic(&internal, &alteration).await.unwrap_err();
         assert!(matches!(refused, BrokerError::TopicInternal { .. }), "{refused}");
     }
-    // Before a repartition topic, keys may be anywhere.
+    // Before a repartition topic, keys may be in any partition.
     instance.broker.alter_topic(&name("lines"), &grow(3)).await.unwrap();
     wait_until("there is a task more", || instance.runtime.pipeline("between").unwrap().tasks() == 5).await;
     instance.produce("lines", 2, &[(None, "a b a")]).await;
     instance.caught_up().await;
     assert_eq!(instance.all_records("word-counts").await.len(), 2);
 
-    // Whoever counts by key a topic whose keys have moved gets a repartition topic.
+    // A pipeline that aggregates a topic whose keys have moved gets a repartition topic.
     instance.runtime.delete("direct").await.unwrap();
     instance.produce("keyed", partition_for_key(b"k", 2), &[(Some("k"), "1")]).await;
     instance.broker.alter_topic(&name("keyed"), &grow(7)).await.unwrap();
@@ -288,7 +288,7 @@ async fn partitions_are_not_added_under_an_aggregates_state_nor_to_a_repartition
     instance.stop().await;
 }
 
-// ---- what changes
+// ---- effective changes
 
 #[tokio::test(flavor = "multi_thread")]
 async fn altering_under_load_loses_nothing_and_holds_at_once() {
@@ -330,7 +330,7 @@ async fn altering_under_load_loses_nothing_and_holds_at_once() {
         let described = admin.describe_topic("t").await.unwrap();
         assert_eq!(described.topic.unwrap().settings, answered.settings);
         assert_eq!(described.partition_list.len() as u32, 2 + round);
-        // The limit holds for the next request.
+        // The limit applies to the next request.
         let record = v1::Record { value: Some(vec![7; 5000].into()), ..Default::default() };
         let request = v1::ProduceRequest { topic: "t".into(), records: vec![record], ..Default::default() };
         let limit = format!("limit of {}", 4096 + round);
@@ -345,7 +345,7 @@ async fn altering_under_load_loses_nothing_and_holds_at_once() {
     assert_eq!(records, stored.load(Ordering::SeqCst));
 }
 
-/// Where each record that a group's members got came from.
+/// Partition, offset and value of each record that the members of a group received.
 type Seen = Arc<Mutex<Vec<(u32, u64, String)>>>;
 
 fn member(client: &Client, from: Position, seen: Seen) -> tokio::task::JoinHandle<()> {
@@ -404,7 +404,7 @@ async fn added_partitions_are_produced_consumed_and_processed_exactly_once() {
     .await;
     producer.close().await.unwrap();
 
-    // Partitions move between members while records come.
+    // Partitions move between members while records arrive.
     members.push(member(&client, Position::Earliest, seen.clone()));
     wait_until("the members have all records", || {
         let seen = seen.lock();
@@ -462,7 +462,7 @@ async fn groups_that_began_at_the_latest_miss_nothing_of_added_partitions() {
     wait_until("the member has it", || seen.lock().len() == 1).await;
     assert_eq!(*seen.lock(), [(1, 0, "at once".to_owned())]);
     reading.abort();
-    // Also where nobody of the group was there to commit, and after a restart.
+    // This also holds if no member was there to commit, and after a restart.
     soon("the member has left", async {
         while !admin.describe_group("g").await.unwrap().members.is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -523,7 +523,7 @@ async fn an_alteration_of_nothing_writes_nothing_and_keeps_the_topic() {
         let after = instance.broker.alter_topic(&name("t"), &alteration).await.unwrap();
         assert!(Arc::ptr_eq(&before, &after));
     }
-    // Who holds the topic as it was goes on: the partitions are the same.
+    // A caller that holds the previous version of the topic can continue, because the partitions are the same.
     let more = TopicAlteration { partitions: Some(3), ..Default::default() };
     let after = instance.broker.alter_topic(&name("t"), &more).await.unwrap();
     assert!(before.partitions().iter().zip(after.partitions()).all(|(old, new)| Arc::ptr_eq(old, new)));
@@ -538,7 +538,7 @@ async fn what_a_caller_began_comes_to_its_end_when_the_caller_is_gone() {
     let instance = Instance::open(data.path());
     let broker = &instance.broker;
     let known = |topic: &str| broker.topic(topic).ok();
-    // Each is dropped where it first waits.
+    // Each future is dropped where it first waits.
     assert!(broker.create_topic(&name("t"), 2, TopicSettings::default(), false).now_or_never().is_none());
     wait_until("the topic is there", || known("t").is_some()).await;
     let more = TopicAlteration { partitions: Some(5), ..Default::default() };
@@ -561,7 +561,7 @@ async fn what_a_caller_began_comes_to_its_end_when_the_caller_is_gone() {
     instance.stop().await;
 }
 
-// ---- its end
+// ---- deletion
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_reads_or_writes_a_topic_that_is_deleted_is_told_and_nobody_hangs() {
@@ -571,7 +571,7 @@ async fn who_reads_or_writes_a_topic_that_is_deleted_is_told_and_nobody_hangs() 
         admin.create_topic("t", Some(3), Default::default()).await.unwrap();
         deleted_in_use(&client).await;
     }
-    // The server is well, and a topic of the name is a new one.
+    // The server still works, and a topic with the same name is a new topic.
     let created = admin.create_topic("t", Some(1), Default::default()).await.unwrap();
     assert_eq!(created.records, 0);
     let producer = client.producer(ProducerSettings::default());
@@ -585,7 +585,7 @@ fn ends_well(mut server: Server, data: &Path) {
     drop(Server::start(data));
 }
 
-/// Reads and writes `t` in every way, deletes it, and waits for all to be told.
+/// Reads and writes `t` in all ways, deletes it, and waits until all clients are notified.
 async fn deleted_in_use(client: &Client) {
     let written = Arc::new(AtomicU64::new(0));
     let mut told: BTreeMap<&str, tokio::task::JoinHandle<ClientError>> = BTreeMap::new();
@@ -635,7 +635,7 @@ async fn deleted_in_use(client: &Client) {
         };
         told.insert(what, tokio::spawn(reader));
     }
-    // A long poll for more than will come.
+    // A long poll for more bytes than will arrive.
     let admin = client.admin();
     let poll = async move {
         let partitions = vec![v1::FetchPartition { topic: "t".into(), partition: 0, offset: 0 }];
