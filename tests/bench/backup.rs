@@ -118,6 +118,6 @@ async fn back_up(client: &Client) -> f64 {
             Some(Chunk::Begun(_)) | None => {}
         }
     }
-    assert!(is_whole, "a backup ends with its manifest");
+    assert!(is_whole, "a backup must end with its manifest");
     bytes as f64 / 1e6 / begun.elapsed().as_secs_f64()
 }

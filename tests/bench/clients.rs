@@ -84,6 +84,6 @@ async fn consume(server: &Server, consumers: u32, records: u64) -> f64 {
         tokio::spawn(async move { load::read(&client, settings, 1).await })
     });
     let read: u64 = join_all(reading).await.into_iter().map(|ended| ended.unwrap()).sum();
-    assert_eq!(read, records, "each record is read once");
+    assert_eq!(read, records, "each record must be read once");
     records as f64 / begun.elapsed().as_secs_f64()
 }

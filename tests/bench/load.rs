@@ -82,7 +82,7 @@ pub(crate) async fn produce_with(
 /// Waits until the server has sealed what is due and is idle.
 pub(crate) async fn settle(server: &Server) {
     if !settled(server.pid()).await {
-        eprintln!("the server is still busy after a minute: what it does then is not measured");
+        eprintln!("the server is still busy after a minute; its further work is not measured");
     }
 }
 
@@ -116,7 +116,7 @@ pub(crate) async fn read(client: &Client, settings: ConsumerSettings, expected: 
             bytes += record.value.map_or(0, <[u8]>::len);
         }
     }
-    assert!(records >= expected && bytes > 0, "{records} of {expected} records");
+    assert!(records >= expected && bytes > 0, "only {records} of {expected} records were read");
     records
 }
 

@@ -58,7 +58,7 @@ async fn many_partitions(plan: &Plan, report: &mut Report, name: &str) {
     report.add(Figure::new(format!("{name}, after SIGKILL"), after_kill, Unit::Seconds));
     let described = server.client().admin().describe_topic("in").await.unwrap();
     let written = described.partition_list.iter().filter(|partition| partition.log_end_offset > 0).count();
-    assert!(written * 10 > PARTITIONS as usize * 9, "{written} partitions have records");
+    assert!(written * 10 > PARTITIONS as usize * 9, "only {written} partitions have records");
     report.add(Figure::new(format!("{name}, resident"), resident_mb(&server), Unit::Megabytes));
 }
 
@@ -115,8 +115,7 @@ fn after(server: &mut Server, end: impl Fn(&mut Server)) -> f64 {
 
 /// Waits until the partitions' segments are joined, for at most ten minutes. Returns the seconds that it took.
 async fn joined(server: &Server) -> f64 {
-    /// A little above the number of pieces below which the store joins nothing, because what is sealed meanwhile adds
-    /// some.
+    /// A little above the number of pieces below which the store joins nothing, because sealing meanwhile adds some.
     const PIECES: u32 = 80_000;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(600) {

@@ -50,7 +50,7 @@ async fn survive(run: &mut Run, mut workload: Workload, options: impl Fn(StoreOp
         disk.set_faults(fault);
         disk.set_delays(random.random_bool(0.2).then(|| random.random()));
         match open_with(data, options(disk.options())) {
-            Err(error) => assert!(disk.struck(), "it does not open: {error}"),
+            Err(error) => assert!(disk.struck(), "the broker cannot be opened: {error}"),
             Ok(broker) => {
                 if workload.check_unless_struck(&broker, &disk).await {
                     let steps = random.random_range(1..60);
@@ -61,7 +61,7 @@ async fn survive(run: &mut Run, mut workload: Workload, options: impl Fn(StoreOp
                     }
                     if let Err(error) = ran {
                         assert!(matches!(error, BrokerError::Storage(_)), "{fault:?}: {error}");
-                        assert!(disk.struck(), "{fault:?}: a healthy disk is refused: {error}");
+                        assert!(disk.struck(), "{fault:?}: a commit failed although the disk met no fault: {error}");
                         check_refuses(&broker).await;
                     }
                 }
@@ -116,7 +116,7 @@ pub(crate) fn always_cleaning(options: StoreOptions) -> StoreOptions {
 /// Checks that a broken store refuses further writes and reports its failure.
 pub(crate) async fn check_refuses(broker: &Broker) {
     assert!(broker.store().has_failed());
-    assert!(broker.failure().borrow().is_some(), "the server is told to end");
+    assert!(broker.failure().borrow().is_some(), "the store reports its failure");
     let refused = broker.commit(Commit::default()).await.unwrap().await;
     assert!(matches!(refused, Err(BrokerError::Storage(_))), "{refused:?}");
 }

@@ -114,9 +114,9 @@ pub(crate) fn sealing_waits(run: &mut Run) {
         assert_eq!(broker.store().size().segments, 0);
         // A failed attempt must remove its unfinished segment, which would otherwise fill the disk further.
         let system = disk.file_system();
-        until("an unfinished segment is removed", || system.names(&segments).unwrap().is_empty()).await;
+        until("the unfinished segment is removed", || system.names(&segments).unwrap().is_empty()).await;
         disk.set_full_folder(None);
-        until("sealing goes on", || broker.store().size().segments > 0).await;
+        until("sealing continues", || broker.store().size().segments > 0).await;
         assert!(!broker.store().has_failed());
         check_has_room_again(broker, &disk, &mut workload, &mut random, 30).await;
     });
@@ -127,7 +127,7 @@ pub(crate) fn sealing_waits(run: &mut Run) {
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = tokio::time::Instant::now() + std::time::Duration::from_secs(3600);
     while !condition() {
-        assert!(tokio::time::Instant::now() < limit, "it does not happen: {what}");
+        assert!(tokio::time::Instant::now() < limit, "condition not met within an hour of virtual time: {what}");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }

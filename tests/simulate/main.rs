@@ -109,7 +109,7 @@ fn workload(args: &Args, seed: u64) -> Result<Workload> {
     let mut at = seed % WORKLOADS.iter().map(|workload| workload.share).sum::<u64>();
     let mut workloads = WORKLOADS.iter();
     loop {
-        let workload = workloads.next().context("the shares add up")?;
+        let workload = workloads.next().context("the seed's share belongs to a workload")?;
         if at < workload.share {
             return Ok(*workload);
         }
@@ -165,7 +165,7 @@ fn share(args: &Args) -> Result<()> {
     }
     let tallies: Result<Vec<_>> = std::thread::scope(|scope| {
         let threads: Vec<_> = children.into_iter().map(|child| scope.spawn(|| tally(child))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
+        threads.into_iter().map(|thread| thread.join().expect("reading a child's output does not panic")).collect()
     });
     let mut all: BTreeMap<String, Tally> = BTreeMap::new();
     for (name, tally) in tallies?.into_iter().flatten() {
@@ -182,7 +182,11 @@ fn share(args: &Args) -> Result<()> {
     for workload in WORKLOADS {
         let Some(tally) = all.get(workload.name).filter(|tally| tally.runs >= RUNS_MEET_ALL) else { continue };
         for what in workload.meets {
-            ensure!(tally.met.contains_key(*what), "no run of {} met {what}: it proves nothing of that", workload.name);
+            ensure!(
+                tally.met.contains_key(*what),
+                "no run of {} met {what}, so the runs prove nothing about it",
+                workload.name
+            );
         }
     }
     Ok(())

@@ -114,12 +114,15 @@ pub(crate) fn repair_of_damaged(run: &mut Run) {
         }
         let repaired = check_on(&system, Path::new(DATA), true).unwrap();
         assert!(repaired.is_repaired(), "{repaired:#?}");
-        assert!(lost_records(&repaired) <= lost, "{repaired:#?} after {found:#?}");
+        assert!(
+            lost_records(&repaired) <= lost,
+            "the repair lost more records than reported: {repaired:#?} after {found:#?}"
+        );
         let after = check_on(&system, Path::new(DATA), false).unwrap();
         assert!(after.is_sound(), "{after:#?}");
         let broker = open_with(Path::new(DATA), disk.options()).unwrap();
         let missing = workload.missing(&broker).await;
-        assert!(missing <= lost, "{missing} records are gone, and {lost} were told of: {found:#?}");
+        assert!(missing <= lost, "{missing} records are gone, but only {lost} were reported: {found:#?}");
         broker.stop();
     });
 }
@@ -207,7 +210,7 @@ pub(crate) fn backups(run: &mut Run) {
             let report = check_on(&system, Path::new(RESTORED), false).unwrap();
             assert!(report.is_sound(), "{report:#?}");
         } else {
-            assert!(backup.is_err(), "a whole backup is restored in the end");
+            assert!(backup.is_err(), "a complete backup must be restorable");
         }
         // Whatever happened to the copy, the source must be intact.
         let broker = open_with(Path::new(DATA), disk.options()).unwrap();

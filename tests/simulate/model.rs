@@ -255,7 +255,7 @@ fn open(disk: &Disk) -> Broker {
             Ok(broker) => return broker,
             // If the lock is never released, the simulation makes no progress, which the simulator reports.
             Err(StoreError::Locked { .. }) => std::thread::sleep(Duration::from_millis(1)),
-            Err(error) => panic!("it does not open: {error}"),
+            Err(error) => panic!("the broker cannot be opened: {error}"),
         }
     }
 }
@@ -297,7 +297,7 @@ impl Driven {
             self.check(&checked).await;
         }
         self = self.apply(Op::Reopen { stop_first: false }).await;
-        self.check("the last opening").await;
+        self.check("the last reopening").await;
         self.broker.stop();
     }
 
@@ -561,7 +561,7 @@ impl Driven {
             let partitions = self.broker.state().partitions(&store_of(pipeline)).into_iter();
             let found = partitions.map(|(number, state)| {
                 let entries: Accumulators = state.scan(b"", usize::MAX).unwrap().into_iter().collect();
-                assert_eq!(state.len(), entries.len(), "keys are counted, after {after}");
+                assert_eq!(state.len(), entries.len(), "the number of keys is wrong after {after}");
                 (number, entries)
             });
             let found: BTreeMap<u32, Accumulators> =
@@ -578,7 +578,7 @@ impl Driven {
         let bytes: usize = model.batches.iter().map(|(_, bytes)| bytes).sum();
         assert_eq!(partition.size().bytes, bytes as u64, "the bytes of {name} after {after}");
         let newest = model.records.iter().map(|(timestamp_ms, ..)| *timestamp_ms).max();
-        assert_eq!(partition.size().max_timestamp_ms, newest, "the newest of {name} after {after}");
+        assert_eq!(partition.size().max_timestamp_ms, newest, "the largest timestamp of {name} after {after}");
         let mut from = Offset::ZERO;
         while from < partition.end() {
             let slice = self
@@ -588,7 +588,7 @@ impl Driven {
                 .unwrap();
             let found = records_of_slice(&slice);
             let at = usize::try_from(from.get()).unwrap();
-            assert!(!found.is_empty(), "a read of {name} goes on");
+            assert!(!found.is_empty(), "a read of {name} must return records");
             assert_eq!(found.first().map(|(at, _)| *at), Some(at));
             for (at, record) in found {
                 assert_eq!(record, model.records[at], "{name} at offset {at} after {after}");
@@ -632,10 +632,10 @@ fn check_slice(
     let expected: Vec<usize> = wanted().map(|(_, bytes)| *bytes).take(lens.len()).collect();
     assert_eq!(lens, expected, "the batches from {from} to {until}");
     let first_fits = wanted().next().is_some_and(|(_, bytes)| one_at_least || *bytes <= bytes_max);
-    assert_eq!(lens.is_empty(), !first_fits, "one batch at least, where there is one");
+    assert_eq!(lens.is_empty(), !first_fits, "a read returns at least one batch if there is one");
     assert!(
         (one_at_least && lens.len() <= 1) || slice.bytes() <= bytes_max,
-        "{} bytes where {bytes_max} were asked for",
+        "{} bytes were read, but at most {bytes_max} were requested",
         slice.bytes()
     );
     let next = wanted().nth(lens.len().wrapping_sub(1)).map_or(from, |(at, _)| at.end);

@@ -91,7 +91,7 @@ async fn write_numbers(broker: &Broker, progress: &mut Progress, count: usize) {
         for receipt in receipts {
             match receipt.await {
                 Ok(_) => {
-                    assert!(!progress.failed, "an acknowledgement after a failure");
+                    assert!(!progress.failed, "a commit was acknowledged after an earlier one had failed");
                     progress.acked += 1;
                 }
                 Err(BrokerError::Storage(_)) => progress.failed = true,
@@ -104,7 +104,7 @@ async fn write_numbers(broker: &Broker, progress: &mut Progress, count: usize) {
 /// Checks that a broken store refuses further writes and reports its failure.
 async fn check_refuses(broker: &Broker) {
     assert!(broker.store().has_failed());
-    assert!(broker.failure().borrow().is_some(), "the server is told to end");
+    assert!(broker.failure().borrow().is_some(), "the store reports its failure");
     let refused = broker.commit(Commit::default()).await.unwrap().await;
     assert!(matches!(refused, Err(BrokerError::Storage(_))), "{refused:?}");
     let name = TopicName::new("another").unwrap();
@@ -141,21 +141,29 @@ async fn check_numbers(broker: &Broker, progress: &mut Progress) {
         counts.push(count);
     }
     let there = counts[0];
-    assert_eq!(counts[1], there, "half of a commit is there: {progress:?}");
-    assert!(progress.acked <= there, "an acknowledged record is gone: {there} are there, {progress:?}");
-    assert!(there <= progress.asked, "what nobody wrote: {there} are there, {progress:?}");
+    assert_eq!(counts[1], there, "a commit took effect only in part: {progress:?}");
+    assert!(progress.acked <= there, "an acknowledged record is missing: there are {there} records, {progress:?}");
+    assert!(there <= progress.asked, "there are more records than were written: {there} records, {progress:?}");
     let committed = broker.groups().get("g").ok().and_then(|group| group.committed(topic.id(), 0));
-    assert_eq!(committed.unwrap_or_default(), offset(there), "the offset is of another commit: {progress:?}");
+    assert_eq!(
+        committed.unwrap_or_default(),
+        offset(there),
+        "the committed offset belongs to another commit: {progress:?}"
+    );
     let accumulator =
         broker.state().partition("p/n", 0).get(b"n").unwrap().map(|bytes| String::from_utf8(bytes).unwrap());
-    assert_eq!(accumulator, there.checked_sub(1).map(|last| last.to_string()), "the state is of another commit");
+    assert_eq!(accumulator, there.checked_sub(1).map(|last| last.to_string()), "the state belongs to another commit");
     if let Some(last) = there.checked_sub(1) {
         let appends = topic.partitions().iter().map(|partition| number_append(partition, last)).collect();
         match broker.commit(Commit { appends, ..Commit::default() }).await.unwrap().await {
-            Ok(committed) => assert_eq!(committed.base_offsets, [offset(last); 2], "what comes again is there"),
+            Ok(committed) => assert_eq!(
+                committed.base_offsets,
+                [offset(last); 2],
+                "a retried batch must be answered with its first offset"
+            ),
             // The fault may strike at this write.
             Err(BrokerError::Storage(_)) => {}
-            Err(error) => panic!("what producers are known by is of another commit: {error}"),
+            Err(error) => panic!("the producers' state belongs to another commit: {error}"),
         }
     }
     *progress = Progress { topic_acked: true, acked: there, asked: there, failed: false };
@@ -184,7 +192,7 @@ async fn survive(run: &mut Run, fault: Fault) -> bool {
     let broker = open_with(data, disk.options()).unwrap();
     check_numbers(&broker, &mut progress).await;
     write_numbers(&broker, &mut progress, 3).await;
-    assert!(!progress.failed, "{fault:?}: a healthy disk takes writes again");
+    assert!(!progress.failed, "{fault:?}: a commit failed on a healthy disk after reopening");
     check_numbers(&broker, &mut progress).await;
     broker.stop();
     struck
@@ -206,7 +214,7 @@ pub(crate) fn every_call(run: &mut Run) {
     while block_on(survive(run, Fault { file: None, call: Some(call), number, effect })) {
         number += 1;
     }
-    assert!(number > 2, "the workload makes such calls");
+    assert!(number > 2, "the workload must make calls of this kind");
     run.met("the last call");
 }
 

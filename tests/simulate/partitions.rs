@@ -81,7 +81,10 @@ async fn check(broker: &Broker, written: &mut Written) {
         let there = usize::try_from(from.get()).unwrap();
         assert_eq!(offset(there), partition.end());
         let (acked, asked) = (written.acked[number], written.asked[number]);
-        assert!((acked..=asked).contains(&there), "partition {number}: {there} of {acked} to {asked}");
+        assert!(
+            (acked..=asked).contains(&there),
+            "partition {number} has {there} records, expected {acked} to {asked}"
+        );
         (written.acked[number], written.asked[number]) = (there, there);
     }
 }

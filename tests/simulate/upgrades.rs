@@ -217,7 +217,12 @@ pub(crate) fn upgrades(run: &mut Run) {
             let all = &expected.partitions[name];
             let shown =
                 |of: &HeldPartition| (of.start, of.end, of.records.iter().map(|(at, _)| *at).collect::<Vec<_>>());
-            assert!(partition.is_left_of(all), "{name:?}: {:?} of {:?}", shown(partition), shown(all));
+            assert!(
+                partition.is_left_of(all),
+                "{name:?} holds {:?}, expected what remains of {:?}",
+                shown(partition),
+                shown(all)
+            );
         }
         broker.stop();
         drop(broker);

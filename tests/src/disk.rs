@@ -269,7 +269,7 @@ impl Disk {
     /// Panics if the file does not exist or is too short.
     pub fn flip(&self, path: &Path, byte: usize, bit: u8) {
         let mut state = self.0.lock();
-        let number = state.find(path).ok().flatten().expect("the file is there");
+        let number = state.find(path).ok().flatten().expect("the file exists");
         let file = state.file(number);
         file.cached[byte] ^= 1 << bit;
         if let Some(durable) = file.durable.get_mut(byte) {
@@ -295,7 +295,7 @@ impl Disk {
     /// synced. All faults are removed.
     pub fn end_process(&self) {
         let mut state = self.0.lock();
-        assert!(state.has_power, "without power nothing goes on: it is lost first");
+        assert!(state.has_power, "the process cannot end without power: call `lose_power` first");
         state.forget_process();
     }
 
@@ -457,7 +457,7 @@ impl State {
     /// file.
     fn file(&mut self, number: Number) -> &mut FileNode {
         let node = self.nodes.entry(number).or_insert_with(|| Node::File(FileNode::default()));
-        let Node::File(file) = node else { unreachable!("a folder is not opened") };
+        let Node::File(file) = node else { unreachable!("a folder cannot be opened as a file") };
         file
     }
 }
@@ -526,7 +526,7 @@ fn pages(at: u64, len: usize) -> std::ops::Range<u64> {
 }
 
 fn write(file: &mut Vec<u8>, at: u64, data: &[u8]) {
-    let at = usize::try_from(at).expect("it is in memory");
+    let at = usize::try_from(at).expect("a file in memory fits into usize");
     if file.len() < at + data.len() {
         file.resize(at + data.len(), 0);
     }
@@ -536,7 +536,7 @@ fn write(file: &mut Vec<u8>, at: u64, data: &[u8]) {
 fn apply(file: &mut Vec<u8>, change: &Change) {
     match change {
         Change::Write(at, data) => write(file, *at, data),
-        Change::SetLen(len) => file.resize(usize::try_from(*len).expect("it is in memory"), 0),
+        Change::SetLen(len) => file.resize(usize::try_from(*len).expect("a file in memory fits into usize"), 0),
     }
 }
 

@@ -38,8 +38,10 @@ impl Instance {
     pub fn open(data: &Path) -> Self {
         let mut registry = Registry::default();
         let (settings, options) = (BrokerSettings::default(), StoreOptions::default());
-        let broker = Broker::open(data, settings, options, Arc::new(SystemClock), &mut registry).expect("it opens");
-        let runtime = Runtime::open(broker.clone(), RuntimeSettings::default(), &mut registry).expect("it opens");
+        let broker = Broker::open(data, settings, options, Arc::new(SystemClock), &mut registry)
+            .expect("the broker and the runtime open");
+        let runtime = Runtime::open(broker.clone(), RuntimeSettings::default(), &mut registry)
+            .expect("the broker and the runtime open");
         Self { broker, runtime }
     }
 
@@ -49,7 +51,10 @@ impl Instance {
     /// Panics if the topic cannot be created.
     pub async fn topic(&self, name: &str, partitions: u32) {
         let name = TopicName::new(name).expect("a topic's name");
-        self.broker.create_topic(&name, partitions, TopicSettings::default(), false).await.expect("a new topic");
+        self.broker
+            .create_topic(&name, partitions, TopicSettings::default(), false)
+            .await
+            .expect("the topic is created");
     }
 
     /// Creates a consumer group that never reads, so that the repartition topic keeps its records.
@@ -57,11 +62,12 @@ impl Instance {
     /// # Panics
     /// Panics if the topic does not exist or has already lost records.
     pub async fn keep(&self, topic: &str) {
-        let topic = self.broker.topic(topic).expect("the topic is there");
+        let topic = self.broker.topic(topic).expect("the topic exists");
         let id = GroupId::new(&format!("keeps-{}", topic.name())).expect("a group's name");
-        let group = self.broker.groups().get_or_create(&id, GroupKind::Consumer).expect("a group of consumers");
+        let group =
+            self.broker.groups().get_or_create(&id, GroupKind::Consumer).expect("the group is a consumer group");
         let all: Vec<_> = topic.partitions().iter().map(|of| (of.name().clone(), Offset::ZERO)).collect();
-        self.broker.set_offsets(&group, &all).await.expect("nothing is lost yet");
+        self.broker.set_offsets(&group, &all).await.expect("the topic has all its records");
     }
 
     /// Pushes a module of `guests/` under its own name.
@@ -69,7 +75,7 @@ impl Instance {
     /// # Panics
     /// Panics if the module is refused.
     pub async fn push(&self, guest: &str) {
-        self.runtime.push_module(guest, crate::guest(guest)).await.expect("a good module");
+        self.runtime.push_module(guest, crate::guest(guest)).await.expect("the module is valid");
     }
 
     /// Applies a pipeline file that must be valid.
@@ -92,11 +98,11 @@ impl Instance {
         for (index, (key, value)) in records.iter().enumerate() {
             builder.push(index as i64, key.map(str::as_bytes), Some(value.as_bytes()), []);
         }
-        let batch = builder.finish().expect("there are records");
-        let topic = self.broker.topic(topic).expect("the topic is there");
-        let partition = topic.partition(partition).expect("the partition is there");
-        let receipt = self.broker.produce(&topic, partition, vec![batch]).await.expect("there is room");
-        receipt.await.expect("it is stored").base_offsets[0]
+        let batch = builder.finish().expect("the batch has at least one record");
+        let topic = self.broker.topic(topic).expect("the topic exists");
+        let partition = topic.partition(partition).expect("the partition exists");
+        let receipt = self.broker.produce(&topic, partition, vec![batch]).await.expect("the broker accepts the batch");
+        receipt.await.expect("the batch is stored").base_offsets[0]
     }
 
     /// Returns all records of a partition.
@@ -109,7 +115,7 @@ impl Instance {
 
     /// Returns all records of a topic, partition by partition.
     pub async fn all_records(&self, topic: &str) -> Vec<Record> {
-        let partitions = self.broker.topic(topic).expect("the topic is there").partition_count();
+        let partitions = self.broker.topic(topic).expect("the topic exists").partition_count();
         let mut all = Vec::new();
         for partition in 0..partitions {
             all.extend(self.records(topic, partition).await);
@@ -129,7 +135,7 @@ impl Instance {
     pub async fn stop(self) {
         self.runtime.stop().await;
         let broker = self.broker.clone();
-        tokio::task::spawn_blocking(move || broker.stop()).await.expect("the committer ends");
+        tokio::task::spawn_blocking(move || broker.stop()).await.expect("the broker stops without a panic");
     }
 }
 
@@ -138,24 +144,24 @@ impl Instance {
 /// # Panics
 /// Panics if the partition cannot be read.
 pub async fn records(broker: &Broker, topic: &str, partition: u32) -> Vec<Record> {
-    let topic = broker.topic(topic).expect("the topic is there");
-    let partition = topic.partition(partition).expect("the partition is there");
+    let topic = broker.topic(topic).expect("the topic exists");
+    let partition = topic.partition(partition).expect("the partition exists");
     let mut records = Vec::new();
     let mut from = Offset::ZERO;
     while from < partition.end() {
         let range = ReadRange { from, until: None, bytes_max: 1 << 20, one_at_least: true };
-        let slice = broker.read(partition, range).await.expect("it is read");
+        let slice = broker.read(partition, range).await.expect("the partition can be read");
         for batch in slice.runs.into_iter().flat_map(split_batches) {
-            let batch = batch.expect("a good batch");
-            let read = batch.records(&Limits::default()).expect("good records");
+            let batch = batch.expect("the batch is valid");
+            let read = batch.records(&Limits::default()).expect("the records of the batch are valid");
             for view in &read {
-                let record = read.to_record(&view.expect("a good record"));
+                let record = read.to_record(&view.expect("the record is valid"));
                 if record.offset >= from.get() {
                     records.push(record);
                 }
             }
         }
-        assert!(slice.next > from, "a read goes on");
+        assert!(slice.next > from, "a read must advance");
         from = slice.next;
     }
     records
@@ -168,7 +174,7 @@ pub async fn records(broker: &Broker, topic: &str, partition: u32) -> Vec<Record
 pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = tokio::time::Instant::now() + Duration::from_secs(120);
     while !condition() {
-        assert!(tokio::time::Instant::now() < limit, "not within two minutes: {what}");
+        assert!(tokio::time::Instant::now() < limit, "condition not met within two minutes: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -26,20 +26,20 @@ use serde::Deserialize;
 /// Panics if no folder can be created.
 pub fn folder() -> tempfile::TempDir {
     let in_memory = tempfile::tempdir_in("/dev/shm");
-    in_memory.or_else(|_| tempfile::tempdir()).expect("a temporary folder can be made")
+    in_memory.or_else(|_| tempfile::tempdir()).expect("a temporary folder can be created")
 }
 
 /// Returns the workspace's folder.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the folder of the tests is in the workspace")
 }
 
 /// Returns the folder where the build puts programs, which is the one above the folder of this test binary.
 pub fn target_dir() -> PathBuf {
-    let me = std::env::current_exe().expect("a program knows where it is");
-    let dir = me.parent().expect("a file has a folder");
+    let me = std::env::current_exe().expect("the path of the test binary is known");
+    let dir = me.parent().expect("the file is in a folder");
     if dir.ends_with("deps") || dir.ends_with("examples") {
-        dir.parent().expect("deps is in a folder").to_owned()
+        dir.parent().expect("the folder `deps` has a parent").to_owned()
     } else {
         dir.to_owned()
     }
@@ -100,9 +100,9 @@ pub fn flights() -> Vec<Flight> {
     let path = root().join("data/flights-20k.ndjson.gz");
     let file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut text = String::new();
-    flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("the flights are gzip");
+    flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("the flights file is valid gzip");
     let flight = |line: &str| {
-        let mut flight: Flight = serde_json::from_str(line).expect("a line is a flight");
+        let mut flight: Flight = serde_json::from_str(line).expect("each line is a valid flight");
         flight.line = line.to_owned();
         flight
     };

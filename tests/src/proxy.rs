@@ -38,15 +38,15 @@ impl Proxy {
     /// # Panics
     /// Panics if there is no free port.
     pub async fn start(server: &Server) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound").to_string();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address = listener.local_addr().expect("the listener has a local address").to_string();
         let server = Arc::new(Mutex::new(Some(server.grpc.clone())));
         let cut = watch::Sender::new(());
         let losing = Arc::<Losing>::default();
         let (to, cutting, losing_answers) = (server.clone(), cut.clone(), losing.clone());
         let accepting = tokio::spawn(async move {
             loop {
-                let (mut client, _) = listener.accept().await.expect("it listens");
+                let (mut client, _) = listener.accept().await.expect("the listener accepts connections");
                 let (to, mut cut, losing) = (to.lock().clone(), cutting.subscribe(), losing_answers.clone());
                 tokio::spawn(async move {
                     let Some(to) = to else { return };
@@ -66,7 +66,7 @@ impl Proxy {
     /// # Panics
     /// Never, because the address is valid.
     pub fn client(&self) -> Client {
-        Client::new(&self.address).expect("the address is one")
+        Client::new(&self.address).expect("the address is valid")
     }
 
     /// Ends all connections. New connections are forwarded.
@@ -83,7 +83,7 @@ impl Proxy {
 
     /// Waits until part of an answer was discarded.
     pub async fn answers_lost(&self) {
-        wait_until("an answer is lost", || self.losing.bytes.load(Ordering::SeqCst) > 0).await;
+        wait_until("an answer is discarded", || self.losing.bytes.load(Ordering::SeqCst) > 0).await;
     }
 
     /// Refuses connections, because another process may take the port of an ended server at any time.

@@ -42,7 +42,7 @@ impl Limit {
     /// # Panics
     /// Panics after two minutes.
     pub fn check(&self) {
-        assert!(Instant::now() < self.until, "not within two minutes: {}", self.what);
+        assert!(Instant::now() < self.until, "condition not met within two minutes: {}", self.what);
     }
 }
 
@@ -126,7 +126,7 @@ impl Rounds {
             let state = self.0.0.lock();
             state.begun > state.allowed
         };
-        wait_until("retention waits for its round", waits).await;
+        wait_until("retention waits before its round", waits).await;
         self.0.0.lock().allowed += 1;
         self.0.1.notify_all();
         wait_until("retention has made its round", waits).await;
@@ -160,7 +160,7 @@ impl std::fmt::Debug for Running {
 pub fn batch_of_one(timestamp_ms: i64, key: &str, value: Option<&str>) -> RecordBatch {
     let mut builder = BatchBuilder::new(Compression::None);
     builder.push(timestamp_ms, Some(key.as_bytes()), value.map(str::as_bytes), []);
-    builder.finish().expect("there is a record")
+    builder.finish().expect("the batch has one record")
 }
 
 impl Running {
@@ -182,7 +182,7 @@ impl Running {
         // A small tail makes most reads go to the disk.
         let options = StoreOptions { tail_bytes_max: Some(10_000), ..options };
         let broker = Broker::open(data, settings, options, clock.clone(), &mut Registry::default());
-        Self { broker: broker.expect("it opens"), clock }
+        Self { broker: broker.expect("the broker can be opened"), clock }
     }
 
     /// Creates a topic.
@@ -191,7 +191,7 @@ impl Running {
     /// Panics if the topic cannot be created.
     pub async fn topic(&self, name: &str, partitions: u32, settings: TopicSettings) -> Arc<Topic> {
         let name = TopicName::new(name).expect("a topic's name");
-        self.broker.create_topic(&name, partitions, settings, false).await.expect("a new topic")
+        self.broker.create_topic(&name, partitions, settings, false).await.expect("the topic is created")
     }
 
     /// Writes records, given as keys and values, to one partition in one batch.
@@ -203,8 +203,8 @@ impl Running {
         for (key, value) in records {
             builder.push(timestamp_ms, Some(key.as_bytes()), value.map(str::as_bytes), []);
         }
-        let batch = builder.finish().expect("there are records");
-        append(&self.broker, topic, partition, batch).await.expect("it is stored");
+        let batch = builder.finish().expect("the batch has at least one record");
+        append(&self.broker, topic, partition, batch).await.expect("the batch is stored");
     }
 
     /// Fills the journal with records of another topic, so that its previous records are sealed.
@@ -237,7 +237,7 @@ impl Running {
         let broker = self.broker;
         let stopped = tokio::task::spawn_blocking(move || broker.stop());
         let stopped = tokio::time::timeout(Duration::from_secs(120), stopped).await;
-        stopped.expect("the store's threads end").expect("a stop does not panic");
+        stopped.expect("the store's threads end within two minutes").expect("stopping the broker does not panic");
     }
 }
 
@@ -249,7 +249,7 @@ impl Running {
 /// # Panics
 /// Panics if the partition does not exist.
 pub async fn append(broker: &Broker, topic: &Topic, partition: u32, batch: RecordBatch) -> Result<(), BrokerError> {
-    let partition = topic.partition(partition).expect("the partition is there");
+    let partition = topic.partition(partition).expect("the partition exists");
     broker.produce(topic, partition, vec![batch]).await?.await.map(drop)
 }
 
@@ -269,15 +269,15 @@ pub async fn read_from(broker: &Broker, partition: &Arc<Partition>, from: Offset
     let mut from = from;
     while from < partition.end() {
         let range = ReadRange { from, until: None, bytes_max: 30_000, one_at_least: true };
-        let slice = broker.read(partition, range).await.expect("it is read");
+        let slice = broker.read(partition, range).await.expect("the partition can be read");
         for batch in slice.runs.into_iter().flat_map(split_batches) {
-            let batch = batch.expect("a good batch");
-            batch.verify_crc().expect("a sound batch");
-            let records = batch.records(&Limits::default()).expect("good records");
-            let all = records.iter().map(|view| records.to_record(&view.expect("a good record")));
+            let batch = batch.expect("the batch is valid");
+            batch.verify_crc().expect("the batch has a valid checksum");
+            let records = batch.records(&Limits::default()).expect("the records of the batch are valid");
+            let all = records.iter().map(|view| records.to_record(&view.expect("the record is valid")));
             found.extend(all.filter(|record| record.offset >= from.get()));
         }
-        assert!(slice.next > from, "a read goes on at {from}");
+        assert!(slice.next > from, "a read at offset {from} must advance");
         from = slice.next;
     }
     found
@@ -288,7 +288,7 @@ pub async fn read_from(broker: &Broker, partition: &Arc<Partition>, from: Offset
 /// # Panics
 /// Panics if it is not UTF-8.
 pub fn text(bytes: Option<&bytes::Bytes>) -> Option<String> {
-    bytes.map(|bytes| String::from_utf8(bytes.to_vec()).expect("it is text"))
+    bytes.map(|bytes| String::from_utf8(bytes.to_vec()).expect("the bytes are UTF-8"))
 }
 
 /// A member that joins with these topics, and may take a minute to give partitions back.

@@ -30,7 +30,7 @@ pub fn millstream() -> PathBuf {
     let path = crate::target_dir().join("millstream");
     assert!(
         path.exists(),
-        "{} is not there: `cargo xtask test` builds it, or `cargo build --bin millstream`",
+        "{} does not exist: build it with `cargo xtask test` or `cargo build --bin millstream`",
         path.display()
     );
     path
@@ -64,10 +64,10 @@ impl Server {
             .expect("the server starts");
         let stdout = child.stdout.take().expect("stdout is piped");
         let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).expect("the server prints where it listens");
+        BufReader::new(stdout).read_line(&mut line).expect("the server prints its addresses");
         let address = |name: &str| {
-            let at =
-                line.find(name).unwrap_or_else(|| panic!("the server did not start, it said {line:?}")) + name.len();
+            let at = line.find(name).unwrap_or_else(|| panic!("the server did not start, its first line was {line:?}"))
+                + name.len();
             line[at..].split([',', '\n']).next().unwrap_or_default().trim().to_owned()
         };
         Self {
@@ -84,7 +84,7 @@ impl Server {
     /// # Panics
     /// Never, because the address is valid.
     pub fn client(&self) -> Client {
-        Client::new(&self.grpc).expect("the address is one")
+        Client::new(&self.grpc).expect("the address is valid")
     }
 
     /// Returns the process id.
@@ -97,9 +97,16 @@ impl Server {
     /// # Panics
     /// Panics if the process has ended.
     pub fn resident_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it is running");
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
-        1024 * resident.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).expect("a number of KB")
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the server is running");
+        let resident = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("the status of a process contains VmRSS");
+        1024 * resident
+            .split_whitespace()
+            .next()
+            .and_then(|kb| kb.parse::<u64>().ok())
+            .expect("VmRSS is a number of KB")
     }
 
     /// Returns the page of the server's metrics.
@@ -115,8 +122,8 @@ impl Server {
     /// # Panics
     /// Panics if the server cannot be killed.
     pub fn kill(&mut self) {
-        self.child.kill().expect("a child can be killed");
-        self.child.wait().expect("a killed child ends");
+        self.child.kill().expect("the child process can be killed");
+        self.child.wait().expect("a killed child process ends");
     }
 
     /// Asks the server to stop with SIGTERM, and waits until it ends.
@@ -124,9 +131,12 @@ impl Server {
     /// # Panics
     /// Panics if this fails.
     pub fn terminate(&mut self) -> ExitStatus {
-        let sent = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().expect("kill runs");
+        let sent = Command::new("kill")
+            .args(["-TERM", &self.pid().to_string()])
+            .status()
+            .expect("the program `kill` can be run");
         assert!(sent.success());
-        self.child.wait().expect("it ends")
+        self.child.wait().expect("the server ends")
     }
 
     /// Returns whether the process still runs. Only the test itself may end it.
@@ -134,7 +144,7 @@ impl Server {
     /// # Panics
     /// Panics if the process's status cannot be read.
     pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("a child can be asked").is_none()
+        self.child.try_wait().expect("the status of the child process can be read").is_none()
     }
 
     /// Starts another server on the same data with the same arguments, after [`Server::kill`] or [`Server::terminate`].
@@ -156,7 +166,7 @@ impl Server {
     /// # Panics
     /// Panics if the address does not become free or the server does not start.
     pub fn restart_in_place(&mut self) {
-        let address: SocketAddr = self.grpc.parse().expect("it printed an address");
+        let address: SocketAddr = self.grpc.parse().expect("the server printed a valid address");
         wait_until_free(address);
         self.restart_at(&address.to_string());
     }
@@ -180,10 +190,10 @@ impl Server {
 /// # Panics
 /// Panics if the server does not answer.
 pub fn page(address: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).expect("it listens");
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").expect("it reads");
+    let mut stream = TcpStream::connect(address).expect("the listener accepts connections");
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").expect("the request can be written");
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers");
+    stream.read_to_string(&mut answer).expect("the answer can be read");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     (status.unwrap_or_else(|| panic!("{answer}")), body.to_owned())
@@ -201,10 +211,10 @@ pub fn start_and_kill(data: &Path, arguments: &[&str], after: Duration) {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("the program runs");
+        .expect("the program can be run");
     std::thread::sleep(after);
-    child.kill().expect("a child can be killed");
-    child.wait().expect("a killed child ends");
+    child.kill().expect("the child process can be killed");
+    child.wait().expect("a killed child process ends");
 }
 
 impl Drop for Server {
@@ -258,7 +268,7 @@ impl Ran {
 /// Panics if the program cannot be run.
 pub fn run(command: &mut Command, input: &str) -> Ran {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = piped.spawn().expect("the program runs");
+    let mut child = piped.spawn().expect("the program can be run");
     let mut stdin = child.stdin.take().expect("stdin is piped");
     let input = input.to_owned();
     let writer = std::thread::spawn(move || {
@@ -266,7 +276,7 @@ pub fn run(command: &mut Command, input: &str) -> Ran {
         let _ = stdin.write_all(input.as_bytes());
     });
     let output = child.wait_with_output().expect("the program ends");
-    writer.join().expect("the writer ends");
+    writer.join().expect("the writer thread ends without a panic");
     Ran {
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),

@@ -58,12 +58,12 @@ pub fn for_seeds_until(cases: u64, enough: impl Fn() -> bool + Sync, case: impl 
                 if one.is_some() || enough() {
                     return;
                 }
-                limit.get_or_init(|| Limit::new("enough of what the cases look for")).check();
+                limit.get_or_init(|| Limit::new("the cases met enough of what they look for")).check();
             }
             let seed = first + number;
             if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| case(seed))) {
                 failed.store(true, Ordering::Relaxed);
-                eprintln!("it failed with MILLSTREAM_TEST_SEED={seed}");
+                eprintln!("the case failed with MILLSTREAM_TEST_SEED={seed}");
                 std::panic::resume_unwind(panic);
             }
         }
@@ -184,7 +184,7 @@ impl Sent {
             *self = Self { epoch: batch.producer_epoch(), batches: Vec::new() };
         }
         let first = batch.base_sequence() as usize;
-        assert_eq!(first, self.next(), "a producer's sequence has no holes");
+        assert_eq!(first, self.next(), "the sequence of a producer must have no gaps");
         self.batches.push((first, batch.base_offset() as usize..batch.next_offset() as usize));
     }
 }
@@ -578,7 +578,7 @@ impl Workload {
                 return error;
             }
         }
-        panic!("a disk takes more than it has room for");
+        panic!("the broker does not refuse any step, although the disk should be full");
     }
 
     /// Waits until at most `max` commits are in flight. After a failed commit, no later one may succeed.
@@ -589,7 +589,10 @@ impl Workload {
                 Ok(committed) => assert_eq!(committed.base_offsets, base_offsets),
                 Err(error) => {
                     for later in in_flight.drain(..) {
-                        assert!(later.receipt.await.is_err(), "an acknowledgement after a failure");
+                        assert!(
+                            later.receipt.await.is_err(),
+                            "a commit was acknowledged after an earlier one had failed"
+                        );
                     }
                     return Err(error);
                 }
@@ -613,7 +616,7 @@ impl Workload {
         match holdings(broker).await {
             Ok(found) => self.check_holdings(broker, found).await,
             Err(error) => {
-                assert!(disk.struck(), "a healthy disk can't be read: {error}");
+                assert!(disk.struck(), "reading failed although the disk met no fault: {error}");
                 return false;
             }
         }
@@ -631,7 +634,7 @@ impl Workload {
             for (at, partition) in topic.partitions().iter().enumerate() {
                 let records = &expected.topics[&number][at];
                 let ReadAll { held, gone, kept_bytes, .. } = read_all(broker, partition).await.unwrap();
-                assert_eq!(held.len(), records.len(), "offsets are not used again");
+                assert_eq!(held.len(), records.len(), "offsets must not be reused");
                 for (at, record) in held.iter().enumerate().filter(|(at, _)| !gone.contains(at)) {
                     assert_eq!(*record, records[at], "{} at offset {at}", partition.name());
                 }
@@ -663,7 +666,7 @@ impl Workload {
                 None => {
                     let (acked, asked) = (self.acked, self.asked.len());
                     panic!(
-                        "what is there is not what was acknowledged ({acked} of {asked}) and a part of the rest: {}",
+                        "the broker does not hold the acknowledged steps ({acked} of {asked}) and a prefix of the others: {}",
                         difference(&found.contents, &least)
                     );
                 }
@@ -706,22 +709,25 @@ async fn check_producers(broker: &Broker, holds: &Contents) {
         for (number, (first, offsets)) in sent.batches.iter().enumerate().skip(remembered.saturating_sub(1)) {
             match ask(*place, again(*first, offsets)).await {
                 Ok(base_offsets) => {
-                    assert!(number >= remembered, "{place:?} {id}: a batch of long ago is answered");
-                    assert_eq!(base_offsets, [offset(offsets.start)], "{place:?} {id}");
+                    assert!(
+                        number >= remembered,
+                        "{place:?}, producer {id}: a batch that is too old to be remembered was accepted"
+                    );
+                    assert_eq!(base_offsets, [offset(offsets.start)], "{place:?}, producer {id}");
                 }
                 Err(BrokerError::DuplicateSequence { .. }) if number < remembered => {}
                 Err(BrokerError::Storage(_)) => return,
-                Err(error) => panic!("{place:?} {id}, batch {number} of {sent:?}: {error}"),
+                Err(error) => panic!("{place:?}, producer {id}, batch {number} of {sent:?}: {error}"),
             }
         }
         if let Some((_, offsets)) = sent.batches.last() {
             match ask(*place, again(sent.next() + 1, offsets)).await {
                 Err(BrokerError::OutOfOrderSequence { expected, .. }) => assert_eq!(expected, sent.next() as i32),
                 Err(BrokerError::Storage(_)) => return,
-                other => panic!("{place:?} {id}: a gap is answered with {other:?}"),
+                other => panic!("{place:?}, producer {id}: a gap in the sequence was answered with {other:?}"),
             }
         }
-        assert_eq!(partition(broker, *place).end(), offset(records.len()), "nothing is stored twice");
+        assert_eq!(partition(broker, *place).end(), offset(records.len()), "no record may be stored twice");
     }
 }
 
@@ -730,7 +736,7 @@ pub fn difference(found: &Contents, expected: &Contents) -> String {
         of.topics.iter().map(|(topic, of)| (TOPICS[*topic], of.iter().map(Vec::len).collect::<Vec<_>>())).collect()
     };
     format!(
-        "records {:?} for {:?}, offsets {:?} for {:?}, state {:?} for {:?}",
+        "records {:?}, expected {:?}; offsets {:?}, expected {:?}; state {:?}, expected {:?}",
         ends(found),
         ends(expected),
         found.offsets,
@@ -791,7 +797,7 @@ fn may_be_gone(all: &Contents, (topic, _): Place, records: &[Held], gone: &[usiz
 /// Reads everything that a broker holds. None of it may have been cleaned.
 pub async fn contents(broker: &Broker) -> Contents {
     let Holdings { contents, gone, .. } = holdings(broker).await.unwrap();
-    assert!(gone.is_empty(), "offsets have no holes");
+    assert!(gone.is_empty(), "offsets must have no gaps");
     contents
 }
 
@@ -826,7 +832,7 @@ async fn holdings(broker: &Broker) -> Result<Holdings, BrokerError> {
         for number in 0..NUMBERS {
             let state = broker.state().partition(name, number);
             let entries: Accumulators = state.scan(b"", usize::MAX)?.into_iter().collect();
-            assert_eq!(state.len(), entries.len(), "keys of {name}, partition {number}, are counted");
+            assert_eq!(state.len(), entries.len(), "the number of keys of {name}, partition {number}, is wrong");
             if !entries.is_empty() {
                 found.state.insert((store, number), entries);
             }
@@ -868,7 +874,7 @@ async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> Result<ReadAll
         };
         for batch in slice.runs.iter().cloned().flat_map(split_batches).map(Result::unwrap) {
             for (at, record) in records_of(&batch) {
-                assert!(at >= found.held.len(), "{}: offset {at} comes twice", partition.name());
+                assert!(at >= found.held.len(), "{}: offset {at} was read twice", partition.name());
                 found.skip_to(at);
                 found.held.push(record);
             }
@@ -877,7 +883,7 @@ async fn read_all(broker: &Broker, partition: &Arc<Partition>) -> Result<ReadAll
                 found.producers.entry(batch.producer_id()).or_default().add(&batch);
             }
         }
-        assert!(slice.next > from, "a read of {} goes on", partition.name());
+        assert!(slice.next > from, "a read of {} must advance", partition.name());
         found.skip_to(slice.next.get() as usize);
         from = slice.next;
     }

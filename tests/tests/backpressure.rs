@@ -38,7 +38,7 @@ use tonic::{Code, Request, Status};
 /// Waits for a future. The limit is meant for tests that hang, and is no statement about speed.
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(Duration::from_secs(120), future).await;
-    done.unwrap_or_else(|_| panic!("not within two minutes: {what}"))
+    done.unwrap_or_else(|_| panic!("not completed within two minutes: {what}"))
 }
 
 /// A broker and its gRPC server in this process, with topic `t` of one partition.
@@ -164,17 +164,17 @@ async fn who_waits_for_a_quota_holds_up_nobody_else() {
     let producer = served.client("slow").producer(ProducerSettings::default());
     let mut streamed = tokio::spawn(async move { producer.send(ProducerRecord::new("t", "x")).await.unwrap().await });
     for _ in 0..20 {
-        soon("the other client is answered", fast.produce(request(32 << 10))).await.unwrap();
+        soon("the other client's request is answered", fast.produce(request(32 << 10))).await.unwrap();
     }
-    assert!(waiting.try_join_next().is_none(), "who owes was answered");
-    assert!(futures::poll!(&mut streamed).is_pending(), "who owes was answered");
-    assert_eq!(served.end_offset(), 21, "who owes was stored");
+    assert!(waiting.try_join_next().is_none(), "a throttled request was answered");
+    assert!(futures::poll!(&mut streamed).is_pending(), "a throttled request was answered");
+    assert_eq!(served.end_offset(), 21, "a throttled record was stored");
     // A request that is given up is counted as throttled, and its record is not stored.
     waiting.shutdown().await;
-    wait_until("the waiting is counted", || throttled(&served.metrics(), "slow", "produce").is_some()).await;
+    wait_until("the throttled time is counted", || throttled(&served.metrics(), "slow", "produce").is_some()).await;
     assert_eq!(throttled(&served.metrics(), "fast", "produce"), None);
     assert_eq!(throttled(&served.metrics(), "slow", "fetch"), None);
-    soon("the other client is answered", fast.produce(request(1))).await.unwrap();
+    soon("the other client's request is answered", fast.produce(request(1))).await.unwrap();
     assert_eq!(served.end_offset(), 22);
     streamed.abort();
 }
@@ -188,18 +188,21 @@ async fn a_throttled_producer_stores_everything_in_order() {
     let mut deliveries = Vec::new();
     for value in &values {
         let record = ProducerRecord::new("t", value.clone());
-        deliveries.push(soon("there is room", producer.send(record)).await.unwrap());
+        deliveries.push(soon("the producer's buffer has room", producer.send(record)).await.unwrap());
     }
     for (offset, delivery) in deliveries.into_iter().enumerate() {
-        assert_eq!(soon("it is stored", delivery).await.unwrap().offset, offset as u64);
+        assert_eq!(soon("the record is stored", delivery).await.unwrap().offset, offset as u64);
     }
     let settings = ConsumerSettings::topic("t").from(Position::Earliest).until_end();
     let records = served.client("reader").consumer(settings).unwrap().into_stream();
-    let read: Vec<_> = soon("all is read", records.try_collect()).await.unwrap();
+    let read: Vec<_> = soon("all records are read", records.try_collect()).await.unwrap();
     let read: Vec<_> = read.into_iter().map(|record| record.value.unwrap()).collect();
     assert!(read == values, "{} of {} records", read.len(), values.len());
     let metrics = served.metrics();
-    assert!(throttled(&metrics, "slow", "produce").is_some(), "three seconds' worth was sent without waiting");
+    assert!(
+        throttled(&metrics, "slow", "produce").is_some(),
+        "records for three seconds were sent without being throttled"
+    );
     assert_eq!(throttled(&metrics, "reader", "fetch"), None);
 }
 
@@ -213,11 +216,11 @@ async fn throttled_readers_read_everything_whichever_way_they_read() {
     for value in &values {
         drop(producer.send(ProducerRecord::new("t", value.clone())).await.unwrap());
     }
-    soon("all is stored", producer.close()).await.unwrap();
+    soon("all records are stored", producer.close()).await.unwrap();
     let consumed = async |client: &str, settings: ConsumerSettings| {
         let settings = settings.from(Position::Earliest).until_end();
         let records = served.client(client).consumer(settings).unwrap().into_stream();
-        let records: Vec<_> = soon("all is read", records.try_collect()).await.unwrap();
+        let records: Vec<_> = soon("all records are read", records.try_collect()).await.unwrap();
         let read: Vec<_> = records.into_iter().map(|record| record.value.unwrap()).collect();
         assert!(read == values, "{client}: {} of {} records", read.len(), values.len());
     };
@@ -226,7 +229,7 @@ async fn throttled_readers_read_everything_whichever_way_they_read() {
         while offset < values.len() as u64 {
             let request = v1::FetchRequest { max_bytes: 1 << 20, ..from(offset) };
             let answer = soon("a fetch is answered", admin.fetch(request)).await.unwrap();
-            assert!(answer.partitions[0].next_offset > offset, "a fetch goes on");
+            assert!(answer.partitions[0].next_offset > offset, "a fetch must advance");
             offset = answer.partitions[0].next_offset;
         }
     };
@@ -235,7 +238,10 @@ async fn throttled_readers_read_everything_whichever_way_they_read() {
     consumed("fast", ConsumerSettings::topic("t")).await;
     let metrics = served.metrics();
     for client in ["streams", "member", "fetches"] {
-        assert!(throttled(&metrics, client, "fetch").is_some(), "{client}: four seconds' worth without waiting");
+        assert!(
+            throttled(&metrics, client, "fetch").is_some(),
+            "{client}: records for four seconds were read without being throttled"
+        );
     }
     assert_eq!(throttled(&metrics, "fast", "fetch"), None);
     assert_eq!(throttled(&metrics, "writer", "produce"), None);
@@ -249,21 +255,21 @@ async fn a_quota_of_ones_own_counts_before_the_one_for_all() {
     let (own, other, third) =
         (served.client("own").admin(), served.client("other").admin(), served.client("third").admin());
     for offset in 0..20 {
-        soon("it is stored", own.produce(request(10_000))).await.unwrap();
-        soon("it is read", own.fetch(from(offset))).await.unwrap();
+        soon("the record is stored", own.produce(request(10_000))).await.unwrap();
+        soon("the record is read", own.fetch(from(offset))).await.unwrap();
     }
     // Each of the other clients has its own bucket, and takes from it once.
     for client in [other, third] {
-        soon("the first one is stored", client.produce(request(10_000))).await.unwrap();
-        soon("the first one is read", client.fetch(from(0))).await.unwrap();
+        soon("the first record is stored", client.produce(request(10_000))).await.unwrap();
+        soon("the first record is read", client.fetch(from(0))).await.unwrap();
         let again = tokio::spawn(async move {
             futures::future::select(Box::pin(client.produce(request(1))), Box::pin(client.fetch(from(0)))).await;
         });
         for offset in 0..20 {
-            soon("it is stored", own.produce(request(10_000))).await.unwrap();
-            soon("it is read", own.fetch(from(offset))).await.unwrap();
+            soon("the record is stored", own.produce(request(10_000))).await.unwrap();
+            soon("the record is read", own.fetch(from(offset))).await.unwrap();
         }
-        assert!(!again.is_finished(), "who owes was answered");
+        assert!(!again.is_finished(), "a throttled request was answered");
         again.abort();
     }
     assert_eq!(throttled(&served.metrics(), "own", "produce"), None);
@@ -279,11 +285,11 @@ async fn a_client_without_a_name_counts_as_its_address() {
     let mut again = LogClient::new(served.channel().await);
     let again = tokio::spawn(async move { again.produce(request(1)).await });
     for _ in 0..20 {
-        soon("a client with a name", served.client("named").admin().produce(request(1_000))).await.unwrap();
+        soon("a request of a client with an id", served.client("named").admin().produce(request(1_000))).await.unwrap();
     }
     assert!(!again.is_finished());
     again.abort();
-    wait_until("the address is named", || throttled(&served.metrics(), "127.0.0.1", "produce").is_some()).await;
+    wait_until("the address is throttled", || throttled(&served.metrics(), "127.0.0.1", "produce").is_some()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -327,21 +333,21 @@ async fn one_connection_has_only_so_much_in_flight() {
             1
         });
     }
-    wait_until("what fits is queued", || queued() >= 3.0).await;
+    wait_until("the requests that fit are queued", || queued() >= 3.0).await;
     // Another connection has its own limit.
     let other = served.client("other").admin();
     let to_other = v1::ProduceRequest { topic: "other".into(), ..request(300_000) };
     let others = tokio::spawn(async move { other.produce(to_other).await });
-    wait_until("the other's is queued", || queued() >= 4.0).await;
+    wait_until("the request of the other connection is queued", || queued() >= 4.0).await;
     // Meanwhile everything on the first connection has arrived, because its other calls are answered one after the
     // other.
     for _ in 0..200 {
         TopicsClient::new(channel.clone()).list_topics(v1::ListTopicsRequest {}).await.unwrap();
     }
-    assert_eq!(queued(), 4.0, "more is in flight than the bound allows");
+    assert_eq!(queued(), 4.0, "more bytes are in flight than the limit allows");
     held.release();
-    soon("the other is answered", others).await.unwrap().unwrap();
-    let answered = soon("all are answered", answers.join_all()).await;
+    soon("the request of the other connection is answered", others).await.unwrap().unwrap();
+    let answered = soon("all requests are answered", answers.join_all()).await;
     assert_eq!(answered.into_iter().sum::<usize>(), 15);
     assert_eq!(served.end_offset(), 15);
 }
@@ -352,7 +358,7 @@ async fn a_request_larger_than_a_connections_room_is_taken_all_the_same() {
     let served = Served::start(BrokerSettings::default(), settings).await;
     let admin = served.client("a").admin();
     let all = (0..10).map(|_| admin.produce(request(100_000)));
-    soon("all are stored", futures::future::try_join_all(all)).await.unwrap();
+    soon("all records are stored", futures::future::try_join_all(all)).await.unwrap();
     assert_eq!(served.end_offset(), 10);
 }
 
@@ -368,14 +374,14 @@ async fn connections_beyond_the_limit_are_closed_at_once_and_the_others_go_on() 
     assert!(open(2.0));
     for refused in 1..=3 {
         let mut stream = TcpStream::connect(&served.address).await.unwrap();
-        let closed = soon("it is closed", tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 16])).await;
+        let closed = soon("the connection is closed", tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 16])).await;
         assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
         let counted = value(&served.metrics(), "millstream_connections_refused_total");
         assert_eq!(counted, Some(f64::from(refused)));
     }
     produce(&first).await.unwrap();
     drop(second);
-    wait_until("it is closed", || open(1.0)).await;
+    wait_until("the connection is closed", || open(1.0)).await;
     produce(&served.channel().await).await.unwrap();
     assert_eq!(served.end_offset(), 4);
 }
@@ -454,19 +460,19 @@ async fn a_call_that_takes_too_long_ends_and_says_so() {
     let served = Served::start_on(BrokerSettings::default(), settings, held.options()).await;
     held.hold();
     let channel = served.channel().await;
-    let late = soon("a produce ends", LogClient::new(channel.clone()).produce(request(1))).await.unwrap_err();
+    let late = soon("a produce request ends", LogClient::new(channel.clone()).produce(request(1))).await.unwrap_err();
     assert_eq!((late.code(), code(&late)), (Code::DeadlineExceeded, "TIMED_OUT"), "{late}");
     for words in ["Log/Produce", "50 ms", "--call-deadline-ms"] {
         assert!(late.message().contains(words), "{late}");
     }
     let mut topics = TopicsClient::new(channel);
     let create = v1::CreateTopicRequest { name: "late".into(), ..Default::default() };
-    let late = soon("a creation ends", topics.create_topic(create)).await.unwrap_err();
+    let late = soon("the creation of a topic ends", topics.create_topic(create)).await.unwrap_err();
     assert_eq!((late.code(), code(&late)), (Code::DeadlineExceeded, "TIMED_OUT"), "{late}");
     held.release();
     // Neither call is half done: the record that was in flight is stored, and the topic can be used.
     wait_until("the record is stored", || served.end_offset() == 1).await;
-    wait_until("the topic is there", || served.broker.topic("late").is_ok()).await;
+    wait_until("the topic exists", || served.broker.topic("late").is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -482,7 +488,7 @@ async fn a_change_that_its_caller_gave_up_is_whole_all_the_same() {
         assert!(text.contains(words), "{text}");
     }
     held.release();
-    wait_until("the topic is there", || served.broker.topic("given-up").is_ok()).await;
+    wait_until("the topic exists", || served.broker.topic("given-up").is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -561,12 +567,12 @@ async fn a_producer_waits_until_a_full_disk_has_room_again() {
         }
         // More attempts than one refusal of each batch in flight would cause.
         let mut first = None;
-        wait_until("the producer sends again", || {
+        wait_until("the producer retries", || {
             first = deliveries.try_join_next();
             first.is_some() || asked.load(Ordering::SeqCst) > before + 2 * in_flight_max + 2
         })
         .await;
-        assert!(first.is_none(), "idempotent {idempotent}: the disk is full, and yet: {first:?}");
+        assert!(first.is_none(), "idempotent {idempotent}: a delivery completed although the disk is full: {first:?}");
         assert_eq!(served.end_offset(), begin);
         free.store(u64::MAX, Ordering::SeqCst);
         while let Some(delivered) = soon("an outcome", deliveries.join_next()).await {
@@ -594,7 +600,7 @@ async fn idle_connections_and_slow_readers_cost_little_and_hurt_nobody() {
     for _ in 0..32_000 {
         drop(large.send(RecordRef::new(&[b'x'; 1_000])).await.unwrap());
     }
-    soon("it is stored", producer.close()).await.unwrap();
+    soon("the record is stored", producer.close()).await.unwrap();
     // After the restart nothing of the topic is in memory, so that each reader reads its own copy.
     assert!(server.terminate().success());
     server.restart();
@@ -609,7 +615,7 @@ async fn idle_connections_and_slow_readers_cost_little_and_hurt_nobody() {
         channel
     };
     let idle: Vec<Channel> = stream::repeat_with(channel).take(IDLE_CONNECTIONS).buffer_unordered(50).collect().await;
-    assert!(open() >= begun + idle.len() as f64, "{} connections are open", open());
+    assert!(open() >= begun + idle.len() as f64, "only {} connections are open", open());
     let with_idle = server.resident_bytes();
     let grown = with_idle.saturating_sub(before);
     println!("{} idle connections: {} bytes each", idle.len(), grown / idle.len() as u64);
@@ -624,7 +630,7 @@ async fn idle_connections_and_slow_readers_cost_little_and_hurt_nobody() {
     let slow: Vec<_> = stream::repeat_with(slow).take(SLOW_READERS).buffer_unordered(10).collect().await;
     let sent = || value_of(&server, "millstream_topic_bytes_out_total{topic=\"large\"}");
     // This is more than the windows take, so the server has to buffer what exceeds them.
-    wait_until("they are sent what they take", || sent() > (slow.len() * (3 << 20)) as f64).await;
+    wait_until("the slow readers are sent as much as they accept", || sent() > (slow.len() * (3 << 20)) as f64).await;
 
     let reading = tokio::spawn({
         let settings = ConsumerSettings::topic("t").from(Position::Earliest);
@@ -640,19 +646,23 @@ async fn idle_connections_and_slow_readers_cost_little_and_hurt_nobody() {
     let values: Vec<String> = (0..5_000).map(|number| format!("{number:0200}")).collect();
     let mut deliveries = Vec::new();
     for value in &values {
-        deliveries.push(soon("there is room", producer.send(ProducerRecord::new("t", value.clone()))).await.unwrap());
+        deliveries.push(
+            soon("the producer's buffer has room", producer.send(ProducerRecord::new("t", value.clone())))
+                .await
+                .unwrap(),
+        );
     }
     for delivery in deliveries {
-        soon("it is acknowledged", delivery).await.unwrap();
+        soon("the record is acknowledged", delivery).await.unwrap();
     }
-    let read = soon("all of it is read", reading).await.unwrap();
-    assert!(read == values, "what was acknowledged is not what was read");
+    let read = soon("all records are read", reading).await.unwrap();
+    assert!(read == values, "the records that were read are not those that were acknowledged");
 
     let grown = server.resident_bytes().saturating_sub(with_idle);
     println!("{} slow readers: {} KB each", slow.len(), grown / slow.len() as u64 / 1024);
     assert!(grown < SLOW_BYTES_MAX, "{grown} bytes for {} slow readers", slow.len());
     drop((idle, slow));
-    wait_until("the others are gone", || open() <= begun + 2.0).await;
+    wait_until("the other connections are closed", || open() <= begun + 2.0).await;
 }
 
 fn value_of(server: &Server, series: &str) -> f64 {

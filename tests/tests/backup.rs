@@ -203,8 +203,8 @@ async fn check(broker: &Broker, before: &Before, record: &impl Fn(u32, usize) ->
         }
     }
     let of_offsets = counts(&of_offsets);
-    assert_eq!(of_state, of_offsets, "state and offsets are of one moment");
-    assert_eq!(of_outputs, of_offsets, "outputs and offsets are of one moment");
+    assert_eq!(of_state, of_offsets, "the state and the offsets must be from the same moment");
+    assert_eq!(of_outputs, of_offsets, "the outputs and the offsets must be from the same moment");
 }
 
 async fn stop(broker: &Broker) {
@@ -243,7 +243,7 @@ async fn a_backup_under_load_is_of_one_moment() {
             }
         });
         let manifest = manifest.await;
-        assert!(manifest.files.len() > 2, "segments are in it: {manifest:?}");
+        assert!(manifest.files.len() > 2, "the backup must contain segments: {manifest:?}");
         let copy = folder.path().join(format!("copy-{round}"));
         assert_eq!(restored(&to, &copy).unwrap(), manifest);
         let (broker, _) = open_broker(&copy);
@@ -257,13 +257,18 @@ async fn a_backup_under_load_is_of_one_moment() {
         more.stop().await;
         settled(&restored).await;
         let input = pairs(&restored, "in").await;
-        assert_eq!(last_counts(&pairs(&restored, "out").await), counts(&input), "pipelines go on where they were");
+        assert_eq!(
+            last_counts(&pairs(&restored, "out").await),
+            counts(&input),
+            "the pipelines must continue where they were"
+        );
         restored.stop().await;
     }
     load.stop().await;
     reading.abort();
     instance.runtime.stop().await;
-    wait_until("files that backups kept are gone", || segment_files(&data) == store.size().segments).await;
+    wait_until("the files that were kept for backups are removed", || segment_files(&data) == store.size().segments)
+        .await;
     instance.stop().await;
 }
 
@@ -298,7 +303,7 @@ async fn a_new_and_a_fully_sealed_store_come_back() {
     let large = "x".repeat(JOURNAL_BYTES as usize);
     instance.produce("in", 0, &[(None, &large)]).await;
     let store = instance.broker.store().clone();
-    wait_until("it is sealed", || store.size().segments == 1).await;
+    wait_until("the part of the journal is sealed", || store.size().segments == 1).await;
     back_up(&instance.broker, &at("backup of sealed"), |_| ()).await;
     instance.stop().await;
     restored(&at("backup of sealed"), &at("copy of sealed")).unwrap();
@@ -320,7 +325,7 @@ async fn small_backup(folder: &Path) -> (PathBuf, Manifest) {
     instance.apply(PIPELINE).await;
     let load = Load::start(&instance, "in", record());
     let store = instance.broker.store().clone();
-    wait_until("some is sealed", || store.size().segments > 1).await;
+    wait_until("part of the journal is sealed", || store.size().segments > 1).await;
     load.stop().await;
     settled(&instance).await;
     let to = folder.join("backup");
@@ -408,7 +413,7 @@ fn json_of(server: &Server, arguments: &[&str]) -> Value {
 fn fails(ran: &Ran, code: i32, words: &[&str]) {
     assert_eq!((ran.code, ran.out.as_str()), (Some(code), ""), "{}", ran.err);
     for word in words {
-        assert!(ran.err.contains(word), "{:?} does not say {word:?}", ran.err);
+        assert!(ran.err.contains(word), "{:?} does not contain {word:?}", ran.err);
     }
 }
 
@@ -476,7 +481,7 @@ fn everything_comes_back_through_the_program() {
     let said = ran.ok();
     assert!(said.starts_with(&format!("restored {} to {}: 2 files, ", text(&backup), text(&data))), "{said}");
     let copy = Server::start(&data);
-    assert!(shown(&copy) == source, "{:#?}\n\nis not\n\n{source:#?}", shown(&copy));
+    assert!(shown(&copy) == source, "{:#?}\n\ndiffers from\n\n{source:#?}", shown(&copy));
 
     // Both continue from there, and reach the same result.
     for server in [&server, &copy] {
@@ -514,7 +519,7 @@ fn the_program_leaves_no_half_backup() {
         server.run(&["backup", "--to", text(&to)])
     });
     let mut again = again.skip_while(|ran| ran.err.contains("another backup is being made"));
-    again.next().expect("the server learns in a minute that the client is gone").ok();
+    again.next().expect("the server learns within a minute that the client is gone").ok();
     let copy = folder.path().join("copy");
     let script = format!(
         "trap '' XFSZ; ulimit -f 64; exec {} restore --from {} --data {}",
@@ -564,11 +569,14 @@ fn a_restore_that_is_killed_leaves_the_whole_directory_or_none() {
         halves += u32::from(building.exists());
         if data.exists() {
             wholes += 1;
-            assert!(!building.exists(), "it took the place of what was built");
+            assert!(
+                !building.exists(),
+                "the restored directory exists, but the one under construction was not removed"
+            );
             whole(&data);
             fs::remove_dir_all(&data).unwrap();
         } else {
-            assert!(!ended, "one that ended well has put the directory there");
+            assert!(!ended, "a restore that succeeded must have created the directory");
         }
         if building.exists() {
             // A folder that a killed restore left behind is not mistaken for anything else.
@@ -578,7 +586,7 @@ fn a_restore_that_is_killed_leaves_the_whole_directory_or_none() {
             fs::remove_dir_all(&building).unwrap();
         }
     }
-    assert!(halves > 0 && wholes > 0, "of {KILLS} kills {halves} were in the middle, {wholes} came after the end");
+    assert!(halves > 0 && wholes > 0, "of {KILLS} kills, {halves} were during the restore and {wholes} after its end");
     restored(&backup, &at("copy")).unwrap();
     whole(&at("copy"));
 }
@@ -605,7 +613,7 @@ fn a_server_that_ends_in_between_leaves_no_backup() {
     let mut passed = 0;
     while passed < 2 << 20 {
         let read = from_server.read(&mut buffer).unwrap();
-        assert!(read > 0, "the backup is longer than that");
+        assert!(read > 0, "the backup ended too early");
         to_client.write_all(&buffer[..read]).unwrap();
         passed += read;
     }
@@ -648,7 +656,7 @@ async fn one_backup_at_a_time_is_sent_at_its_readers_pace_and_a_stop_ends_it() {
     let refused = admin.backup().await.map(drop).unwrap_err();
     assert_eq!(refused.code(), Some(v1::ErrorCode::InUse), "{refused}");
     drop(first);
-    let limit = Limit::new("the first is over");
+    let limit = Limit::new("the first backup is over");
     let mut second = loop {
         limit.check();
         match admin.backup().await {
@@ -663,15 +671,15 @@ async fn one_backup_at_a_time_is_sent_at_its_readers_pace_and_a_stop_ends_it() {
 
     let sent = Command::new("kill").args(["-TERM", &server.pid().to_string()]).status().unwrap();
     assert!(sent.success());
-    wait_until("the server takes no more connections", || TcpStream::connect(&server.grpc).is_err()).await;
+    wait_until("the server accepts no more connections", || TcpStream::connect(&server.grpc).is_err()).await;
     let end = loop {
         match second.next().await {
             Some(Ok(chunk)) => {
                 let manifest = matches!(chunk.chunk, Some(v1::backup_chunk::Chunk::Manifest(_)));
-                assert!(!manifest, "a stop ends it before its end");
+                assert!(!manifest, "the backup must not complete after the server was told to stop");
             }
             Some(Err(error)) => break error,
-            None => panic!("it ended without a word"),
+            None => panic!("the stream ended without an error"),
         }
     };
     assert_eq!(end.code(), Some(v1::ErrorCode::ShuttingDown), "{end}");

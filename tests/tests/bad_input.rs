@@ -93,7 +93,7 @@ impl Sound {
         named(answers[1].error.as_ref(), code, words);
         assert!(answers[0].error.is_none() && answers[2].error.is_none());
         let [first, last] = [0, 2].map(|index| answers[index].appended[0].base_offset);
-        assert_eq!(last, first + 1, "nothing of the refused one is stored");
+        assert_eq!(last, first + 1, "no part of the refused batch may be stored");
     }
 
     /// Checks that nothing was lost or added, that further records are accepted, and that the server stops in an
@@ -139,7 +139,7 @@ fn batch_to(topic: &str, partition: u32, batches: Bytes) -> v1::ProduceRequest {
 /// Asserts that a call was refused with this error code, this gRPC code, and these words in the message.
 #[track_caller]
 fn refused<T>(answer: Result<Response<T>, Status>, code: ErrorCode, grpc: Code, words: &[&str]) {
-    let Err(status) = answer else { panic!("{code:?} {words:?}: it was taken") };
+    let Err(status) = answer else { panic!("{code:?} {words:?}: the request was accepted") };
     let trailer = status.metadata().get(ERROR_TRAILER).map(|name| name.to_str().unwrap());
     assert_eq!((trailer, status.code()), (Some(code.as_str_name()), grpc), "{status:?}");
     says(status.message(), words);
@@ -148,7 +148,7 @@ fn refused<T>(answer: Result<Response<T>, Status>, code: ErrorCode, grpc: Code, 
 /// Asserts that an answer contains an error with this code and these words.
 #[track_caller]
 fn named(error: Option<&v1::Error>, code: ErrorCode, words: &[&str]) {
-    let error = error.unwrap_or_else(|| panic!("{code:?} {words:?}: it was taken"));
+    let error = error.unwrap_or_else(|| panic!("{code:?} {words:?}: the request was accepted"));
     assert_eq!(error.code(), code, "{error:?}");
     says(&error.message, words);
 }
@@ -156,7 +156,7 @@ fn named(error: Option<&v1::Error>, code: ErrorCode, words: &[&str]) {
 #[track_caller]
 fn says(message: &str, words: &[&str]) {
     for word in words {
-        assert!(message.contains(word), "{message:?} does not say {word:?}");
+        assert!(message.contains(word), "{message:?} does not contain {word:?}");
     }
 }
 
@@ -204,7 +204,7 @@ async fn an_unknown_topic_is_named_by_every_call() {
     refused(sound.groups().commit_offsets(commit).await, code, grpc, &words);
     // None of these calls created the group.
     let groups = sound.groups().list_groups(v1::ListGroupsRequest {}).await.unwrap().into_inner().groups;
-    assert_eq!(groups, [], "a refused request leaves a group behind");
+    assert_eq!(groups, [], "a refused request must not create a group");
     // A fetch reports the error next to the records of the other partitions.
     let partitions = ["nope", "good"].map(|topic| v1::FetchPartition { topic: topic.into(), ..Default::default() });
     let fetch = v1::FetchRequest { partitions: partitions.into(), max_wait_ms: 60_000, ..Default::default() };
@@ -405,7 +405,7 @@ async fn a_message_over_the_limit_is_refused_and_not_dropped() {
     let answers = sound.log().produce_stream(futures::stream::iter(requests)).await.unwrap().into_inner();
     let answers: Vec<_> = answers.collect().await;
     assert!(answers[0].is_ok());
-    let status = answers.last().unwrap().as_ref().expect_err("the stream ends with the reason");
+    let status = answers.last().unwrap().as_ref().expect_err("the stream ends with an error");
     says(status.message(), &[&MESSAGE_BYTES_MAX.to_string()]);
     sound.ends_sound().await;
 }
@@ -585,7 +585,10 @@ async fn a_timestamp_far_from_the_servers_is_refused_and_a_missing_one_is_the_se
     assert_eq!(fetched.records.len(), 2 + 5 * 3);
     for record in fetched.records {
         let timestamp_ms = record.timestamp_ms.unwrap();
-        assert!((begun_ms..=now_ms()).contains(&timestamp_ms), "{timestamp_ms} is not of now, {begun_ms}");
+        assert!(
+            (begun_ms..=now_ms()).contains(&timestamp_ms),
+            "the timestamp {timestamp_ms} is not within the time of the test, which began at {begun_ms}"
+        );
         assert_eq!(record.value.as_deref(), Some(&b"good"[..]));
     }
     sound.ends_sound().await;
@@ -640,7 +643,7 @@ async fn records_that_inflate_a_hundredfold_are_read_in_pieces() {
         let format = Format::Records as i32;
         let max_bytes = 16 << 20;
         let fetch = v1::FetchRequest { partitions: vec![partition], format, max_bytes, ..Default::default() };
-        let answer = sound.log().fetch(fetch).await.expect("an answer that fits a message").into_inner();
+        let answer = sound.log().fetch(fetch).await.expect("the answer fits into a message").into_inner();
         let partition = &answer.partitions[0];
         assert!(partition.error.is_none(), "{:?}", partition.error);
         assert_eq!(partition.records[0].offset, next);
@@ -711,7 +714,7 @@ async fn an_offset_out_of_range_is_named_with_the_range() {
         refused_command(&ran, &words);
     }
     let groups = sound.groups().list_groups(v1::ListGroupsRequest {}).await.unwrap().into_inner().groups;
-    assert_eq!(groups, [], "a refused commit leaves a group behind");
+    assert_eq!(groups, [], "a refused commit must not create a group");
     sound.ends_sound().await;
 }
 
@@ -1077,7 +1080,7 @@ async fn a_full_disk_loses_nothing_that_was_acknowledged() {
                 Ok(stored) => acknowledged.push(stored),
                 Err(error) => break error,
             }
-            assert!(acknowledged.len() < 1_000, "the disk never fills");
+            assert!(acknowledged.len() < 1_000, "the disk does not become full");
         };
         let BrokerError::Storage(source) = &error else { panic!("{error}") };
         assert!(source.is_disk_full(), "{error}");
@@ -1139,7 +1142,7 @@ async fn a_server_whose_disk_is_full_says_why_it_takes_no_writes_and_starts_agai
             Ok(_) => acknowledged += 100,
             Err(error) => break error,
         }
-        assert!(acknowledged < 20_000, "8 MiB hold no 20 MB");
+        assert!(acknowledged < 20_000, "20 MB were stored despite the limit of 8 MiB");
     };
     assert!(acknowledged > 0);
     assert_eq!(error.code(), Some(ErrorCode::StorageFailed), "{error}");
@@ -1164,7 +1167,7 @@ async fn a_server_whose_disk_is_full_says_why_it_takes_no_writes_and_starts_agai
     let kept = server.run(&["consume", "t", "--from", "earliest", "--until-end", "--print", "key"]).ok();
     let kept: Vec<u64> = kept.lines().map(|key| key.parse().unwrap()).collect();
     assert!(kept.len() as u64 >= acknowledged, "{} of {acknowledged}", kept.len());
-    assert!(kept.into_iter().eq(0..kept_end(&server)), "in order and once");
+    assert!(kept.into_iter().eq(0..kept_end(&server)), "the records must be in order and without duplicates");
     server.run_with_input(&["produce", "t"], "after\n").ok();
 }
 

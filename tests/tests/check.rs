@@ -58,7 +58,7 @@ fn write(seed: u64, ended: Ended) -> Written {
         let steps = random.random_range(30..90);
         workload.run(&broker, &mut random, steps).await.unwrap();
         // On a busy machine the sealer may be late.
-        let limit = Limit::new("something is sealed");
+        let limit = Limit::new("part of the journal is sealed");
         while broker.store().size().segments == 0 {
             limit.check();
             workload.run(&broker, &mut random, 5).await.unwrap();
@@ -98,7 +98,7 @@ fn partitions(broker: &Broker) -> Vec<(usize, Arc<Partition>)> {
 /// The offsets of a batch, and its records.
 type HeldBatch = (Range<i64>, Vec<(usize, Held)>);
 
-/// What a reader reads that continues after damage.
+/// The result of reading a partition past its damage.
 #[derive(Debug, Default)]
 struct Read {
     /// Records by batch.
@@ -117,12 +117,16 @@ async fn read(broker: &Broker, partition: &Arc<Partition>) -> Read {
                     let offsets = batch.base_offset()..batch.next_offset();
                     found.held.push((offsets, records_of(&batch)));
                 }
-                assert!(slice.next > from, "a read of {} goes on", partition.name());
+                assert!(slice.next > from, "a read of {} must advance", partition.name());
                 from = slice.next;
             }
             Err(BrokerError::Damaged { topic, partition: number, first, last, .. }) => {
                 assert_eq!((&topic, number), (&partition.name().topic, partition.name().partition));
-                assert!(first <= last && last >= from, "{} goes on after {first} to {last}", partition.name());
+                assert!(
+                    first <= last && last >= from,
+                    "{}: the damaged offsets {first} to {last} are not ahead of the read",
+                    partition.name()
+                );
                 found.damaged.push(first.get().max(from.get())..last.get() + 1);
                 from = last.next();
             }
@@ -141,7 +145,7 @@ async fn check_reads(broker: &Broker, written: &Written) -> Vec<(usize, u32, Ran
         assert_eq!(partition.end(), Offset::new(expected.len() as i64).unwrap());
         let first = read(broker, &partition).await;
         let again = read(broker, &partition).await;
-        assert_eq!(first.damaged, again.damaged, "what is damaged stays damaged");
+        assert_eq!(first.damaged, again.damaged, "a repeated read must report the same damage");
         for (at, record) in [&first, &again].into_iter().flat_map(|read| &read.held).flat_map(|(_, held)| held) {
             assert_eq!(*record, expected[*at], "{} offset {at}", partition.name());
         }
@@ -157,16 +161,20 @@ async fn check_costs_one_batch_at_most(broker: &Broker, written: &Written) -> bo
     for (topic, partition, offsets) in &damaged {
         let batches = &written.batches[&(*topic, *partition)];
         let hit = batches.iter().any(|batch| batch.start <= offsets.start && offsets.end <= batch.end);
-        assert!(hit, "the damage of {} {partition} {offsets:?} is in no one of {batches:?}", TOPICS[*topic]);
+        assert!(
+            hit,
+            "the damage of {} {partition} {offsets:?} is not within one of the batches {batches:?}",
+            TOPICS[*topic]
+        );
     }
-    assert!(damaged.len() <= 1, "a bit costs more than a batch: {damaged:?}");
+    assert!(damaged.len() <= 1, "a flipped bit damaged more than one batch: {damaged:?}");
     for (topic, partition) in partitions(broker) {
         let number = partition.name().partition;
         let read = read(broker, &partition).await;
         let there: i64 = read.held.iter().map(|(offsets, _)| offsets.end - offsets.start).sum();
         let lost: i64 = read.damaged.iter().map(|offsets| offsets.end - offsets.start).sum();
         let all = written.holds.topics[&topic][number as usize].len() as i64;
-        assert_eq!(there + lost, all, "{} has all but what is damaged", partition.name());
+        assert_eq!(there + lost, all, "{} must have all records except the damaged ones", partition.name());
     }
     !damaged.is_empty()
 }
@@ -220,14 +228,14 @@ async fn check_repaired(data: &Path, written: &Written, lost_records: i64) {
     let mut missing = 0;
     for (topic, partition) in partitions(&broker) {
         let expected = &written.holds.topics[&topic][partition.name().partition as usize];
-        assert_eq!(partition.end(), Offset::new(expected.len() as i64).unwrap(), "offsets are not used again");
+        assert_eq!(partition.end(), Offset::new(expected.len() as i64).unwrap(), "offsets must not be reused");
         let read = read(&broker, &partition).await;
-        assert_eq!(read.damaged, [], "{} is read past what was cut out", partition.name());
+        assert_eq!(read.damaged, [], "reads of {} must skip what was cut out", partition.name());
         let records: Vec<_> = read.held.iter().flat_map(|(_, held)| held).collect();
         records.iter().for_each(|(at, record)| assert_eq!(*record, expected[*at]));
         missing += expected.len() as i64 - records.len() as i64;
     }
-    assert_eq!(missing, lost_records, "nothing is missing but what was damaged");
+    assert_eq!(missing, lost_records, "only damaged records may be missing");
     if lost_records == 0 {
         let found = contents(&broker).await;
         assert!(found == written.holds, "{}", difference(&found, &written.holds));
@@ -264,7 +272,7 @@ fn what_was_written_is_sound_and_a_check_changes_nothing() {
         assert!(report.is_sound(), "{report:#?}");
         let batches: usize = written.batches.values().map(Vec::len).sum();
         assert_eq!(report.batches, batches as u64);
-        assert!(files() == before, "a check changes nothing");
+        assert!(files() == before, "a check must not change any file");
         assert!(check(written.data.path(), true).unwrap().is_sound());
         block_on(check_repaired(written.data.path(), &written, 0));
     });
@@ -291,7 +299,7 @@ fn a_flipped_bit_of_a_segment_costs_its_batch_at_most_and_a_repair_cuts_that_out
             broker.stop();
             costs
         });
-        assert!(!costs || part == 1, "only a bit of a batch costs one");
+        assert!(!costs || part == 1, "only a bit flipped in a batch may damage a batch");
         let report = check(data, false).unwrap();
         // The records of a deleted topic belong to no topic any more.
         assert!(!report.is_sound() || part == 1 && !costs, "byte {position} of {}", file.display());
@@ -428,7 +436,7 @@ fn a_flipped_bit_of_the_journal_costs_its_batch_at_most_and_a_repair_cuts_that_o
         } else {
             assert!(!report.is_sound());
             let in_a_batch = ended == Ended::Killed;
-            assert!(lost == 0 || in_a_batch, "a bit beside the batches can be put right: {report:#?}");
+            assert!(lost == 0 || in_a_batch, "a bit flipped outside of the batches must be repairable: {report:#?}");
         }
         let repaired = check(data, true).unwrap();
         assert!(repaired.is_repaired(), "{repaired:#?}");
@@ -508,7 +516,7 @@ fn a_start_on_a_damaged_database_never_panics_and_ends_with_one_sentence() {
         let err = String::from_utf8_lossy(&ended.stderr);
         assert_eq!(ended.status.code(), Some(1), "{err}");
         let lines: Vec<&str> = err.lines().collect();
-        let Some((line, logged)) = lines.split_last() else { panic!("it says nothing") };
+        let Some((line, logged)) = lines.split_last() else { panic!("the server printed no error") };
         let is_log = |line: &&str| line.starts_with("20") && (line.contains(" ERROR ") || line.contains(" WARN "));
         assert!(line.starts_with("error: ") && logged.iter().all(is_log), "{err}");
         panicked.fetch_add(u64::from(line.starts_with("error: the data directory ")), Ordering::Relaxed);
@@ -551,8 +559,8 @@ fn a_flipped_bit_of_redbs_lists_of_free_pages_is_put_right_by_a_repair() {
         told.fetch_add(u64::from(was_told), Ordering::Relaxed);
     });
     if std::env::var("MILLSTREAM_TEST_SEED").is_err() {
-        assert!(told.into_inner() > 10, "bits of these lists are flipped");
-        assert!(anew.into_inner() > 10, "some are written anew before");
+        assert!(told.into_inner() > 10, "too few flips were found by the check");
+        assert!(anew.into_inner() > 10, "too few lists were rewritten before the check");
     }
 }
 
@@ -577,7 +585,7 @@ fn a_flipped_bit_of_the_catalog_never_costs_a_topic_in_silence() {
         // A server does not start with this damage. After a kill, redb refuses the database first.
         match open_with(data, StoreOptions::default()) {
             Err(StoreError::Corrupt { .. } | StoreError::Database { .. }) => {}
-            other => panic!("it opens, or fails as {:?}", other.err()),
+            other => panic!("the broker must not open with this damage, the error is {:?}", other.err()),
         }
         let report = check(data, true).unwrap();
         assert!(!report.is_repaired(), "{report:#?}");
@@ -600,7 +608,7 @@ async fn write_rows(data: &Path) {
         append(&running.broker, &topic, 0, builder.finish().unwrap()).await.unwrap();
     }
     let partition = &topic.partitions()[0];
-    wait_until("the old one is gone", || partition.start().get() == 1).await;
+    wait_until("the old record is gone", || partition.start().get() == 1).await;
     for name in ["g", "h"] {
         let id = GroupId::new(name).unwrap();
         let group = running.broker.groups().get_or_create(&id, GroupKind::Consumer).unwrap();
@@ -640,7 +648,7 @@ fn leaf<K: redb::Key + 'static, V: redb::Value + 'static>(
         values.extend_from_slice(V::as_bytes(&value.value()).as_ref());
         count += 1;
     }
-    assert!(count > 0, "table {table} has rows");
+    assert!(count > 0, "table {table} must have rows");
     // The kind of the page and the number of rows, followed by the end of each if their lengths vary.
     let ends = usize::from(K::fixed_width().is_none()) + usize::from(V::fixed_width().is_none());
     Leaf { file, table, rows: [keys, values].concat(), begin: 4 + 4 * count * ends }
@@ -653,7 +661,7 @@ impl Leaf {
         let bytes = std::fs::read(data.join(self.file)).unwrap();
         let places = (self.begin..bytes.len()).step_by(PAGE_BYTES);
         let places: Vec<usize> = places.filter(|at| bytes[*at..].starts_with(&self.rows)).collect();
-        assert!(!places.is_empty(), "the rows of {} stand in {}", self.table, self.file);
+        assert!(!places.is_empty(), "the rows of {} must be in {}", self.table, self.file);
         places
     }
 }

@@ -44,7 +44,7 @@ fn lines_of_json(out: &str) -> Vec<Value> {
 fn fails(ran: Ran, code: i32, words: &[&str]) {
     assert_eq!((ran.code, ran.out.as_str()), (Some(code), ""), "{}", ran.err);
     for word in words {
-        assert!(ran.err.contains(word), "{:?} does not say {word:?}", ran.err);
+        assert!(ran.err.contains(word), "{:?} does not contain {word:?}", ran.err);
     }
 }
 
@@ -53,7 +53,7 @@ fn fails(ran: Ran, code: i32, words: &[&str]) {
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = Instant::now() + Duration::from_secs(60);
     while !condition() {
-        assert!(Instant::now() < limit, "not within a minute: {what}");
+        assert!(Instant::now() < limit, "condition not met within a minute: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -108,7 +108,7 @@ impl Drop for Running {
 #[test]
 fn topics_are_created_listed_described_and_deleted() {
     let (server, _folder) = start();
-    assert_eq!(server.run(&["topic", "list"]).ok().lines().count(), 1, "only the header");
+    assert_eq!(server.run(&["topic", "list"]).ok().lines().count(), 1, "the output must consist of the header only");
     assert_eq!(json_of(&server, &["topic", "list"]), json!([]));
     assert_eq!(
         server.run(&["topic", "create", "flights", "--partitions", "3"]).ok(),
@@ -458,7 +458,7 @@ fn modules_are_pushed_listed_described_and_removed() {
     let hash = described["hash"].as_str().unwrap();
     assert_eq!((hash.len(), &described["used_by"]), (64, &json!([])));
     let by_hash = json_of(&server, &["module", "describe", hash]);
-    assert_eq!(by_hash["hash"], hash, "the help says that a hash is taken");
+    assert_eq!(by_hash["hash"], hash, "the help says that a hash is accepted");
     let text = server.run(&["module", "describe", "delayed:v2"]).ok();
     assert!(text.contains("no pipeline") && text.contains("delayed:v2"), "{text}");
 
@@ -617,12 +617,12 @@ fn a_pipeline_whose_records_are_gone_says_so_and_how_to_go_on() {
     server.run(&["topic", "alter", "lines", "--retention", "1h"]).ok();
     let log_start =
         || json_of(&server, &["topic", "describe", "lines"])["partition_list"][0]["log_start_offset"].clone();
-    wait_until("retention takes what is old", || log_start() == 2);
+    wait_until("retention deletes the old records", || log_start() == 2);
     server.run_with_input(&["produce", "lines", "--partition", "0"], "or not to be\n").ok();
 
     server.run(&["pipeline", "resume", "word-counts"]).ok();
     let reason = || json_of(&server, &["pipeline", "describe", "word-counts"])["reason"].to_string();
-    wait_until("it stops", || reason().contains("offset 1 is out of range, 2 to 3 are there"));
+    wait_until("the pipeline stops", || reason().contains("offset 1 is out of range, 2 to 3 are there"));
     let (reset, resume) = ("group reset word-counts --topic lines --to earliest", "pipeline resume word-counts");
     for command in [reset, resume] {
         assert!(reason().contains(&format!("`millstream {command}`")), "{}", reason());
@@ -641,7 +641,7 @@ fn a_stopped_pipeline_says_why_where_and_at_which_offset() {
     let yaml = "pipeline: p\nfrom: in\nstages:\n  - filter: delayed\nto: out\n";
     server.run(&["apply", "-f", &file(&folder, "p.yaml", yaml)]).ok();
     server.run_with_input(&["produce", "in"], "{\"delay\":20}\nno flight\n{\"delay\":30}\n").ok();
-    wait_until("it stops", || json_of(&server, &["pipeline", "list"])[0]["state"] == "stopped");
+    wait_until("the pipeline stops", || json_of(&server, &["pipeline", "list"])[0]["state"] == "stopped");
     let text = server.run(&["pipeline", "describe", "p"]).ok();
     assert!(text.contains("stage delayed, topic in, partition 0, offset 1: "), "{text}");
     assert_eq!(server.run(&["consume", "out", "--from", "earliest", "--until-end"]).ok(), "{\"delay\":20}\n");
@@ -907,7 +907,7 @@ fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
         let rest = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ']));
         rest.is_some_and(|rest| labels.iter().all(|label| rest.contains(label)))
     };
-    let line = text.lines().find(series).unwrap_or_else(|| panic!("no {name} with {labels:?} in\n{text}"));
+    let line = text.lines().find(series).unwrap_or_else(|| panic!("there is no {name} with {labels:?} in\n{text}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
@@ -921,7 +921,7 @@ fn the_metrics_count_what_was_done() {
     server.run(&["consume", "lines", "--group", "g", "--from", "earliest", "--max", "1"]).ok();
     let (status, text) = get(&server, "/metrics");
     assert_eq!(status, 200);
-    assert!(text.ends_with("# EOF\n"), "OpenMetrics ends so");
+    assert!(text.ends_with("# EOF\n"), "an OpenMetrics page must end with # EOF");
     let lines = ["topic=\"lines\""];
     assert_eq!(metric(&text, "millstream_topic_records_in_total", &lines), 2.0);
     assert!(metric(&text, "millstream_topic_bytes_in_total", &lines) > 61.0 + 19.0);

@@ -59,7 +59,7 @@ fn stopped_in_good_order(server: &mut Server) {
 /// Waits for a future. The limit is meant for tests that hang, and is no statement about speed.
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(Duration::from_secs(120), future).await;
-    done.unwrap_or_else(|_| panic!("not within two minutes: {what}"))
+    done.unwrap_or_else(|_| panic!("not completed within two minutes: {what}"))
 }
 
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
@@ -112,7 +112,7 @@ async fn read_all(client: &Client, topic: &str) -> Vec<ConsumedRecord> {
 }
 
 async fn next(consumer: &mut Consumer) -> ConsumedRecord {
-    soon("a record", consumer.next()).await.expect("there is one more").unwrap()
+    soon("a record", consumer.next()).await.expect("there is one more record").unwrap()
 }
 
 async fn next_error(consumer: &mut Consumer) -> ClientError {
@@ -120,7 +120,7 @@ async fn next_error(consumer: &mut Consumer) -> ClientError {
 }
 
 async fn next_batch(consumer: &mut Consumer) -> RecordSet {
-    soon("records", consumer.next_batch()).await.expect("there are more").unwrap()
+    soon("records", consumer.next_batch()).await.expect("there are more records").unwrap()
 }
 
 /// Counts the remaining records until the end.
@@ -312,7 +312,7 @@ async fn try_send_takes_what_fits() {
     assert!(matches!(not_looked_up, Err(ClientError::BufferFull { .. })), "{not_looked_up:?}");
     let first = send(&producer, record.clone()).await;
     let fitting = 1 + std::iter::from_fn(|| producer.try_send(&record).ok()).take(1_000).count();
-    assert!((50..=(8 << 10) / 100).contains(&fitting), "{fitting} of 100 bytes fit into 8 KiB");
+    assert!((50..=(8 << 10) / 100).contains(&fitting), "{fitting} records of 100 bytes fit into 8 KiB");
     assert!(first.outcome().is_none());
     producer.flush().await.unwrap();
     assert!(first.outcome().unwrap().is_ok());
@@ -407,7 +407,7 @@ async fn produce_through(restart: Restart, settings: ProducerSettings) -> Produc
     });
     let more_is_stored = async || {
         let before = stored(&client, "t").await;
-        eventually("more is stored", async || stored(&client, "t").await > before + 300).await;
+        eventually("more records are stored", async || stored(&client, "t").await > before + 300).await;
     };
     for _ in 0..2 {
         more_is_stored().await;
@@ -433,7 +433,8 @@ impl Produced {
             self.stored.iter().map(|record| (place(record), record)).collect();
         for (value, outcome) in &self.sent {
             let Ok(at) = outcome else { continue };
-            let record = stored.get(&(at.partition, at.offset)).unwrap_or_else(|| panic!("{at:?} is lost"));
+            let record =
+                stored.get(&(at.partition, at.offset)).unwrap_or_else(|| panic!("the record at {at:?} is lost"));
             assert_eq!(record.value.as_deref(), Some(value.as_bytes()), "{at:?}");
         }
     }
@@ -442,7 +443,7 @@ impl Produced {
         let mut last = HashMap::new();
         for record in &self.stored {
             let before = last.insert(record.partition, &record.value);
-            assert!(before < Some(&record.value), "{before:?} is before {record:?}");
+            assert!(before < Some(&record.value), "{before:?} is stored before {record:?}");
         }
     }
 }
@@ -695,7 +696,7 @@ async fn a_consumer_without_records_looks_for_its_server_anew_each_time_that_it_
     let passes = async |consumers: &mut [Consumer; 2], value: &str| {
         producer.send(ProducerRecord::new("t", value.to_owned())).await.unwrap().await.unwrap();
         for consumer in consumers {
-            let record = soon("the record comes", consumer.next()).await.unwrap().unwrap();
+            let record = soon("the record arrives", consumer.next()).await.unwrap().unwrap();
             assert_eq!(record.value.unwrap(), value);
             // Records that a member did not commit are delivered to it again.
             if consumer.assignment().generation > 0 {
@@ -708,10 +709,12 @@ async fn a_consumer_without_records_looks_for_its_server_anew_each_time_that_it_
     for _ in 0..3 {
         proxy.pass_to_nobody();
         proxy.cut();
-        wait_until("it is told", || consumers.iter().all(|consumer| consumer.trouble().is_some())).await;
+        wait_until("the consumers report the outage", || consumers.iter().all(|consumer| consumer.trouble().is_some()))
+            .await;
         assert!(consumers.iter().all(|consumer| consumer.trouble().unwrap().contains("127.0.0.1")));
         proxy.pass_to(&running.server);
-        wait_until("it is over", || consumers.iter().all(|consumer| consumer.trouble().is_none())).await;
+        wait_until("the consumers have reconnected", || consumers.iter().all(|consumer| consumer.trouble().is_none()))
+            .await;
         tokio::time::sleep(RECONNECT_TIMEOUT / 2).await;
     }
     passes(&mut consumers, "after").await;
@@ -864,7 +867,7 @@ async fn an_automatic_commit_leaves_out_the_record_in_hand() {
     for _ in 0..200 {
         next(&mut consumer).await;
     }
-    eventually("199 are committed", async || group(client, "g").await.lag <= 101).await;
+    eventually("199 records are committed", async || group(client, "g").await.lag <= 101).await;
     drop(consumer);
     eventually("the member is gone", async || group(client, "g").await.members == 0).await;
     assert_eq!(group(client, "g").await.lag, 101);
@@ -944,7 +947,7 @@ async fn members_share_and_hand_over_without_repeats() {
     for newcomer in ["a", "b", "c"] {
         workers.push(Worker::start(client, newcomer, &sender, &stop));
         let mut takes_part = false;
-        soon("the newcomer takes part", async {
+        soon("the new member takes part", async {
             while !takes_part {
                 fill(client, "t", 200).await;
                 stored += 200;
@@ -956,7 +959,7 @@ async fn members_share_and_hand_over_without_repeats() {
         .await;
     }
     let shared = async || workers.iter().map(Worker::partitions).eq([2, 2, 2]);
-    eventually("everyone has two partitions", shared).await;
+    eventually("each member has two partitions", shared).await;
     fill(client, "t", 1_000).await;
     stored += 1_000;
     while note(soon("all records", reports.recv()).await.unwrap()).1 < stored {}
@@ -1032,7 +1035,7 @@ async fn a_member_that_is_asked_again_while_it_dawdles_gives_back_in_time_all_th
     let mut newcomers = Vec::new();
     for _ in 0..10 {
         newcomers.push(client.consumer(hasty("newcomer")).unwrap());
-        eventually("it takes part", async || members().await.len() == newcomers.len() + 1).await;
+        eventually("the new member takes part", async || members().await.len() == newcomers.len() + 1).await;
         tokio::time::sleep(TIMEOUT / 6).await;
     }
     let found = members().await;
@@ -1081,7 +1084,7 @@ async fn a_manual_member_may_commit_what_it_has_in_hand_before_it_gives_it_back(
     let mut new = places(&handed_over);
     loop {
         for place in new {
-            assert!(seen.insert(place), "{place:?} came again");
+            assert!(seen.insert(place), "the record at {place:?} was delivered again");
         }
         if seen.len() == 400 {
             break;
@@ -1092,7 +1095,7 @@ async fn a_manual_member_may_commit_what_it_has_in_hand_before_it_gives_it_back(
         };
     }
     second.commit().await.unwrap();
-    eventually("all is committed", async || group(client, "g").await.lag == 0).await;
+    eventually("all records are committed", async || group(client, "g").await.lag == 0).await;
     rest.shutdown().await;
 }
 
@@ -1138,7 +1141,7 @@ async fn members_join_again_after_restarts() {
         *times_seen.entry(place(&next(&mut consumer).await)).or_default() += 1;
     }
     for place in committed {
-        assert_eq!(times_seen[&place], 1, "{place:?} was committed and came again");
+        assert_eq!(times_seen[&place], 1, "the record at {place:?} was committed but delivered again");
     }
     assigned(&consumer, 3).await;
     consumer.commit().await.unwrap();
@@ -1152,7 +1155,7 @@ fn example(server: &Server, name: &str, arguments: &[&str]) -> Ran {
     let program = target_dir().join("examples").join(name);
     assert!(
         program.exists(),
-        "{} is not there: `cargo xtask test` builds it, or `cargo build --examples`",
+        "{} does not exist: build it with `cargo xtask test` or `cargo build --examples`",
         program.display()
     );
     run(Command::new(program).env("MILLSTREAM_SERVER", &server.grpc).args(arguments), "")

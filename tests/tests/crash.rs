@@ -146,7 +146,7 @@ async fn read(client: Client, known: Arc<Known>, mut stop: watch::Receiver<bool>
             let view = view.unwrap();
             let value = Bytes::copy_from_slice(view.value.unwrap());
             let before = known.seen.lock().insert((set.partition(), view.offset as u64), value.clone());
-            assert!(before.is_none_or(|before| before == value), "a record was replaced by another");
+            assert!(before.is_none_or(|before| before == value), "a record was replaced by another one");
         }
         places.insert(set.partition(), set.next_offset());
         let offset = v1::TopicPartitionOffset {
@@ -308,7 +308,7 @@ pub(super) async fn all_records(client: &Client, topic: &str) -> Vec<Vec<Consume
     while let Some(record) = consumer.next().await {
         let record = record.unwrap();
         let partition = &mut all[record.partition as usize];
-        assert_eq!(record.offset, partition.len() as u64, "{topic}: offsets have no holes");
+        assert_eq!(record.offset, partition.len() as u64, "{topic}: offsets must have no gaps");
         partition.push(record);
     }
     all
@@ -325,16 +325,19 @@ async fn check_after_restart(client: &Client, known: &Known, acked: usize, commi
         }
     }
     for (topic, partition, offset, value) in &known.acked.lock()[..acked] {
-        assert!(ends[&(*topic, *partition)] > *offset, "{topic}-{partition} at offset {offset} is gone: {value}");
+        assert!(
+            ends[&(*topic, *partition)] > *offset,
+            "{topic}-{partition}: the acknowledged record at offset {offset} is gone: {value}"
+        );
     }
     for group in admin.list_groups().await.unwrap() {
         for offset in admin.describe_group(&group.name).await.unwrap().offsets {
             let place = format!("group {} in {}-{}", group.name, offset.topic, offset.partition);
             let at = offset.committed_offset.unwrap_or_default();
-            assert!(at <= offset.log_end_offset, "{place} is at {at}, past the end {}", offset.log_end_offset);
+            assert!(at <= offset.log_end_offset, "{place} is at {at}, past the log's end {}", offset.log_end_offset);
             if group.name == GROUP {
                 let acked = committed.get(&offset.partition).copied().unwrap_or_default();
-                assert!(at >= acked, "{place} is at {at}, and {acked} was acknowledged");
+                assert!(at >= acked, "{place} is at {at}, but the commit of {acked} was acknowledged");
             }
         }
     }
@@ -355,7 +358,7 @@ fn flight(record: &ConsumedRecord) -> (String, i64, String) {
 fn check_sources(known: &Known, flights: &[Vec<ConsumedRecord>], lines: &[Vec<ConsumedRecord>]) {
     let acked = known.acked.lock();
     let there = flights.iter().chain(lines).map(Vec::len).sum::<usize>();
-    assert_eq!(acked.len(), there, "what was sent is acknowledged, and is there once");
+    assert_eq!(acked.len(), there, "every sent record must be acknowledged and exist once");
     for (topic, partition, offset, value) in &*acked {
         let records = if *topic == FLIGHTS { flights } else { lines };
         let record = records[*partition as usize].get(*offset as usize);
@@ -370,8 +373,8 @@ fn check_sources(known: &Known, flights: &[Vec<ConsumedRecord>], lines: &[Vec<Co
             let producer = id.split('-').next().unwrap().to_owned();
             assert_eq!(record.key.is_some(), producer == "keyed");
             let before = last.insert(producer, id.clone());
-            assert!(before.as_ref() < Some(&id), "{before:?} comes before {id}");
-            assert!(ids.insert(id.clone()), "{id} is there twice");
+            assert!(before.as_ref() < Some(&id), "{before:?} is stored before {id}");
+            assert!(ids.insert(id.clone()), "{id} exists twice");
         }
     }
 }
@@ -385,7 +388,7 @@ fn check_members(known: &Known, flights: &[Vec<ConsumedRecord>]) {
         let found = seen.get(&(record.partition, record.offset));
         assert_eq!(found, record.value.as_ref(), "flights-{} at offset {}", record.partition, record.offset);
     }
-    assert_eq!(seen.len(), there, "a member saw what was never stored");
+    assert_eq!(seen.len(), there, "a member saw a record that was never stored");
 }
 
 async fn check_delays(client: &Client, flights: &[Vec<ConsumedRecord>]) {
@@ -407,7 +410,8 @@ async fn check_delays(client: &Client, flights: &[Vec<ConsumedRecord>]) {
                 let (id, _, origin) = flight(record);
                 assert_eq!(text(record.key.as_ref()), origin);
                 assert_eq!(partition_for_key(origin.as_bytes(), passed.len() as u32), number as u32);
-                let from = left.remove(&id).unwrap_or_else(|| panic!("{topic}: {id} is there twice, or from nowhere"));
+                let from =
+                    left.remove(&id).unwrap_or_else(|| panic!("{topic}: {id} exists twice, or has no source record"));
                 let before = last.insert(from.0, from.1);
                 assert!(before < Some(from.1), "{topic}: {id} is out of order");
             }
@@ -460,13 +464,17 @@ fn check_updates(
             assert_eq!(partition_for_key(key.as_bytes(), updates.len() as u32), number as u32);
             let update = parse(record.value.as_deref().unwrap());
             let records = records_of(&update);
-            assert_eq!(Some(&update), expected[key].get(records.wrapping_sub(1)), "{key} after {records} records");
+            assert_eq!(
+                Some(&update),
+                expected[key].get(records.wrapping_sub(1)),
+                "the update of {key} after {records} records"
+            );
             let before = last.insert(key.to_owned(), records).unwrap_or_default();
-            assert!(before < records, "{key}: {records} records after {before}");
+            assert!(before < records, "{key}: an update after {records} records follows one after {before}");
         }
     }
     let total: BTreeMap<String, usize> = expected.iter().map(|(key, updates)| (key.clone(), updates.len())).collect();
-    assert_eq!(last, total, "the last updates count every record once");
+    assert_eq!(last, total, "the last updates must count every record once");
 }
 
 #[test]
@@ -487,6 +495,6 @@ fn a_server_that_says_it_serves_can_be_stopped() {
     let data = tempfile::tempdir().unwrap();
     for _ in 0..5 {
         let mut server = Server::start(data.path());
-        assert!(server.terminate().success(), "it ends by itself, at once after its start too");
+        assert!(server.terminate().success(), "the server must stop in an orderly way even right after its start");
     }
 }

@@ -87,7 +87,7 @@ impl Load {
 /// Waits for a task, and returns its result. The limit is meant for tests that hang, and is no statement about speed.
 async fn ended<T>(what: &str, task: JoinHandle<T>) -> T {
     let end = tokio::time::timeout(Duration::from_secs(120), task).await;
-    end.unwrap_or_else(|_| panic!("not within two minutes: the end of {what}")).unwrap()
+    end.unwrap_or_else(|_| panic!("{what} did not end within two minutes")).unwrap()
 }
 
 /// Waits until the topic has more records than now.
@@ -95,7 +95,7 @@ async fn comes_out(instance: &Instance, topic: &str) {
     let topic = instance.broker.topic(topic).unwrap();
     let there = || topic.partitions().iter().map(|partition| partition.end().get()).sum::<i64>();
     let before = there();
-    wait_until("something comes out", || there() > before).await;
+    wait_until("the topic has new output", || there() > before).await;
 }
 
 /// Waits until the pipelines have caught up. The check is repeated as often as there are topics on a record's way,
@@ -166,7 +166,7 @@ pub(super) fn last_counts(updates: &[Pair]) -> BTreeMap<String, usize> {
     for (key, count) in updates {
         let count: usize = count.parse().unwrap();
         let before = last.insert(key.clone().unwrap(), count);
-        assert!(before < Some(count), "{key:?}: {count} after {before:?}");
+        assert!(before < Some(count), "{key:?}: the count {count} follows {before:?}");
     }
     last
 }
@@ -212,7 +212,7 @@ async fn a_new_version_begins_where_the_old_one_ended() {
         let old = input[..of_old].iter().map(|(_, value)| flipped(value));
         let new = input[of_old..].iter().map(|(_, value)| value.clone());
         assert_eq!(out, old.chain(new).collect::<Vec<_>>(), "partition {partition}: {of_old} by the old version");
-        assert!(of_old > 0 && of_old < input.len(), "both versions ran");
+        assert!(of_old > 0 && of_old < input.len(), "both versions must have processed records");
     }
     instance.stop().await;
 }
@@ -240,7 +240,10 @@ async fn changed_parameters_hold_from_one_record_on() {
             let passes = |number: &usize| delay(*number) >= if *number < change { 15 } else { 60 };
             (0..input.len()).filter(passes).map(|number| input[number].1.clone()).collect::<Vec<_>>()
         };
-        assert!((1..input.len()).any(|change| out == expected(change)), "partition {partition}: no such record");
+        assert!(
+            (1..input.len()).any(|change| out == expected(change)),
+            "partition {partition}: there is no record at which the parameters change"
+        );
     }
     instance.stop().await;
 }
@@ -382,7 +385,7 @@ async fn a_source_that_a_pipeline_left_is_no_lag_of_it() {
     instance.caught_up().await;
     instance.apply(&file("in")).await;
     instance.produce("other", 0, &[(None, "d")]).await;
-    assert!(instance.runtime.is_caught_up(), "nobody reads the other topic");
+    assert!(instance.runtime.is_caught_up(), "the other topic is not read, so it must not count as lag");
     instance.stop().await;
 }
 
@@ -394,7 +397,7 @@ async fn a_dry_run_leaves_nothing_behind() {
     let applied = instance.runtime.apply(file, &Default::default(), true).await.unwrap();
     assert!(!applied.changes.is_empty());
     assert!(instance.broker.topic("out").is_err());
-    assert!(instance.broker.groups().get("p").is_err(), "a group was made");
+    assert!(instance.broker.groups().get("p").is_err(), "a dry run must not create a group");
     // The name is still available for a consumer group.
     assert!(instance.broker.groups().get_or_create(&GroupId::new("p").unwrap(), GroupKind::Consumer).is_ok());
     instance.stop().await;
@@ -420,7 +423,7 @@ async fn pauses_and_restarts_lose_and_repeat_nothing() {
             let ends = || instance.broker.group_offsets(paused.group()).iter().map(|o| o.committed).collect::<Vec<_>>();
             let before = ends();
             load.more(100).await;
-            assert_eq!(ends(), before, "a paused pipeline does nothing");
+            assert_eq!(ends(), before, "a paused pipeline must not commit");
             instance.runtime.resume("p").await.unwrap();
         }
         for (all, more) in produced.iter_mut().zip(load.stop().await) {
@@ -587,11 +590,11 @@ async fn a_repartition_topic_keeps_what_a_group_of_its_own_has_not_read() {
         topic.partitions().iter().all(|partition| partition.start() == partition.end())
     };
     let starts = || instance.broker.topic(purged).unwrap().partitions().iter().map(|of| of.start()).max();
-    wait_until("something is purged meanwhile", || starts() > Some(Offset::ZERO)).await;
+    wait_until("records are purged meanwhile", || starts() > Some(Offset::ZERO)).await;
     load.more(500).await;
     let produced = load.stop().await;
     settled(&instance).await;
-    wait_until("what is read is purged", || is_purged(&instance)).await;
+    wait_until("the records that were read are purged", || is_purged(&instance)).await;
     // After a restart the pipelines continue, and their counts include all earlier records.
     instance.stop().await;
     let instance = Instance::open(data.path());
@@ -599,7 +602,7 @@ async fn a_repartition_topic_keeps_what_a_group_of_its_own_has_not_read() {
     load.more(100).await;
     let after = load.stop().await;
     settled(&instance).await;
-    wait_until("what is read is purged", || is_purged(&instance)).await;
+    wait_until("the records that were read are purged", || is_purged(&instance)).await;
     let words = produced.iter().chain(&after).flatten().flat_map(|(_, value)| value.split(' '));
     let words: Vec<Pair> = words.map(|word| (Some(word.to_owned()), String::new())).collect();
     for pipeline in ["kept", "purged"] {
@@ -689,7 +692,7 @@ async fn a_task_of_an_old_generation_commits_nothing() {
     let refused = async |log: &EmbeddedLog, step: Step, why: &str| {
         let answer = log.commit(step).await.unwrap().await;
         assert!(matches!(&answer, Err(LogError::Fenced(reason)) if reason.contains(why)), "{answer:?}");
-        assert_eq!(out.end().get(), 2, "nothing was written");
+        assert_eq!(out.end().get(), 2, "no record may be written");
         assert_eq!(group.committed(source.topic_id(), 0), Offset::new(2));
         assert!(broker.state().partition("p/m", 0).is_empty());
     };
@@ -852,13 +855,13 @@ async fn rebalances_lose_nothing_and_pipelines_beside_them_repeat_nothing() {
     balanced(&[&first, &second, &third]).await;
     sees_more().await;
     let twice: Vec<_> = seen.lock().iter().filter(|(_, times)| **times > 1).map(|(place, _)| *place).collect();
-    assert_eq!(twice, [], "nothing was lost, so nothing comes again");
+    assert_eq!(twice, [], "no connection was lost, so no record may be delivered twice");
 
     // A connection is lost, and its member reconnects. Uncommitted records are delivered again to the new owner.
     for _ in 0..3 {
         let generation = first.assignment.borrow().generation;
         shaky.cut();
-        wait_until("the member is back", || first.assignment.borrow().generation > generation).await;
+        wait_until("the member has rejoined", || first.assignment.borrow().generation > generation).await;
         balanced(&[&first, &second, &third]).await;
         sees_more().await;
     }
@@ -882,7 +885,7 @@ async fn rebalances_lose_nothing_and_pipelines_beside_them_repeat_nothing() {
     }
     assert_eq!(seen.lock().len(), there);
     let offsets = admin.describe_group("g").await.unwrap().offsets;
-    assert!(offsets.iter().all(|offset| offset.lag == 0), "the last to leave commit: {offsets:?}");
+    assert!(offsets.iter().all(|offset| offset.lag == 0), "members must commit when they leave: {offsets:?}");
 
     let mapped = all_records(&client, "mapped").await;
     let value = |record: &millstream_client::ConsumedRecord| text(record.value.as_ref()).unwrap().to_owned();

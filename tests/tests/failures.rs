@@ -79,7 +79,7 @@ fn reason(place: Place, kind: &str) -> String {
         "eats" => format!("the module needs more than {MEMORY_BYTES_MAX} bytes of memory (memory-bytes-max)"),
         "floods" => format!("the module returned more than {OUTPUT_BYTES_MAX} bytes at once (output-bytes-max)"),
         "miscounts" => place.miscount().to_owned(),
-        _ => panic!("{kind} is no kind of failure"),
+        _ => panic!("{kind} is not a kind of failure"),
     }
 }
 
@@ -130,7 +130,7 @@ fn stage(place: Place, records: &[Row], state: &mut State) -> Vec<Row> {
         Place::Add | Place::Finish => {
             let mut updates: Vec<Row> = Vec::new();
             for row in records {
-                let key = row.key.clone().expect("keyless records are not folded");
+                let key = row.key.clone().expect("keyless records are never folded");
                 let folded = match (state.remove(&key), value(row).as_str()) {
                     (_, "forget") => None,
                     (None, value) => Some(value.to_owned()),
@@ -266,7 +266,11 @@ impl<'i> Cell<'i> {
         if self.policy == "dead-letter" {
             assert_eq!(self.rows(&dead_letters).await, self.letters, "{}: dead letters", self.name);
         } else {
-            assert!(self.instance.broker.topic(&dead_letters).is_err(), "{}: nobody asked for dead letters", self.name);
+            assert!(
+                self.instance.broker.topic(&dead_letters).is_err(),
+                "{}: this policy must not create a topic of dead letters",
+                self.name
+            );
         }
         let state = self.instance.broker.state().partition(&format!("{}/stage", self.name), 0);
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

@@ -50,7 +50,7 @@ async fn offsets_are_committed_on_a_full_disk_as_far_as_there_is_room_for_them()
     free.store(RESERVE_BYTES - 1, Ordering::SeqCst);
     let refused = append(&broker, &topic, 0, batch_of_one(0, "k", Some("v"))).await.unwrap_err();
     assert!(matches!(refused, BrokerError::DiskFull(_)), "{refused}");
-    commit(1).await.expect("the reserve has room for it");
+    commit(1).await.expect("the commit may use the reserve");
     free.store(RESERVE_BYTES / 2 - 1, Ordering::SeqCst);
     let refused = commit(0).await.unwrap_err();
     assert!(matches!(refused, BrokerError::DiskFull(_)), "{refused}");
@@ -87,7 +87,7 @@ fn a_pipeline_waits_for_room_and_goes_on_by_itself() {
         free.store(u64::MAX, Ordering::SeqCst);
         instance.caught_up().await;
         let counts = instance.records("counts", 0).await;
-        assert_eq!(counts.last().unwrap().value.as_deref(), Some(&b"200"[..]), "every record once");
+        assert_eq!(counts.last().unwrap().value.as_deref(), Some(&b"200"[..]), "every record must be counted once");
         instance.stop().await;
     });
 }

@@ -306,9 +306,9 @@ async fn write(data: &Path) -> Manifest {
     settled(&instance).await;
     instance.runtime.pause("paused").await.unwrap();
     let start = |name: &str| broker.topic(name).unwrap().partitions()[0].start().get();
-    wait_until("some is retained", || start("sized") > 0 && start("aged") > 0).await;
+    wait_until("retention has deleted records", || start("sized") > 0 && start("aged") > 0).await;
     let compacted = broker.topic("compacted").unwrap().partitions()[0].clone();
-    let limit = Limit::new("some is compacted");
+    let limit = Limit::new("compaction has removed records");
     while read_from(broker, &compacted, Offset::ZERO).await.len() as i64 == compacted.end().get() {
         limit.check();
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -318,7 +318,7 @@ async fn write(data: &Path) -> Manifest {
     // The last records stay in the journal, in addition to the sealed ones.
     let instance = open(data, Cleaning::Never).unwrap();
     let broker = &instance.broker;
-    let limit = Limit::new("there are segments, and something is in the journal");
+    let limit = Limit::new("there are segments, and the journal is not empty");
     let mut round = 40;
     loop {
         limit.check();
@@ -337,7 +337,7 @@ async fn write(data: &Path) -> Manifest {
     commit(broker, "readers", "kept", 0, 9).await;
     commit(broker, "others", "sized", 0, broker.topic("sized").unwrap().partitions()[0].start().get()).await;
     settled(&instance).await;
-    assert!(journal_bytes(broker, |_| true) > 0, "the journal holds something");
+    assert!(journal_bytes(broker, |_| true) > 0, "the journal must not be empty");
     // The last batches of each producer, as many as a partition remembers at most.
     let batches = [0, 1].map(|partition| {
         let of = batches.iter().filter(|batch| batch.partition == partition);
@@ -395,7 +395,7 @@ async fn check_goes_on(data: &Path, manifest: &Manifest) {
             let again = append_numbered(&instance.broker, batch.clone()).await;
             assert_eq!(again.base_offset, batch.base_offset, "{batch:?}");
         }
-        assert_eq!(held(&instance).await.topics, found.topics, "nothing is stored twice");
+        assert_eq!(held(&instance).await.topics, found.topics, "no record may be stored twice");
         instance.stop().await;
     }
 
@@ -406,7 +406,7 @@ async fn check_goes_on(data: &Path, manifest: &Manifest) {
         let last = producer.iter().max_by_key(|batch| batch.sequence).unwrap();
         let next = HeldBatch { sequence: last.sequence + last.records, ..last.clone() };
         let end = broker.topic(&next.topic).unwrap().partition(next.partition).unwrap().end().get();
-        assert_eq!(append_numbered(broker, next).await.base_offset, end, "the next one is new");
+        assert_eq!(append_numbered(broker, next).await.base_offset, end, "the next batch must be appended");
     }
     let sealed = broker.store().size().segment_bytes;
     for round in 41..71 {
@@ -419,18 +419,21 @@ async fn check_goes_on(data: &Path, manifest: &Manifest) {
     broker.create_topic(&TopicName::new("new").unwrap(), 1, TopicSettings::default(), false).await.unwrap();
     let fresh = broker.init_producer(None).await.unwrap();
     let handed_out = manifest.batches.iter().filter_map(|batch| ProducerId::new(batch.producer_id));
-    assert!(handed_out.max() < Some(fresh.id), "no producer gets an id that another has");
+    assert!(handed_out.max() < Some(fresh.id), "a new producer must not get an id that was already handed out");
     instance.runtime.resume("paused").await.unwrap();
     settled(&instance).await;
-    wait_until("more is sealed", || broker.store().size().segment_bytes != sealed).await;
+    wait_until("more of the journal is sealed", || broker.store().size().segment_bytes != sealed).await;
     instance.stop().await;
 
     let instance = open(data, Cleaning::Never).unwrap();
     settled(&instance).await;
     let before = held(&instance).await;
-    assert_eq!(counted(&before), words(&before), "the pipeline went on exactly once");
+    assert_eq!(counted(&before), words(&before), "the pipeline must have processed each record exactly once");
     let lines = |held: &Held| held.topics["lines"].partitions[0].records.clone();
-    assert!(lines(&before).starts_with(&lines(&manifest.held)), "what was there is there, and more behind it");
+    assert!(
+        lines(&before).starts_with(&lines(&manifest.held)),
+        "the existing records must remain, with the new ones after them"
+    );
     assert!(lines(&before).len() > lines(&manifest.held).len());
     let lag = instance.broker.group_offsets(instance.runtime.pipeline("paused").unwrap().group());
     assert!(lag.iter().all(|offset| offset.lag == 0), "{lag:?}");
@@ -532,7 +535,7 @@ async fn directories_of_earlier_versions_are_read_and_go_on_or_are_refused_by_th
             assert!(refused.contains("nothing was changed") && refused.contains("restore the backup"), "{refused}");
         }
     }
-    assert!(same_format > 0, "there is a directory of {format:?} that an earlier version wrote");
+    assert!(same_format > 0, "there must be a directory with {format:?} that an earlier version wrote");
 }
 
 #[tokio::test(flavor = "multi_thread")]

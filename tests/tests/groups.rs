@@ -59,7 +59,7 @@ impl Member {
         let mut member = Self { requests, answers, id: String::new(), owned: BTreeSet::new() };
         match member.hear().await {
             FromServer::Joined(joined) => member.id = joined.member_id,
-            other => panic!("{other:?} before Joined"),
+            other => panic!("{other:?} arrived before Joined"),
         }
         Ok(member)
     }
@@ -70,7 +70,7 @@ impl Member {
 
     pub(super) async fn hear(&mut self) -> FromServer {
         let message = soon("a member's message", self.answers.message()).await;
-        message.unwrap().expect("the stream goes on").message.unwrap()
+        message.unwrap().expect("the stream does not end").message.unwrap()
     }
 
     /// Waits for the next `Assigned`. Returns its generation, and the offset of each added partition.
@@ -79,10 +79,10 @@ impl Member {
             FromServer::Assigned(assigned) => {
                 let added: BTreeMap<_, _> = assigned.added.iter().map(|of| (of.partition, of.offset)).collect();
                 self.owned.extend(added.keys());
-                assert_eq!(numbers(&assigned.partitions), self.owned, "the whole assignment");
+                assert_eq!(numbers(&assigned.partitions), self.owned, "the message must contain the whole assignment");
                 (assigned.generation, added)
             }
-            other => panic!("{other:?} instead of Assigned"),
+            other => panic!("{other:?} arrived instead of Assigned"),
         }
     }
 
@@ -90,11 +90,15 @@ impl Member {
         match self.hear().await {
             FromServer::Revoke(revoke) => {
                 let revoked = numbers(&revoke.partitions);
-                assert!(revoked.is_subset(&self.owned), "{revoked:?} of {:?}", self.owned);
+                assert!(
+                    revoked.is_subset(&self.owned),
+                    "{revoked:?} were revoked, but the member only owns {:?}",
+                    self.owned
+                );
                 self.owned.retain(|partition| !revoked.contains(partition));
                 revoked
             }
-            other => panic!("{other:?} instead of Revoke"),
+            other => panic!("{other:?} arrived instead of Revoke"),
         }
     }
 
@@ -112,7 +116,7 @@ impl Member {
                 assert_eq!(committed.id, id);
                 committed.error
             }
-            other => panic!("{other:?} instead of Committed"),
+            other => panic!("{other:?} arrived instead of Committed"),
         }
     }
 
@@ -124,12 +128,12 @@ impl Member {
             match self.hear().await {
                 FromServer::Records(records) => {
                     assert_eq!(records.error, None);
-                    left = left.checked_sub(records.records.len()).expect("no more than there are");
+                    left = left.checked_sub(records.records.len()).expect("no more records arrive than expected");
                     read.entry(records.partition)
                         .or_default()
                         .extend(values(&records.records).iter().map(|v| (*v).into()));
                 }
-                other => panic!("{other:?} instead of Records"),
+                other => panic!("{other:?} arrived instead of Records"),
             }
         }
         read
@@ -140,7 +144,7 @@ impl Member {
         loop {
             match soon("the end of a member", self.answers.message()).await {
                 Ok(Some(_)) => {}
-                Ok(None) => panic!("removed without a reason"),
+                Ok(None) => panic!("the member was removed without a status"),
                 Err(status) => return status,
             }
         }
@@ -173,7 +177,7 @@ async fn a_member_that_commits_and_does_not_listen_is_answered_when_it_does() {
             FromServer::Committed(committed) => {
                 assert_eq!((committed.id, committed.error.unwrap().code()), (id, ErrorCode::OffsetOutOfRange));
             }
-            other => panic!("{other:?} instead of Committed"),
+            other => panic!("{other:?} arrived instead of Committed"),
         }
     }
     member.leave().await;
@@ -234,7 +238,7 @@ async fn a_member_that_retention_overtakes_while_it_waits_is_told_and_goes_on() 
             assert_eq!((told.missed_records, told.next_offset, told.log_start_offset), (3, 3, 3));
             assert_eq!((told.error, told.records.len()), (None, 0));
         }
-        other => panic!("{other:?} instead of what was missed"),
+        other => panic!("{other:?} arrived instead of the number of missed records"),
     }
     assert_eq!(member.read(1).await, BTreeMap::from([(0, vec![now_ms.to_string()])]));
     member.leave().await;
@@ -285,7 +289,7 @@ async fn each_partition_has_its_turn_however_far_behind_another_is() {
         match member.hear().await {
             FromServer::Records(records) if records.partition == 1 => break,
             FromServer::Records(records) => far = records.next_offset,
-            other => panic!("{other:?} instead of Records"),
+            other => panic!("{other:?} arrived instead of Records"),
         }
     }
     assert!(far < FAR_BATCHES / 2, "{far} of {FAR_BATCHES} batches came before the other partition's only one");
@@ -313,10 +317,11 @@ async fn a_member_reads_with_credit_commits_and_is_followed_where_it_was() {
     assert_eq!(read, BTreeMap::from([(0, vec!["1".into(), "2".into(), "3".into()]), (1, vec!["4".into()])]));
     assert_eq!(member.commit(7, &[(0, 2), (1, 1)]).await, None);
     assert_eq!(served.committed("g").await, BTreeMap::from([(0, 2), (1, 1)]));
-    let error = member.commit(8, &[(0, 9)]).await.expect("there is no such offset");
+    let error = member.commit(8, &[(0, 9)]).await.expect("the commit is refused, because the offset is out of range");
     assert_eq!(error.code(), ErrorCode::OffsetOutOfRange, "{error:?}");
     // Valid offsets are committed, and the error is about the invalid ones.
-    let error = member.commit(9, &[(0, 9), (1, 0)]).await.expect("there is no such offset");
+    let error =
+        member.commit(9, &[(0, 9), (1, 0)]).await.expect("the commit is refused, because the offset is out of range");
     assert_eq!(error.code(), ErrorCode::OffsetOutOfRange, "{error:?}");
     assert_eq!(served.committed("g").await, BTreeMap::from([(0, 2), (1, 0)]));
     assert_eq!(member.commit(10, &[(1, 1)]).await, None);
@@ -420,7 +425,10 @@ async fn a_commit_from_who_does_not_own_is_refused() {
     let [moved, kept] = [*moving.first().unwrap(), *first.owned.first().unwrap()];
     // Partitions that the second member does not own yet, or does not own at all.
     for partition in [moved, kept] {
-        let error = second.commit(1, &[(partition, 1)]).await.expect("it is not its own");
+        let error = second
+            .commit(1, &[(partition, 1)])
+            .await
+            .expect("the commit is refused, because the member does not own the partition");
         assert_eq!(error.code(), ErrorCode::StaleGeneration);
         let words = format!("group g: member {} does not own topic t, partition {partition}", second.id);
         assert!(error.message.contains(&words), "{error:?}");
@@ -428,7 +436,10 @@ async fn a_commit_from_who_does_not_own_is_refused() {
     first.give_back(moving);
     second.assigned().await;
     // The first member no longer owns one of these, so the whole commit is refused.
-    let error = first.commit(2, &[(kept, 1), (moved, 1)]).await.expect("it gave that back");
+    let error = first
+        .commit(2, &[(kept, 1), (moved, 1)])
+        .await
+        .expect("the commit is refused, because the member gave a partition back");
     assert_eq!(error.code(), ErrorCode::StaleGeneration, "{error:?}");
     assert_eq!(served.committed("g").await, BTreeMap::new());
     assert_eq!(second.commit(3, &[(moved, 2)]).await, None);
@@ -485,11 +496,11 @@ async fn a_member_that_is_asked_again_before_it_answers_has_no_more_time() {
     holds.assigned().await;
     let mut newcomers = Vec::new();
     let status = loop {
-        assert!(newcomers.len() < REVOKES_MAX, "still a member after {REVOKES_MAX} Revokes, none answered");
+        assert!(newcomers.len() < REVOKES_MAX, "the member was not removed after {REVOKES_MAX} unanswered Revokes");
         newcomers.push(Member::join(&served.channel, join("g")).await.unwrap());
         match soon("a Revoke, or the end", holds.answers.message()).await {
             Ok(Some(v1::MemberResponse { message: Some(FromServer::Revoke(_)) })) => {}
-            Ok(other) => panic!("{other:?} instead of Revoke"),
+            Ok(other) => panic!("{other:?} arrived instead of Revoke"),
             Err(status) => break status,
         }
         // This sleep does not wait for anything. It spaces the Revokes by a fraction of the timeout.
@@ -528,7 +539,7 @@ async fn a_member_that_gives_back_in_time_stays() {
         silent = next;
     }
     let members = served.describe_group("g").await.members;
-    assert!(members.iter().any(|member| member.member_id == stays.id), "{} is not of {members:?}", stays.id);
+    assert!(members.iter().any(|member| member.member_id == stays.id), "{} is not among {members:?}", stays.id);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -603,7 +614,7 @@ async fn a_group_in_use_is_neither_reset_nor_deleted() {
         offsets.into_iter().map(|of| of.offset).collect::<Vec<_>>()
     };
     assert_eq!(set(To::Latest(true), true).await, [3, 0]);
-    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 1)]), "a dry run changes nothing");
+    assert_eq!(served.committed("g").await, BTreeMap::from([(0, 1)]), "a dry run must not change offsets");
     assert_eq!(set(To::TimestampMs(15), false).await, [1, 0]);
     assert_eq!(set(To::Latest(true), false).await, [3, 0]);
     assert_eq!(set(To::Earliest(true), false).await, [0, 0]);

@@ -32,7 +32,7 @@ use super::groups::{Member, join};
 const HANGS: Duration = Duration::from_secs(40);
 
 pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(HANGS, future).await.unwrap_or_else(|_| panic!("hangs: {what}"))
+    tokio::time::timeout(HANGS, future).await.unwrap_or_else(|_| panic!("the test hangs: {what}"))
 }
 
 pub(super) struct Served {
@@ -271,7 +271,7 @@ async fn plain_records_go_to_the_partition_of_their_key() {
             }
         }
     }
-    assert_eq!(keyless.len(), 1, "records without a key go together");
+    assert_eq!(keyless.len(), 1, "records without a key must go to the same partition");
 }
 
 async fn fetch(served: &Served, partition: u32, offset: u64, format: Format) -> v1::PartitionRecords {
@@ -398,7 +398,7 @@ async fn a_long_poll_ends_at_its_time_limit_with_what_there_is() {
     let begun = Instant::now();
     let request = v1::FetchRequest { max_wait_ms: 150, ..fetch_request(&[0]) };
     let answer = soon("an empty fetch", served.log().fetch(request)).await.unwrap().into_inner().partitions;
-    assert!(begun.elapsed() >= Duration::from_millis(150), "it did not wait");
+    assert!(begun.elapsed() >= Duration::from_millis(150), "the fetch did not wait");
     assert_eq!((answer[0].records.len(), answer[0].next_offset), (0, 0));
     served.produce(0, &[7]).await;
     let request = v1::FetchRequest { max_wait_ms: 50, min_bytes: 1 << 20, ..fetch_request(&[0]) };
@@ -503,7 +503,7 @@ async fn a_stream_goes_on_with_what_is_written() {
     for (mut answers, expected) in [(latest, vec!["2", "3"]), (earliest, vec!["1", "2", "3"])] {
         let mut read = Vec::new();
         while read.len() < expected.len() {
-            let answer = soon("a live stream", answers.message()).await.unwrap().expect("it does not end");
+            let answer = soon("a live stream", answers.message()).await.unwrap().expect("the stream does not end");
             for of in answer.partitions {
                 read.extend(values(&of.records).into_iter().map(str::to_owned));
             }
@@ -519,7 +519,8 @@ async fn a_reader_learns_that_its_topic_is_gone() {
     let mut answers = served.log().consume(consume_request(None, false)).await.unwrap().into_inner();
     let request = v1::DeleteTopicRequest { name: "t".into() };
     TopicsClient::new(served.channel.clone()).delete_topic(request).await.unwrap();
-    let answer = soon("the end of a deleted topic", answers.message()).await.unwrap().expect("the reason comes first");
+    let answer =
+        soon("the end of a deleted topic", answers.message()).await.unwrap().expect("the error arrives before the end");
     assert_eq!(answer.partitions[0].error.as_ref().map(v1::Error::code), Some(ErrorCode::UnknownTopic));
     assert_eq!(soon("the end", answers.message()).await.unwrap(), None);
 }
@@ -566,7 +567,7 @@ async fn readers_that_never_read_hold_up_nobody_and_cost_a_bounded_memory() {
     });
     let (mut next, mut read_bytes) = (0, 0);
     while next < BATCHES {
-        let answer = soon("the fast reader", fast.message()).await.unwrap().expect("it does not end");
+        let answer = soon("the fast reader", fast.message()).await.unwrap().expect("the stream does not end");
         for of in answer.partitions {
             assert_eq!(of.error, None);
             read_bytes += of.batches.iter().map(Bytes::len).sum::<usize>();
@@ -581,7 +582,7 @@ async fn readers_that_never_read_hold_up_nobody_and_cost_a_bounded_memory() {
     let mut stalled = stalled;
     let mut next = 0;
     while next < BATCHES {
-        let answer = soon("the stalled reader", stalled.message()).await.unwrap().expect("it does not end");
+        let answer = soon("the stalled reader", stalled.message()).await.unwrap().expect("the stream does not end");
         next = answer.partitions[0].next_offset;
     }
     assert_eq!(served.describe_group("g").await.members.len(), 1);
@@ -612,7 +613,7 @@ async fn a_member_that_does_not_read_makes_the_server_inflate_no_more_than_an_an
     member.say(ToServer::Credit(v1::Credit { bytes: u32::MAX }));
     member.assigned().await;
     // Everything that is sent first waits for the member to read it.
-    assert!(settled(served.server.pid()).await, "the server goes on working");
+    assert!(settled(served.server.pid()).await, "the server does not become idle");
     let grown = peak_bytes(served.server.pid()) - before;
     assert!(grown < GROWTH_BYTES_MAX, "the server grew by {grown} bytes");
     // The member is still connected, and receives every record once it reads and gives credit.
@@ -632,7 +633,7 @@ async fn the_clients_examples_work() {
     let served = Served::start().await;
     let example = |name: &str, arguments: &[&str]| {
         let program = target_dir().join("examples").join(name);
-        assert!(program.exists(), "{} is not there: `cargo build --examples` builds it", program.display());
+        assert!(program.exists(), "{} does not exist: build it with `cargo build --examples`", program.display());
         run(Command::new(program).env("MILLSTREAM_SERVER", &served.server.grpc).args(arguments), "")
     };
     let said = example("produce", &["greetings", "20"]).ok();

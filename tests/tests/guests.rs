@@ -32,7 +32,11 @@ fn keys(records: &[Record]) -> Vec<&str> {
 }
 
 fn header<'r>(record: &'r Record, name: &str) -> &'r str {
-    let header = record.headers.iter().find(|header| &*header.name == name).unwrap_or_else(|| panic!("no {name}"));
+    let header = record
+        .headers
+        .iter()
+        .find(|header| &*header.name == name)
+        .unwrap_or_else(|| panic!("there is no header {name}"));
     std::str::from_utf8(header.value.as_deref().unwrap()).unwrap()
 }
 
@@ -274,7 +278,9 @@ fn an_example(guest: &str) -> (&'static str, (Option<&'static str>, &'static str
 #[tokio::test(flavor = "multi_thread")]
 async fn every_guest_that_is_built_does_what_its_example_says() {
     let mut guests = 0;
-    for entry in std::fs::read_dir(root().join("target/guests")).expect("`cargo xtask guests` was run") {
+    for entry in
+        std::fs::read_dir(root().join("target/guests")).expect("the guests are built (run `cargo xtask guests`)")
+    {
         let guest = entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
         let (stage, record, expected) = an_example(&guest);
         let (instance, _data, out) = through(stage, &[record]).await;

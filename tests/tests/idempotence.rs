@@ -66,7 +66,7 @@ impl Running {
     async fn holds(&self, records: u64) {
         let limit = tokio::time::Instant::now() + Duration::from_secs(120);
         while self.end(0).await < records {
-            assert!(tokio::time::Instant::now() < limit, "not {records} records within two minutes");
+            assert!(tokio::time::Instant::now() < limit, "there are not {records} records within two minutes");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -148,7 +148,7 @@ async fn a_batch_that_comes_again_is_answered_with_its_first_offset_after_a_cras
         assert_refused(older, ErrorCode::DuplicateSequence, &["sequence number 10 of", "from 20 on"]);
         assert_eq!(running.end(0).await, 77, "after {crashes} crashes");
         let counted = value(&running.server.metrics(), "millstream_topic_records_in_total{topic=\"t\"}");
-        assert_eq!(counted, (crashes == 0).then_some(77.0), "what was stored is counted, once");
+        assert_eq!(counted, (crashes == 0).then_some(77.0), "each stored record must be counted once");
         running.crash();
         log = running.log().await;
     }
@@ -314,7 +314,7 @@ async fn what_a_partition_knows_of_producers_outlives_the_journal() {
     for n in 0..6 {
         assert_eq!(append(&broker, &topic, (producer, n * 10), 10).await.unwrap(), i64::from(n) * 10);
         // Part of the journal, with some of the batches, is sealed.
-        let limit = Limit::new("it is sealed");
+        let limit = Limit::new("the part of the journal is sealed");
         while n % 3 == 2 && topic.partitions()[0].size().journal_bytes > 0 {
             limit.check();
             append(&broker, &filler, (nobody, -1), 1_000).await.unwrap();
@@ -354,8 +354,8 @@ async fn retention_before_sealing(restart_first: bool) {
     }
     clock.set_ms(10_000);
     let partition = topic.partitions()[0].clone();
-    wait_until("all is retained", || partition.start() == partition.end()).await;
-    assert_eq!(broker.store().size().segments, 0, "nothing is sealed");
+    wait_until("retention has deleted all records", || partition.start() == partition.end()).await;
+    assert_eq!(broker.store().size().segments, 0, "no part of the journal may be sealed");
     if restart_first {
         stop(broker).await;
         (broker, _) = open(data.path(), &settings);
@@ -365,7 +365,7 @@ async fn retention_before_sealing(restart_first: bool) {
         let filler = create_topic(&broker, name).await;
         let nobody = v1::ProducerIdentity { producer_id: -1, epoch: -1 };
         let segments = broker.store().size().segments;
-        let limit = Limit::new("two parts are sealed");
+        let limit = Limit::new("two parts of the journal are sealed");
         while broker.store().size().segments < segments + 2 {
             limit.check();
             append(&broker, &filler, (nobody, -1), 1_000).await.unwrap();
@@ -409,7 +409,9 @@ async fn a_partition_forgets_a_producer_that_is_idle_for_a_day_by_itself() {
     }
     clock.set_ms(settings.producer_expiry_ms as i64 + 1);
     rounds.make_one().await;
-    append(&broker, &topic, (producers[0], 100), 1).await.expect("a producer that is not known may begin anywhere");
+    append(&broker, &topic, (producers[0], 100), 1)
+        .await
+        .expect("an unknown producer may begin with any sequence number");
     // The other producer appended eight seconds later.
     let beyond_a_gap = append(&broker, &topic, (producers[1], 100), 1).await;
     assert!(matches!(beyond_a_gap, Err(BrokerError::OutOfOrderSequence { expected: 1, found: 100, .. })));
@@ -439,7 +441,7 @@ async fn a_producer_that_is_forgotten_leaves_nothing_on_disk() {
     append(&broker, &last, (producer, 0), 1).await.unwrap();
     let seal = async || {
         let segments = broker.store().size().segments;
-        let limit = Limit::new("two parts are sealed");
+        let limit = Limit::new("two parts of the journal are sealed");
         while broker.store().size().segments < segments + 2 {
             limit.check();
             append(&broker, &filler, (v1::ProducerIdentity { producer_id: -1, epoch: -1 }, -1), 1_000).await.unwrap();
@@ -455,7 +457,7 @@ async fn a_producer_that_is_forgotten_leaves_nothing_on_disk() {
     let settings = BrokerSettings { producer_expiry_ms: u64::MAX, ..settings };
     let (broker, _) = open(data.path(), &settings);
     let topic = broker.topic("t").unwrap();
-    assert_eq!(topic.partitions()[0].size().journal_bytes, 0, "it is sealed");
+    assert_eq!(topic.partitions()[0].size().journal_bytes, 0, "the part of the journal is sealed");
     assert_eq!(append(&broker, &topic, (producer, 100), 1).await.unwrap(), 1);
     stop(broker).await;
 }
@@ -511,7 +513,7 @@ async fn lost_answers_cost_a_producer_nothing_and_store_nothing_twice() {
         for round in 0..25 {
             let before = count.load(Ordering::Relaxed);
             // The buffer is small, so that further records are sent only as answers arrive.
-            wait_until("more is sent", || count.load(Ordering::Relaxed) > before + 300).await;
+            wait_until("more records are sent", || count.load(Ordering::Relaxed) > before + 300).await;
             if round % 5 > 0 {
                 proxy.lose_answers();
                 proxy.answers_lost().await;
@@ -606,7 +608,11 @@ async fn a_record_that_is_out_of_time_costs_those_after_it_nothing() {
     let (value, delivery) = send(&producer, 99).await;
     delivery.await.unwrap();
     expected.push(Bytes::from(value));
-    assert_eq!(running.values().await, [expected], "what is in doubt was stored before its answer was lost");
+    assert_eq!(
+        running.values().await,
+        [expected],
+        "the record with an unknown outcome must have been stored before its answer was lost"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

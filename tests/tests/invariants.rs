@@ -58,9 +58,9 @@ fn is_named_only_in(name: &str, folders: &[&str], allowed: &[&str]) {
     let files = files_with(|line| names_crate(line, name), folders);
     let elsewhere: Vec<_> =
         files.iter().filter(|path| !allowed.iter().any(|allowed| path.starts_with(allowed))).collect();
-    assert!(elsewhere.is_empty(), "{name} is known outside {allowed:?}: {elsewhere:?}");
+    assert!(elsewhere.is_empty(), "{name} is used outside of {allowed:?}: {elsewhere:?}");
     for allowed in allowed {
-        assert!(files.iter().any(|path| path.starts_with(allowed)), "nobody in {allowed} names {name}");
+        assert!(files.iter().any(|path| path.starts_with(allowed)), "no file in {allowed} uses {name}");
     }
 }
 
@@ -105,7 +105,10 @@ fn the_domain_does_not_print() {
         let printing = files_with(|line| calls_macro(line, name), &domain);
         assert!(printing.is_empty(), "{name}! is called in {printing:?}");
     }
-    assert!(!files_with(|line| calls_macro(line, "println"), &["cli/src", "xtask/src"]).is_empty(), "nobody prints");
+    assert!(
+        !files_with(|line| calls_macro(line, "println"), &["cli/src", "xtask/src"]).is_empty(),
+        "the search for printing macros finds none where there are some"
+    );
 }
 
 /// Asserts that within `folders`, a word occurs in the code of exactly the files `allowed`. Unit tests are not counted.
@@ -117,7 +120,7 @@ fn is_said_only_in(word: &str, folders: &[&str], allowed: &[&str]) {
     };
     let mut files: Vec<_> = files_with(|line| line.contains(word), folders).into_iter().filter(is_said).collect();
     files.sort();
-    assert_eq!(files, allowed, "{word:?} is said in other places than {allowed:?}");
+    assert_eq!(files, allowed, "the files that contain {word:?} must be {allowed:?}");
 }
 
 /// A simulation replays only what goes through the C library, `Clock` and `FileSystem`.
@@ -158,7 +161,7 @@ fn the_brokers_rooms_know_only_what_is_below_them() {
         let file = path.strip_prefix(root().join("broker/src")).unwrap().to_string_lossy().into_owned();
         let room = file.split(['/', '.']).next().unwrap();
         let height = |room: &str| ROOMS.iter().position(|known| *known == room);
-        let here = height(room).unwrap_or_else(|| panic!("{file} is in a room without a place in ROOMS"));
+        let here = height(room).unwrap_or_else(|| panic!("the module of {file} is missing in ROOMS"));
         let text = std::fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
         for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
@@ -178,7 +181,7 @@ fn the_brokers_rooms_know_only_what_is_below_them() {
         [("grpc", "broker"), ("broker", "log"), ("log", "groups"), ("log", "store"), ("groups", "store")]
     {
         let height = |room| ROOMS.iter().position(|known| *known == room).unwrap();
-        assert!(known.contains(&(height(above), height(below))), "{above} does not know {below}");
+        assert!(known.contains(&(height(above), height(below))), "no import of {below} was found in {above}");
     }
 }
 
@@ -187,7 +190,7 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut metadata = Command::new(cargo);
     metadata.args(["metadata", "--format-version", "1", "--no-deps", "--offline"]).current_dir(root());
-    let output = metadata.output().expect("cargo runs");
+    let output = metadata.output().expect("cargo can be run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let name = |of: &serde_json::Value| of["name"].as_str().unwrap().to_owned();
@@ -211,9 +214,9 @@ fn crates_depend_in_one_direction() {
         ("cli", &["api", "broker", "client", "record", "runtime"]),
     ];
     for (of, on) in allowed {
-        let found = all.get(&format!("millstream-{of}")).unwrap_or_else(|| panic!("no crate millstream-{of}"));
+        let found = all.get(&format!("millstream-{of}")).unwrap_or_else(|| panic!("there is no crate millstream-{of}"));
         let found: Vec<_> = found.iter().filter_map(|name| name.strip_prefix("millstream-")).collect();
-        assert_eq!(found, on, "what {of} depends on");
+        assert_eq!(found, on, "dependencies of {of}");
     }
 }
 
@@ -225,6 +228,6 @@ fn what_one_folder_alone_knows_one_crate_alone_depends_on() {
             all.iter().filter(|(_, dependencies)| dependencies.contains(dependency)).map(|(name, _)| name.as_str());
         // The tests depend on redb too, because they break the storage below the broker.
         let on_it: Vec<_> = on_it.filter(|name| *name != "millstream-tests").collect();
-        assert_eq!(on_it, [format!("millstream-{only}")], "who depends on {dependency}");
+        assert_eq!(on_it, [format!("millstream-{only}")], "crates that depend on {dependency}");
     }
 }

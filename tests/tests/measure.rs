@@ -109,7 +109,7 @@ async fn latency_counts_from_when_a_record_was_due() {
     // A record that was due while the server was suspended, at least 100 ms before the end, had to wait at least that
     // long.
     let least = (stood_still.as_millis() as u64 - 100) * PER_SECOND / 1_000;
-    assert!(late(100) >= least, "{} waited 100 ms, of {least} that must have", late(100));
+    assert!(late(100) >= least, "{} records waited at least 100 ms, but at least {least} must have", late(100));
     assert_eq!(answered.acknowledged_ms.len() as u64, 2 * PER_SECOND);
 }
 
@@ -141,7 +141,7 @@ fn cold_files_are_read_from_the_disk() {
     let again = read();
     // The kernel may also evict pages on its own, so the warm read is not checked.
     println!("{first} bytes, then {warm}, then {again}");
-    assert!(first >= BYTES as u64 && again >= BYTES as u64, "{first} and {again} bytes came from the disk");
+    assert!(first >= BYTES as u64 && again >= BYTES as u64, "only {first} and {again} bytes were read from the disk");
 }
 
 fn report(figures: impl IntoIterator<Item = Figure>) -> Report {
@@ -177,7 +177,7 @@ fn a_comparison_has_every_figure_of_both_reports_once() {
         &["gone", "s", "1", "-"],
     ] {
         let is = |line: &str| line.split_whitespace().eq(row.iter().copied());
-        assert!(table.lines().any(is), "no {row:?} in\n{table}");
+        assert!(table.lines().any(is), "there is no row {row:?} in\n{table}");
     }
     assert!(!table.contains("not alike"), "{table}");
 }
@@ -189,7 +189,7 @@ fn a_comparison_of_some_benchmarks_leaves_the_others_alone() {
     new.run = Run { only: Some("cons".into()), divided_by: 10, ..new.run };
     let table = Comparison::of(&old, &new).to_string();
     assert!(table.contains("consume") && !table.contains("produce"), "{table}");
-    assert!(table.contains("not alike"), "quick figures are not whole ones:\n{table}");
+    assert!(table.contains("not alike"), "the comparison must say that the runs differ:\n{table}");
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn a_report_is_read_as_it_was_written_with_every_unit() {
     written.write(&path).unwrap();
     assert_eq!(Report::read(&path).unwrap(), written);
     let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    assert_eq!(json["figures"].as_array().unwrap().len(), 1, "NaN is no figure");
+    assert_eq!(json["figures"].as_array().unwrap().len(), 1, "NaN must not be a figure");
     let figure = &json["figures"][0];
     assert_eq!((figure["unit"].as_str(), figure["met"].as_bool()), (Some("us/record"), Some(false)));
     assert_eq!(figure["yardsticks"][0]["unit"], "us/record");
@@ -277,7 +277,7 @@ fn the_benchmark_writes_its_figures_and_compares_them() {
     let out = bench(&["--compare", older.to_str().unwrap(), name]).ok();
     let written = Report::read(&json).unwrap();
     let measured = written.figure(name, Unit::MegabytesPerSecond).unwrap();
-    assert_eq!(measured.yardsticks.len(), 2, "redb, and a plain file below it: {measured:?}");
+    assert_eq!(measured.yardsticks.len(), 2, "there must be two yardsticks, redb and a plain file: {measured:?}");
     assert_eq!((written.run.divided_by, written.run.only.as_deref()), (10, Some(name)));
     assert!(out.contains("yardstick's ratio"), "{out}");
     for (arguments, reason) in [

@@ -9,8 +9,13 @@ use millstream_tests::server::{Server, millstream, run};
 /// Returns the command blocks of the tour.
 fn blocks() -> Vec<String> {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let tour =
-        readme.split("## A tour of five minutes").nth(1).expect("the tour is there").split("\n## ").next().unwrap();
+    let tour = readme
+        .split("## A tour of five minutes")
+        .nth(1)
+        .expect("the README has the tour")
+        .split("\n## ")
+        .next()
+        .unwrap();
     let blocks = tour.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
     blocks.collect()
 }
@@ -28,7 +33,7 @@ fn caught_up(server: &Server) {
         if lag(&pipelines) == 0 {
             return;
         }
-        assert!(Instant::now() < limit, "not caught up within two minutes: {pipelines}");
+        assert!(Instant::now() < limit, "the pipelines have not caught up within two minutes: {pipelines}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -59,11 +64,11 @@ fn the_tours_commands_work_as_written() {
             }
         }
     }
-    assert!(ran > 25, "the tour has {ran} commands");
-    assert_eq!(left_out, 4, "two builds, the path and the server are left out, and nothing else");
+    assert!(ran > 25, "only {ran} commands of the tour were run");
+    assert_eq!(left_out, 4, "only two builds, the path and the server may be left out");
     for shown in
         ["is 3 h 39 min late", "millstream.reason", "\"flights\":777", "delays-by-airport.mean-delay.repartition"]
     {
-        assert!(output.contains(shown), "the tour never showed {shown:?}:\n{output}");
+        assert!(output.contains(shown), "the output of the tour does not contain {shown:?}:\n{output}");
     }
 }

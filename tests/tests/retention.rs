@@ -77,21 +77,21 @@ async fn retention_by_time_and_by_bytes_moves_the_log_start_and_frees_the_disk()
         }
     }
     let (aged, sized, kept) = (&aged.partitions()[0], &sized.partitions()[0], &kept.partitions()[0]);
-    wait_until("sized keeps no more than it may, and an extent", || {
+    wait_until("the topic sized keeps its limit, and at most the extents around it", || {
         let bytes = sized.size().bytes;
         // The first extent may have been joined from everything that was kept at some time.
         (JOURNAL_BYTES..JOURNAL_BYTES * 3).contains(&bytes)
     })
     .await;
-    assert_eq!(aged.start(), Offset::ZERO, "nothing is too old");
+    assert_eq!(aged.start(), Offset::ZERO, "no record is too old yet");
     let before = running.broker.store().size().segment_bytes;
     running.set_ms(10_099 + 5_001);
-    wait_until("aged is empty", || aged.start() == aged.end()).await;
+    wait_until("the topic aged is empty", || aged.start() == aged.end()).await;
     assert_eq!((aged.end().get(), aged.size().bytes), (100, 0));
     assert_eq!((kept.start(), kept.end().get()), (Offset::ZERO, 100));
     assert_eq!(read_from(&running.broker, kept, Offset::ZERO).await.len(), 100);
     // Small topics share segments. What remains of them is merged, and the rest is freed.
-    wait_until("the disk is free", || running.broker.store().size().segment_bytes < before).await;
+    wait_until("disk space is freed", || running.broker.store().size().segment_bytes < before).await;
 
     let error = running.broker.read(sized, range_of_one()).await.unwrap_err();
     assert!(matches!(error, BrokerError::OffsetOutOfRange { .. }), "{error}");
@@ -105,8 +105,12 @@ async fn retention_by_time_and_by_bytes_moves_the_log_start_and_frees_the_disk()
 
     let running = Running::open(data.path(), 10_000);
     let (aged, sized) = (running.broker.topic("aged").unwrap(), running.broker.topic("sized").unwrap());
-    assert_eq!((sized.partitions()[0].start(), aged.partitions()[0].start()), starts, "the log start is kept");
-    assert_eq!(aged.partitions()[0].end().get(), 100, "an empty log goes on where it ended");
+    assert_eq!(
+        (sized.partitions()[0].start(), aged.partitions()[0].start()),
+        starts,
+        "the log start must survive a restart"
+    );
+    assert_eq!(aged.partitions()[0].end().get(), 100, "an empty log must continue at its end offset");
     assert_eq!(read_from(&running.broker, &sized.partitions()[0], starts.0).await, sized_records);
     running.produce(&aged, 0, 20_000, &[("k", Some("after"))]).await;
     let records = read_from(&running.broker, &aged.partitions()[0], Offset::new(100).unwrap()).await;
@@ -147,7 +151,7 @@ impl Reader {
                 while from < partition.end() {
                     let range = ReadRange { from, until: None, bytes_max, one_at_least: true };
                     let slice = partition.read(broker.store(), range).unwrap();
-                    assert!(slice.next > from, "a read goes on at {from}");
+                    assert!(slice.next > from, "a read at offset {from} must advance");
                     for batch in slice.runs.into_iter().flat_map(split_batches) {
                         let records = batch.unwrap().records(&Limits::default()).unwrap();
                         for record in &records {
@@ -162,13 +166,13 @@ impl Reader {
                                 (key, value)
                             });
                             let before = found.insert(key, record.offset);
-                            assert!(before < Some(record.offset), "offsets grow");
+                            assert!(before < Some(record.offset), "offsets must increase");
                         }
                     }
                     from = slice.next;
                 }
                 let expected: BTreeMap<String, i64> = last.iter().map(|(key, (at, _))| (key.clone(), *at)).collect();
-                assert_eq!(found, expected, "whoever reads to the end has seen the last record of each key");
+                assert_eq!(found, expected, "a reader that reads to the end must see the last record of each key");
                 passed.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -216,16 +220,17 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
     running.seal().await;
     let sealed_end = partition.end();
     let readers = [1, 7].map(|bytes_max| Reader::start(&running.broker, &partition, written.clone(), bytes_max));
-    wait_until("they read before it", || readers.iter().all(|reader| reader.passes() > 0)).await;
+    wait_until("the readers have read before the compaction", || readers.iter().all(|reader| reader.passes() > 0))
+        .await;
     held.release();
     let is_compact = || {
         let size = partition.size();
         size.bytes < 60_000
     };
-    wait_until("it is compacted", is_compact).await;
+    wait_until("the partition is compacted", is_compact).await;
     let passes = readers.each_ref().map(Reader::passes);
     // The current pass may have begun before the compaction, but the pass after it began afterwards.
-    wait_until("they read after it", || {
+    wait_until("the readers have read after the compaction", || {
         readers.iter().zip(passes).all(|(reader, before)| reader.passes() > before + 1)
     })
     .await;
@@ -237,9 +242,9 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
     let records = read_from(&running.broker, &partition, Offset::ZERO).await;
     let found: BTreeMap<String, (i64, Option<String>)> =
         records.iter().map(|r| (text(r.key.as_ref()).unwrap(), (r.offset, text(r.value.as_ref())))).collect();
-    assert_eq!(found, expected, "the last record of each key, with its offset; tombstones are seen");
+    assert_eq!(found, expected, "the last record of each key must remain at its offset, including tombstones");
     assert!(records.len() <= expected.len() + 1, "{} records for {} keys", records.len(), expected.len());
-    assert!(records.iter().all(|record| record.timestamp_ms == 500), "timestamps stay");
+    assert!(records.iter().all(|record| record.timestamp_ms == 500), "timestamps must not change");
     // Reads can start at any offset, even at one whose record is gone.
     for from in 0..partition.end().get() {
         let slice = running
@@ -270,7 +275,7 @@ async fn compaction_keeps_the_last_record_of_each_key_where_it_was() {
     running.stop().await;
     let running = Running::open(data.path(), 1_000 + 5_000 + 60_000);
     let partition = running.broker.topic("t").unwrap().partitions()[0].clone();
-    let limit = Limit::new("tombstones go");
+    let limit = Limit::new("the tombstones are removed");
     while tombstones(&running.broker, &partition).await.len() > 1 {
         limit.check();
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -330,7 +335,7 @@ async fn who_reads_at_the_log_start_never_gets_what_follows_instead_of_what_goes
     }
     ended.store(true, Ordering::Relaxed);
     let (read, refused) = reader.join().unwrap();
-    assert!(read > 0, "{read} times it read, {refused} times it was too late");
+    assert!(read > 0, "the reader succeeded {read} times and was too late {refused} times");
     running.stop().await;
 }
 
@@ -351,12 +356,12 @@ async fn a_deleted_topic_frees_its_segments_and_small_ones_are_merged() {
     let before = running.broker.store().size();
     running.broker.delete_topic(gone.name()).await.unwrap();
     running.broker.delete_topic(&TopicName::new("filler").unwrap()).await.unwrap();
-    wait_until("its disk is free", || running.broker.store().size().segment_bytes * 10 < before.segment_bytes).await;
+    wait_until("disk space is freed", || running.broker.store().size().segment_bytes * 10 < before.segment_bytes).await;
     assert_eq!(read_from(&running.broker, &partition, Offset::ZERO).await.len(), 200);
     running.stop().await;
     let files = std::fs::read_dir(data.path().join("segments")).unwrap().count();
     let running = Running::open(data.path(), 0);
-    assert_eq!(running.broker.store().size().segments, files, "no file is left over");
+    assert_eq!(running.broker.store().size().segments, files, "no segment file may be left over");
     let partition = running.broker.topic("stays").unwrap().partitions()[1].clone();
     assert_eq!(read_from(&running.broker, &partition, Offset::ZERO).await.len(), 200);
     running.stop().await;
@@ -385,7 +390,7 @@ async fn what_many_partitions_have_in_many_segments_is_joined() {
         if number % 4 == 3 {
             let journal_bytes =
                 || topic.partitions().iter().map(|partition| partition.size().journal_bytes).sum::<u64>();
-            wait_until("a part is sealed", || journal_bytes() < 18 << 20).await;
+            wait_until("a part of the journal is sealed", || journal_bytes() < 18 << 20).await;
         }
     }
     let extents = |running: &Running| {
@@ -562,8 +567,8 @@ async fn a_segment_that_cannot_be_read_keeps_no_others_from_compaction_and_mergi
     let error = running.broker.read(&bad.partitions()[0], range_of_one()).await.unwrap_err();
     assert!(error.to_string().contains("topic a, partition 0: the records from offset 0 on cannot be read"), "{error}");
     let good = &good.partitions()[0];
-    wait_until("what can be read is compacted", || good.size().bytes < 200_000).await;
-    wait_until("and merged", || size().segments < 12).await;
+    wait_until("the readable segments are compacted", || good.size().bytes < 200_000).await;
+    wait_until("the readable segments are merged", || size().segments < 12).await;
     assert_eq!(bad.partitions()[0].end().get(), 10);
     running.stop().await;
 }
@@ -587,11 +592,11 @@ async fn compaction_that_knows_few_keys_at_a_time_comes_to_its_end() {
     }
     running.seal().await;
     let is_compact = || partition.size().journal_bytes == 0 && partition.size().bytes < 60 * 400 * 2;
-    wait_until("no more than half is left that is not compacted", is_compact).await;
+    wait_until("at most half of the remaining records is not compacted", is_compact).await;
     let records = read_from(&running.broker, &partition, Offset::ZERO).await;
     let found: BTreeMap<String, i64> = records.iter().map(|r| (text(r.key.as_ref()).unwrap(), r.offset)).collect();
     let expected: BTreeMap<String, i64> = (0..600).map(|number| (format!("k{}", number % 60), number)).collect();
-    assert_eq!(found, expected, "the last record of each key");
+    assert_eq!(found, expected, "only the last record of each key must remain");
     running.stop().await;
 }
 
@@ -614,7 +619,7 @@ async fn retention_and_deletion_free_the_disk_while_a_partition_is_compacted() {
             running.produce(&beside, 0, 10_000, &[("k", Some("in the same segments"))]).await;
         }
         running.seal().await;
-        wait_until("it is compacted", || held.is_waited_for()).await;
+        wait_until("the partition is compacted", || held.is_waited_for()).await;
 
         let aged = running.topic("aged", 1, deletes).await;
         let kept = running.topic("kept", 1, TopicSettings::default()).await;
@@ -632,15 +637,15 @@ async fn retention_and_deletion_free_the_disk_while_a_partition_is_compacted() {
         let before = bytes();
         running.set_ms(16_000);
         let partition = &compacted.partitions()[0];
-        wait_until("what is too old is gone", || {
+        wait_until("the records that are too old are gone", || {
             let are_empty = [&beside, &aged].iter().all(|topic| topic.partitions()[0].size().bytes == 0);
             are_empty && (is_deleted || partition.start().get() > 0)
         })
         .await;
-        wait_until("and its disk is free", || bytes() + 300_000 < before).await;
+        wait_until("disk space is freed", || bytes() + 300_000 < before).await;
         let before = bytes();
         held.release();
-        wait_until("what was compacted took the place of what was there", || bytes() < before).await;
+        wait_until("the compacted records have replaced the previous ones", || bytes() < before).await;
         let check = async |running: &Running| {
             let kept = running.broker.topic("kept").unwrap();
             assert_eq!(read_from(&running.broker, &kept.partitions()[0], Offset::ZERO).await.len(), 60);
@@ -681,7 +686,7 @@ async fn retention_that_is_altered_holds_at_once() {
     let change = TopicAlteration { retention_ms: Change::Set(1_000), ..TopicAlteration::default() };
     let topic = running.broker.alter_topic(topic.name(), &change).await.unwrap();
     let partition = topic.partitions()[0].clone();
-    wait_until("the old one is gone", || partition.start().get() == 1).await;
+    wait_until("the old record is gone", || partition.start().get() == 1).await;
     assert_eq!(read_from(&running.broker, &partition, partition.start()).await.len(), 1);
     running.stop().await;
 }
@@ -723,8 +728,12 @@ async fn a_tombstone_stays_for_its_time_however_often_it_is_compacted_and_goes_t
         running.set_ms(now_ms);
         running.seal().await;
         let is_compact = || partition.size().bytes < 4_000;
-        wait_until("it is compacted", is_compact).await;
-        assert_eq!(tombstones(&running.broker, &partition).await, gone, "at {now_ms} of {due_ms}");
+        wait_until("the partition is compacted", is_compact).await;
+        assert_eq!(
+            tombstones(&running.broker, &partition).await,
+            gone,
+            "the tombstones are due at {due_ms}, but some are gone at {now_ms}"
+        );
         // A pass that sees no new tombstones keeps the existing ones too.
         for number in 0..50 {
             let key = format!("other-{}", number % 2);
@@ -734,11 +743,15 @@ async fn a_tombstone_stays_for_its_time_however_often_it_is_compacted_and_goes_t
     }
     assert_eq!(seen, 3);
     running.seal().await;
-    wait_until("it is compacted", || partition.size().bytes < 4_000).await;
-    assert_eq!(tombstones(&running.broker, &partition).await, gone, "a millisecond before their time");
+    wait_until("the partition is compacted", || partition.size().bytes < 4_000).await;
+    assert_eq!(
+        tombstones(&running.broker, &partition).await,
+        gone,
+        "the tombstones must remain until a millisecond before their time"
+    );
     // From now on no records arrive.
     running.set_ms(due_ms);
-    let limit = Limit::new("tombstones go when it is time");
+    let limit = Limit::new("the tombstones are removed when they are due");
     while !tombstones(&running.broker, &partition).await.is_empty() {
         limit.check();
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -748,7 +761,7 @@ async fn a_tombstone_stays_for_its_time_however_often_it_is_compacted_and_goes_t
         .iter()
         .map(|record| text(record.key.as_ref()).unwrap())
         .collect();
-    assert_eq!(keys, ["last", "other-0", "other-1"].map(str::to_owned).into(), "and nothing else goes");
+    assert_eq!(keys, ["last", "other-0", "other-1"].map(str::to_owned).into(), "no other record may be removed");
     running.stop().await;
 }
 
@@ -772,21 +785,21 @@ async fn a_repartition_topic_keeps_what_was_not_read_a_round_before() {
     let start = || partition.start().get();
     rounds.make_one().await;
     rounds.make_one().await;
-    assert_eq!(start(), 0, "nobody has read anything");
+    assert_eq!(start(), 0, "no group has read anything");
     commit(&groups[0], 3).await;
     rounds.make_one().await;
-    assert_eq!(start(), 0, "it was read since the last round");
+    assert_eq!(start(), 0, "the records were only read since the last round");
     commit(&groups[0], 6).await;
     rounds.make_one().await;
-    assert_eq!(start(), 3, "what was read at the last round goes, and no more");
+    assert_eq!(start(), 3, "exactly the records that were read at the last round must be removed");
     // Another group reads too, and is further behind.
     commit(&groups[1], 4).await;
     rounds.make_one().await;
-    assert_eq!(start(), 4, "what one of them has not read stays");
+    assert_eq!(start(), 4, "records that one of the groups has not read must remain");
     commit(&groups[0], 10).await;
     commit(&groups[1], 10).await;
     rounds.make_one().await;
-    assert_eq!(start(), 4, "at the last round it was not read");
+    assert_eq!(start(), 4, "the records were not read yet at the last round");
     rounds.make_one().await;
     assert_eq!(start(), 10);
     rounds.release();
@@ -854,7 +867,7 @@ async fn nothing_is_left_of_a_deleted_topic_in_the_tables_also_where_the_server_
                 append(&running.broker, topic, 0, builder.finish().unwrap()).await.unwrap();
             }
             let partition = &topic.partitions()[0];
-            wait_until("the old one is gone", || partition.start().get() == 1).await;
+            wait_until("the old record is gone", || partition.start().get() == 1).await;
             running.broker.set_offsets(&group, &[(partition.name().clone(), partition.end())]).await.unwrap();
         }
         running.seal().await;
@@ -888,7 +901,7 @@ async fn nothing_is_left_of_a_deleted_topic_in_the_tables_also_where_the_server_
 async fn begin_to_delete(broker: &Broker, partition: &Partition) -> tokio::task::JoinHandle<Result<(), BrokerError>> {
     let broker = broker.clone();
     let deleting = tokio::spawn(async move { broker.delete_topic(&TopicName::new("t").unwrap()).await });
-    wait_until("it is being deleted", || partition.is_deleted()).await;
+    wait_until("the partition is marked as deleted", || partition.is_deleted()).await;
     deleting
 }
 
@@ -903,7 +916,7 @@ async fn hold_committer(
     let (broker, topic) = (running.broker.clone(), topic.clone());
     let batch = batch_of_one(timestamp_ms, "k", Some("v"));
     let busy = tokio::spawn(async move { append(&broker, &topic, 0, batch).await.unwrap() });
-    wait_until("a commit is under way", || held.is_waited_for()).await;
+    wait_until("a commit is in progress", || held.is_waited_for()).await;
     busy
 }
 
@@ -967,7 +980,7 @@ async fn a_log_start_that_moves_while_its_topic_is_deleted_leaves_nothing() {
         // Retention still sees the topic, and requests a commit after that of the deletion.
         let before = asked.load(Ordering::SeqCst);
         running.set_ms(now_ms + 6_000);
-        wait_until("retention looks", || asked.load(Ordering::SeqCst) > before).await;
+        wait_until("retention begins another round", || asked.load(Ordering::SeqCst) > before).await;
         held.release();
         busy.await.unwrap();
         deleting.await.unwrap().unwrap();

@@ -22,12 +22,12 @@ fn a_seed_does_the_same_again_alone_and_after_others() {
     assert_eq!(together.len(), 40);
     for line in &together {
         let seed = line.split('\t').next().unwrap();
-        assert_eq!(runs(&["--seed", seed]), [line.as_str()], "seed {seed} repeats its trace");
+        assert_eq!(runs(&["--seed", seed]), [line.as_str()], "seed {seed} must repeat its trace");
     }
     let mut hashes: Vec<_> = together.iter().map(|line| line.split('\t').nth(2).unwrap()).collect();
     hashes.sort_unstable();
     hashes.dedup();
-    assert_eq!(hashes.len(), together.len(), "seeds go different ways");
+    assert_eq!(hashes.len(), together.len(), "different seeds must have different traces");
 }
 
 #[test]

@@ -42,7 +42,7 @@ async fn append_many(running: &Running, topic: &Arc<Topic>, count: usize) -> usi
         answers.spawn(async move { append_one(&broker, &topic).await });
     }
     let answers = tokio::time::timeout(Duration::from_secs(120), answers.join_all()).await;
-    let answers = answers.expect("nobody waits for an answer that does not come");
+    let answers = answers.expect("all requests are answered within two minutes");
     for refused in answers.iter().filter_map(|answer| answer.as_ref().err()) {
         assert!(matches!(refused, BrokerError::Storage(_)), "{refused}");
     }
@@ -52,9 +52,9 @@ async fn append_many(running: &Running, topic: &Arc<Topic>, count: usize) -> usi
 /// Asserts that the store reports its failure, and accepts no further writes.
 async fn assert_failed(running: &Running, topic: &Topic, words: &str) {
     let failure = running.broker.failure();
-    wait_until("the server is told to end", || failure.borrow().is_some()).await;
+    wait_until("the store reports its failure", || failure.borrow().is_some()).await;
     let said = failure.borrow().as_ref().unwrap().to_string();
-    assert!(said.contains(words), "{said} does not say {words:?}");
+    assert!(said.contains(words), "{said} does not contain {words:?}");
     assert!(running.broker.store().has_failed());
     let refused = append_one(&running.broker, topic).await.unwrap_err();
     assert!(matches!(&refused, BrokerError::Storage(error) if error.to_string().contains(words)), "{refused}");
@@ -71,7 +71,7 @@ async fn assert_goes_on(data: &Path, acked: usize) {
     let running = Running::open(data, 0);
     let topic = running.broker.topic("t").unwrap();
     let records = read_from(&running.broker, &topic.partitions()[0], Offset::ZERO).await;
-    assert!(records.len() >= acked, "{acked} records were acknowledged, {} are there", records.len());
+    assert!(records.len() >= acked, "{acked} records were acknowledged, but only {} exist", records.len());
     append_one(&running.broker, &topic).await.unwrap();
     running.stop().await;
 }
@@ -85,7 +85,7 @@ async fn a_thread_of_the_store_that_panics_fails_the_store_at_once() {
         running.clock.on_asked(move |asking| assert!(asking != thread, "broken on purpose: {thread}"));
         let mut acked = 0;
         match thread {
-            "committer" => assert_eq!(append_many(&running, &topic, 20).await, 0, "all are answered with the panic"),
+            "committer" => assert_eq!(append_many(&running, &topic, 20).await, 0, "all appends must fail"),
             // The journal reaches one part, and then nothing is written, so the thread itself has to notify the
             // committer.
             "sealer" => {
@@ -157,12 +157,12 @@ async fn writers_that_wait_for_the_sealer_are_answered_when_it_panics() {
             }
         });
     }
-    wait_until("the sealer seals", || reached.load(Ordering::SeqCst)).await;
+    wait_until("the sealer begins to seal", || reached.load(Ordering::SeqCst)).await;
     // From here on at most one more commit is accepted.
     wait_until("the journal is full", || journal_bytes(&running.broker, |_| true) > JOURNAL_BYTES * 3 / 4).await;
     panics.store(true, Ordering::SeqCst);
     let writers = tokio::time::timeout(Duration::from_secs(120), writers.join_all()).await;
-    let writers = writers.expect("nobody waits for an answer that does not come");
+    let writers = writers.expect("all requests are answered within two minutes");
     for (_, refused) in &writers {
         assert!(matches!(refused, BrokerError::Storage(_)), "{refused}");
     }
@@ -199,8 +199,8 @@ async fn nothing_is_written_after_the_sealer_failed() {
     assert_failed(&running, &topic, "a bad sector").await;
     let before = writes.load(Ordering::SeqCst);
     assert_eq!(append_many(&running, &topic, 10).await, 0);
-    assert_eq!(writes.load(Ordering::SeqCst), before, "nothing is written after the failure");
-    assert_eq!(topic.partitions()[0].end().get(), acked, "and nothing is shown");
+    assert_eq!(writes.load(Ordering::SeqCst), before, "the committer must not write after the failure");
+    assert_eq!(topic.partitions()[0].end().get(), acked, "no unacknowledged record may be visible");
     // The acknowledged records can be read.
     assert_eq!(read_from(&running.broker, &topic.partitions()[0], Offset::ZERO).await.len() as i64, acked);
     running.stop().await;
@@ -233,7 +233,7 @@ async fn fill(running: &Running, topic: &Arc<Topic>, writers: usize, records: us
         });
     }
     let filled = tokio::time::timeout(Duration::from_secs(300), all.join_all()).await;
-    filled.expect("writers come to their end");
+    filled.expect("the writers end within five minutes");
     most.load(Ordering::SeqCst)
 }
 
@@ -251,8 +251,11 @@ async fn the_journal_never_keeps_more_than_its_bound_however_slow_sealing_is() {
         // Three more commits are possible: the one that reaches the bound, and one for each of the sealer's two
         // commits.
         let commit_bytes = (writers as u64 * RECORD_BYTES_MAX).min(COMMIT_BYTES_MAX + RECORD_BYTES_MAX);
-        assert!(most <= journal + 3 * commit_bytes, "{writers} writers: {most} bytes of {journal}");
-        assert!(most > journal / 2, "{writers} writers were faster than the sealer: {most} bytes");
+        assert!(
+            most <= journal + 3 * commit_bytes,
+            "{writers} writers: the journal has {most} bytes, its limit is {journal}"
+        );
+        assert!(most > journal / 2, "{writers} writers never made the journal half full: {most} bytes");
         assert!(records as u64 * VALUE_BYTES as u64 > 9 * journal);
         // The file also contains values that are sealed but not yet removed, and free pages.
         let file_bytes = running.broker.store().size().journal_bytes;
@@ -286,9 +289,9 @@ async fn a_journal_that_is_full_at_a_kill_stays_within_its_bound() {
     let running = Running::open_with(copy.path(), 0, JOURNAL_BYTES, slow_sealer(Duration::from_millis(200)));
     let topic = running.broker.topic("t").unwrap();
     let before = journal_bytes(&running.broker, |_| true);
-    assert!(before > JOURNAL_BYTES / 2, "the start finds {before} bytes");
+    assert!(before > JOURNAL_BYTES / 2, "the journal only has {before} bytes after the start");
     let most = fill(&running, &topic, 1, 20).await;
-    assert!(most <= JOURNAL_BYTES + 2 * RECORD_BYTES_MAX, "{most} bytes of {JOURNAL_BYTES}");
+    assert!(most <= JOURNAL_BYTES + 2 * RECORD_BYTES_MAX, "the journal has {most} bytes, its limit is {JOURNAL_BYTES}");
     let read = read_from(&running.broker, &topic.partitions()[0], Offset::ZERO).await;
     assert_eq!(read.len(), records + 20);
     running.stop().await;
@@ -325,7 +328,7 @@ async fn a_server_that_is_killed_again_and_again_keeps_its_journal_within_its_bo
         data = copy;
     }
     let bound = JOURNAL_BYTES + 2 * RECORD_BYTES_MAX;
-    assert!(sizes.iter().all(|bytes| *bytes <= bound), "{sizes:?}, of at most {bound}");
+    assert!(sizes.iter().all(|bytes| *bytes <= bound), "the sizes of the journal are {sizes:?}, the limit is {bound}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -344,7 +347,7 @@ async fn a_start_seals_a_journal_that_is_long_enough_before_anybody_writes() {
     held.release();
     running.stop().await;
     let running = Running::open(copy.path(), 0);
-    wait_until("it is sealed", || journal_bytes(&running.broker, |_| true) == 0).await;
+    wait_until("the part of the journal is sealed", || journal_bytes(&running.broker, |_| true) == 0).await;
     running.stop().await;
 }
 
@@ -369,7 +372,7 @@ async fn files_of_segments_are_not_removed_by_the_committer_and_their_numbers_ar
     };
     let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options());
     let topic = running.topic("t", 1, TopicSettings::default()).await;
-    let limit = Limit::new("something is sealed");
+    let limit = Limit::new("part of the journal is sealed");
     while segments().is_empty() {
         limit.check();
         append_one(&running.broker, &topic).await.unwrap();
@@ -384,13 +387,16 @@ async fn files_of_segments_are_not_removed_by_the_committer_and_their_numbers_ar
     // The journal contains no more records of the deleted topic, so new segments belong to another topic.
     let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options());
     let topic = running.topic("u", 1, TopicSettings::default()).await;
-    let limit = Limit::new("another segment");
+    let limit = Limit::new("another segment is written");
     while topic.partitions()[0].size().segments == 0 {
         limit.check();
         append_one(&running.broker, &topic).await.unwrap();
     }
     let largest = removed.iter().map(|(file, _)| file.clone()).max().unwrap();
     let new = segments();
-    assert!(!new.is_empty() && new.iter().all(|file| *file > largest), "{new:?} after {largest}");
+    assert!(
+        !new.is_empty() && new.iter().all(|file| *file > largest),
+        "the numbers of new segments {new:?} must be above {largest}"
+    );
     running.stop().await;
 }

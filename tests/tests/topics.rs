@@ -41,7 +41,7 @@ fn to_partitions(topic: &str, partitions: u32) -> v1::AlterTopicRequest {
 /// Waits for a future. The limit is meant for tests that hang, and is no statement about speed.
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(Duration::from_secs(120), future).await;
-    done.unwrap_or_else(|_| panic!("not within two minutes: {what}"))
+    done.unwrap_or_else(|_| panic!("not completed within two minutes: {what}"))
 }
 
 fn assert_refused(error: &ClientError, code: ErrorCode, words: &[&str]) {
@@ -198,8 +198,7 @@ async fn a_pipeline_stops_before_output_without_a_key_for_a_compacted_topic() {
     let compact = TopicAlteration { cleanup: Change::Set(Cleanup::Compact), ..Default::default() };
     let before = instance.runtime.pipeline("p").unwrap();
     instance.broker.alter_topic(&name("out"), &compact).await.unwrap();
-    wait_until("the pipeline is started anew", || !Arc::ptr_eq(&before, &instance.runtime.pipeline("p").unwrap()))
-        .await;
+    wait_until("the pipeline is restarted", || !Arc::ptr_eq(&before, &instance.runtime.pipeline("p").unwrap())).await;
     instance.produce("lines", 0, &[(Some("k"), "ERROR 1"), (None, "ERROR 2"), (Some("k"), "ERROR 3")]).await;
     let state = || instance.runtime.pipeline("p").unwrap().state();
     wait_until("the pipeline stops", || matches!(state(), RunState::Stopped(_))).await;
@@ -216,7 +215,7 @@ async fn a_pipeline_stops_before_output_without_a_key_for_a_compacted_topic() {
     let delete = TopicAlteration { cleanup: Change::Unset, ..Default::default() };
     instance.broker.alter_topic(&name("out"), &delete).await.unwrap();
     // If it is resumed before it knows of the alteration, it stops again.
-    soon("it goes on", async {
+    soon("the pipeline continues", async {
         loop {
             instance.runtime.resume("p").await.unwrap();
             if values().await.len() == 4 {
@@ -263,7 +262,7 @@ async fn partitions_are_not_added_under_an_aggregates_state_nor_to_a_repartition
     }
     // Before a repartition topic, keys may be in any partition.
     instance.broker.alter_topic(&name("lines"), &grow(3)).await.unwrap();
-    wait_until("there is a task more", || instance.runtime.pipeline("between").unwrap().tasks() == 5).await;
+    wait_until("there is one more task", || instance.runtime.pipeline("between").unwrap().tasks() == 5).await;
     instance.produce("lines", 2, &[(None, "a b a")]).await;
     instance.caught_up().await;
     assert_eq!(instance.all_records("word-counts").await.len(), 2);
@@ -335,7 +334,7 @@ async fn altering_under_load_loses_nothing_and_holds_at_once() {
         let request = v1::ProduceRequest { topic: "t".into(), records: vec![record], ..Default::default() };
         let limit = format!("limit of {}", 4096 + round);
         assert_refused(&admin.produce(request).await.unwrap_err(), ErrorCode::BatchTooLarge, &[&limit]);
-        wait_until("more is stored", || stored.load(Ordering::SeqCst) > seen).await;
+        wait_until("more records are stored", || stored.load(Ordering::SeqCst) > seen).await;
     }
     stop.store(true, Ordering::SeqCst);
     for writer in writers {
@@ -412,10 +411,10 @@ async fn added_partitions_are_produced_consumed_and_processed_exactly_once() {
     })
     .await;
     let places: BTreeSet<_> = seen.lock().iter().map(|(partition, offset, _)| (*partition, *offset)).collect();
-    assert_eq!((places.len(), seen.lock().len()), (all as usize, all as usize), "no record twice");
+    assert_eq!((places.len(), seen.lock().len()), (all as usize, all as usize), "no record may be delivered twice");
     members.iter().for_each(tokio::task::JoinHandle::abort);
 
-    let processed = soon("the pipeline has processed all", async {
+    let processed = soon("the pipeline has processed all records", async {
         loop {
             let lag = admin.describe_group("p").await.unwrap();
             if lag.group.unwrap().lag == 0 && lag.offsets.len() as u32 == AFTER {
@@ -428,7 +427,7 @@ async fn added_partitions_are_produced_consumed_and_processed_exactly_once() {
     })
     .await;
     let values: BTreeSet<_> = processed.iter().map(|record| record.value.clone().unwrap()).collect();
-    assert_eq!((values.len(), processed.len()), (all as usize, all as usize), "each is processed once");
+    assert_eq!((values.len(), processed.len()), (all as usize, all as usize), "each record must be processed once");
     drop(server);
 }
 
@@ -459,7 +458,7 @@ async fn groups_that_began_at_the_latest_miss_nothing_of_added_partitions() {
     .await;
     admin.alter_topic(to_partitions("t", 3)).await.unwrap();
     produce(&client, 1, "at once").await;
-    wait_until("the member has it", || seen.lock().len() == 1).await;
+    wait_until("the member has the record", || seen.lock().len() == 1).await;
     assert_eq!(*seen.lock(), [(1, 0, "at once".to_owned())]);
     reading.abort();
     // This also holds if no member was there to commit, and after a restart.
@@ -475,7 +474,7 @@ async fn groups_that_began_at_the_latest_miss_nothing_of_added_partitions() {
     let seen = Seen::default();
     let reading = member(&server.client(), Position::Latest, seen.clone());
     let values = || seen.lock().iter().map(|(_, _, value)| value.clone()).collect::<BTreeSet<_>>();
-    wait_until("the member has what came meanwhile", || values().contains("meanwhile")).await;
+    wait_until("the member has the records that were written meanwhile", || values().contains("meanwhile")).await;
     assert!(!values().contains("before"));
     reading.abort();
 }
@@ -540,10 +539,10 @@ async fn what_a_caller_began_comes_to_its_end_when_the_caller_is_gone() {
     let known = |topic: &str| broker.topic(topic).ok();
     // Each future is dropped where it first waits.
     assert!(broker.create_topic(&name("t"), 2, TopicSettings::default(), false).now_or_never().is_none());
-    wait_until("the topic is there", || known("t").is_some()).await;
+    wait_until("the topic exists", || known("t").is_some()).await;
     let more = TopicAlteration { partitions: Some(5), ..Default::default() };
     assert!(broker.alter_topic(&name("t"), &more).now_or_never().is_none());
-    wait_until("it has more partitions", || known("t").is_some_and(|topic| topic.partition_count() == 5)).await;
+    wait_until("the topic has more partitions", || known("t").is_some_and(|topic| topic.partition_count() == 5)).await;
     assert!(broker.delete_topic(&name("t")).now_or_never().is_none());
     wait_until("the topic is gone", || known("t").is_none()).await;
     instance.topic("in", 1).await;
@@ -555,9 +554,9 @@ async fn what_a_caller_began_comes_to_its_end_when_the_caller_is_gone() {
     let state = || runtime.pipeline("p").ok().map(|pipeline| pipeline.state());
     wait_until("the pipeline runs", || state() == Some(RunState::Running)).await;
     assert!(runtime.pause("p").now_or_never().is_none());
-    wait_until("it is paused", || state() == Some(RunState::Paused)).await;
+    wait_until("the pipeline is paused", || state() == Some(RunState::Paused)).await;
     assert!(runtime.delete("p").now_or_never().is_none());
-    wait_until("it is gone", || state().is_none()).await;
+    wait_until("the pipeline is gone", || state().is_none()).await;
     instance.stop().await;
 }
 
@@ -629,7 +628,7 @@ async fn deleted_in_use(client: &Client) {
                 match records.next().await {
                     Some(Ok(_)) => {}
                     Some(Err(error)) => return error,
-                    None => panic!("it ended without a word"),
+                    None => panic!("the stream ended without an error"),
                 }
             }
         };
@@ -657,7 +656,7 @@ async fn deleted_in_use(client: &Client) {
         }
     };
     told.insert("long poll", tokio::spawn(poll));
-    wait_until("they are at it", || written.load(Ordering::SeqCst) > 50).await;
+    wait_until("the writers are running", || written.load(Ordering::SeqCst) > 50).await;
     client.admin().delete_topic("t").await.unwrap();
     for (what, told) in told {
         let error = soon(what, told).await.unwrap();

@@ -90,7 +90,7 @@ impl OpenLoop {
         }
         let mut acknowledged_ms = Vec::with_capacity(waiting.len());
         while let Some(answer) = waiting.join_next().await {
-            let (number, after) = answer.expect("a wait for an answer does not panic")?;
+            let (number, after) = answer.expect("waiting for an acknowledgement does not panic")?;
             if self.is_sampled(number) {
                 acknowledged_ms.push(milliseconds(after));
             }

@@ -42,8 +42,8 @@ fn times(pid: u32) -> [f64; 4] {
     let stat = read(pid, "stat");
     // The process's name is in parentheses and may contain spaces. Fields 14 to 17 are the 12th to 15th after it.
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
-    let ticks: Vec<f64> = fields.take(4).map(|ticks| ticks.parse().expect("a number of ticks")).collect();
-    let ticks: [f64; 4] = ticks.try_into().expect("four times");
+    let ticks: Vec<f64> = fields.take(4).map(|ticks| ticks.parse().expect("a CPU time is a number of ticks")).collect();
+    let ticks: [f64; 4] = ticks.try_into().expect("/proc/PID/stat contains four CPU times");
     ticks.map(|ticks| ticks / TICKS_A_SECOND)
 }
 
@@ -68,7 +68,7 @@ pub fn disk_read_bytes(pid: u32) -> u64 {
 /// # Panics
 /// Panics if `/proc` does not have Linux's format.
 pub fn disk_read_bytes_of_this_thread() -> u64 {
-    let io = std::fs::read_to_string("/proc/thread-self/io").expect("Linux tells what a thread reads");
+    let io = std::fs::read_to_string("/proc/thread-self/io").expect("/proc/thread-self/io can be read");
     field(&io, "read_bytes:")
 }
 
@@ -103,5 +103,5 @@ fn read(pid: u32, file: &str) -> String {
 fn field(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse().ok());
-    number.unwrap_or_else(|| panic!("no {name} in {text}"))
+    number.unwrap_or_else(|| panic!("there is no {name} in {text}"))
 }

@@ -42,16 +42,16 @@ pub(super) async fn check_after_restart(client: &Client, known: &Known, before: 
     let admin = client.admin();
     for (topic, partitions) in TOPICS {
         let ends = admin.list_offsets(topic, &[], Position::Latest).await?;
-        ensure!(ends.len() == partitions as usize, "{topic} has {} partitions, not {partitions}", ends.len());
+        ensure!(ends.len() == partitions as usize, "{topic} has {} partitions, expected {partitions}", ends.len());
         for end in ends {
             let acked = before.ends.get(&(topic, end.partition)).copied().unwrap_or_default();
             let (partition, end) = (end.partition, end.offset);
-            ensure!(end >= acked, "{topic}-{partition} ends at offset {end}, and {acked} records were acknowledged");
+            ensure!(end >= acked, "{topic}-{partition} ends at offset {end}, but {acked} records were acknowledged");
         }
     }
     let topics = admin.list_topics().await?;
     if let Some(topic) = topics.iter().find(|topic| before.deleted.contains(&topic.name)) {
-        bail!("topic {} is there, and its deletion was acknowledged", topic.name);
+        bail!("topic {} exists, but its deletion was acknowledged", topic.name);
     }
     for group in admin.list_groups().await? {
         let described = match admin.describe_group(&group.name).await {
@@ -65,11 +65,14 @@ pub(super) async fn check_after_restart(client: &Client, known: &Known, before: 
             ensure!(at <= offset.log_end_offset, "{place} is at {at}, past the log's end {}", offset.log_end_offset);
             if group.name == READERS {
                 let acked = before.committed.get(&offset.partition).copied().unwrap_or_default();
-                ensure!(at >= acked, "{place} is at {at}, and the commit of {acked} was acknowledged");
+                ensure!(at >= acked, "{place} is at {at}, but the commit of {acked} was acknowledged");
                 let seen = known.seen.lock();
                 let seen = seen.get(&offset.partition).map(Vec::as_slice).unwrap_or_default();
                 let skipped = (0..at as usize).find(|&offset| seen.get(offset) != Some(&true));
-                ensure!(skipped.is_none(), "{place} is at {at}, and no member got the record at {skipped:?}");
+                ensure!(
+                    skipped.is_none(),
+                    "{place} is at {at}, but no member received the record at offset {skipped:?}"
+                );
             }
         }
     }
@@ -89,7 +92,8 @@ pub(super) async fn caught_up(client: &Client, known: &Known) -> Result<()> {
         let mut lags = Vec::new();
         for (pipeline, _) in PIPELINES {
             let described = client.admin().describe_pipeline(pipeline).await?;
-            let state = described.pipeline.with_context(|| format!("{pipeline} is described by nothing"))?;
+            let state =
+                described.pipeline.with_context(|| format!("the description of pipeline {pipeline} is empty"))?;
             ensure!(state.state == "running", "pipeline {pipeline} is {}: {}", state.state, state.reason);
             let behind = described.offsets.iter().filter(|offset| offset.lag > 0);
             lags.extend(behind.map(|at| format!("{pipeline} in {}-{}: {}", at.topic, at.partition, at.lag)));
@@ -160,16 +164,17 @@ async fn check_topic(client: &Client, topic: &'static str, partitions: u32, acke
         let read = each(client, topic, |partition, view| {
             let offset = view.offset as u64;
             let offsets = &mut found[partition as usize];
-            ensure!(offsets.last() < Some(&offset), "it comes after offset {:?}", offsets.last());
+            ensure!(offsets.last() < Some(&offset), "the record was read after offset {:?}", offsets.last());
             offsets.push(offset);
             let id = check_content(seed, view)?;
             let slots = acked.get(&(topic, partition)).map(Vec::as_slice).unwrap_or_default();
             let stored = slots.get(offset as usize).copied().flatten();
-            let stored = stored.with_context(|| format!("record {id}, which was acknowledged elsewhere or never"))?;
-            ensure!(stored.id == id, "record {id}, and {} was acknowledged there", stored.id);
+            let stored =
+                stored.with_context(|| format!("found record {id}, which was not acknowledged at this place"))?;
+            ensure!(stored.id == id, "found record {id}, but {} was acknowledged at this place", stored.id);
             ensure!(
                 stored.timestamp_ms == view.timestamp_ms,
-                "record {id} has the timestamp {}, and was sent with {}",
+                "record {id} has the timestamp {}, but was sent with {}",
                 view.timestamp_ms,
                 stored.timestamp_ms
             );
@@ -205,15 +210,15 @@ fn check_partition(
     seed: u64,
 ) -> Result<()> {
     let (start, end) = (partition.log_start_offset, partition.log_end_offset);
-    ensure!(end == slots.len() as u64, "the log ends at {end}, and {} records were acknowledged", slots.len());
+    ensure!(end == slots.len() as u64, "the log ends at {end}, but {} records were acknowledged", slots.len());
     let hole = slots.iter().position(Option::is_none);
-    ensure!(hole.is_none(), "the record at offset {hole:?} was never acknowledged, and later ones were");
+    ensure!(hole.is_none(), "the record at offset {hole:?} was not acknowledged, but later ones were");
     match topic {
         PROFILES => return check_compacted(slots, found, seed),
-        FLIGHTS => ensure!(start == 0, "the log starts at {start}, and nothing is to be deleted"),
+        FLIGHTS => ensure!(start == 0, "the log starts at {start}, but nothing is to be deleted"),
         CLICKS => ensure!(
             start == 0 || partition.bytes >= RETENTION_BYTES_MIN,
-            "{} bytes are left of what starts at {start}: {RETENTION_BYTES_MIN} at least are to be kept",
+            "{} bytes are left in the log, which starts at {start}, but at least {RETENTION_BYTES_MIN} must be kept",
             partition.bytes
         ),
         _ => {
@@ -221,15 +226,22 @@ fn check_partition(
             let youngest = slots[..start as usize].iter().flatten().map(|stored| stored.timestamp_ms).max();
             let kept_ms = youngest.map_or(i64::MAX, |youngest| now_ms - youngest);
             let min_ms = RETENTION_MS_MIN as i64;
-            ensure!(kept_ms >= min_ms, "the log starts at {start}, and what is gone was kept for {kept_ms} ms only");
+            ensure!(
+                kept_ms >= min_ms,
+                "the log starts at {start}, but the deleted records were kept for only {kept_ms} ms"
+            );
         }
     }
     // The records that were read begin at or before the log's start, and have no gaps.
     let first = found.first().copied().unwrap_or(end);
-    ensure!(first <= start, "the first record is at {first}, and the log starts at {start}");
+    ensure!(first <= start, "the first record is at {first}, but the log starts at {start}");
     let jump = found.iter().zip(first..).find(|(at, expected)| **at != *expected);
     ensure!(jump.is_none(), "offsets have a hole: (found, expected) is {jump:?}");
-    ensure!(first + found.len() as u64 == end, "{} records from {first} on, and the log ends at {end}", found.len());
+    ensure!(
+        first + found.len() as u64 == end,
+        "{} records from {first} on were read, but the log ends at {end}",
+        found.len()
+    );
     Ok(())
 }
 
@@ -248,7 +260,7 @@ fn check_compacted(slots: &[Option<Stored>], found: &[u64], seed: u64) -> Result
             // A deleted key must not reappear: any remaining record of it would be an older one.
             let older = found.iter().filter_map(|&at| Some((at, slots[at as usize]?.id)));
             let back = older.into_iter().find(|(_, id)| id.content(seed).0.as_deref() == Some(key.as_str()));
-            ensure!(back.is_none(), "key {key} was deleted at offset {offset}, and is back with {back:?}");
+            ensure!(back.is_none(), "key {key} was deleted at offset {offset}, but is back with {back:?}");
         }
     }
     Ok(())
@@ -272,7 +284,7 @@ fn check_each_is_once(known: &Known, acked: &Acked) -> Result<()> {
     }
     for (producer, times) in times.iter().enumerate() {
         let odd = times.iter().position(|&times| times != 1);
-        ensure!(odd.is_none(), "record {producer}-{odd:?} is there {:?} times", odd.map(|odd| times[odd]));
+        ensure!(odd.is_none(), "record {producer}-{odd:?} was acknowledged {:?} times", odd.map(|odd| times[odd]));
     }
     Ok(())
 }
@@ -306,11 +318,12 @@ impl Late {
     /// partition in order. `is_keyed` says whether the records are keyed by airport.
     async fn check(&self, client: &Client, topic: &str, is_keyed: bool) -> Result<u64> {
         let described = client.admin().describe_topic(topic).await?;
-        let partitions = described.topic.with_context(|| format!("{topic} is described by nothing"))?.partitions;
+        let partitions =
+            described.topic.with_context(|| format!("the description of topic {topic} is empty"))?.partitions;
         let mut left = self.from.clone();
         let mut last: HashMap<(u32, u32), u64> = HashMap::new();
         let read = each(client, topic, |partition, view| {
-            let flight: Flight = serde_json::from_slice(view.value.context("it has no value")?)?;
+            let flight: Flight = serde_json::from_slice(view.value.context("the record has no value")?)?;
             let id = Id::parse(&flight.id)?;
             let (key, value) = id.content(self.seed);
             let airport = id.flight(self.seed).1;
@@ -321,9 +334,14 @@ impl Late {
                 let expected = partition_for_key(airport.as_bytes(), partitions);
                 ensure!(expected == partition, "record {id} with key {airport} belongs to partition {expected}");
             }
-            let from = left.remove(&id).with_context(|| format!("record {id} is there twice, or must not pass"))?;
+            let from =
+                left.remove(&id).with_context(|| format!("record {id} exists twice, or must not pass the filter"))?;
             let before = last.insert((partition, from.0), from.1);
-            ensure!(before < Some(from.1), "record {id} of source offset {} comes after that of {before:?}", from.1);
+            ensure!(
+                before < Some(from.1),
+                "record {id} from source offset {} comes after the one from {before:?}",
+                from.1
+            );
             Ok(())
         });
         let read = read.await?;
@@ -346,7 +364,7 @@ async fn check_means(client: &Client, late: &Late) -> Result<u64> {
     let mut read = late.check(client, REPARTITION, true).await?;
     let mut sums: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
     read += each(client, REPARTITION, |_, view| {
-        let flight: Flight = serde_json::from_slice(view.value.context("it has no value")?)?;
+        let flight: Flight = serde_json::from_slice(view.value.context("the record has no value")?)?;
         let (delay, airport) = Id::parse(&flight.id)?.flight(late.seed);
         let sums = sums.entry(airport).or_default();
         sums.push(sums.last().unwrap_or(&0) + delay);
@@ -355,21 +373,25 @@ async fn check_means(client: &Client, late: &Late) -> Result<u64> {
     .await?;
     let mut counted: BTreeMap<String, usize> = BTreeMap::new();
     read += each(client, "mean-delays", |_, view| {
-        let key = std::str::from_utf8(view.key.context("it has no key")?)?;
-        let mean: Mean = serde_json::from_slice(view.value.context("it has no value")?)?;
+        let key = std::str::from_utf8(view.key.context("the record has no key")?)?;
+        let mean: Mean = serde_json::from_slice(view.value.context("the record has no value")?)?;
         let flights = mean.flights;
         let sum = sums.get(key).and_then(|sums| sums.get(flights.wrapping_sub(1)));
-        let sum = *sum.with_context(|| format!("{key} has {flights} flights, and that many were never read"))?;
+        let sum = *sum.with_context(|| format!("{key} counts {flights} flights, but fewer exist"))?;
         let expected = (sum as f64 / flights as f64 * 10.0).round() / 10.0;
-        ensure!(mean.mean_delay == expected, "{key} after {flights} flights is {}, not {expected}", mean.mean_delay);
+        ensure!(
+            mean.mean_delay == expected,
+            "the mean of {key} after {flights} flights is {}, expected {expected}",
+            mean.mean_delay
+        );
         let before = counted.insert(key.to_owned(), flights).unwrap_or_default();
-        ensure!(before < flights, "{key}: {flights} flights come after {before}");
+        ensure!(before < flights, "{key}: the count {flights} follows {before}");
         Ok(())
     })
     .await?;
     for (airport, sums) in &sums {
         let found = counted.get(*airport).copied().unwrap_or_default();
-        ensure!(found == sums.len(), "mean-delays: {airport} counts {found} flights of {}", sums.len());
+        ensure!(found == sums.len(), "mean-delays: {airport} counts {found} of {} flights", sums.len());
     }
     Ok(read)
 }
@@ -398,8 +420,8 @@ mod tests {
     fn a_log_is_what_was_acknowledged() {
         let all: Vec<u64> = (0..10).collect();
         assert_eq!(said(FLIGHTS, 0, 10, &all), "");
-        assert_eq!(said(RECENT, 4, 10, &all[4..]), "", "retention took the oldest");
-        assert_eq!(said(RECENT, 4, 10, &all[2..]), "", "retention went on after the reading");
+        assert_eq!(said(RECENT, 4, 10, &all[4..]), "", "the oldest records may be deleted by retention");
+        assert_eq!(said(RECENT, 4, 10, &all[2..]), "", "retention may delete records after they were read");
         for (words, found) in [
             ("ends at 9,", said(FLIGHTS, 0, 9, &all[..9])),
             ("ends at 11,", said(FLIGHTS, 0, 11, &all)),

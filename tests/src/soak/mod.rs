@@ -208,7 +208,7 @@ impl Soak {
 
     /// Restarts the server. Usually it is killed, and some of its successors may be killed before they are ready.
     async fn restart(&mut self) -> Result<()> {
-        ensure!(self.server.is_running(), "the server ended by itself; its error is on stderr");
+        ensure!(self.server.is_running(), "the server ended unexpectedly; its error is on stderr");
         self.summary.resident_bytes_max = self.summary.resident_bytes_max.max(self.server.resident_bytes());
         if self.random.random_bool(0.2) {
             // Existing connections may finish, but no new ones are forwarded.

@@ -79,7 +79,7 @@ impl Id {
     pub(super) fn parse(text: &str) -> Result<Self> {
         let parts =
             text.split_once('-').and_then(|(producer, number)| Some((producer.parse().ok()?, number.parse().ok()?)));
-        let (producer, number) = parts.with_context(|| format!("{text:?} is no record's id"))?;
+        let (producer, number) = parts.with_context(|| format!("{text:?} is not the id of a record"))?;
         ensure!(usize::from(producer) < PRODUCERS.len(), "there is no producer {producer}");
         Ok(Self { producer, number })
     }
@@ -87,7 +87,7 @@ impl Id {
     /// Returns the id of a stored record.
     pub(super) fn of(record: &RecordView<'_>) -> Result<Self> {
         let header = record.headers().find(|(name, _)| *name == ID).and_then(|(_, value)| value);
-        Self::parse(std::str::from_utf8(header.context("a record that nobody sent: it has no id")?)?)
+        Self::parse(std::str::from_utf8(header.context("the record has no id, so no producer sent it")?)?)
     }
 
     fn random(self, seed: u64) -> StdRng {
@@ -156,7 +156,7 @@ impl Known {
         }
         if let Some(before) = slots[at].replace(stored) {
             let (topic, partition) = place;
-            bail!("{topic}-{partition} at offset {offset}: acknowledged for {} and for {}", before.id, stored.id);
+            bail!("{topic}-{partition}: offset {offset} was acknowledged for both {} and {}", before.id, stored.id);
         }
         Ok(())
     }

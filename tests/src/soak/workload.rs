@@ -230,7 +230,7 @@ pub(super) fn check_content(seed: u64, view: &millstream_client::RecordView<'_>)
     let (key, value) = id.content(seed);
     ensure!(
         key.as_deref().map(str::as_bytes) == view.key && value.as_deref().map(str::as_bytes) == view.value,
-        "at offset {}: record {id} is not as it was sent: key {:?}, value {:?}",
+        "at offset {}: record {id} differs from the one that was sent: key {:?}, value {:?}",
         view.offset,
         view.key.map(String::from_utf8_lossy),
         view.value.map(String::from_utf8_lossy),

@@ -148,7 +148,7 @@ fn properties(folder: &Path, broker: u16, controller: u16) -> String {
         ("transaction.state.log.min.isr", "1"),
         ("group.initial.rebalance.delay.ms", "0"),
     ] {
-        writeln!(out, "{name}={value}").expect("a string takes it");
+        writeln!(out, "{name}={value}").expect("writing to a string does not fail");
     }
     out
 }
