@@ -425,8 +425,8 @@ macro_rules! for_each_place {
 
 for_each_place!(a_filter: Filter, a_map: Map, an_aggregates_add: Add, an_aggregates_finish: Finish);
 
-/// Checks that if the module returns a failure for a record that shares a split batch with a record that makes the
-/// module trap or hang, the failure is neither lost nor reported twice.
+/// Checks that if the module returns a failure for a record that shares a split batch with a record on which the whole
+/// call fails, the failure is neither lost nor reported twice.
 async fn fail_for_their_own_reasons(place: Place) {
     let (instance, _data) = open(place).await;
     let mut cell = Cell::new(&instance, place, "mixed", "dead-letter", DEADLINE_MS).await;
