@@ -1,10 +1,12 @@
 //! Runs the commands of the README's tour as written against a real server.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use millstream_tests::root;
 use millstream_tests::server::{Server, millstream, run};
+use tempfile::TempDir;
 
 /// Returns the command blocks of the tour.
 fn blocks() -> Vec<String> {
@@ -29,13 +31,23 @@ fn caught_up(server: &Server) {
     // The limit is meant for tests that hang, and is no statement about speed.
     let limit = Instant::now() + Duration::from_secs(120);
     loop {
-        let pipelines = list();
-        if lag(&pipelines) == 0 {
+        let text = server.run(&["pipeline", "list", "--output", "json"]).ok();
+        let pipelines: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let mut pipelines = pipelines.as_array().unwrap().iter();
+        if pipelines.all(|pipeline| pipeline["state"] != "running" || pipeline["lag"].as_u64() == Some(0)) {
             return;
         }
         assert!(Instant::now() < limit, "the pipelines have not caught up within two minutes: {pipelines}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// A server on which the tour was run: there the pages under docs/ go on.
+fn after_the_tour() -> (TempDir, Server) {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    run_page("README.md", &server);
+    (data, server)
 }
 
 #[test]
