@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use millstream_record::BatchError;
+use uuid::Uuid;
 
 use crate::name::{GroupId, InvalidGroupId, InvalidName, ProducerId, TopicName, TopicPartition};
 use crate::store::place::Offset;
@@ -17,6 +18,19 @@ pub enum BrokerError {
     /// An id that no group can have.
     #[error(transparent)]
     InvalidGroupId(#[from] InvalidGroupId),
+    /// The topic of that name is not the one that the client means.
+    #[error(
+        "topic {topic} has the UUID {current}, and the request is for {topic_id}: the topic was deleted and created again, so \
+         its offsets begin anew"
+    )]
+    UnknownTopicId {
+        /// The topic's name.
+        topic: TopicName,
+        /// The UUID in the request.
+        topic_id: Uuid,
+        /// The topic's UUID.
+        current: Uuid,
+    },
     /// A setting or argument outside its range.
     #[error("{what}: {value} is not allowed; {allowed}")]
     InvalidArgument {

@@ -9,6 +9,7 @@ mod cli;
 mod client;
 mod crash;
 mod exactly_once;
+mod expiry;
 mod failures;
 mod full_disk;
 mod golden;

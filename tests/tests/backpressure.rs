@@ -137,7 +137,7 @@ fn request(bytes: usize) -> v1::ProduceRequest {
 }
 
 fn from(offset: u64) -> v1::FetchRequest {
-    let partition = v1::FetchPartition { topic: "t".into(), partition: 0, offset };
+    let partition = v1::FetchPartition { topic: "t".into(), partition: 0, offset, ..Default::default() };
     v1::FetchRequest { partitions: vec![partition], max_bytes: 1, ..Default::default() }
 }
 

@@ -115,6 +115,7 @@ async fn records(log: &LogClient<Channel>, topic: &str, partition: u32) -> Vec<S
         until_end: true,
         format: Format::Records as i32,
         max_bytes: 0,
+        ..Default::default()
     };
     let answers = log.clone().consume(request).await.unwrap().into_inner();
     let partitions = answers.flat_map(|answer| futures::stream::iter(answer.unwrap().partitions));
@@ -242,7 +243,7 @@ async fn an_unknown_partition_is_named_with_those_there_are() {
     refused(sound.log().consume(consume).await, code, grpc, &words);
     let list = v1::ListOffsetsRequest { topic: "good".into(), partitions: vec![2], ..Default::default() };
     refused(sound.log().list_offsets(list).await, code, grpc, &words);
-    let partition = v1::FetchPartition { topic: "good".into(), partition: 2, offset: 0 };
+    let partition = v1::FetchPartition { topic: "good".into(), partition: 2, offset: 0, ..Default::default() };
     let fetch = v1::FetchRequest { partitions: vec![partition], ..Default::default() };
     let answer = sound.log().fetch(fetch).await.unwrap().into_inner().partitions;
     named(answer[0].error.as_ref(), code, &words);
@@ -301,7 +302,7 @@ async fn a_name_that_is_not_allowed_is_shown() {
         refused(sound.topics().create_topic(create).await, code, grpc, &["topic name", words[0], words[1]]);
         let error = sound.server.client().admin().push_module(bad, guest("level")).await.unwrap_err();
         assert_eq!(error.code(), Some(code));
-        says(&error.to_string(), &[words[0], "is no module reference", words[1]]);
+        says(&error.to_string(), &[words[0], "is not a module reference", words[1]]);
         // In a pipeline file the mistake has its place too.
         let yaml = format!("pipeline: {bad:?}\nfrom: good\nstages:\n  - filter: level\nto: out\n");
         let apply = v1::ApplyPipelineRequest { yaml, ..Default::default() };
@@ -523,7 +524,7 @@ async fn the_largest_timestamp_of_a_batch_is_what_its_records_say() {
             let described = sound.server.client().admin().describe_topic(&topic).await.unwrap();
             assert_eq!(described.partition_list[0].max_timestamp_ms, Some(now_ms + 2), "the header says {claimed}");
             // Readers check the batch as it is stored.
-            let partition = v1::FetchPartition { topic, partition: 0, offset: 0 };
+            let partition = v1::FetchPartition { topic, partition: 0, offset: 0, ..Default::default() };
             let fetch = v1::FetchRequest { partitions: vec![partition], ..Default::default() };
             let fetched = sound.log().fetch(fetch).await.unwrap().into_inner().partitions.remove(0);
             let stored = RecordBatch::from_log(fetched.batches[0].clone()).unwrap();
@@ -579,7 +580,7 @@ async fn a_timestamp_far_from_the_servers_is_refused_and_a_missing_one_is_the_se
         let batch = timestamped(codec, &[-1, begun_ms, -1]);
         sound.log().produce(batch_to("missing", 0, batch.into())).await.unwrap();
     }
-    let partition = v1::FetchPartition { topic: "missing".into(), partition: 0, offset: 0 };
+    let partition = v1::FetchPartition { topic: "missing".into(), partition: 0, offset: 0, ..Default::default() };
     let fetch = v1::FetchRequest { partitions: vec![partition], format: Format::Records as i32, ..Default::default() };
     let fetched = sound.log().fetch(fetch).await.unwrap().into_inner().partitions.remove(0);
     assert_eq!(fetched.records.len(), 2 + 5 * 3);
@@ -639,7 +640,7 @@ async fn records_that_inflate_a_hundredfold_are_read_in_pieces() {
     let before = peak_bytes(sound.server.pid());
     let mut next = 0;
     while next < RECORDS {
-        let partition = v1::FetchPartition { topic: "good".into(), partition: 1, offset: next };
+        let partition = v1::FetchPartition { topic: "good".into(), partition: 1, offset: next, ..Default::default() };
         let format = Format::Records as i32;
         let max_bytes = 16 << 20;
         let fetch = v1::FetchRequest { partitions: vec![partition], format, max_bytes, ..Default::default() };
@@ -698,7 +699,7 @@ async fn an_offset_out_of_range_is_named_with_the_range() {
     for offset in [2, u64::from(u32::MAX), i64::MAX as u64, u64::MAX] {
         let shown = format!("offset {offset} is out of range");
         let words = ["topic good, partition 0", shown.as_str(), "0 to 1 are there"];
-        let partition = v1::FetchPartition { topic: "good".into(), partition: 0, offset };
+        let partition = v1::FetchPartition { topic: "good".into(), partition: 0, offset, ..Default::default() };
         let fetch = v1::FetchRequest { partitions: vec![partition], max_wait_ms: 60_000, ..Default::default() };
         let answer = sound.log().fetch(fetch).await.unwrap().into_inner().partitions;
         named(answer[0].error.as_ref(), code, &words);
@@ -802,7 +803,7 @@ async fn a_file_that_is_no_stage_is_refused_with_the_reason() {
     let large = vec![0; (16 << 20) + 1];
     let error = admin.push_module("large", large.into()).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::InvalidModule), "{error}");
-    says(&error.to_string(), &["over the limit of 16777216 (module_bytes_max)"]);
+    says(&error.to_string(), &["exceed the limit of 16777216 (module_bytes_max)"]);
 
     // The existing module is unchanged and can be used.
     let modules = admin.list_modules().await.unwrap();
@@ -928,7 +929,7 @@ async fn a_cycle_of_pipelines_is_refused_with_its_way() {
     assert_eq!(admin.apply_pipeline(apply("there", "good", "middle")).await.unwrap().mistakes, []);
     let mistakes = admin.apply_pipeline(apply("back", "middle", "good")).await.unwrap().mistakes;
     assert_eq!((mistakes.len(), mistakes[0].line, mistakes[0].column), (1, 7, 5), "{mistakes:?}");
-    says(&mistakes[0].message, &["a cycle: good -> [there] -> middle"]);
+    says(&mistakes[0].message, &["a cycle back to a source of the pipeline: good -> [there] -> middle"]);
     // The running pipeline is not affected.
     let pipelines = admin.list_pipelines().await.unwrap();
     assert_eq!((pipelines.len(), pipelines[0].state.as_str()), (1, "running"));

@@ -1184,3 +1184,60 @@ fn the_examples_do_what_they_say() {
         assert_eq!(consumed.lines().last(), Some(count));
     }
 }
+
+/// Reads so many different values. Returns them, and how many times the topic was created again.
+async fn read(consumer: &mut Consumer, count: usize) -> (BTreeSet<String>, u64) {
+    let mut values = BTreeSet::new();
+    while values.len() < count {
+        let record = soon("a record arrives", consumer.next()).await.unwrap().unwrap();
+        values.insert(String::from_utf8(record.value.unwrap().to_vec()).unwrap());
+    }
+    (values, consumer.recreated_topics())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_without_a_group_reads_a_topic_that_was_created_again_from_its_first_record() {
+    let running = Running::with_topic(2).await;
+    let admin = running.client.admin();
+    let produce = async |count: u32, what: &str| {
+        let records =
+            (0..count).map(|n| v1::Record { value: Some(format!("{what} {n}").into()), ..Default::default() });
+        let request = v1::ProduceRequest { topic: "t".into(), records: records.collect(), ..Default::default() };
+        admin.produce(request).await.unwrap();
+    };
+    let recreate = async || {
+        admin.delete_topic("t").await.unwrap();
+        create_topic(&running.client, "t", 3).await;
+    };
+    produce(100, "old").await;
+    let proxy = Proxy::start(&running.server).await;
+    let settings = ConsumerSettings { from: Position::Earliest, ..ConsumerSettings::topic("t") };
+    let mut consumer = proxy.client().consumer(settings).unwrap();
+    let expected = |count: u32, what: &str| (0..count).map(|n| format!("{what} {n}")).collect::<BTreeSet<_>>();
+    assert_eq!(read(&mut consumer, 100).await, (expected(100, "old"), 0));
+
+    // The connection is lost, and when the reader is back, the topic is another one with as many records and more.
+    proxy.pass_to_nobody();
+    proxy.cut();
+    recreate().await;
+    produce(150, "new").await;
+    proxy.pass_to(&running.server);
+    assert_eq!(
+        read(&mut consumer, 150).await,
+        (expected(150, "new"), 1),
+        "none of the new records is taken for an old one"
+    );
+
+    // The same with fewer records.
+    proxy.pass_to_nobody();
+    proxy.cut();
+    recreate().await;
+    produce(50, "newest").await;
+    proxy.pass_to(&running.server);
+    assert_eq!(read(&mut consumer, 50).await, (expected(50, "newest"), 2));
+
+    // A topic that is only deleted ends the reading.
+    admin.delete_topic("t").await.unwrap();
+    let error = soon("the reader ends", consumer.next()).await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Some(v1::ErrorCode::UnknownTopic), "{error}");
+}

@@ -275,7 +275,7 @@ async fn plain_records_go_to_the_partition_of_their_key() {
 }
 
 async fn fetch(served: &Served, partition: u32, offset: u64, format: Format) -> v1::PartitionRecords {
-    let partition = v1::FetchPartition { topic: "t".into(), partition, offset };
+    let partition = v1::FetchPartition { topic: "t".into(), partition, offset, ..Default::default() };
     let request = v1::FetchRequest { partitions: vec![partition], format: format as i32, ..Default::default() };
     let mut partitions = served.log().fetch(request).await.unwrap().into_inner().partitions;
     assert_eq!(partitions.len(), 1);
@@ -363,7 +363,12 @@ async fn a_record_without_a_timestamp_gets_the_servers_clock() {
 
 fn fetch_request(partitions: &[u32]) -> v1::FetchRequest {
     let partitions = partitions.iter();
-    let partitions = partitions.map(|&partition| v1::FetchPartition { topic: "t".into(), partition, offset: 0 });
+    let partitions = partitions.map(|&partition| v1::FetchPartition {
+        topic: "t".into(),
+        partition,
+        offset: 0,
+        ..Default::default()
+    });
     v1::FetchRequest { partitions: partitions.collect(), format: Format::Records as i32, ..Default::default() }
 }
 

@@ -1,5 +1,6 @@
 //! Idempotent producers: retried batches are stored once and in order, and nothing is lost.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,6 +11,7 @@ use millstream_api::v1::ErrorCode;
 use millstream_api::v1::log_client::LogClient;
 use millstream_api::{ERROR_TRAILER, v1};
 use millstream_broker::log::topic::{Topic, TopicSettings};
+use millstream_broker::name::ProducerIdentity;
 use millstream_broker::store::StoreOptions;
 use millstream_broker::{Broker, BrokerError, BrokerSettings, TopicName};
 use millstream_client::{
@@ -421,6 +423,39 @@ async fn a_partition_forgets_a_producer_that_is_idle_for_a_day_by_itself() {
     rounds.make_one().await;
     let beyond_a_gap = append(&broker, &topic, (producers[1], 100), 1).await;
     assert!(matches!(beyond_a_gap, Err(BrokerError::OutOfOrderSequence { expected: 2, found: 100, .. })));
+    rounds.release();
+    stop(broker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_epoch_is_handed_out_once() {
+    let data = tempfile::tempdir().unwrap();
+    let settings = BrokerSettings { producer_expiry_ms: 15_000, ..BrokerSettings::default() };
+    let (broker, _) = open(data.path(), &settings);
+    let first = broker.init_producer(None).await.unwrap();
+    // Many callers that all have epoch 0, at once and after a restart: what was handed out is on disk.
+    let calls = (0..20).map(|_| broker.init_producer(Some(first)));
+    let mut epochs: Vec<i16> =
+        futures::future::join_all(calls).await.into_iter().map(|got| got.unwrap().epoch).collect();
+    stop(broker).await;
+    let (broker, clock) = open(data.path(), &settings);
+    epochs.push(broker.init_producer(Some(first)).await.unwrap().epoch);
+    let distinct: BTreeSet<i16> = epochs.iter().copied().collect();
+    assert_eq!(distinct, (1..=21).collect(), "{epochs:?}");
+
+    // They are forgotten together with the producer: whoever comes back then names its epoch.
+    let rounds = Rounds::hold(&clock);
+    for second in 0..20 {
+        clock.set_ms(second * 1_000);
+        rounds.make_one().await;
+    }
+    assert_eq!(broker.store().catalog_scan("producer-epoch/").unwrap(), []);
+    let (id, epoch) = (first.id, 21);
+    assert_eq!(broker.init_producer(Some(ProducerIdentity { id, epoch })).await.unwrap().epoch, 22);
+    // After the last epoch comes another id.
+    let last = ProducerIdentity { id, epoch: i16::MAX };
+    let next = broker.init_producer(Some(last)).await.unwrap();
+    assert!(next.id != id && next.epoch == 0, "{next:?}");
     rounds.release();
     stop(broker).await;
 }

@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use millstream_broker::Broker;
 use millstream_broker::log::commit::Commit;
 use millstream_broker::log::state::StatePartition;
-use millstream_broker::store::StateChange;
-use millstream_broker::store::StoreOptions;
+use millstream_broker::store::{KeyRange, Namespace, StateChange, StoreOptions};
 use millstream_record::Column;
 use millstream_runtime::stage::aggregate::{Accumulators, Groups};
 use millstream_runtime::state::TaskState;
@@ -116,4 +115,99 @@ fn a_task_sees_its_steps_that_are_not_committed_and_forgets_them_once_they_are()
         assert_eq!(sees(&state, &["a", "b", "c"]), [some("a0"), some("b0"), None]);
         broker.stop();
     });
+}
+
+#[test]
+fn namespaces_and_ranges_of_keys_hold_in_memory_in_the_tables_and_after_a_restart() {
+    const TIMERS: Namespace = Namespace(1);
+    let data = folder();
+    let mut broker = open_with(data.path(), StoreOptions::default()).unwrap();
+    block_on(async {
+        let set = async |broker: &Broker, namespace, keys: &[u32], removed: &[(u32, Option<u32>)], added| {
+            let (mut columns, mut values) = (Column::default(), Column::default());
+            for key in keys {
+                columns.push(Some(&key.to_be_bytes()));
+                values.push(Some(&namespace_value(namespace, *key)));
+            }
+            let range = |(from, to): &(u32, Option<u32>)| KeyRange {
+                from: from.to_be_bytes().to_vec(),
+                to: to.map(|to| to.to_be_bytes().to_vec()),
+            };
+            let change = StateChange {
+                store: STORE.into(),
+                partition: 0,
+                namespace,
+                removed: removed.iter().map(range).collect(),
+                keys: columns,
+                accumulators: values,
+                added,
+            };
+            broker.commit(Commit { state: vec![change], ..Commit::default() }).await.unwrap().await.unwrap();
+        };
+        let holds = |broker: &Broker, namespace, expected: &[u32], when: &str| {
+            let state = broker.state().namespace(STORE, 0, namespace);
+            let mut found: Vec<_> = state.scan(b"", usize::MAX).unwrap();
+            found.sort();
+            let expected: Vec<_> = expected
+                .iter()
+                .map(|key| (key.to_be_bytes().to_vec(), namespace_value(namespace, *key).to_vec()))
+                .collect();
+            assert_eq!(found, expected, "a scan of {namespace:?}, {when}");
+            for key in 0..30u32 {
+                let value = state.get(&key.to_be_bytes()).unwrap();
+                let is_there = expected.iter().any(|(there, _)| *there == key.to_be_bytes());
+                assert_eq!(value.is_some(), is_there, "key {key} of {namespace:?}, {when}");
+            }
+        };
+        let all: Vec<u32> = (0..20).collect();
+        set(&broker, Namespace::VALUES, &all, &[], 20).await;
+        set(&broker, TIMERS, &all, &[], 0).await;
+        for sealed in [false, true] {
+            if sealed {
+                seal(&broker).await;
+            }
+            holds(&broker, Namespace::VALUES, &all, "all of it");
+            holds(&broker, TIMERS, &all, "all of it");
+        }
+        // What was removed may be set again, in the same change and in a later one.
+        set(&broker, TIMERS, &[6], &[(5, Some(9)), (15, None)], 0).await;
+        set(&broker, TIMERS, &[17], &[], 0).await;
+        let left = [0, 1, 2, 3, 4, 6, 9, 10, 11, 12, 13, 14, 17];
+        for round in ["in the journal", "after a restart", "in the tables", "in the tables after a restart"] {
+            if round == "in the tables" {
+                seal(&broker).await;
+            }
+            if round.ends_with("restart") {
+                stop(broker);
+                broker = open_with(data.path(), StoreOptions::default()).unwrap();
+            }
+            holds(&broker, Namespace::VALUES, &all, round);
+            holds(&broker, TIMERS, &left, round);
+            assert_eq!(broker.state().partitions(STORE).len(), 1);
+            assert_eq!(broker.state().partition(STORE, 0).len(), 20, "timers are not counted, {round}");
+        }
+        stop(broker);
+    });
+}
+
+fn namespace_value(namespace: Namespace, key: u32) -> [u8; 5] {
+    let mut value = [namespace.0; 5];
+    value[1..].copy_from_slice(&key.to_be_bytes());
+    value
+}
+
+/// Changes the state of another store until the tables have what the journal had: what is committed is several times what the
+/// journal may keep.
+async fn seal(broker: &Broker) {
+    for _ in 0..200 {
+        let (mut keys, mut accumulators) = (Column::default(), Column::default());
+        keys.push(Some(b"key"));
+        accumulators.push(Some(&[7; 20_000]));
+        let change = StateChange { store: "other/stage".into(), keys, accumulators, ..StateChange::default() };
+        broker.commit(Commit { state: vec![change], ..Commit::default() }).await.unwrap().await.unwrap();
+    }
+}
+
+fn stop(broker: Broker) {
+    broker.stop();
 }

@@ -637,7 +637,7 @@ async fn deleted_in_use(client: &Client) {
     // A long poll for more bytes than will arrive.
     let admin = client.admin();
     let poll = async move {
-        let partitions = vec![v1::FetchPartition { topic: "t".into(), partition: 0, offset: 0 }];
+        let partitions = vec![v1::FetchPartition { topic: "t".into(), partition: 0, offset: 0, ..Default::default() }];
         let request = v1::FetchRequest {
             partitions,
             max_wait_ms: 60_000,

@@ -31,13 +31,13 @@ use self::quota::{QuotaSettings, Quotas};
 use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::groups::Groups;
-use crate::log::catalog::{NEXT_PRODUCER_ID, catalog_number, load_topics};
+use crate::log::catalog::{NEXT_PRODUCER_ID, catalog_number, load_producer_epochs, load_topics};
 use crate::log::cleaner::{Cleaner, CleanerOptions};
 use crate::log::commit::Commit;
 use crate::log::committer::Committer;
 use crate::log::domain::Domain;
 use crate::log::expiry::IdleClock;
-use crate::log::producers::ProducerIds;
+use crate::log::producers::{ProducerEpochs, ProducerIds};
 use crate::log::queue::{CommitQueue, Receipt};
 use crate::log::readers::Readers;
 use crate::log::sealer::sealer;
@@ -194,7 +194,14 @@ impl Broker {
         let idle = IdleClock::new(clock.clone());
         let producer_ids = ProducerIds::new(catalog_number(&store, NEXT_PRODUCER_ID)?.unwrap_or(0));
         let topics = Arc::new(RwLock::new(topics));
-        let domain = Arc::new(Domain { topics: topics.clone(), groups: groups.clone(), clock: clock.clone(), idle });
+        let producer_epochs = ProducerEpochs::new(load_producer_epochs(&store)?, idle.now_ms());
+        let domain = Arc::new(Domain {
+            topics: topics.clone(),
+            groups: groups.clone(),
+            clock: clock.clone(),
+            idle,
+            producer_epochs,
+        });
         let metrics = BrokerMetrics::register(registry);
         let readers = Readers::new()?;
         let (failed, failure) = watch::channel(None);

@@ -2,14 +2,14 @@
 
 use super::Broker;
 use crate::error::BrokerError;
-use crate::log::catalog::NEXT_PRODUCER_ID;
+use crate::log::catalog::{NEXT_PRODUCER_ID, producer_epoch_key};
 use crate::log::commit::Commit;
 use crate::name::{ProducerId, ProducerIdentity};
 use crate::store::CatalogChange;
 
 impl Broker {
-    /// Gives a producer an id of its own, or the one that it has the next epoch (KIP-98, KIP-360). An
-    /// epoch that is the last gives way to a new id.
+    /// Gives a producer an id of its own, or the next epoch of the id that it has (KIP-98, KIP-360). After the last epoch it
+    /// gives a new id. No two calls get the same id and epoch, also if the server was killed in between.
     ///
     /// # Errors
     /// [`BrokerError::UnknownProducerId`], [`BrokerError::InvalidArgument`] for a negative epoch,
@@ -24,7 +24,10 @@ impl Broker {
                     allowed: format!("use 0 to {}", i16::MAX),
                 });
             }
-            if let Some(epoch) = epoch.checked_add(1) {
+            let now_ms = self.0.domain.idle.now_ms();
+            if let Some(epoch) = self.0.domain.producer_epochs.next(ProducerIdentity { id, epoch }, now_ms) {
+                let catalog = vec![CatalogChange::put(producer_epoch_key(id), epoch.to_string().into_bytes())];
+                self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
                 return Ok(ProducerIdentity { id, epoch });
             }
         }

@@ -216,6 +216,19 @@ impl Broker {
         topics.get(name).cloned().ok_or_else(|| BrokerError::UnknownTopic { topic: name.to_owned() })
     }
 
+    /// A topic by name. If the client also says which UUID it expects, the topic must have that one.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownTopic`], [`BrokerError::UnknownTopicId`].
+    pub fn topic_with_id(&self, name: &str, topic_id: Option<Uuid>) -> Result<Arc<Topic>, BrokerError> {
+        let topic = self.topic(name)?;
+        let current = topic.uuid();
+        match topic_id.filter(|topic_id| *topic_id != current) {
+            Some(topic_id) => Err(BrokerError::UnknownTopicId { topic: topic.name().clone(), topic_id, current }),
+            None => Ok(topic),
+        }
+    }
+
     /// Every topic, by name.
     pub fn topics(&self) -> Vec<Arc<Topic>> {
         self.0.topics.read().values().cloned().collect()

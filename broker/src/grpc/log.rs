@@ -10,6 +10,7 @@ use millstream_api::v1::log_server::Log;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
 
 use super::calls::caller_of;
 use super::records::{PlainRoom, to_new_record, to_partition_records};
@@ -21,7 +22,7 @@ use crate::error::BrokerError;
 use crate::log::partition::Partition;
 use crate::log::queue::Receipt;
 use crate::log::topic::Topic;
-use crate::name::{ProducerId, ProducerIdentity};
+use crate::name::{ProducerId, ProducerIdentity, shortened};
 use crate::store::place::Offset;
 
 /// How long a shutdown waits for a client to notice that its stream has ended.
@@ -234,7 +235,7 @@ impl Log for Service {
         let caller = caller_of(&request)?;
         let request = request.into_inner();
         let format = to_format(request.format)?;
-        let topic = self.broker.topic(&request.topic)?;
+        let topic = self.broker.topic_with_id(&request.topic, to_topic_id(&request.topic_id)?)?;
         let mut from = Vec::new();
         for partition in wanted_partitions(&topic, &request.partitions)? {
             let offset = resolve(&self.broker, &partition, request.from.as_ref()).await?;
@@ -259,7 +260,7 @@ impl Log for Service {
             let offset = resolve(&self.broker, &partition, request.at.as_ref()).await?;
             offsets.push(v1::PartitionOffset { partition: partition.name().partition, offset: offset.into() });
         }
-        Ok(Response::new(v1::ListOffsetsResponse { offsets }))
+        Ok(Response::new(v1::ListOffsetsResponse { offsets, topic_id: topic.uuid().to_string() }))
     }
 }
 
@@ -339,6 +340,18 @@ pub(super) fn to_format(format: i32) -> Result<v1::Format, Status> {
         .map_err(|_| status::invalid(format!("format {format} is unknown: use BATCHES or RECORDS")))
 }
 
+/// The UUID that a client expects of a topic; none where it says nothing.
+fn to_topic_id(topic_id: &str) -> Result<Option<Uuid>, BrokerError> {
+    if topic_id.is_empty() {
+        return Ok(None);
+    }
+    Uuid::parse_str(topic_id).map(Some).map_err(|_| BrokerError::InvalidArgument {
+        what: "topic id",
+        value: format!("{:?}", shortened(topic_id)),
+        allowed: "use a UUID, such as ListOffsets and DescribeTopic return".to_owned(),
+    })
+}
+
 fn to_identity(given: v1::ProducerIdentity) -> Result<ProducerIdentity, Status> {
     let v1::ProducerIdentity { producer_id, epoch } = given;
     let id = ProducerId::new(producer_id).ok_or_else(|| {
@@ -354,7 +367,7 @@ fn bytes_max(asked: u32) -> usize {
 }
 
 fn fetch_from(broker: &Broker, wanted: &v1::FetchPartition) -> Result<FetchFrom, BrokerError> {
-    let topic = broker.topic(&wanted.topic)?;
+    let topic = broker.topic_with_id(&wanted.topic, to_topic_id(&wanted.topic_id)?)?;
     let partition = topic.partition(wanted.partition)?.clone();
     let offset = partition.offset_in_range(wanted.offset)?;
     Ok(FetchFrom { partition, offset, until: None })

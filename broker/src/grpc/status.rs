@@ -55,6 +55,7 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         BrokerError::InvalidName { .. } | BrokerError::InvalidGroupId(_) => (E::InvalidName, Code::InvalidArgument),
         BrokerError::InvalidArgument { .. } | BrokerError::Protocol(_) => (E::InvalidRequest, Code::InvalidArgument),
         BrokerError::UnknownTopic { .. } => (E::UnknownTopic, Code::NotFound),
+        BrokerError::UnknownTopicId { .. } => (E::UnknownTopicId, Code::NotFound),
         BrokerError::UnknownPartition { .. } => (E::UnknownPartition, Code::NotFound),
         BrokerError::TopicExists { .. } => (E::AlreadyExists, Code::AlreadyExists),
         BrokerError::TopicInUse { .. }

@@ -178,6 +178,7 @@ fn to_topic(topic: &Topic) -> v1::Topic {
         records: topic.partitions().iter().map(|p| p.end().since(p.start())).sum(),
         bytes,
         created_at_ms: meta.created_at_ms,
+        topic_id: topic.uuid().to_string(),
         segments,
     }
 }

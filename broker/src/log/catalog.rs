@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::log::topic::{Topic, TopicMeta};
-use crate::name::TopicName;
+use crate::name::{ProducerId, TopicName};
 use crate::store::{Store, StoreError};
 
 pub(crate) const TOPIC_PREFIX: &str = "topic/";
@@ -15,6 +16,26 @@ pub(crate) const NEXT_TOPIC_ID: &str = "next-topic-id";
 
 /// Key of the first producer id that no process has reserved yet.
 pub(crate) const NEXT_PRODUCER_ID: &str = "next-producer-id";
+
+/// The last epoch that was handed out to a producer that asked for another one.
+const PRODUCER_EPOCH_PREFIX: &str = "producer-epoch/";
+
+pub(crate) fn producer_epoch_key(id: ProducerId) -> String {
+    format!("{PRODUCER_EPOCH_PREFIX}{id}")
+}
+
+pub(crate) fn load_producer_epochs(store: &Store) -> Result<Vec<(ProducerId, i16)>, StoreError> {
+    let entries = store.catalog_scan(PRODUCER_EPOCH_PREFIX)?;
+    let read = |(key, value): (String, Bytes)| {
+        let id = key[PRODUCER_EPOCH_PREFIX.len()..].parse().ok().and_then(ProducerId::new);
+        let epoch = std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok());
+        id.zip(epoch).ok_or_else(|| StoreError::Corrupt {
+            what: format!("catalog entry {key:?}"),
+            reason: format!("{value:?} is not the epoch of a producer"),
+        })
+    };
+    entries.into_iter().map(read).collect()
+}
 
 pub(crate) fn topic_key(name: &TopicName) -> String {
     format!("{TOPIC_PREFIX}{name}")

@@ -18,7 +18,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::log::commit::Upkeep;
 use crate::log::compaction::{KEYS_MAX, compact};
 use crate::log::domain::Domain;
-use crate::log::expiry::{expire_groups, forget_idle_producers};
+use crate::log::expiry::{expire_groups, expire_producer_epochs, forget_idle_producers};
 use crate::log::merge::{EXTENTS_MAX, Live, merge};
 use crate::log::partition::Partition;
 use crate::log::queue::{Ended, WeakCommitQueue};
@@ -128,8 +128,9 @@ impl Cleaner {
             log_failure(retain(self, now_ms, &mut seen));
             let idle_ms = self.domain.idle.begin_round(now_ms);
             forget_idle_producers(self, idle_ms, self.options.producer_expiry_ms, &mut swept);
+            log_failure(expire_producer_epochs(self, idle_ms, self.options.producer_expiry_ms));
             log_failure(expire_groups(self, idle_ms, now_ms, self.options.offsets_retention_ms));
-            // Where the other thread is busy it looks when it is done.
+            // If the other thread is busy, the pending message makes it look again when it is done.
             let _ = retained.try_send(());
         }
     }

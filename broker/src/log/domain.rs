@@ -6,6 +6,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::expiry::IdleClock;
+use super::producers::ProducerEpochs;
 use super::topic::Topic;
 use crate::clock::Clock;
 use crate::groups::Groups;
@@ -17,4 +18,5 @@ pub(crate) struct Domain {
     pub(crate) groups: Arc<Groups>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) idle: IdleClock,
+    pub(crate) producer_epochs: ProducerEpochs,
 }

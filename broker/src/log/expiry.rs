@@ -1,17 +1,19 @@
-//! Forgetting what nobody uses any more: idempotent producers that are idle for long, a slice of the partitions in each
-//! round, and groups without members.
+//! Expiry of what nobody uses any more: idempotent producers that have been idle for a long time, a slice of the partitions
+//! in each round, their epochs, and groups without members.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::catalog::producer_epoch_key;
 use super::cleaner::Cleaner;
 use super::commit::{Commit, Fence, OffsetChange};
-use super::queue::Ended;
+use super::queue::{Ended, wait_for_each};
 use super::topic::Topic;
 use crate::clock::Clock;
 use crate::groups::{Group, GroupKind, IdleSince};
 use crate::hash::{HashMap, HashSet};
+use crate::store::CatalogChange;
 use crate::store::place::TopicId;
 
 /// Maximum number of partitions that one round examines.
@@ -52,7 +54,7 @@ impl IdleClock {
         self.round.lock().idle_at(wall_ms)
     }
 
-    /// Begins a round, and returns the idle clock's time. What was skipped in the one before stays so.
+    /// Begins a round and returns its time. Jumps that were skipped in the previous round stay skipped.
     pub(super) fn begin_round(&self, wall_ms: i64) -> i64 {
         let mut round = self.round.lock();
         *round = Round { idle_ms: round.idle_at(wall_ms), wall_ms };
@@ -66,8 +68,9 @@ impl Round {
     }
 }
 
-/// Forgets the producers that appended nothing for `expiry_ms`, in the partitions from `swept` on, counted over all topics.
-/// `swept` is moved to where the next round goes on. `idle_ms` is the time of the idle clock.
+/// Forgets the producers that have appended nothing for `expiry_ms`. Examines a slice of the partitions, counted over
+/// all topics, that begins at `swept`, and sets `swept` to the position at which the next round continues. `idle_ms` is the
+/// time of the idle clock.
 pub(super) fn forget_idle_producers(cleaner: &Cleaner, idle_ms: i64, expiry_ms: u64, swept: &mut usize) {
     let before_ms = idle_ms.saturating_sub_unsigned(expiry_ms);
     let topics = cleaner.topics();
@@ -78,6 +81,18 @@ pub(super) fn forget_idle_producers(cleaner: &Cleaner, idle_ms: i64, expiry_ms: 
         looked_at += 1;
     }
     *swept = if looked_at == PARTITIONS_A_ROUND { *swept + looked_at } else { 0 };
+}
+
+/// Forgets the epochs that were handed out longer ago than `expiry_ms`: a producer that comes back later names its epoch.
+pub(super) fn expire_producer_epochs(cleaner: &Cleaner, idle_ms: i64, expiry_ms: u64) -> Result<(), Ended> {
+    let removed = cleaner.domain.producer_epochs.expire(idle_ms.saturating_sub_unsigned(expiry_ms), |expired| {
+        let catalog = expired.into_iter().map(|id| CatalogChange::remove(producer_epoch_key(id))).collect();
+        cleaner.queue.push_each(vec![Commit { catalog, ..Commit::default() }])
+    });
+    match removed {
+        Some(receipts) => wait_for_each(receipts?),
+        None => Ok(()),
+    }
 }
 
 /// A group without offsets is kept for this long after its last member left: whoever looked it up may be about to use it.
@@ -109,7 +124,7 @@ pub(super) fn expire_groups(cleaner: &Cleaner, idle_ms: i64, wall_ms: i64, reten
             commits.extend(unread_offsets(cleaner, &group, before_ms));
         }
     }
-    if commits.is_empty() { Ok(()) } else { cleaner.queue.commit_each(commits) }
+    wait_for_each(cleaner.queue.push_each(commits)?)
 }
 
 /// What removes the old offsets of a group in topics that none of its members reads.

@@ -19,9 +19,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use crate::hash::HashMap;
 use millstream_record::{BatchHeader, RecordBatch, sequence_after};
+use parking_lot::Mutex;
 
 use crate::error::BrokerError;
-use crate::name::{ProducerId, TopicPartition};
+use crate::name::{ProducerId, ProducerIdentity, TopicPartition};
 use crate::store::place::Offset;
 
 /// Batches of a producer that a partition remembers: as many as Kafka, whose clients have no more on
@@ -37,6 +38,9 @@ const FORGOTTEN_FRACTION: usize = 10;
 
 /// Ids that are reserved on disk at once.
 pub(crate) const PRODUCER_IDS_RESERVED: i64 = 1_000;
+
+/// Producers whose epochs are remembered at most, some 50 bytes each. The ones whose epochs were handed out first are forgotten.
+const EPOCHS_MAX: usize = 10_000;
 
 /// Sequence numbers are compared on a circle: what lies up to this far back is older.
 const SEQUENCES_HALF: u32 = 1 << 30;
@@ -214,6 +218,53 @@ impl Producers {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
+    }
+}
+
+/// The last epoch that was handed out to each producer that asked for another one. The catalog has them too, so that no epoch
+/// is handed out twice.
+#[derive(Debug, Default)]
+pub(crate) struct ProducerEpochs(Mutex<HashMap<ProducerId, HandedOut>>);
+
+#[derive(Clone, Copy, Debug)]
+struct HandedOut {
+    epoch: i16,
+    /// By the idle clock, in milliseconds since the epoch.
+    at_ms: i64,
+}
+
+impl ProducerEpochs {
+    /// With the epochs that the catalog has, handed out at this time of the idle clock.
+    pub(crate) fn new(epochs: impl IntoIterator<Item = (ProducerId, i16)>, at_ms: i64) -> Self {
+        Self(Mutex::new(epochs.into_iter().map(|(id, epoch)| (id, HandedOut { epoch, at_ms })).collect()))
+    }
+
+    /// The next epoch of a producer that has this one: a later one than any that was handed out. `None` where the last epoch
+    /// was handed out.
+    pub(crate) fn next(&self, ProducerIdentity { id, epoch }: ProducerIdentity, at_ms: i64) -> Option<i16> {
+        let mut handed_out = self.0.lock();
+        let last = handed_out.get(&id).map_or(epoch, |last| last.epoch.max(epoch));
+        let next = last.checked_add(1)?;
+        handed_out.insert(id, HandedOut { epoch: next, at_ms });
+        Some(next)
+    }
+
+    /// Forgets the epochs that were handed out before this time of the idle clock, and the oldest of those that are too many.
+    /// `forget` is called with them before any of these producers gets another epoch.
+    pub(crate) fn expire<T>(&self, before_ms: i64, forget: impl FnOnce(Vec<ProducerId>) -> T) -> Option<T> {
+        let mut handed_out = self.0.lock();
+        let mut all: Vec<(i64, ProducerId)> = handed_out.iter().map(|(id, last)| (last.at_ms, *id)).collect();
+        all.sort_unstable();
+        let too_many = all.len().saturating_sub(EPOCHS_MAX);
+        let expired = all.partition_point(|(at_ms, _)| *at_ms < before_ms).max(too_many);
+        if expired == 0 {
+            return None;
+        }
+        let ids: Vec<_> = all[..expired].iter().map(|(_, id)| *id).collect();
+        for id in &ids {
+            handed_out.remove(id);
+        }
+        Some(forget(ids))
     }
 }
 

@@ -106,20 +106,11 @@ impl WeakCommitQueue {
         Some(queue.send(Commit::default(), Some(Box::new(upkeep)), None))
     }
 
-    /// Commits these, and waits on a thread that may block. A commit that is refused is left out.
-    pub(super) fn commit_each(&self, commits: Vec<Commit>) -> Result<(), Ended> {
+    /// Queues commits, in order.
+    pub(super) fn push_each(&self, commits: Vec<Commit>) -> Result<Vec<Receipt>, Ended> {
         let requests = self.requests.upgrade().ok_or(Ended::Closing)?;
         let queue = CommitQueue { requests, store: self.store.clone() };
-        let receipts: Vec<_> = commits.into_iter().map(|commit| queue.push(commit, None)).collect();
-        // The committer ends once nobody can send to it.
-        drop(queue);
-        for receipt in receipts {
-            match receipt.0.blocking_recv() {
-                Ok(Err(BrokerError::Storage(_) | BrokerError::ShuttingDown)) | Err(_) => return Err(Ended::Closing),
-                Ok(Ok(_) | Err(_)) => {}
-            }
-        }
-        Ok(())
+        Ok(commits.into_iter().map(|commit| queue.push(commit, None)).collect())
     }
 
     /// Commits upkeep, and waits on a thread that may block. Files of segments that are no longer needed go here.
@@ -147,6 +138,17 @@ impl WeakCommitQueue {
     pub(super) fn fail_on_panic(&self, thread: &'static str) -> FailOnPanic<'_> {
         FailOnPanic { queue: self, thread }
     }
+}
+
+/// Blocks until each of these is answered. A commit that was refused is not an error: its reason was gone.
+pub(super) fn wait_for_each(receipts: Vec<Receipt>) -> Result<(), Ended> {
+    for Receipt(receipt) in receipts {
+        match receipt.blocking_recv() {
+            Ok(Err(BrokerError::Storage(_) | BrokerError::ShuttingDown)) | Err(_) => return Err(Ended::Closing),
+            Ok(Ok(_) | Err(_)) => {}
+        }
+    }
+    Ok(())
 }
 
 /// See [`WeakCommitQueue::fail_on_panic`].

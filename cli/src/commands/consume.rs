@@ -102,6 +102,8 @@ struct Printing<'a> {
     printed: u64,
     /// Number of records deleted by retention before they were read, as far as it was reported.
     missed: u64,
+    /// Number of times that the topic was deleted and created again, as far as it was reported.
+    recreated: u64,
 }
 
 impl<'a> Printing<'a> {
@@ -115,6 +117,7 @@ impl<'a> Printing<'a> {
             left: args.max.map_or(u64::MAX, NonZeroU64::get),
             printed: 0,
             missed: 0,
+            recreated: 0,
         }
     }
 
@@ -149,6 +152,7 @@ impl<'a> Printing<'a> {
             }
             trouble.tell("no records arrive", consumer.trouble(), &self.progress);
             self.tell_missed(consumer.missed_records());
+            self.tell_recreated(consumer.recreated_topics());
             self.progress.say(text::plural(self.printed, "record"));
         }
         Ok(self.out.flush()?)
@@ -180,6 +184,14 @@ impl<'a> Printing<'a> {
         if more > 0 {
             let more = text::plural(more, "record");
             self.progress.aside(|| exit::say(format_args!("retention deleted {more} before this group read them")));
+        }
+    }
+
+    fn tell_recreated(&mut self, times: u64) {
+        if std::mem::replace(&mut self.recreated, times) < times {
+            let topic = &self.args.topic;
+            let told = format_args!("topic {topic} was deleted and created again: reading it from its first record");
+            self.progress.aside(|| exit::say(told));
         }
     }
 

@@ -66,6 +66,10 @@ pub(crate) struct Args {
     /// reorganize data that is already stored [default: same as --journal-bytes-max]
     #[arg(long, value_name = "SIZE", value_parser = amount::bytes)]
     pub(crate) disk_reserve_bytes: Option<u64>,
+    /// How long the committed offsets of a consumer group are kept after its last member left and its last commit, such
+    /// as 12h or 7d [default: 7d]
+    #[arg(long, value_name = "DURATION", value_parser = amount::milliseconds)]
+    pub(crate) offsets_retention: Option<u64>,
     #[command(flatten)]
     pub(crate) bounds: BoundsArgs,
 }
@@ -174,7 +178,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn open(args: &Args, quotas: QuotaSettings, registry: &mut Registry) -> anyhow::Result<(Broker, Runtime)> {
     let data = args.data.clone();
     let threads = args.worker_threads.map(NonZeroUsize::get);
-    let journal_bytes_max = args.journal_bytes_max;
+    let (journal_bytes_max, offsets_retention_ms) = (args.journal_bytes_max, args.offsets_retention);
     let disk_reserve_bytes = args.disk_reserve_bytes;
     let mut own = std::mem::take(registry);
     let opened = tokio::task::spawn_blocking(move || {
@@ -182,6 +186,9 @@ async fn open(args: &Args, quotas: QuotaSettings, registry: &mut Registry) -> an
         let mut settings = BrokerSettings { quotas, disk_reserve_bytes, ..BrokerSettings::default() };
         if let Some(bytes) = journal_bytes_max {
             settings.journal_bytes_max = bytes;
+        }
+        if let Some(ms) = offsets_retention_ms {
+            settings.offsets_retention_ms = ms;
         }
         let broker = Broker::open(&data, settings, StoreOptions::default(), clock, &mut own)?;
         let engine = EngineSettings { cache_dir: Some(data.join("compiled")), ..EngineSettings::default() };

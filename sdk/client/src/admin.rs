@@ -101,12 +101,22 @@ impl Admin {
         partitions: &[u32],
         at: Position,
     ) -> Result<Vec<v1::PartitionOffset>, ClientError> {
+        Ok(self.topic_offsets(topic, partitions, at).await?.offsets)
+    }
+
+    /// As [`Admin::list_offsets`], together with the topic's UUID.
+    pub(crate) async fn topic_offsets(
+        &self,
+        topic: &str,
+        partitions: &[u32],
+        at: Position,
+    ) -> Result<v1::ListOffsetsResponse, ClientError> {
         let request = v1::ListOffsetsRequest {
             topic: topic.to_owned(),
             partitions: partitions.to_vec(),
             at: Some(v1::Position::from(at)),
         };
-        Ok(self.answer("ListOffsets", self.log().list_offsets(request)).await?.offsets)
+        self.answer("ListOffsets", self.log().list_offsets(request)).await
     }
 
     /// Reads once.

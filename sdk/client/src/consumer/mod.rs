@@ -292,6 +292,12 @@ impl Consumer {
         self.shared.missed_records()
     }
 
+    /// Returns how many times a topic that this consumer reads without a membership was deleted and created again since the
+    /// consumer was created. Reading continues at the first record of the new topic.
+    pub fn recreated_topics(&self) -> u64 {
+        self.shared.recreated_topics()
+    }
+
     async fn take(&mut self) -> Option<Result<(RecordSet, Arc<Assigned>), ClientError>> {
         if self.broken {
             return None;

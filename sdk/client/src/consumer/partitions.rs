@@ -28,7 +28,23 @@ struct Reading {
     offset: u64,
 }
 
-type Partitions = BTreeMap<(Arc<str>, u32), Reading>;
+/// What is read: partitions, and the UUIDs of their topics.
+#[derive(Default)]
+struct Partitions {
+    readings: BTreeMap<(Arc<str>, u32), Reading>,
+    topic_ids: BTreeMap<Arc<str>, String>,
+}
+
+impl Partitions {
+    fn assigned(&self) -> impl Iterator<Item = Arc<Assigned>> {
+        self.readings.values().map(|reading| reading.partition.clone())
+    }
+
+    /// The sum of all offsets, which grows while records arrive.
+    fn progress(&self) -> u64 {
+        self.readings.values().map(|reading| reading.offset).sum()
+    }
+}
 
 type Answers = Pin<Box<dyn Stream<Item = Piece> + Send>>;
 
@@ -92,17 +108,20 @@ async fn read(shared: &Shared) -> Option<ClientError> {
         Ok(partitions) => partitions,
         Err(error) => return Some(error),
     };
-    shared.assign(0, partitions.values().map(|reading| reading.partition.clone()));
+    shared.assign(0, partitions.assigned());
     let mut backoff = Backoff::new(shared.settings.retry_backoff_ms);
     let mut channels = Vec::new();
     loop {
-        let before: u64 = partitions.values().map(|reading| reading.offset).sum();
+        let before = partitions.progress();
         let error = match stream_all(shared, &mut partitions, &mut channels).await {
             Stop::Closing | Stop::Done => return None,
-            Stop::Failed(error) => return Some(error),
+            Stop::Failed(error) => match unless_closing(shared, start_anew(shared, &mut partitions, error)).await? {
+                Ok(()) => continue,
+                Err(error) => return Some(error),
+            },
             Stop::Lost(error) => error,
         };
-        if partitions.values().map(|reading| reading.offset).sum::<u64>() > before {
+        if partitions.progress() > before {
             backoff.reset();
             shared.calm();
         }
@@ -138,22 +157,54 @@ async fn begin(shared: &Shared) -> Result<Partitions, ClientError> {
             Err(error) => return Err(error),
         }
     }
-    let mut partitions = Partitions::new();
+    let mut partitions = Partitions::default();
     for topic in &settings.topics {
         let name: Arc<str> = topic.as_str().into();
-        for offset in admin.list_offsets(topic, &settings.partitions, settings.from).await? {
+        let listed = admin.topic_offsets(topic, &settings.partitions, settings.from).await?;
+        partitions.topic_ids.insert(name.clone(), listed.topic_id);
+        for offset in listed.offsets {
             let number = offset.partition;
             let offset = committed.get(&(topic.clone(), number)).copied().unwrap_or(offset.offset);
             let partition = Assigned::new(name.clone(), number, offset);
-            partitions.insert((name.clone(), number), Reading { partition, offset });
+            partitions.readings.insert((name.clone(), number), Reading { partition, offset });
         }
     }
     Ok(partitions)
 }
 
+/// After an error, reads the topics that were deleted and created again from their first records. Returns the error if it
+/// has another cause.
+async fn start_anew(shared: &Shared, partitions: &mut Partitions, error: ClientError) -> Result<(), ClientError> {
+    if !matches!(error.code(), Some(v1::ErrorCode::UnknownTopic | v1::ErrorCode::UnknownTopicId)) {
+        return Err(error);
+    }
+    let (admin, mut recreated) = (shared.client.admin(), 0);
+    for topic in &shared.settings.topics {
+        let listed = admin.topic_offsets(topic, &shared.settings.partitions, Position::Earliest).await?;
+        let name: Arc<str> = topic.as_str().into();
+        if partitions.topic_ids.get(&name) == Some(&listed.topic_id) {
+            continue;
+        }
+        tracing::warn!(topic, "the topic was deleted and created again: reading it from its first record");
+        recreated += 1;
+        partitions.readings.retain(|(of, _), _| *of != name);
+        for v1::PartitionOffset { partition: number, offset } in listed.offsets {
+            let partition = Assigned::new(name.clone(), number, offset);
+            partitions.readings.insert((name.clone(), number), Reading { partition, offset });
+        }
+        partitions.topic_ids.insert(name, listed.topic_id);
+    }
+    if recreated == 0 {
+        return Err(error);
+    }
+    shared.recreated(recreated);
+    shared.assign(0, partitions.assigned());
+    Ok(())
+}
+
 async fn stream_all(shared: &Shared, partitions: &mut Partitions, channels: &mut Vec<Channel>) -> Stop {
     let mut groups: BTreeMap<(Arc<str>, u64), Vec<u32>> = BTreeMap::new();
-    for ((topic, number), reading) in partitions.iter() {
+    for ((topic, number), reading) in &partitions.readings {
         groups.entry((topic.clone(), reading.offset)).or_default().push(*number);
     }
     let mut keys: Vec<(Arc<str>, Vec<u32>)> = Vec::with_capacity(groups.len());
@@ -170,6 +221,7 @@ async fn stream_all(shared: &Shared, partitions: &mut Partitions, channels: &mut
             until_end: shared.settings.until_end,
             format: v1::Format::Batches as i32,
             max_bytes: u32::try_from(shared.settings.fetch_bytes_max).unwrap_or(u32::MAX),
+            topic_id: partitions.topic_ids.get(&topic).cloned().unwrap_or_default(),
         };
         keys.push((topic, numbers));
         streams.push(Box::pin(open(channel, request, index)));
@@ -195,9 +247,9 @@ async fn stream_all(shared: &Shared, partitions: &mut Partitions, channels: &mut
             Some(Piece::Ended(index)) if shared.settings.until_end => {
                 let (topic, numbers) = &keys[index];
                 for number in numbers {
-                    partitions.remove(&(topic.clone(), *number));
+                    partitions.readings.remove(&(topic.clone(), *number));
                 }
-                if partitions.is_empty() {
+                if partitions.readings.is_empty() {
                     return Stop::Done;
                 }
             }
@@ -235,7 +287,7 @@ fn take(shared: &Shared, partitions: &mut Partitions, records: v1::PartitionReco
         return Err(ClientError::refused(error));
     }
     let key = (Arc::from(records.topic.as_str()), records.partition);
-    let Some(reading) = partitions.get_mut(&key) else {
+    let Some(reading) = partitions.readings.get_mut(&key) else {
         let what =
             format!("records of topic {}, partition {}, which was not requested", records.topic, records.partition);
         return Err(ClientError::Protocol { server: shared.client.server().to_owned(), message: what });

@@ -134,6 +134,7 @@ pub(super) struct Shared {
     pub(super) assignment: watch::Sender<Assignment>,
     trouble: Mutex<Option<Trouble>>,
     missed_records: AtomicU64,
+    recreated_topics: AtomicU64,
 }
 
 /// An outage of the connection to the server.
@@ -192,6 +193,7 @@ impl Shared {
             assignment: watch::Sender::new(Assignment::default()),
             trouble: Mutex::default(),
             missed_records: AtomicU64::new(0),
+            recreated_topics: AtomicU64::new(0),
         }
     }
 
@@ -202,6 +204,15 @@ impl Shared {
 
     pub(super) fn missed_records(&self) -> u64 {
         self.missed_records.load(Ordering::Relaxed)
+    }
+
+    /// Counts topics that were deleted and created again while they were read.
+    pub(super) fn recreated(&self, topics: u64) {
+        self.recreated_topics.fetch_add(topics, Ordering::Relaxed);
+    }
+
+    pub(super) fn recreated_topics(&self) -> u64 {
+        self.recreated_topics.load(Ordering::Relaxed)
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
