@@ -42,7 +42,7 @@ pub enum BrokerError {
         allowed: String,
     },
     /// No such topic.
-    #[error("there is no topic {topic:?}: create it with `millstream topic create {topic}`")]
+    #[error("there is no topic {topic:?}")]
     UnknownTopic {
         /// The name as asked.
         topic: String,
@@ -234,7 +234,7 @@ pub enum BrokerError {
     /// Records that the disk did not give back as they were written.
     #[error(
         "topic {topic}, partition {partition}: the records at offsets {first} to {last} are damaged on disk \
-         ({reason}); those after them can be read from offset {}, and `millstream check` finds all damage", last.next()
+         ({reason}); those after them can be read from offset {}", last.next()
     )]
     Damaged {
         /// The topic.
@@ -249,7 +249,7 @@ pub enum BrokerError {
         reason: String,
     },
     /// No such group.
-    #[error("there is no group {group:?}: `millstream group list` shows those there are")]
+    #[error("there is no group {group:?}")]
     UnknownGroup {
         /// The name as asked.
         group: String,
@@ -357,8 +357,8 @@ pub enum BrokerError {
     Unreadable(Arc<StoreError>),
     /// So it was with a partition's records.
     #[error(
-        "topic {}, partition {}: the records from offset {offset} on cannot be read, everything else goes on: {source}{}",
-        partition.topic, partition.partition, what_is_lost(source)
+        "topic {}, partition {}: the records from offset {offset} on cannot be read, everything else goes on: {source}",
+        partition.topic, partition.partition
     )]
     UnreadableRecords {
         /// Where they are.
@@ -385,11 +385,6 @@ fn them(pipelines: &[String]) -> &'static str {
     if pipelines.len() == 1 { "the pipeline" } else { "these pipelines" }
 }
 
-/// The source may say so already.
-fn what_is_lost(source: &StoreError) -> &'static str {
-    if source.is_of_damage() { "" } else { "; `millstream check` says what is lost" }
-}
-
 /// What brings writes back.
 fn until(error: &StoreError) -> &'static str {
     if error.is_disk_full() { " until there is room on the disk and it is started again; reads go on" } else { "" }
@@ -398,26 +393,5 @@ fn until(error: &StoreError) -> &'static str {
 impl From<StoreError> for BrokerError {
     fn from(error: StoreError) -> Self {
         Self::Unreadable(Arc::new(error))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use StoreError;
-
-    #[test]
-    fn what_cannot_be_read_sends_to_the_check_once() {
-        let told = |source: StoreError| {
-            let partition = TopicPartition { topic: TopicName::new("t").unwrap(), partition: 3 };
-            BrokerError::UnreadableRecords { partition, offset: Offset::ZERO, source: Arc::new(source) }.to_string()
-        };
-        let source = std::io::ErrorKind::NotFound.into();
-        let missing = StoreError::Io { action: "open", path: "segments/7".into(), source };
-        let corrupt = StoreError::Corrupt { what: "segments/7".to_owned(), reason: "a bit".to_owned() };
-        for source in [missing, corrupt] {
-            let told = told(source);
-            assert_eq!(told.matches("millstream check").count(), 1, "{told}");
-        }
     }
 }

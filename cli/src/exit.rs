@@ -66,6 +66,28 @@ fn advice(error: &ClientError) -> &'static str {
             "\n  start one with `millstream serve --data ./millstream-data`, or set the address with --server or MILLSTREAM_SERVER"
         }
         ClientError::CallTimeout { .. } => "\n  use --call-timeout-ms to wait longer",
+        ClientError::Refused { code, .. } => advice_for(*code),
+        _ => "",
+    }
+}
+
+/// The server's errors speak of topics and groups; the commands that help are those of this program.
+fn advice_for(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::UnknownTopic => {
+            "\n  `millstream topic list` lists the topics, and `millstream topic create NAME` creates one"
+        }
+        ErrorCode::UnknownGroup => "\n  `millstream group list` lists the groups",
+        ErrorCode::UnknownModule => {
+            "\n  `millstream module list` lists the modules, and `millstream module push NAME FILE` adds one"
+        }
+        ErrorCode::UnknownPipeline => {
+            "\n  `millstream pipeline list` lists the pipelines, and `millstream apply -f FILE` adds one"
+        }
+        ErrorCode::StorageFailed => {
+            "\n  `millstream check --data DIR` finds all damage in the data directory of a stopped server, and with --repair \
+             keeps what is sound"
+        }
         _ => "",
     }
 }

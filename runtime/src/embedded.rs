@@ -42,8 +42,8 @@ impl EmbeddedLog {
         let BrokerError::OffsetOutOfRange { topic, .. } = &error else { return error.into() };
         let group = self.fence.group().id();
         LogError::Failed(format!(
-            "{error}: the records were deleted before they were read; to continue without them, run `millstream group reset \
-             {group} --topic {topic} --to earliest` and then `millstream pipeline resume {group}`"
+            "{error}: the records were deleted before they were read; to continue without them, reset the offsets of group \
+             {group} in topic {topic} to the earliest, and resume the pipeline"
         ))
     }
 

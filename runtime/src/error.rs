@@ -25,9 +25,7 @@ pub enum RuntimeError {
         source: ModuleError,
     },
     /// The module does not exist.
-    #[error(
-        "there is no module {reference:?}: `millstream module list` lists the modules, `millstream module push` adds one"
-    )]
+    #[error("there is no module {reference:?}")]
     UnknownModule {
         /// The reference, as given.
         reference: String,
@@ -41,7 +39,7 @@ pub enum RuntimeError {
         pipeline: String,
     },
     /// The pipeline does not exist.
-    #[error("there is no pipeline {pipeline:?}: `millstream pipeline list` lists the pipelines")]
+    #[error("there is no pipeline {pipeline:?}")]
     UnknownPipeline {
         /// The name, as given.
         pipeline: String,

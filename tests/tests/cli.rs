@@ -623,9 +623,11 @@ fn a_pipeline_whose_records_are_gone_says_so_and_how_to_go_on() {
     server.run(&["pipeline", "resume", "word-counts"]).ok();
     let reason = || json_of(&server, &["pipeline", "describe", "word-counts"])["reason"].to_string();
     wait_until("the pipeline stops", || reason().contains("offset 1 is out of range, 2 to 3 are there"));
+    assert!(reason().contains("reset the offsets of group word-counts in topic lines to the earliest"), "{}", reason());
+    let described = server.run(&["pipeline", "describe", "word-counts"]).ok();
     let (reset, resume) = ("group reset word-counts --topic lines --to earliest", "pipeline resume word-counts");
     for command in [reset, resume] {
-        assert!(reason().contains(&format!("`millstream {command}`")), "{}", reason());
+        assert!(described.contains(&format!("`millstream {command}`")), "{described}");
         server.run(&command.split(' ').collect::<Vec<_>>()).ok();
     }
     caught_up(&server);

@@ -8,6 +8,7 @@ pub mod fetch;
 mod groups;
 pub(crate) mod in_flight;
 pub mod operation;
+pub mod position;
 mod produce;
 mod producers;
 pub mod quota;

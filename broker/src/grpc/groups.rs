@@ -18,12 +18,13 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::calls::caller_of;
-use super::log::{answer, resolve, to_format, wanted_partitions};
+use super::log::{answer, to_format};
 use super::records::PlainRoom;
 use super::status;
 use crate::broker::caller::Caller;
 use crate::broker::consumer::{Consumer, Event, Join};
 use crate::broker::fetch::Fetched;
+use crate::broker::position::Position;
 use crate::broker::{Broker, GroupOffset};
 use crate::error::BrokerError;
 use crate::groups::{Group, GroupKind, MemberId};
@@ -111,22 +112,20 @@ impl Groups for Service {
         &self,
         request: Request<v1::ResetGroupRequest>,
     ) -> Result<Response<v1::ResetGroupResponse>, Status> {
-        use v1::position::At;
         use v1::reset_group_request::To;
         let request = request.into_inner();
-        let at = match request.to {
+        let position = match request.to {
             None => return Err(status::invalid("specify a position: earliest, latest, an offset or a time")),
-            Some(To::Earliest(_)) => At::Earliest(true),
-            Some(To::Latest(_)) => At::Latest(true),
-            Some(To::Offset(offset)) => At::Offset(offset),
-            Some(To::TimestampMs(timestamp_ms)) => At::TimestampMs(timestamp_ms),
+            Some(To::Earliest(_)) => Position::Earliest,
+            Some(To::Latest(_)) => Position::Latest,
+            Some(To::Offset(offset)) => Position::Offset(offset),
+            Some(To::TimestampMs(timestamp_ms)) => Position::Timestamp(timestamp_ms),
         };
-        let position = v1::Position { at: Some(at) };
         let group = self.broker.groups().get(&request.group)?;
         let topic = self.broker.topic(&request.topic)?;
         let mut offsets = Vec::new();
-        for partition in wanted_partitions(&topic, &request.partitions)? {
-            let offset = resolve(&self.broker, &partition, Some(&position)).await?;
+        for partition in topic.chosen_partitions(&request.partitions)? {
+            let offset = self.broker.offset_at(&partition, position).await?;
             offsets.push((partition.name().clone(), offset));
         }
         if request.dry_run {

@@ -1,7 +1,6 @@
 //! The service `millstream.v1.Log`: produce, fetch, consume.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -17,11 +16,10 @@ use super::records::{PlainRoom, to_new_record, to_partition_records};
 use super::status;
 use crate::broker::caller::Caller;
 use crate::broker::fetch::{Fetch, FetchFrom, WAIT_MAX};
+use crate::broker::position::Position;
 use crate::broker::{Broker, Queued};
 use crate::error::BrokerError;
-use crate::log::partition::Partition;
 use crate::log::queue::Receipt;
-use crate::log::topic::Topic;
 use crate::name::{ProducerId, ProducerIdentity, shortened};
 use crate::store::place::Offset;
 
@@ -237,8 +235,8 @@ impl Log for Service {
         let format = to_format(request.format)?;
         let topic = self.broker.topic_with_id(&request.topic, to_topic_id(&request.topic_id)?)?;
         let mut from = Vec::new();
-        for partition in wanted_partitions(&topic, &request.partitions)? {
-            let offset = resolve(&self.broker, &partition, request.from.as_ref()).await?;
+        for partition in topic.chosen_partitions(&request.partitions)? {
+            let offset = self.broker.offset_at(&partition, to_position(request.from.as_ref())).await?;
             let until = request.until_end.then(|| partition.end());
             from.push(FetchFrom { partition, offset, until });
         }
@@ -256,8 +254,8 @@ impl Log for Service {
         let request = request.into_inner();
         let topic = self.broker.topic(&request.topic)?;
         let mut offsets = Vec::new();
-        for partition in wanted_partitions(&topic, &request.partitions)? {
-            let offset = resolve(&self.broker, &partition, request.at.as_ref()).await?;
+        for partition in topic.chosen_partitions(&request.partitions)? {
+            let offset = self.broker.offset_at(&partition, to_position(request.at.as_ref())).await?;
             offsets.push(v1::PartitionOffset { partition: partition.name().partition, offset: offset.into() });
         }
         Ok(Response::new(v1::ListOffsetsResponse { offsets, topic_id: topic.uuid().to_string() }))
@@ -373,33 +371,14 @@ fn fetch_from(broker: &Broker, wanted: &v1::FetchPartition) -> Result<FetchFrom,
     Ok(FetchFrom { partition, offset, until: None })
 }
 
-pub(super) fn wanted_partitions(topic: &Topic, wanted: &[u32]) -> Result<Vec<Arc<Partition>>, BrokerError> {
-    if wanted.is_empty() {
-        return Ok(topic.partitions().to_vec());
-    }
-    let mut wanted = wanted.to_vec();
-    wanted.sort_unstable();
-    wanted.dedup();
-    wanted.into_iter().map(|number| topic.partition(number).cloned()).collect()
-}
-
-/// Returns the offset of a position, or the log end offset if no position is given.
-pub(super) async fn resolve(
-    broker: &Broker,
-    partition: &Arc<Partition>,
-    position: Option<&v1::Position>,
-) -> Result<Offset, BrokerError> {
+/// Converts a position. Without one it is the log end offset.
+pub(super) fn to_position(position: Option<&v1::Position>) -> Position {
     use v1::position::At;
     match position.and_then(|position| position.at.as_ref()) {
-        None | Some(At::Latest(_)) => Ok(partition.end()),
-        Some(At::Earliest(_)) => Ok(partition.start()),
-        Some(At::Offset(offset)) => partition.offset_in_range(*offset),
-        Some(At::TimestampMs(timestamp_ms)) => {
-            let (store, limits) = (broker.store().clone(), broker.settings().limits);
-            let (partition, timestamp_ms) = (partition.clone(), *timestamp_ms);
-            let find = move || partition.offset_at(&store, timestamp_ms, &limits);
-            broker.readers().run(find).await.unwrap_or(Err(BrokerError::ShuttingDown))
-        }
+        None | Some(At::Latest(_)) => Position::Latest,
+        Some(At::Earliest(_)) => Position::Earliest,
+        Some(At::Offset(offset)) => Position::Offset(*offset),
+        Some(At::TimestampMs(timestamp_ms)) => Position::Timestamp(*timestamp_ms),
     }
 }
 

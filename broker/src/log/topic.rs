@@ -1,5 +1,6 @@
 //! Topics: names, settings and what may be altered of them, and the partitions of each.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -325,6 +326,18 @@ impl Topic {
             return Ok(());
         }
         Err(BrokerError::NullKey { topic: self.name.clone(), partition, index })
+    }
+
+    /// The partitions with these numbers, each once and in order; all partitions if no number is given.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownPartition`].
+    pub fn chosen_partitions(&self, numbers: &[u32]) -> Result<Vec<Arc<Partition>>, BrokerError> {
+        if numbers.is_empty() {
+            return Ok(self.partitions.clone());
+        }
+        let numbers: BTreeSet<u32> = numbers.iter().copied().collect();
+        numbers.into_iter().map(|number| self.partition(number).cloned()).collect()
     }
 
     /// How many partitions it has.

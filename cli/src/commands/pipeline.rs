@@ -140,9 +140,27 @@ async fn describe(name: &str, output: &OutputArgs, client: &Client) -> anyhow::R
             out.line("")?;
             out.table(&group::offsets(&described.offsets))?;
         }
+        if !pipeline.reason.is_empty() {
+            out.line("")?;
+            out.line(how_to_go_on(&pipeline))?;
+        }
     }
     out.finish()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the commands that start a stopped pipeline again.
+fn how_to_go_on(pipeline: &v1::Pipeline) -> String {
+    let v1::Pipeline { name, from, .. } = pipeline;
+    let topic = match &from[..] {
+        [topic] => topic,
+        _ => "TOPIC",
+    };
+    format!(
+        "`millstream pipeline resume {name}` tries again; to leave records out, reset the offsets before that:\n  \
+         `millstream group reset {name} --topic {topic} --to earliest` goes on at the first record that is still stored,\n  \
+         `millstream group reset {name} --topic {topic} --to latest` at the next record that arrives"
+    )
 }
 
 fn fields(pipeline: &v1::Pipeline) -> Table {

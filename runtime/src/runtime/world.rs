@@ -37,14 +37,12 @@ impl World for Deployed<'_> {
             None => reference.as_str(),
             Some(path) => match self.paths.get(path) {
                 Some(pushed) => pushed,
-                None => return Err("is a path, and no module was uploaded for it: use `millstream apply`".to_owned()),
+                None => return Err("is a path, and no module was uploaded for it".to_owned()),
             },
         };
         match self.inner.modules.get(asked) {
             Ok(entry) => Ok((entry.hash, entry.kind)),
-            Err(RuntimeError::UnknownModule { .. }) => {
-                Err("is not uploaded: push it with `millstream module push`".to_owned())
-            }
+            Err(RuntimeError::UnknownModule { .. }) => Err("is not uploaded".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }
