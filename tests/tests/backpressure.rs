@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use millstream_api::v1::log_client::LogClient;
 use millstream_api::v1::position::At;
 use millstream_api::v1::topics_client::TopicsClient;
-use millstream_api::{CLIENT_ID_METADATA, ERROR_TRAILER, MESSAGE_BYTES_MAX, v1};
+use millstream_api::{CLIENT_ID_METADATA, ERROR_TRAILER, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES, v1};
 use millstream_broker::broker::quota::{ClientId, QuotaSettings, Rates};
 use millstream_broker::clock::SystemClock;
 use millstream_broker::grpc::{self, ServeSettings};
@@ -384,6 +384,50 @@ async fn connections_beyond_the_limit_are_closed_at_once_and_the_others_go_on() 
     wait_until("the connection is closed", || open(1.0)).await;
     produce(&served.channel().await).await.unwrap();
     assert_eq!(served.end_offset(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_body_of_a_request_is_not_read_before_the_request_is_admitted() {
+    const BODY_BYTES: usize = 12 << 20;
+    let settings = with_quotas(Rates::default(), [("slow", produce_rate(1))]);
+    let served = Served::start(settings, ServeSettings::default()).await;
+    // From now on the client is in debt for hours.
+    served.client("slow").admin().produce(request(32 << 10)).await.unwrap();
+    let fast = served.client("fast").admin();
+    for path in ["Log/Produce", "Log/ProduceStream"] {
+        let stream = TcpStream::connect(&served.address).await.unwrap();
+        let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();
+        let working = tokio::spawn(connection);
+        let mut wanted = grpc_request(&served, path, None);
+        wanted.headers_mut().insert(CLIENT_ID_METADATA, "slow".parse().unwrap());
+        let (_answer, mut body) = requests.send_request(wanted, false).unwrap();
+        let sent = Arc::new(AtomicUsize::new(0));
+        let sending = tokio::spawn({
+            let sent = sent.clone();
+            async move {
+                let mut message = vec![0; 5 + BODY_BYTES];
+                message[1..5].copy_from_slice(&(BODY_BYTES as u32).to_be_bytes());
+                let mut message = Bytes::from(message);
+                while !message.is_empty() {
+                    body.reserve_capacity(message.len());
+                    let allowed = std::future::poll_fn(|context| body.poll_capacity(context)).await.unwrap().unwrap();
+                    body.send_data(message.split_to(allowed), false).unwrap();
+                    sent.fetch_add(allowed, Ordering::SeqCst);
+                }
+            }
+        });
+        // Meanwhile the server has the time to answer many requests of somebody else. Of this one it reads no more than
+        // what it has said that any client may send, and one frame.
+        wait_until("the client sends what it may", || sent.load(Ordering::SeqCst) >= STREAM_WINDOW_BYTES as usize)
+            .await;
+        for _ in 0..100 {
+            soon("the other client's request is answered", fast.produce(request(32 << 10))).await.unwrap();
+        }
+        let sent = sent.load(Ordering::SeqCst);
+        assert!(sent <= STREAM_WINDOW_BYTES as usize + (1 << 20), "{path}: {sent} bytes were read");
+        sending.abort();
+        working.abort();
+    }
 }
 
 /// Such a peer answers nothing, and its connection stays open.

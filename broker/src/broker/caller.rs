@@ -24,24 +24,28 @@ impl Caller {
         Self { broker, client, in_flight }
     }
 
-    /// Waits until the next produce request may be read from the connection.
-    pub(crate) async fn may_produce(&self) {
-        self.broker.quotas().paid(&self.client, QuotaKind::Produce).await;
-    }
-
-    /// Waits for the client's quota, and then until `bytes` more may be in flight on its connection. They count as in
-    /// flight until the permit is dropped, which happens when the request is answered. No part of the commit queue's
-    /// limit is held while waiting.
-    ///
-    /// # Errors
-    /// [`BrokerError::ShuttingDown`] if the broker stops first.
-    pub(crate) async fn admit(&self, bytes: usize) -> Result<OwnedSemaphorePermit, BrokerError> {
+    /// Waits until a produce request of `bytes` may be read from the connection: the client has paid for its earlier
+    /// requests, and so many bytes more may be in flight on the connection. They count as in flight until the permit is
+    /// dropped, which happens when the request is answered. No part of the commit queue's limit is held while waiting.
+    /// Returns `None` if the broker stops first.
+    pub(crate) async fn may_read(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let admitted = async {
-            self.broker.quotas().take(&self.client, QuotaKind::Produce, bytes).await;
+            self.broker.quotas().paid(&self.client, QuotaKind::Produce).await;
             self.in_flight.take(bytes).await
         };
         tokio::select! {
-            permit = admitted => permit.ok_or(BrokerError::ShuttingDown),
+            permit = admitted => permit,
+            () = self.broker.stopped() => None,
+        }
+    }
+
+    /// Charges the client's quota for a produce request that was read, once its turn comes.
+    ///
+    /// # Errors
+    /// [`BrokerError::ShuttingDown`] if the broker stops first.
+    pub(crate) async fn charge(&self, bytes: usize) -> Result<(), BrokerError> {
+        tokio::select! {
+            () = self.broker.quotas().take(&self.client, QuotaKind::Produce, bytes) => Ok(()),
             () = self.broker.stopped() => Err(BrokerError::ShuttingDown),
         }
     }

@@ -22,16 +22,21 @@ use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tonic::{Code, Status};
 
+use super::body::AdmittedBody;
 use super::status;
 use crate::broker::Broker;
 use crate::broker::caller::Caller;
 use crate::broker::fetch::WAIT_MAX;
 use crate::broker::quota::ClientId;
 use crate::error::BrokerError;
+use crate::net::admission::Admission;
 use crate::net::connection::{Connection, Peer};
 
 /// The path of the call that may wait for records before it answers.
 const LONG_POLL: &str = "/millstream.v1.Log/Fetch";
+
+/// The paths of the calls whose messages are admitted before they are read.
+const PRODUCE: [&str; 2] = ["/millstream.v1.Log/Produce", "/millstream.v1.Log/ProduceStream"];
 
 /// All services, wrapped by the layer that every call passes through.
 #[derive(Clone)]
@@ -79,7 +84,12 @@ impl Service<Request<Body>> for Calls {
         };
         let path = request.uri().path().to_owned();
         let deadline = self.deadline(&path, request.headers());
-        request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(caller.clone());
+        if PRODUCE.contains(&path.as_str()) {
+            let admission = Admission::new(caller);
+            request.extensions_mut().insert(admission.clone());
+            request = request.map(|body| Body::new(AdmittedBody::new(body, admission)));
+        }
         let call = self.routes.call(request);
         Box::pin(async move {
             // A panic in one call must not end the other calls of its connection.
@@ -124,6 +134,15 @@ fn caller(broker: &Broker, peer: &Peer, headers: &HeaderMap) -> Result<Caller, B
 pub(super) fn caller_of<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
     let caller = request.extensions().get::<Caller>().cloned();
     caller.ok_or_else(|| internal("the call has no caller"))
+}
+
+/// Returns what admits the messages of a produce request.
+///
+/// # Errors
+/// An internal error if the request did not pass through [`Calls`], which would be a defect.
+pub(super) fn admission_of<T>(request: &tonic::Request<T>) -> Result<Admission, Status> {
+    let admission = request.extensions().get::<Admission>().cloned();
+    admission.ok_or_else(|| internal("the call has no admission"))
 }
 
 fn timed_out(path: &str, deadline: Duration) -> Status {

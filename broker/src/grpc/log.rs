@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::calls::caller_of;
+use super::calls::{admission_of, caller_of};
 use super::records::{PlainRoom, to_new_record, to_partition_records};
 use super::status;
 use crate::broker::caller::Caller;
@@ -21,6 +21,7 @@ use crate::broker::{Broker, Queued};
 use crate::error::BrokerError;
 use crate::log::queue::Receipt;
 use crate::name::{ProducerId, ProducerIdentity, shortened};
+use crate::net::admission::Admission;
 use crate::store::place::Offset;
 
 /// How long a shutdown waits for a client to notice that its stream has ended.
@@ -87,14 +88,15 @@ async fn queue(broker: &Broker, request: v1::ProduceRequest) -> Result<Pending, 
     Ok(Pending { receipt, queued })
 }
 
-/// Queues a request once the caller's limits allow it. The permit is the request's share of the connection's bytes in
-/// flight.
-async fn admit(
+/// Charges a request that was admitted, and queues it. The permit counts it as in flight.
+async fn charge_and_queue(
     broker: &Broker,
     caller: &Caller,
+    admission: &Admission,
     request: v1::ProduceRequest,
 ) -> Result<(Pending, OwnedSemaphorePermit), BrokerError> {
-    let in_flight = caller.admit(request_bytes(&request)).await?;
+    let in_flight = admission.take().ok_or(BrokerError::ShuttingDown)?;
+    caller.charge(request_bytes(&request)).await?;
     Ok((queue(broker, request).await?, in_flight))
 }
 
@@ -112,8 +114,8 @@ fn request_bytes(request: &v1::ProduceRequest) -> usize {
 #[tonic::async_trait]
 impl Log for Service {
     async fn produce(&self, request: Request<v1::ProduceRequest>) -> Result<Response<v1::ProduceResponse>, Status> {
-        let caller = caller_of(&request)?;
-        let (queued, _room) = admit(&self.broker, &caller, request.into_inner()).await?;
+        let (caller, admission) = (caller_of(&request)?, admission_of(&request)?);
+        let (queued, _room) = charge_and_queue(&self.broker, &caller, &admission, request.into_inner()).await?;
         Ok(Response::new(queued.answer().await?))
     }
 
@@ -123,19 +125,15 @@ impl Log for Service {
         &self,
         request: Request<Streaming<v1::ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStreamStream>, Status> {
-        let caller = caller_of(&request)?;
+        let (caller, admission) = (caller_of(&request)?, admission_of(&request)?);
         let mut requests = request.into_inner();
         let (sender, queued) = mpsc::channel(PRODUCE_IN_FLIGHT_MAX);
         let broker = self.broker.clone();
         tokio::spawn(async move {
             loop {
                 // Requests are queued in order and answered in the same order.
-                let next = async {
-                    caller.may_produce().await;
-                    requests.message().await
-                };
                 let request = tokio::select! {
-                    request = next => request,
+                    request = requests.message() => request,
                     () = sender.closed() => return,
                     () = broker.stopped() => {
                         drop(sender);
@@ -144,7 +142,7 @@ impl Log for Service {
                 };
                 let queued = match request {
                     Ok(Some(request)) => tokio::select! {
-                        queued = admit(&broker, &caller, request) => Ok(queued),
+                        queued = charge_and_queue(&broker, &caller, &admission, request) => Ok(queued),
                         () = sender.closed() => return,
                     },
                     Ok(None) => break,

@@ -2,6 +2,7 @@
 //! errors to `Status`.
 
 mod admin;
+mod body;
 mod calls;
 pub mod groups;
 mod log;
