@@ -1,23 +1,23 @@
-//! The catalog: small things that change seldom, each a key and bytes.
+//! The catalog: small entries that rarely change, each a key and a byte string.
 
 use bytes::Bytes;
 
 /// One change to the catalog, in a commit.
 #[derive(Clone, Debug)]
 pub struct CatalogChange {
-    /// `kind/name`.
+    /// The key, in the form `kind/name`.
     pub key: String,
-    /// `None` removes it.
+    /// The new value. `None` removes the entry.
     pub value: Option<Bytes>,
 }
 
 impl CatalogChange {
-    /// Sets `key`.
+    /// Returns a change that sets `key`.
     pub fn put(key: impl Into<String>, value: impl Into<Bytes>) -> Self {
         Self { key: key.into(), value: Some(value.into()) }
     }
 
-    /// Removes `key`.
+    /// Returns a change that removes `key`.
     pub fn remove(key: impl Into<String>) -> Self {
         Self { key: key.into(), value: None }
     }

@@ -1,4 +1,4 @@
-//! The data directory: who has it, and which format it is of.
+//! The data directory's lock and format.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ pub(super) const DATABASE_FILE: &str = "millstream.redb";
 const LOCK_FILE: &str = "LOCK";
 pub(super) const FORMAT_FILE: &str = "FORMAT";
 
-/// What this version writes to the format file. Another number is another layout.
+/// What this version writes to the format file. The number changes with the layout of the directory.
 pub const FORMAT: &str = "millstream data directory, format 5";
 
-/// The format before. Its directories are refused, and its backups can be restored.
+/// The previous format. Directories of this format are refused, but its backups can be restored.
 pub(super) const FORMAT_4: &str = "millstream data directory, format 4";
 
-/// Held while the directory is open. The system releases it when the process ends, however it ends.
+/// Lock on the data directory. The operating system releases it when the process ends, even if it is killed.
 pub(super) struct DirectoryLock {
     _lock: Box<dyn Send + Sync>,
 }
@@ -25,7 +25,7 @@ pub(super) struct DirectoryLock {
 impl DirectoryLock {
     pub(super) fn take(system: &Arc<dyn FileSystem>, path: &Path) -> Result<Self, StoreError> {
         system.make_folders(path).map_err(|source| StoreError::io("make", path, source))?;
-        // Before anything of ours is in it: writing into somebody's documents is not kind.
+        // This check comes before anything is written, so that another program's folder is left untouched.
         if !system.exists(&path.join(FORMAT_FILE)) {
             refuse_foreign_files(system, path)?;
             sync_above(system, path)?;
@@ -42,13 +42,13 @@ impl DirectoryLock {
     }
 }
 
-/// Makes the name of a new directory durable, and the names of the folders above it, which may be new too. A power loss would
-/// take them away with all that is in them.
+/// Makes the name of a new directory durable, and the names of its ancestors, which may be new too. Otherwise a power
+/// loss could remove the directory with everything in it.
 fn sync_above(system: &Arc<dyn FileSystem>, path: &Path) -> Result<(), StoreError> {
     for above in path.ancestors().skip(1) {
         let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
         match system.sync_folder(above) {
-            // Whoever may not look into a folder did not make what is in it.
+            // A folder that this process may not read is not one that it created entries in.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(()),
             synced => synced.map_err(|source| StoreError::io("sync", above, source))?,
         }
@@ -56,7 +56,7 @@ fn sync_above(system: &Arc<dyn FileSystem>, path: &Path) -> Result<(), StoreErro
     Ok(())
 }
 
-/// Refuses a directory of another format; marks a new one as ours.
+/// Fails if the directory has another format. Marks a new directory with the current format.
 pub(super) fn check_format(system: &Arc<dyn FileSystem>, path: &Path) -> Result<(), StoreError> {
     let format_path = path.join(FORMAT_FILE);
     match system.read(&format_path) {
@@ -72,7 +72,7 @@ pub(super) fn check_format(system: &Arc<dyn FileSystem>, path: &Path) -> Result<
     }
 }
 
-/// A directory without a format file must be new.
+/// Fails if a directory without a format file contains anything that does not belong to a new data directory.
 fn refuse_foreign_files(system: &Arc<dyn FileSystem>, path: &Path) -> Result<(), StoreError> {
     for name in system.names(path).map_err(|source| StoreError::io("read", path, source))? {
         if name != LOCK_FILE && name != FORMAT_FILE_NEW && name != "lost+found" {
@@ -84,7 +84,7 @@ fn refuse_foreign_files(system: &Arc<dyn FileSystem>, path: &Path) -> Result<(),
 
 const FORMAT_FILE_NEW: &str = "FORMAT.new";
 
-/// Whole or not at all: a crash must not leave a directory that the next start refuses.
+/// Writes the format file atomically, because a crash must not leave a directory that the next start refuses.
 fn write_format(system: &Arc<dyn FileSystem>, path: &Path, format_path: &Path) -> Result<(), StoreError> {
     let new = path.join(FORMAT_FILE_NEW);
     system
@@ -93,7 +93,7 @@ fn write_format(system: &Arc<dyn FileSystem>, path: &Path, format_path: &Path) -
         .map_err(|source| StoreError::io("write", format_path, source))
 }
 
-/// Whole or not at all: redb refuses a file that a crash left before it was laid out.
+/// Creates a database atomically, because redb refuses a file that a crash left before its layout was complete.
 pub(super) fn make_database(files: &Files, name: &str) -> Result<(), StoreError> {
     let new_name = format!("{name}.new");
     files.remove(&new_name)?;
@@ -105,7 +105,7 @@ pub(super) fn make_database(files: &Files, name: &str) -> Result<(), StoreError>
     placed.map_err(|source| StoreError::io("rename", &new, source))
 }
 
-/// Gives a file of the directory, which is whole and durable, the name under which it counts.
+/// Renames a complete and durable file to its final name in the directory.
 pub(super) fn put_in_place(
     system: &Arc<dyn FileSystem>,
     new: &Path,

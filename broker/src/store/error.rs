@@ -2,52 +2,57 @@
 
 use std::path::{Path, PathBuf};
 
-/// A storage failure: what was done, where, and what to do.
+/// A storage failure. Its message says which operation failed, on which file, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another process has the data directory.
+    /// Another process uses the data directory.
     #[error(
-        "data directory {path} is in use by another process{}: stop it first, or name another directory", holder.as_ref().map(|pid| format!(" ({pid})")).unwrap_or_default()
+        "data directory {path} is in use by another process{}: stop it first, or name another directory",
+        holder.as_ref().map(|pid| format!(" ({pid})")).unwrap_or_default()
     )]
     Locked {
         /// The data directory.
         path: PathBuf,
-        /// The holder's process id, as it wrote it.
+        /// The process ID that the holder wrote to the lock file.
         holder: Option<String>,
     },
-    /// The data directory is of a format that this version does not know.
+    /// The data directory has a format that this version does not support.
     #[error(
-        "data directory {path} has format {found:?}, and this version reads and writes {known:?}: make a backup with the \
-         version of Millstream that wrote the directory, and restore the backup with this version; nothing was changed"
+        "data directory {path} has format {found:?}, and this version reads and writes {known:?}: make a backup with \
+         the version of Millstream that wrote the directory, and restore the backup with this version; nothing was \
+         changed"
     )]
     Format {
         /// The data directory.
         path: PathBuf,
-        /// What its format file says.
+        /// The content of its format file.
         found: String,
-        /// What this version writes.
+        /// The format that this version reads and writes.
         known: &'static str,
     },
-    /// The directory holds something else.
+    /// The directory contains other files.
     #[error(
-        "{path} is not a data directory: it holds {found:?} and no format file; name a new or empty one; of a backup, \
-         `millstream restore` makes one"
+        "{path} is not a data directory: it contains {found:?} and no format file; name a new or empty directory; if \
+         it is a backup, restore it with `millstream restore`"
     )]
     NotADataDirectory {
         /// The directory.
         path: PathBuf,
-        /// A file in it.
+        /// One of the files in it.
         found: String,
     },
     /// There is no data directory.
-    #[error("{path} is no data directory: it has no file FORMAT; of a backup, `millstream restore` makes one")]
+    #[error(
+        "{path} is not a data directory: it has no file FORMAT; if it is a backup, restore it with `millstream restore`"
+    )]
     NoDataDirectory {
-        /// Where one was looked for.
+        /// The path that was given.
         path: PathBuf,
     },
-    /// A database is gone, and a new one in its place would make the rest worthless.
+    /// A database is missing, and creating a new one in its place would make the rest of the data worthless.
     #[error(
-        "{path} is missing or empty, and the directory holds data that needs it: go back to a backup (`millstream restore`)"
+        "{path} is missing or empty, and the directory holds data that needs it: go back to a backup \
+         (`millstream restore`)"
     )]
     Missing {
         /// The database's file.
@@ -56,28 +61,31 @@ pub enum StoreError {
     /// A file operation failed.
     #[error("cannot {action} {path}: {source}{advice}", advice = io_advice(.action, .source))]
     Io {
-        /// "open", "write", …
+        /// The operation, such as "open" or "write".
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// redb failed.
     #[error("the database failed: {0}{advice}", advice = advice(.0))]
     Database(#[source] Box<redb::Error>),
-    /// What was read is not what was written.
-    #[error("{what} is corrupt: {reason}; `millstream check` finds all damage, and with --repair keeps what is sound")]
+    /// The data that was read is not what was written.
+    #[error(
+        "{what} is corrupt: {reason}; `millstream check` finds all damage, and with --repair removes it and keeps the \
+         rest"
+    )]
     Corrupt {
-        /// Which data.
+        /// The data that is corrupt.
         what: String,
-        /// What is wrong with it.
+        /// What is wrong with the data.
         reason: String,
     },
-    /// What was to be read is elsewhere by now: look it up again.
+    /// The records were moved to another place. The caller must look them up again.
     #[error("the records were moved while they were read")]
     Moved,
-    /// A thread of the store ended by a defect of ours, or could not be started.
+    /// A thread of the store panicked, or could not be started.
     #[error("the store stopped: {0}")]
     Stopped(String),
 }
@@ -93,7 +101,7 @@ impl StoreError {
                 let path = path.parent().unwrap_or(path).to_owned();
                 Self::Locked { path, holder: None }
             }
-            // It does not begin as a database does.
+            // The file does not begin like a database.
             redb::DatabaseError::Storage(redb::StorageError::Io(source))
                 if source.kind() == std::io::ErrorKind::InvalidData =>
             {
@@ -104,17 +112,19 @@ impl StoreError {
         }
     }
 
-    /// A thread of the store panicked.
+    /// Returns the error for a panic of the thread `who`.
     pub(crate) fn panicked(who: &str) -> Self {
-        Self::Stopped(format!("{who} panicked, see the log; if redb did, `millstream check --repair` may help"))
+        Self::Stopped(format!(
+            "{who} panicked, see the log; if the panic is in redb, `millstream check --repair` may help"
+        ))
     }
 
-    /// Whether what was stored does not come back, and not what was to be written that failed.
+    /// Returns whether reading stored data failed, as opposed to writing new data.
     pub(crate) fn is_of_reading(&self) -> bool {
         matches!(self, Self::Io { action: "open" | "read", .. } | Self::Corrupt { .. })
     }
 
-    /// Whether something is damaged: then it sends to `millstream check` itself.
+    /// Returns whether stored data is damaged. The message of such an error already recommends `millstream check`.
     pub(crate) fn is_of_damage(&self) -> bool {
         match self {
             Self::Corrupt { .. } => true,
@@ -123,7 +133,7 @@ impl StoreError {
         }
     }
 
-    /// Whether the disk is full, or a quota is.
+    /// Returns whether the disk is full or a quota is exhausted.
     pub fn is_disk_full(&self) -> bool {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let io = match self {
@@ -141,10 +151,10 @@ impl StoreError {
 fn io_advice(action: &str, source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::{AlreadyExists, NotADirectory, NotFound, PermissionDenied, StorageFull};
     match source.kind() {
-        AlreadyExists => "; a file of that name is in the way, name another folder",
+        AlreadyExists => "; a file of that name exists, name another folder",
         NotADirectory => "; name a folder, not a file",
-        NotFound if action == "make" => "; make its folder first",
-        PermissionDenied => "; the user whom this runs as may not",
+        NotFound if action == "make" => "; create its parent folder first",
+        PermissionDenied => "; the user that this process runs as lacks the permission",
         StorageFull => "; make room, and try again",
         _ => "",
     }
@@ -152,7 +162,9 @@ fn io_advice(action: &str, source: &std::io::Error) -> &'static str {
 
 fn advice(error: &redb::Error) -> &'static str {
     match error {
-        redb::Error::Corrupted(_) => "; `millstream check` finds all damage, and with --repair keeps what is sound",
+        redb::Error::Corrupted(_) => {
+            "; `millstream check` finds all damage, and with --repair removes it and keeps the rest"
+        }
         _ => "",
     }
 }
@@ -178,8 +190,8 @@ mod tests {
         for (action, kind, advice) in [
             ("make", K::AlreadyExists, "name another folder"),
             ("open", K::NotADirectory, "name a folder, not a file"),
-            ("make", K::NotFound, "make its folder first"),
-            ("open", K::PermissionDenied, "the user whom this runs as may not"),
+            ("make", K::NotFound, "create its parent folder first"),
+            ("open", K::PermissionDenied, "the user that this process runs as lacks the permission"),
             ("write", K::StorageFull, "make room, and try again"),
         ] {
             let told = StoreError::Io { action, path: "data".into(), source: kind.into() }.to_string();

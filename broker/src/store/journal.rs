@@ -1,8 +1,8 @@
 //! The journal's layout: what one commit writes, and how it is cut into values.
 //!
-//! A commit's blob is a header and entries, back to back. It is cut into values of at most
-//! [`CHUNK_BYTES`] under consecutive sequence numbers, so every value but the last fills its page
-//! exactly, and no batch is too large for a page.
+//! A commit's blob consists of a header and consecutive entries. It is cut into values of at most [`CHUNK_BYTES`] under
+//! consecutive sequence numbers, so every value but the last fills its page exactly, and no batch is too large for a
+//! page.
 //!
 //! ```text
 //! blob   = magic u32, blob_bytes u32, entry*
@@ -17,8 +17,9 @@
 //! body of drop group = group
 //! column             = count u32, bytes u32, length i32 x count, bytes
 //! ```
-//! All integers are little-endian. `crc` is the CRC-32C of the kind and the body. An offset of -1 removes what the group
-//! committed; a leader epoch or a commit time of -1 is unknown. A range without an end removes all keys from its begin on.
+//! All integers are little-endian. `crc` is the CRC-32C of the kind and the body. An offset of -1 removes the group's
+//! committed offset. A leader epoch or a commit time of -1 is unknown. A range without an end removes all keys from its
+//! start on.
 //!
 //! Data format 4 wrote offsets and state in older forms, as kinds 2 and 3. They are still read, because a restore copies
 //! the journal of a backup unchanged.
@@ -31,14 +32,14 @@ use millstream_record::Column;
 use super::error::StoreError;
 use crate::store::place::{Offset, TopicId};
 
-/// The largest journal value: 64 KiB less the 16 bytes of a redb leaf's overhead, so that a value
-/// fills its page. Smaller pages cost more commits a byte, larger ones measured slower.
+/// The size of the largest journal value: 64 KiB minus the 16 bytes of overhead of a redb leaf, so that a value fills
+/// its page. With smaller pages commits cost more per byte; larger pages were slower in measurements.
 pub(crate) const CHUNK_BYTES: usize = 65_520;
 
 pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"MSJ1");
 pub(super) const BLOB_HEADER_BYTES: usize = 8;
 pub(super) const ENTRY_HEADER_BYTES: usize = 12;
-/// What stands before the batches in their entry.
+/// Size of the header before the batches in an entry, in bytes.
 pub(super) const RUN_HEADER_BYTES: usize = 44;
 
 pub(super) const BATCHES: u8 = 1;
@@ -51,23 +52,23 @@ pub(super) const DROP_GROUP: u8 = 5;
 pub(super) const OFFSET: u8 = 6;
 pub(super) const STATE: u8 = 7;
 
-/// On disk: unknown, or none.
+/// The value on disk for unknown or none.
 const NONE: i64 = -1;
 
 impl RunHeader {
-    /// The index entry of the run, whose batches stand there.
+    /// Returns the index entry of the run whose batches are at this location.
     pub(crate) fn run(&self, at: Location) -> Run {
         let Self { base, end, first_timestamp_ms, max_timestamp_ms, .. } = *self;
         Run { base, end, first_timestamp_ms, max_timestamp_ms, at }
     }
 }
 
-/// Where bytes stand in the journal: in the blob that begins at value `seq`.
+/// A range of bytes in the journal, within the blob that starts at value `seq`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Location {
     /// The sequence number of the blob's first value.
     pub(crate) seq: u64,
-    /// From the blob's begin.
+    /// Position in the blob, in bytes.
     pub(crate) pos: u32,
     pub(crate) len: u32,
 }
@@ -83,7 +84,7 @@ pub(crate) struct Run {
     pub(crate) at: Location,
 }
 
-/// Reads a location, given how to read one value.
+/// Reads the bytes at a location, using `value` to read single values.
 pub(super) fn read_location(
     at: Location,
     value: impl Fn(u64) -> Result<Option<Bytes>, StoreError>,
@@ -94,12 +95,12 @@ pub(super) fn read_location(
     for chunk in first..=(end - 1) / CHUNK_BYTES {
         let seq = at.seq + chunk as u64;
         let missing = |reason: String| StoreError::Corrupt { what: format!("journal value {seq}"), reason };
-        let bytes = value(seq)?.ok_or_else(|| missing("it is not there".into()))?;
+        let bytes = value(seq)?.ok_or_else(|| missing("it is missing".into()))?;
         let chunk_begin = chunk * CHUNK_BYTES;
         let from = begin.saturating_sub(chunk_begin);
         let to = (end - chunk_begin).min(CHUNK_BYTES);
         if to > bytes.len() {
-            return Err(missing(format!("{} bytes where {to} are needed", bytes.len())));
+            return Err(missing(format!("it has {} bytes where {to} are needed", bytes.len())));
         }
         if first == (end - 1) / CHUNK_BYTES {
             return Ok(bytes.slice(from..to));
@@ -121,23 +122,23 @@ pub(crate) struct OffsetEntry<'a> {
     pub(crate) committed: Option<CommittedRow<'a>>,
 }
 
-/// What is stored of a committed offset.
+/// A committed offset as stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CommittedRow<'a> {
     pub(crate) offset: Offset,
-    /// The leader epoch of the last record that was read, where the client knew it (KIP-320).
+    /// The leader epoch of the last record that was read, if the client knew it (KIP-320).
     pub(crate) leader_epoch: Option<i32>,
-    /// Milliseconds since the epoch. `None` where data format 4 wrote it.
+    /// Commit time in milliseconds since the epoch. `None` if data format 4 wrote the entry.
     pub(crate) committed_at_ms: Option<i64>,
-    /// Text of the client's own.
+    /// Text chosen by the client.
     pub(crate) metadata: &'a str,
 }
 
-/// Bytes of a [`CommittedRow`] before the metadata.
+/// Size of a [`CommittedRow`] before the metadata, in bytes.
 pub(super) const COMMITTED_HEAD_BYTES: usize = 20;
 
 impl<'a> CommittedRow<'a> {
-    /// Offset i64, leader epoch i32 and commit time i64.
+    /// Encodes offset i64, leader epoch i32 and commit time i64.
     pub(super) fn head(of: Option<&Self>) -> [u8; COMMITTED_HEAD_BYTES] {
         let mut head = [0xff; COMMITTED_HEAD_BYTES];
         if let Some(row) = of {
@@ -148,7 +149,7 @@ impl<'a> CommittedRow<'a> {
         head
     }
 
-    /// `Ok(None)` for a removal.
+    /// Decodes a committed offset. Returns `Ok(None)` for a removal.
     pub(super) fn read(head: &[u8; COMMITTED_HEAD_BYTES], metadata: &'a str) -> Result<Option<Self>, String> {
         let mut reader = Reader(head);
         let (offset, epoch, time) = (reader.u64()? as i64, reader.u32()? as i32, reader.u64()? as i64);
@@ -162,7 +163,8 @@ impl<'a> CommittedRow<'a> {
     }
 }
 
-/// A part of a state store's partition with keys of its own: accumulators, timers and the like do not meet.
+/// A part of a state store's partition with its own keys, so that keys of accumulators, timers and others do not
+/// collide.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Namespace(pub u8);
 
@@ -171,53 +173,53 @@ impl Namespace {
     pub const VALUES: Self = Self(0);
 }
 
-/// A range of keys, in the order of their bytes.
+/// A range of keys, in byte order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRange {
     /// The first key of the range.
     pub from: Vec<u8>,
-    /// The key after the range. `None` where it has no end.
+    /// The end of the range, exclusive. `None` if it has no end.
     pub to: Option<Vec<u8>>,
 }
 
-/// What an entry says of its batches.
+/// The header of the batches in an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RunHeader {
     pub(crate) topic: TopicId,
     pub(crate) partition: u32,
-    /// Of the first batch.
+    /// Offset of the first record.
     pub(crate) base: Offset,
     /// The offset after the last record.
     pub(crate) end: Offset,
-    /// Of the first record.
+    /// Timestamp of the first record.
     pub(crate) first_timestamp_ms: i64,
     pub(crate) max_timestamp_ms: i64,
 }
 
-/// Changes that one step makes to one namespace of one partition of a state store.
+/// The changes that one step makes to a namespace in a partition of a state store.
 #[derive(Clone, Debug, Default)]
 pub struct StateChange {
-    /// `pipeline/stage`.
+    /// Name of the store: `pipeline/stage`.
     pub store: Arc<str>,
     /// The task's partition.
     pub partition: u32,
-    /// The part of the partition that changes.
+    /// The namespace that changes.
     pub namespace: Namespace,
-    /// Ranges whose keys are removed, before `keys` are set.
+    /// Ranges of keys to remove before `keys` are set.
     pub removed: Vec<KeyRange>,
-    /// Keys, one a change; none is null and none is there twice.
+    /// The keys that change. None is null, and none occurs twice.
     pub keys: Column,
-    /// The new accumulators, as many as keys. Null removes the key.
+    /// The new accumulators, one for each key. Null removes the key.
     pub accumulators: Column,
-    /// Keys that had no accumulator before, less those that have none after.
+    /// Number of keys that had no accumulator before, minus the number of keys that have none afterwards.
     pub added: i64,
 }
 
-/// One entry, read back.
+/// An entry as read from the journal.
 #[derive(Debug)]
 pub(crate) enum Entry<'a> {
-    /// Batches of one partition, at this position in the blob. One of them may be damaged: `sound`
-    /// says whether the checksum of them all matches.
+    /// Batches of one partition, at this position in the blob. `sound` says whether the checksum over all of them
+    /// matches; if not, at least one of them is damaged.
     Batches {
         run: RunHeader,
         pos: u32,
@@ -234,7 +236,7 @@ pub(crate) enum Entry<'a> {
     },
 }
 
-/// Writes one blob.
+/// Encodes one blob.
 pub(crate) struct BlobWriter {
     blob: BytesMut,
 }
@@ -247,7 +249,8 @@ impl BlobWriter {
         Self { blob }
     }
 
-    /// `write` appends the batches and says what they are. Returns where they stand, and that.
+    /// Adds an entry of batches. `write` appends the batches and returns their header. Returns the position and length
+    /// of the batches, and the header.
     pub(crate) fn batches(&mut self, write: impl FnOnce(&mut BytesMut) -> RunHeader) -> (u32, u32, RunHeader) {
         let header = self.begin(BATCHES);
         let begin = self.blob.len() + RUN_HEADER_BYTES;
@@ -309,7 +312,7 @@ impl BlobWriter {
         self.end(header);
     }
 
-    /// An entry as it was read.
+    /// Adds an entry with an encoded body.
     pub(super) fn raw(&mut self, kind: u8, body: &[u8]) {
         let header = self.begin(kind);
         self.blob.put_slice(body);
@@ -351,21 +354,21 @@ impl BlobWriter {
     }
 }
 
-/// An entry's checksum: one kind must not be taken for another.
+/// Returns an entry's checksum. It includes the kind, so that one kind is not mistaken for another.
 pub(super) fn entry_crc(kind: u8, body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&[kind]), body)
 }
 
-/// How long the blob is that begins with this value.
+/// Returns the size in bytes of the blob that starts with this value.
 pub(crate) fn blob_bytes(first_value: &[u8]) -> Result<usize, String> {
     let mut reader = Reader(first_value);
     if reader.u32()? != MAGIC {
-        return Err("it does not begin with a blob's mark".into());
+        return Err("it does not start with the magic number of a blob".into());
     }
     Ok(reader.u32()? as usize)
 }
 
-/// Calls `visit` with each entry of a whole blob.
+/// Calls `visit` with each entry of a complete blob.
 pub(crate) fn read_blob<'a>(
     blob: &'a [u8],
     mut visit: impl FnMut(Entry<'a>) -> Result<(), String>,
@@ -378,7 +381,7 @@ pub(crate) fn read_blob<'a>(
         let pos = blob.len() - reader.0.len();
         let body = reader.take(bytes)?;
         let sound = entry_crc(kind, body) == crc;
-        // Damage in one batch must not cost the others; all else must be whole.
+        // Damage to one batch must not affect the others. All other entries must be intact.
         if !sound && kind != BATCHES {
             return Err(format!("an entry at byte {pos} does not match its checksum"));
         }
@@ -387,11 +390,11 @@ pub(crate) fn read_blob<'a>(
     Ok(())
 }
 
-/// What stands before the batches in their entry: [`RUN_HEADER_BYTES`].
+/// Decodes the header before the batches in an entry. `head` is [`RUN_HEADER_BYTES`] long.
 pub(super) fn read_run_header(head: &[u8]) -> Result<RunHeader, String> {
-    let Some((fields, crc)) = head.split_last_chunk::<4>() else { return Err("batches without a head".to_owned()) };
+    let Some((fields, crc)) = head.split_last_chunk::<4>() else { return Err("batches without a header".to_owned()) };
     if crc32c::crc32c(fields).to_le_bytes() != *crc {
-        return Err("the head of batches does not match its checksum".to_owned());
+        return Err("the header of batches does not match its checksum".to_owned());
     }
     let mut fields = Reader(fields);
     let (topic, partition) = (TopicId(fields.u32()?), fields.u32()?);
@@ -485,10 +488,10 @@ impl<'a> Reader<'a> {
     fn ranges(&mut self) -> Result<Vec<KeyRange>, String> {
         let (begins, ends) = (self.column()?, self.column()?);
         if begins.lengths.len() != ends.lengths.len() {
-            return Err(format!("{} ranges of keys have {} ends", begins.lengths.len(), ends.lengths.len()));
+            return Err(format!("{} starts of key ranges have {} ends", begins.lengths.len(), ends.lengths.len()));
         }
         let range = |(from, to): (Option<&[u8]>, Option<&[u8]>)| {
-            let from = from.ok_or("a range of keys has no begin")?.to_vec();
+            let from = from.ok_or("a range of keys has no start")?.to_vec();
             Ok(KeyRange { from, to: to.map(<[u8]>::to_vec) })
         };
         begins.iter().zip(ends.iter()).map(range).collect()
@@ -540,7 +543,7 @@ mod tests {
             committed_at_ms: Some(1_700_000_000_000),
             metadata: "read by ü",
         };
-        // Any text names a group.
+        // A group ID may contain any characters.
         let offset =
             OffsetEntry { group: "g\0 /ü", kind: 2, topic: TopicId(7), partition: 3, committed: Some(committed) };
         writer.offset(&offset);
@@ -648,7 +651,7 @@ mod tests {
         assert!(read_location(beyond, |seq| Ok(values.get(seq as usize - 40).cloned())).is_err());
     }
 
-    /// A body of each kind, as it is written.
+    /// Returns an encoded body of each kind.
     fn bodies() -> Vec<(u8, Vec<u8>)> {
         let mut writer = BlobWriter::with_capacity(100);
         writer.batches(|out| {
@@ -700,7 +703,7 @@ mod tests {
     proptest! {
         #![proptest_config(seeded())]
 
-        /// Bytes that no Millstream wrote, under checksums that match: what is read of them is sound.
+        /// Random bytes under matching checksums are either refused or decoded to valid entries.
         #[test]
         fn entries_of_any_bytes_are_refused_or_sound(
             entries in prop::collection::vec((0usize..8, prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), any::<prop::sample::Index>(), any::<bool>()), 1..6),
@@ -716,7 +719,7 @@ mod tests {
                         body[at] = byte;
                     }
                 }
-                // As often whole as cut.
+                // Half of the bodies stay whole.
                 body.truncate(cut.index(2 * body.len() + 1));
                 if kind == BATCHES && head_matches && body.len() >= RUN_HEADER_BYTES {
                     let crc = crc32c::crc32c(&body[..RUN_HEADER_BYTES - 4]);
@@ -740,7 +743,7 @@ mod tests {
                 Ok(())
             });
             prop_assert!(read.err().is_none_or(|reason| !reason.is_empty()));
-            // And without any regard for checksums.
+            // Decoding must not panic on bytes without matching checksums either.
             let _ = read_blob(&noise, |_| Ok(()));
             let _ = blob_bytes(&noise);
         }

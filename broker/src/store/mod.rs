@@ -1,7 +1,7 @@
-//! The only place that knows redb: the data directory, its files, the journal, segments and tables. It knows partitions
-//! by their numbers, rows and bytes, and nothing of topics' settings, groups or producers.
+//! Storage: the data directory and its files, the journal, segments and tables. This is the only module that uses redb.
+//! It handles partitions by number, rows and bytes, and does not know the settings of topics, groups or producers.
 //!
-//! `write.rs` is what one commit writes; `recovery.rs` reads at start what the journal says.
+//! `write.rs` defines what one commit writes. `recovery.rs` reads the journal at start.
 
 pub mod backup;
 mod blobs;
@@ -40,7 +40,7 @@ pub use check::{Damage, Report};
 pub(crate) use check::{KnownTopic, check};
 use database::OpenDatabase;
 use directory::DirectoryLock;
-/// What the format file of a data directory of this version says.
+/// The content of the format file of a data directory of this version.
 pub use directory::FORMAT as DATA_FORMAT;
 pub use error::StoreError;
 pub use file_system::{Entry, FileSystem, Lock, Open, system_files};
@@ -48,7 +48,7 @@ use files::Files;
 pub use files::WrapFile;
 pub(crate) use journal::Location;
 pub use journal::{KeyRange, Namespace, StateChange};
-/// What a test harness puts under the store to break it.
+/// The interface of the files below the store, which test harnesses replace to inject faults.
 pub use redb::{BackendError, StorageBackend};
 pub(crate) use registry::Registry;
 use room::Room;
@@ -56,54 +56,54 @@ pub use room::{DiskFull, FreeBytes};
 pub(crate) use tables::{Count, SLICE_ROWS, StatePlace, Tables};
 pub(crate) use write::Write;
 
-/// Every commit's blob, cut into values of at most [`journal::CHUNK_BYTES`], by sequence number.
+/// The blobs of all commits, by sequence number. Each blob is cut into values of at most [`journal::CHUNK_BYTES`].
 const JOURNAL: TableDefinition<u64, &[u8]> = TableDefinition::new("journal");
 
-/// Small things that change seldom: topics, modules, pipelines. By kind and name, `topic/flights`.
+/// Small entries that rarely change, such as topics, modules and pipelines. Keys are kind and name: `topic/flights`.
 const CATALOG: TableDefinition<&str, &[u8]> = TableDefinition::new("catalog");
 
-/// The segments that are part of the store, by number, with their extents.
+/// The segments that are part of the store, by segment number, with their extents.
 const SEGMENTS: TableDefinition<u64, &[u8]> = TableDefinition::new("segments");
 
-/// The first offset that is kept, by topic and partition; 0 where there is no entry.
+/// The log start offset of each topic and partition. It is 0 if there is no entry.
 const LOG_STARTS: TableDefinition<(u32, u32), i64> = TableDefinition::new("log-starts");
 
-/// Places in the journal.
+/// Positions in the journal, and the next segment number.
 const MARKS: TableDefinition<&str, u64> = TableDefinition::new("marks");
 
-/// Journal values before this sequence number are in segments and tables.
+/// Mark: journal values before this sequence number are sealed into segments and tables.
 const SEALED_TO: &str = "sealed-to";
 
-/// No segment ever had this number, or a larger one.
+/// Mark: the next segment number. No segment ever had this number or a larger one.
 const NEXT_SEGMENT: &str = "next-segment";
 
-/// redb's page cache of the journal, in bytes. Tail reads come from [`BlobCache`] and commits from the
-/// committer's own buffers, so this needs to hold little but branch pages.
+/// Size of redb's page cache for the journal, in bytes. Tail reads are served from [`BlobCache`] and commits from the
+/// committer's own buffers, so this cache needs to hold little more than branch pages.
 const PAGE_CACHE_BYTES: usize = 16 << 20;
 
-/// A segment that the cleaner writes is closed once it has this many bytes: as many as the sealer's have.
+/// The cleaner closes a segment that it writes at this size, in bytes. It equals the size of the sealer's segments.
 pub(crate) const SEGMENT_BYTES: u64 = 64 << 20;
 
-/// The leader epoch that batches get: one node is always the leader.
+/// The leader epoch of all batches, which is constant because the same node is always the leader.
 pub(crate) const LEADER_EPOCH: i32 = 0;
 
-/// How to open a store.
+/// Options for opening a store.
 #[derive(Clone, Default)]
 pub struct StoreOptions {
-    /// What the data directory is on. Default is the machine's own file system.
+    /// The file system of the data directory. Default is the machine's own.
     pub file_system: Option<Arc<dyn FileSystem>>,
-    /// Put between the store and each of its files: for tests that break them.
+    /// Wraps each of the store's files, so that tests can inject faults.
     pub wrap: Option<WrapFile>,
-    /// Recent blobs kept in memory for tail reads, in bytes. Default [`blobs::TAIL_BYTES_MAX`].
+    /// Maximum size of the recent blobs kept in memory for tail reads, in bytes. Default [`blobs::TAIL_BYTES_MAX`].
     pub tail_bytes_max: Option<usize>,
-    /// Says how many bytes the disk has room for: for tests. Default is what the file system of the data directory
-    /// says that it leaves to us.
+    /// Returns how many bytes the disk has free, for tests. By default the file system of the data directory is asked
+    /// for the space available to this process.
     pub free_bytes: Option<FreeBytes>,
-    /// Ranges of offsets in segments beyond which short ones are joined. Default [`merge::EXTENTS_MAX`].
+    /// Number of offset ranges in segments above which short ones are merged. Default [`merge::EXTENTS_MAX`].
     pub extents_max: Option<usize>,
-    /// Keys that one pass of compaction remembers. Default [`compaction::KEYS_MAX`].
+    /// Number of keys that one pass of compaction remembers. Default [`compaction::KEYS_MAX`].
     pub compaction_keys_max: Option<usize>,
-    /// How often it is looked whether there is something to retain, to merge or to compact: for tests. Default a second.
+    /// How often retention, merging and compaction look for work, for tests. Default one second.
     pub cleaning_interval: Option<Duration>,
 }
 
@@ -113,16 +113,16 @@ impl std::fmt::Debug for StoreOptions {
     }
 }
 
-/// A data directory, open and locked.
+/// An open and locked data directory.
 pub struct Store {
     db: OpenDatabase,
     tables: Arc<Tables>,
     registry: Arc<Registry>,
     blobs: BlobCache,
-    /// Set by the first failed write: nothing is written after it.
+    /// The error of the first failed write, after which nothing is written.
     failure: OnceLock<Arc<StoreError>>,
     room: Room,
-    /// Since it was opened.
+    /// Number of commits since the store was opened.
     commits: AtomicU64,
     /// Whether the committer has ended.
     ended: Mutex<bool>,
@@ -132,12 +132,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or makes the data directory `path`, and locks it; returns also what its segments hold. Appends leave
-    /// `disk_reserve_bytes` of its disk free.
+    /// Opens or creates the data directory `path`, locks it, and returns it with the extents of its segments. Appends
+    /// leave `disk_reserve_bytes` of its disk free.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] where another server has it, [`StoreError::Format`] for one that a
-    /// newer Millstream wrote, or what the disk says.
+    /// [`StoreError::Locked`] if another process uses it, [`StoreError::Format`] if another version of Millstream wrote
+    /// it, or an I/O error.
     pub(crate) fn open(
         path: &Path,
         options: StoreOptions,
@@ -149,7 +149,7 @@ impl Store {
         let files = Arc::new(Files::new(&system, path, options.wrap));
         let file = files.path(directory::DATABASE_FILE);
         if !files.has(directory::DATABASE_FILE) {
-            // The tables' is made after it.
+            // The tables' database is created after this one, so nothing else may exist yet.
             if files.has(tables::FILE) || !files.names(segment::FOLDER)?.is_empty() {
                 return Err(StoreError::Missing { path: file });
             }
@@ -191,22 +191,22 @@ impl Store {
         Ok((store, extents))
     }
 
-    /// The segments.
+    /// Returns the registry of segments.
     pub(crate) fn registry(&self) -> &Arc<Registry> {
         &self.registry
     }
 
-    /// State, offsets and producers of the sealed part of the journal.
+    /// Returns the tables: state, offsets and producers from the sealed part of the journal.
     pub(crate) fn tables(&self) -> &Arc<Tables> {
         &self.tables
     }
 
-    /// The data directory.
+    /// Returns the path of the data directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes of all its files.
+    /// Returns the sizes of all its files.
     pub fn size(&self) -> StoreSize {
         let files = self.registry.files();
         let (segments, segment_bytes) = self.registry.size();
@@ -218,45 +218,45 @@ impl Store {
         }
     }
 
-    /// Room on its disk.
+    /// Returns the free space on its disk.
     pub(crate) fn room(&self) -> &Room {
         &self.room
     }
 
-    /// How many commits there were since it was opened.
+    /// Returns the number of commits since the store was opened.
     pub(crate) fn commits(&self) -> u64 {
         self.commits.load(Ordering::Relaxed)
     }
 
-    /// The committer has ended: nothing is written any more.
+    /// Notes that the committer has ended, so that nothing more will be written.
     pub(crate) fn end(&self) {
         *self.ended.lock() = true;
         self.ending.notify_all();
     }
 
-    /// Waits so long, or until the committer has ended: whether it has.
+    /// Waits until the committer has ended, at most for `time`. Returns whether it has ended.
     pub(crate) fn wait_for_end(&self, time: Duration) -> bool {
         let mut ended = self.ended.lock();
         self.ending.wait_while_for(&mut ended, |ended| !*ended, time);
         *ended
     }
 
-    /// Whether a write failed: the store takes no more.
+    /// Returns whether a write failed. The store then accepts no more writes.
     pub fn has_failed(&self) -> bool {
         self.failure.get().is_some()
     }
 
-    /// Why the store takes no more writes, if so.
+    /// Returns why the store accepts no more writes, if a write failed.
     pub(crate) fn failure(&self) -> Option<Arc<StoreError>> {
         self.failure.get().cloned()
     }
 
-    /// Takes no more writes. The first reason stays.
+    /// Makes the store refuse further writes. The first error is kept as the reason.
     pub(crate) fn fail(&self, error: Arc<StoreError>) {
         self.failure.get_or_init(|| error);
     }
 
-    /// Reads a part of a blob, from memory or the disk; what the disk gave may be damaged.
+    /// Reads a part of a blob from memory or from disk. Bytes from disk may be damaged.
     pub(crate) fn read(&self, at: Location) -> Result<Bytes, StoreError> {
         if let Some(bytes) = self.blobs.get(at) {
             return Ok(bytes);
@@ -265,36 +265,36 @@ impl Store {
         let table = read.open_table(JOURNAL)?;
         let value = |seq| Ok(table.get(seq)?.map(|value| Bytes::copy_from_slice(value.value())));
         match journal::read_location(at, value) {
-            // Sealed since it was looked up, and gone from the journal.
+            // The blob was sealed after its location was looked up, and removed from the journal.
             Err(_) if at.seq < recovery::sealed_to(&read)? => Err(StoreError::Moved),
             read => read,
         }
     }
 
-    /// Keeps what was read from the disk and found sound in memory, for a reader that takes it in several reads.
+    /// Keeps bytes that were read from disk and verified, for a reader that takes them in several reads.
     pub(crate) fn keep(&self, at: Location, bytes: Bytes) {
         self.blobs.keep_cold(at, bytes);
     }
 
-    /// Reads a part of a blob that memory holds.
+    /// Reads a part of a blob if it is in memory.
     pub(crate) fn read_in_memory(&self, at: Location) -> Option<Bytes> {
         self.blobs.get(at)
     }
 
-    /// One catalog entry.
+    /// Returns one catalog entry.
     ///
     /// # Errors
-    /// What the disk says.
+    /// An I/O or database error.
     pub fn catalog_get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
         let read = self.db.begin_read()?;
         let Some(table) = open_table(&read, CATALOG)? else { return Ok(None) };
         Ok(table.get(key)?.map(|value| Bytes::copy_from_slice(value.value())))
     }
 
-    /// The catalog entries whose keys begin with `prefix`, in order.
+    /// Returns the catalog entries whose keys start with `prefix`, in key order.
     ///
     /// # Errors
-    /// What the disk says.
+    /// An I/O or database error.
     pub fn catalog_scan(&self, prefix: &str) -> Result<Vec<(String, Bytes)>, StoreError> {
         let read = self.db.begin_read()?;
         let Some(table) = open_table(&read, CATALOG)? else { return Ok(Vec::new()) };
@@ -310,7 +310,7 @@ impl Store {
     }
 }
 
-/// A table, if it was ever written.
+/// Opens a table. Returns `None` if it was never written.
 fn open_table<K: redb::Key, V: redb::Value>(
     read: &ReadTransaction,
     table: TableDefinition<'_, K, V>,
@@ -324,18 +324,18 @@ fn open_table<K: redb::Key, V: redb::Value>(
 /// Starts one of the store's threads.
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
     let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-    spawned.map_err(|source| StoreError::Stopped(format!("no thread: {source}")))
+    spawned.map_err(|source| StoreError::Stopped(format!("cannot start a thread: {source}")))
 }
 
-/// Bytes on disk.
+/// Sizes on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreSize {
-    /// Of the journal's database.
+    /// Size of the journal's database, in bytes.
     pub journal_bytes: u64,
-    /// Of the tables' database.
+    /// Size of the tables' database, in bytes.
     pub table_bytes: u64,
-    /// How many segments there are.
+    /// Number of segments.
     pub segments: usize,
-    /// Of their files.
+    /// Total size of the segment files, in bytes.
     pub segment_bytes: u64,
 }

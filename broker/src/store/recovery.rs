@@ -1,4 +1,4 @@
-//! Start: reads the journal once and hands every entry to whoever rebuilds memory from it.
+//! Start: reads the journal once, and passes every entry to the caller, which rebuilds memory from it.
 
 use std::collections::HashMap;
 
@@ -10,21 +10,21 @@ use super::segment::{Extent, SegmentFile, SegmentId, SegmentMeta};
 use super::{JOURNAL, LOG_STARTS, MARKS, SEALED_TO, SEGMENTS, Store, StoreError, open_table};
 use crate::store::place::TopicId;
 
-/// What the journal holds.
+/// Summary of the journal's content.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Replayed {
-    /// Values from here to `sealed_to` are sealed and can go.
+    /// Values from here up to `sealed_to` are sealed and can be removed.
     pub(crate) trim_from: u64,
-    /// Values before this one are in segments and tables.
+    /// Values before this sequence number are sealed into segments and tables.
     pub(crate) sealed_to: u64,
     /// The sequence number after the last value.
     pub(crate) next_seq: u64,
-    /// Of the blobs that are not sealed.
+    /// Total size of the blobs that are not sealed.
     pub(crate) bytes: u64,
 }
 
-/// Calls `visit` with the segments that are part of the store as this transaction sees it, and returns their files.
-/// All their extents together may be much.
+/// Calls `visit` with each segment that is part of the store in this transaction, and returns their files. The extents
+/// are passed one segment at a time, because all of them together may take much memory.
 pub(super) fn segments(
     read: &ReadTransaction,
     mut visit: impl FnMut(SegmentMeta),
@@ -40,19 +40,19 @@ pub(super) fn segments(
     Ok(files)
 }
 
-/// A registry's row: what is to be known of a segment, and the CRC-32C of its number and that.
+/// Encodes a registry row: the segment's metadata, and the CRC-32C of its number and metadata.
 pub(super) fn segment_row(meta: &SegmentMeta) -> Vec<u8> {
     let mut row = meta.encode();
     row.extend_from_slice(&row_crc(meta.file.id, &row).to_le_bytes());
     row
 }
 
-/// What a registry's row says.
+/// Decodes a registry row.
 pub(super) fn segment(id: SegmentId, row: &[u8]) -> Result<SegmentMeta, StoreError> {
     SegmentMeta::decode(id, checked_row(id, row)?)
 }
 
-/// The part of a registry's row that its checksum covers.
+/// Returns the part of a registry row that its checksum covers, once the checksum is verified.
 pub(super) fn checked_row(id: SegmentId, row: &[u8]) -> Result<&[u8], StoreError> {
     match row.split_last_chunk::<4>() {
         Some((meta, crc)) if row_crc(id, meta).to_le_bytes() == *crc => Ok(meta),
@@ -67,25 +67,25 @@ fn row_crc(id: SegmentId, meta: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&id.0.to_le_bytes()), meta)
 }
 
-/// Journal values before this sequence number are in segments and tables.
+/// Returns the sealed mark: journal values before this sequence number are sealed into segments and tables.
 pub(super) fn sealed_to(read: &ReadTransaction) -> Result<u64, StoreError> {
     Ok(mark(read, SEALED_TO)?.unwrap_or(0))
 }
 
-/// A mark, if it was ever set.
+/// Returns a mark, or `None` if it was never set.
 pub(super) fn mark(read: &ReadTransaction, name: &str) -> Result<Option<u64>, StoreError> {
     let Some(table) = open_table(read, MARKS)? else { return Ok(None) };
     Ok(table.get(name)?.map(|mark| mark.value()))
 }
 
-/// The extents of a topic, by partition.
+/// The extents of each topic, by partition.
 pub(crate) type TopicExtents = HashMap<TopicId, Vec<Vec<Extent>>>;
 
-/// The files of all segments, and what is in them.
+/// Returns the files of all segments, and their extents.
 pub(super) fn segments_by_topic(read: &ReadTransaction) -> Result<(Vec<SegmentFile>, TopicExtents), StoreError> {
     let mut extents = TopicExtents::new();
     let files = segments(read, |meta| {
-        // They are sorted by topic: it is looked up once a segment.
+        // Extents are sorted by topic, so each topic is looked up once per segment.
         for of_topic in meta.extents.chunk_by(|a, b| a.topic == b.topic) {
             let partitions = extents.entry(of_topic[0].topic).or_default();
             for owned in of_topic {
@@ -101,14 +101,14 @@ pub(super) fn segments_by_topic(read: &ReadTransaction) -> Result<(Vec<SegmentFi
 }
 
 impl Store {
-    /// What the registry lists of a segment.
+    /// Returns what the registry says about a segment.
     pub(crate) fn segment_meta(&self, id: SegmentId) -> Result<SegmentMeta, StoreError> {
         let Some(table) = open_table(&self.db.begin_read()?, SEGMENTS)? else { return Err(StoreError::Moved) };
         let row = table.get(id.0)?.ok_or(StoreError::Moved)?;
         segment(id, row.value())
     }
 
-    /// The first offset that is kept, of each topic and partition where it is not 0.
+    /// Returns the log start offsets, with topic and partition, of all partitions where it is set.
     pub(crate) fn log_starts(&self) -> Result<Vec<(u32, u32, i64)>, StoreError> {
         let read = self.db.begin_read()?;
         let Some(table) = open_table(&read, LOG_STARTS)? else { return Ok(Vec::new()) };
@@ -121,11 +121,10 @@ impl Store {
         Ok(starts)
     }
 
-    /// Calls `visit` with each entry that is not sealed in the order of the commits, and with the
-    /// sequence number of its blob.
+    /// Calls `visit` with each unsealed entry in commit order, and with the sequence number of its blob.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] for a journal that is not whole, or what the disk says.
+    /// [`StoreError::Corrupt`] if the journal is incomplete or damaged, or an I/O error.
     pub(crate) fn replay(
         &self,
         mut visit: impl FnMut(u64, Entry<'_>) -> Result<(), String>,
@@ -142,7 +141,7 @@ impl Store {
             let seq = value.0.value();
             let corrupt = |reason: String| StoreError::Corrupt { what: format!("journal value {seq}"), reason };
             if seq != next_seq {
-                return Err(corrupt(format!("it follows {} values that are missing", seq.saturating_sub(next_seq))));
+                return Err(corrupt(format!("the {} values before it are missing", seq.saturating_sub(next_seq))));
             }
             let bytes = journal::blob_bytes(value.1.value()).map_err(corrupt)?;
             blob.clear();
@@ -166,7 +165,7 @@ impl Store {
     }
 }
 
-/// Where an entry's batches stand.
+/// Returns the location of an entry's batches.
 pub(crate) fn location(seq: u64, pos: u32, batches: &[u8]) -> Location {
     Location { seq, pos, len: batches.len() as u32 }
 }

@@ -1,5 +1,5 @@
-//! Which segments there are, and those that are open. The table `segments` says it durably; this is
-//! its image in memory.
+//! Which segments exist, and which of them are open. The table `segments` is the durable form; this is its copy in
+//! memory.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -11,18 +11,18 @@ use super::error::StoreError;
 use super::files::{Backend, Files};
 use super::segment::{Extent, FOLDER, OpenSegment, SegmentFile, SegmentId, SegmentMeta, SegmentWriter};
 
-/// Segments that are open at a time: each takes a file descriptor.
+/// Maximum number of open segments. Each uses a file descriptor.
 const OPEN_SEGMENTS_MAX: usize = 128;
 
-/// Bytes of the indexes of segments that are open, beyond the most recently used one's: some tens of KiB each, and
-/// where compaction left many holes between small batches up to a quarter of the segment.
+/// Maximum size of the indexes of open segments, in bytes, not counting the most recently used one's. An index takes
+/// some tens of KiB, but up to a quarter of the segment's size if compaction left many holes between small batches.
 const OPEN_INDEX_BYTES_MAX: usize = 32 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Registry {
     files: Arc<Files>,
     segments: RwLock<BTreeMap<SegmentId, SegmentFile>>,
-    /// The most recently used last.
+    /// The most recently used segment is last.
     open: Mutex<VecDeque<(SegmentId, Arc<OpenSegment>)>>,
     next: AtomicU64,
     pins: Mutex<Pins>,
@@ -30,7 +30,7 @@ pub(crate) struct Registry {
     changes: AtomicU64,
 }
 
-/// Files that outlast their segments: nobody removed them yet, or somebody copies them.
+/// Segment files that outlast their segments, because they were not deleted yet or are being copied.
 #[derive(Debug, Default)]
 struct Pins {
     held: usize,
@@ -38,10 +38,10 @@ struct Pins {
 }
 
 impl Registry {
-    /// With the segments that the table lists; new ones get numbers from `next` on. Files that the table does not list are
-    /// removed: what wrote them did not come to its end.
+    /// Creates the registry from the segments that the table lists. New segments get numbers from `next` on. Files that
+    /// the table does not list are removed, because the operation that wrote them did not complete.
     pub(super) fn open(files: Arc<Files>, segments: Vec<SegmentFile>, next: u64) -> Result<Self, StoreError> {
-        // A crash may have come between a folder that was made and its sync.
+        // A crash may have come between the creation of the folder and its sync.
         files.make_folder(FOLDER)?;
         let segments: BTreeMap<_, _> = segments.into_iter().map(|segment| (segment.id, segment)).collect();
         let mut next = next.max(segments.keys().next_back().map_or(0, |id| id.0 + 1));
@@ -63,7 +63,7 @@ impl Registry {
         })
     }
 
-    /// A new segment, not yet part of the store.
+    /// Creates a segment file that is not yet part of the store.
     pub(crate) fn create(&self) -> Result<SegmentWriter, StoreError> {
         SegmentWriter::create(&self.files, SegmentId(self.next.fetch_add(1, Ordering::Relaxed)))
     }
@@ -72,10 +72,10 @@ impl Registry {
         writer.finish()
     }
 
-    /// An extent's segment, open.
+    /// Opens an extent's segment, or returns it if it is open already.
     ///
     /// # Errors
-    /// [`StoreError::Moved`] where the segment is gone: its records are elsewhere, or nowhere.
+    /// [`StoreError::Moved`] if the segment was removed: its records are elsewhere, or were deleted.
     pub(crate) fn segment_of(&self, extent: &Extent) -> Result<Arc<OpenSegment>, StoreError> {
         let id = extent.segment;
         {
@@ -90,13 +90,13 @@ impl Registry {
         }
         let segment = self.segments.read().get(&id).copied().ok_or(StoreError::Moved)?;
         let opened = OpenSegment::open(&self.files, segment);
-        // Removed meanwhile: then it is no fault that its file is not there.
+        // If the segment was removed meanwhile, a missing file is no error.
         if !self.segments.read().contains_key(&id) {
             return Err(StoreError::Moved);
         }
         let segment = Arc::new(opened?);
         let mut open = self.open.lock();
-        // Nobody would close it any more.
+        // Nothing would close the segment if it were added now.
         if !self.segments.read().contains_key(&id) {
             return Err(StoreError::Moved);
         }
@@ -110,12 +110,12 @@ impl Registry {
         Ok(segment)
     }
 
-    /// The files that the segments are among.
+    /// Returns the files of the data directory.
     pub(super) fn files(&self) -> &Files {
         &self.files
     }
 
-    /// A segment's file, also where the segment was removed and a pin keeps the file.
+    /// Opens a segment's file, even if the segment was removed and only a pin keeps the file.
     pub(super) fn open_file(&self, id: SegmentId) -> Result<Backend, StoreError> {
         self.files.open(&id.file_name())
     }
@@ -124,33 +124,34 @@ impl Registry {
         self.segments.read().values().copied().collect()
     }
 
-    /// How many there are, and the bytes of their files.
+    /// Returns the number of segments and their total size in bytes.
     pub(crate) fn size(&self) -> (usize, u64) {
         let segments = self.segments.read();
         (segments.len(), segments.values().map(|segment| segment.bytes).sum())
     }
 
-    /// Held while segments and the extents of partitions change together.
+    /// Locks changes. Held while segments and the extents of partitions change together.
     pub(crate) fn change(&self) -> MutexGuard<'_, ()> {
         self.changing.lock()
     }
 
-    /// What is in use of segments changed: retention and the cleaner look again.
+    /// Notes a change in which segments are in use, so that retention and the cleaner check them again.
     pub(crate) fn touch(&self) {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often [`Registry::touch`] was called.
+    /// Returns how often [`Registry::touch`] was called.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
     }
 
-    /// A commit made them part of the store.
+    /// Adds segments that a commit made part of the store.
     pub(crate) fn added(&self, metas: &[SegmentMeta]) {
         self.segments.write().extend(metas.iter().map(|meta| (meta.file.id, meta.file)));
     }
 
-    /// A commit took them out of the store: their files go with the next [`Registry::unlink_removed`].
+    /// Removes segments that a commit removed from the store. The next [`Registry::unlink_removed`] deletes their
+    /// files.
     pub(crate) fn removed(&self, ids: &[SegmentId]) {
         {
             let mut segments = self.segments.write();
@@ -162,8 +163,8 @@ impl Registry {
         self.pins.lock().removed.extend_from_slice(ids);
     }
 
-    /// Removes the files of removed segments, unless somebody copies them. It may take long: a file system frees what a
-    /// large file had while whoever unlinks it waits. So the committer does not do it.
+    /// Deletes the files of removed segments, unless they are being copied. This may take long, because unlinking a
+    /// large file waits until the file system has freed its space. The committer therefore does not call it.
     pub(crate) fn unlink_removed(&self) {
         let removed = {
             let mut pins = self.pins.lock();
@@ -175,24 +176,24 @@ impl Registry {
         self.unlink(&removed);
     }
 
-    /// Removes the files of segments that are no part of the store.
+    /// Deletes the files of segments that are not part of the store.
     pub(crate) fn unlink(&self, ids: &[SegmentId]) {
         for id in ids {
             if let Err(error) = self.files.remove(&id.file_name()) {
-                // The next start removes what is not registered.
-                tracing::warn!(%error, "a segment that is no longer used stays on disk");
+                // The next start deletes all files that are not registered.
+                tracing::warn!(%error, "cannot delete the file of an unused segment; the next start tries again");
             }
         }
     }
 
-    /// Keeps the files of removed segments until the pin is dropped.
+    /// Keeps the files of removed segments until the returned pin is dropped.
     pub(crate) fn pin(self: &Arc<Self>) -> Pin {
         self.pins.lock().held += 1;
         Pin(self.clone())
     }
 }
 
-/// See [`Registry::pin`].
+/// Keeps segment files from being deleted; see [`Registry::pin`].
 #[derive(Debug)]
 pub(crate) struct Pin(Arc<Registry>);
 

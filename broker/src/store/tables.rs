@@ -1,11 +1,10 @@
-//! Tables: where what the journal held goes when a part of it is sealed and is no record batch. The
-//! last accumulator of each key, the last committed offset of each group and partition, what is
-//! remembered of each producer.
+//! Tables: the sealed part of the journal that is not record batches. They hold the last accumulator of each key, the
+//! last committed offset of each group and partition, and what is remembered about each producer.
 //!
-//! They have a database of their own, written by the sealer alone, in short transactions that no
-//! commit of the journal waits for. A value may be newer here than the sealed part of the journal:
-//! replaying the rest over it ends at the same value. Commits here save the allocator's state, so a
-//! start after a crash does not walk the file, however large.
+//! The tables are a separate database that only the sealer writes, in short transactions that no commit of the journal
+//! waits for. A value here may be newer than the sealed part of the journal, because replaying the rest over it ends at
+//! the same value. Commits save the allocator's state, so that opening the database after a crash does not walk the
+//! whole file.
 
 use bytes::Bytes;
 use redb::{Builder, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
@@ -19,35 +18,35 @@ use super::place::TopicId;
 
 pub(super) const FILE: &str = "tables.redb";
 
-/// redb's page cache for the tables, in bytes: the upper levels of the state of some ten million keys
-/// and what of the leaves is hot.
+/// Size of redb's page cache for the tables, in bytes. It holds the upper levels of the state of about ten million keys
+/// and the frequently used leaves.
 const CACHE_BYTES: usize = 128 << 20;
 
-/// Rows that one transaction writes: some tens of milliseconds of work beside the commits.
+/// Number of rows that one transaction writes. This takes some tens of milliseconds, while commits continue.
 pub(crate) const SLICE_ROWS: usize = 8_192;
 
 /// Committed offsets. Key: group_bytes u16, group, topic u32, partition u32 (big-endian). Value: kind of the group u8,
 /// offset i64, leader epoch i32, commit time i64, metadata; -1 where the leader epoch or the time is unknown.
 pub(super) const OFFSETS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("offsets");
 
-/// What partitions remember of producers. Key: topic u32, partition u32, producer id i64 (big-endian).
+/// What partitions remember about producers. Key: topic u32, partition u32, producer id i64 (big-endian).
 pub(super) const PRODUCERS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("producers");
 
-/// How many keys a partition of a store has. Key: store, 0, partition u32 (big-endian). Value: count i64 and
-/// the journal's sequence number up to which it counts.
+/// Number of keys in each partition of a store. Key: store, 0, partition u32 (big-endian). Value: count i64, and the
+/// sequence number in the journal up to which it counts.
 pub(super) const COUNTS: TableDefinition<&[u8], (i64, u64)> = TableDefinition::new("counts");
 
-/// How the tables of state begin, one for each store. Key: partition u32 (big-endian), namespace u8, key. Value: the
-/// accumulator, or whatever else the namespace holds.
+/// Prefix of the state tables, one for each store. Key: partition u32 (big-endian), namespace u8, key. Value: the
+/// accumulator, or other data that the namespace holds.
 pub(super) const STATE_PREFIX: &str = "state/";
 
-/// What precedes a key of state in its row.
+/// Size of the partition and namespace in front of a row's key, in bytes.
 const STATE_HEAD_BYTES: usize = 5;
 
-/// A row to set, or to remove.
+/// A key, and the value to set, or `None` to remove the row.
 pub(crate) type Row = (Vec<u8>, Option<Vec<u8>>);
 
-/// How many keys a partition of a store has, counted up to a place in the journal.
+/// Number of keys in a partition of a store, counted up to a sequence number in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Count {
     pub(crate) keys: i64,
@@ -98,7 +97,7 @@ impl Tables {
         Ok(Self { db: OpenDatabase::new(db) })
     }
 
-    /// All tables as they are now.
+    /// Begins a read of all tables in their current state.
     pub(super) fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
         Ok(self.db.begin_read()?)
     }
@@ -112,7 +111,7 @@ impl Tables {
 
     // ---- state
 
-    /// Calls `found` with the accumulator of each key in turn.
+    /// Calls `found` with the accumulator of each key, in the order of `keys`.
     pub(crate) fn state_look_up<'k>(
         &self,
         at: StatePlace<'_>,
@@ -135,7 +134,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Calls `found` with each key that begins with `prefix` and its accumulator, until it says stop.
+    /// Calls `found` with each key that starts with `prefix` and its accumulator, until `found` returns false.
     pub(crate) fn state_scan(
         &self,
         at: StatePlace<'_>,
@@ -155,7 +154,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Removes at most [`SLICE_ROWS`] keys of a range. Returns whether keys of the range may be left.
+    /// Removes at most [`SLICE_ROWS`] keys of a range. Returns whether the range may contain more keys.
     pub(crate) fn remove_state(&self, at: StatePlace<'_>, range: &KeyRange) -> Result<bool, StoreError> {
         let mut removed = 0;
         self.write(|transaction| {
@@ -180,7 +179,7 @@ impl Tables {
         Ok(removed == SLICE_ROWS)
     }
 
-    /// One slice of a store's partition: keys, ascending, and their accumulators; `None` removes a key.
+    /// Writes one slice of a store's partition: keys in ascending order and their accumulators. `None` removes the key.
     pub(crate) fn write_state<'r>(
         &self,
         at: StatePlace<'_>,
@@ -202,7 +201,7 @@ impl Tables {
         })
     }
 
-    /// Sets how many keys partitions have.
+    /// Sets the number of keys in each of the given partitions.
     pub(crate) fn write_counts(&self, counts: &[(&str, u32, Count)]) -> Result<(), StoreError> {
         if counts.is_empty() {
             return Ok(());
@@ -217,7 +216,7 @@ impl Tables {
         })
     }
 
-    /// Removes a store with all its keys.
+    /// Removes a store with all of its keys.
     pub(crate) fn drop_state(&self, store: &str) -> Result<(), StoreError> {
         self.write(|transaction| {
             let name = state_table(store);
@@ -227,7 +226,7 @@ impl Tables {
         })
     }
 
-    /// The partitions of every store and how many keys each has.
+    /// Returns the number of keys in each partition of every store.
     pub(crate) fn counts(&self) -> Result<Vec<(String, u32, Count)>, StoreError> {
         let read = self.db.begin_read()?;
         let Some(table) = open_table(&read, COUNTS)? else { return Ok(Vec::new()) };
@@ -244,7 +243,7 @@ impl Tables {
 
     // ---- offsets and producers
 
-    /// Removes what groups have committed.
+    /// Removes everything that these groups have committed.
     pub(crate) fn drop_groups(&self, groups: &[String]) -> Result<(), StoreError> {
         if groups.is_empty() {
             return Ok(());
@@ -255,17 +254,17 @@ impl Tables {
         })
     }
 
-    /// The key of a committed offset's row.
+    /// Returns the key of a committed offset's row.
     pub(crate) fn offset_key(group: &str, topic: u32, partition: u32) -> Vec<u8> {
         [group_key(group).as_slice(), &topic.to_be_bytes(), &partition.to_be_bytes()].concat()
     }
 
-    /// One slice of committed offsets.
+    /// Writes one slice of committed offsets.
     pub(crate) fn write_offsets(&self, rows: &[Row]) -> Result<(), StoreError> {
         self.write_rows(OFFSETS, rows)
     }
 
-    /// Every committed offset.
+    /// Calls `visit` with every committed offset.
     pub(crate) fn offsets(
         &self,
         mut visit: impl FnMut(OffsetEntry<'_>) -> Result<(), StoreError>,
@@ -277,17 +276,17 @@ impl Tables {
         })
     }
 
-    /// A committed offset's row.
+    /// Encodes the row of a committed offset.
     pub(crate) fn offset_row(kind: u8, committed: &CommittedRow<'_>) -> Vec<u8> {
         [&[kind][..], &CommittedRow::head(Some(committed)), committed.metadata.as_bytes()].concat()
     }
 
-    /// The key of a producer's row.
+    /// Returns the key of a producer's row.
     pub(crate) fn producer_key(topic: u32, partition: u32, producer: i64) -> Vec<u8> {
         [&topic.to_be_bytes()[..], &partition.to_be_bytes(), &producer.to_be_bytes()].concat()
     }
 
-    /// Calls `found` with the row of each of these producers, given with their keys.
+    /// Calls `found` with the row of each of these producers. `of` gives their IDs and keys.
     pub(crate) fn producers_of(
         &self,
         of: impl Iterator<Item = (i64, Vec<u8>)>,
@@ -303,12 +302,12 @@ impl Tables {
         Ok(())
     }
 
-    /// One slice of producers.
+    /// Writes one slice of producers.
     pub(crate) fn write_producers(&self, rows: &[Row]) -> Result<(), StoreError> {
         self.write_rows(PRODUCERS, rows)
     }
 
-    /// Every producer: topic, partition, producer id, what is remembered.
+    /// Calls `visit` with every producer: topic, partition, producer ID, and its row.
     pub(crate) fn producers(
         &self,
         mut visit: impl FnMut(u32, u32, i64, &[u8]) -> Result<(), StoreError>,
@@ -319,8 +318,8 @@ impl Tables {
         })
     }
 
-    /// As many as `count` producers from a key on: topic, partition, producer id. Returns the key from which to go on;
-    /// where no more follow an empty one, from which it begins anew.
+    /// Calls `visit` with up to `count` producers, starting at the key `from`: topic, partition, producer ID. Returns
+    /// the key to continue from. At the end of the table this is the empty key, which starts over.
     pub(crate) fn producers_from(
         &self,
         from: &[u8],
@@ -387,14 +386,14 @@ fn remove_prefix<V: redb::Value>(table: &mut redb::Table<'_, &[u8], V>, prefix: 
 }
 
 pub(super) fn malformed(table: &str) -> StoreError {
-    StoreError::Corrupt { what: format!("table {table}"), reason: "a row is of the wrong form".to_owned() }
+    StoreError::Corrupt { what: format!("table {table}"), reason: "a row is malformed".to_owned() }
 }
 
 fn u32_be(bytes: &[u8], table: &str) -> Result<u32, StoreError> {
     bytes.try_into().map(u32::from_be_bytes).map_err(|_| malformed(table))
 }
 
-/// Group, topic and partition.
+/// Splits a key into group, topic and partition.
 fn split_offset_key(key: &[u8]) -> Option<(&str, u32, u32)> {
     let (group_bytes, rest) = key.split_first_chunk::<2>()?;
     let (group, rest) = rest.split_at_checked(u16::from_be_bytes(*group_bytes).into())?;
@@ -403,7 +402,7 @@ fn split_offset_key(key: &[u8]) -> Option<(&str, u32, u32)> {
     Some((std::str::from_utf8(group).ok()?, u32::from_be_bytes(*topic), u32::from_be_bytes(partition)))
 }
 
-/// The kind of the group, and what it committed.
+/// Splits a row into the kind of the group and the committed offset.
 fn split_offset_row(row: &[u8]) -> Option<(u8, CommittedRow<'_>)> {
     let (kind, rest) = row.split_first()?;
     let (head, metadata) = rest.split_first_chunk()?;
@@ -411,7 +410,7 @@ fn split_offset_row(row: &[u8]) -> Option<(u8, CommittedRow<'_>)> {
     Some((*kind, committed))
 }
 
-/// Topic, partition and producer id.
+/// Splits a key into topic, partition and producer ID.
 fn split_producer(key: &[u8]) -> Result<(u32, u32, i64), StoreError> {
     let key: [u8; 16] = key.try_into().map_err(|_| malformed("producers"))?;
     let (topic, rest) = key.split_at(4);

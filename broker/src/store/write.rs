@@ -1,4 +1,4 @@
-//! What one commit writes: a durable transaction of the journal and of the tables beside it.
+//! What one commit writes: one durable transaction of the journal's database, including its small tables.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -15,35 +15,34 @@ use super::segment::{SegmentId, SegmentMeta};
 use super::sum::RowsSum;
 use super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, NEXT_SEGMENT, SEALED_TO, SEGMENTS, Store};
 
-/// Everything that one transaction changes.
+/// All changes of one transaction.
 #[derive(Debug, Default)]
 pub(crate) struct Write<'a> {
     /// The sequence number of the blob's first journal value.
     pub(crate) seq: u64,
-    /// What the journal gets, cut into values of [`CHUNK_BYTES`]; may be empty.
+    /// The new content of the journal, which is cut into values of [`CHUNK_BYTES`]. It may be empty.
     pub(crate) blob: &'a [u8],
-    /// Journal values that are sealed and go now.
+    /// Journal values that are sealed and now removed.
     pub(crate) trim: Range<u64>,
     /// Catalog entries to set or remove.
     pub(crate) catalog: Vec<&'a CatalogChange>,
-    /// Topics whose log starts are forgotten.
+    /// Topics whose log start offsets are removed.
     pub(crate) deleted_topics: Vec<TopicId>,
-    /// Segments that become part of the store, or whose extents in use change.
+    /// Segments that are added to the store, or whose extents change.
     pub(crate) segments: Vec<&'a SegmentMeta>,
-    /// Segments that are no longer part of it.
+    /// Segments that are removed from the store.
     pub(crate) removed: Vec<SegmentId>,
-    /// The first offset that is kept from now on, by partition.
+    /// New log start offsets, by partition.
     pub(crate) log_starts: Vec<(Place, Offset)>,
-    /// Journal values before this sequence number are in segments and tables now.
+    /// The new sealed mark: journal values before this sequence number are in segments and tables.
     pub(crate) sealed_to: Option<u64>,
 }
 
 impl Store {
-    /// Writes it durably, or nothing of it.
+    /// Commits all changes durably, or none of them.
     ///
     /// # Errors
-    /// What redb and the disk say. What is on disk is not known then: the caller makes the store
-    /// [fail](Store::fail).
+    /// A database or I/O error. The state on disk is then unknown, so the caller makes the store [fail](Store::fail).
     pub(crate) fn write(&self, write: &Write<'_>) -> Result<(), StoreError> {
         let transaction = self.db.begin_write()?;
         {
@@ -88,7 +87,7 @@ impl Store {
         if let Some(to) = write.sealed_to {
             sum.set(&mut transaction.open_table(MARKS)?, SEALED_TO, Some(to))?;
         }
-        // A number that was given once is not given again, also where the segment is removed before the next start.
+        // A segment number is never used again, even if the segment is removed before the next start.
         if let Some(next) = write.segments.iter().map(|meta| meta.file.id.0 + 1).max() {
             let mut marks = transaction.open_table(MARKS)?;
             let known = marks.get(NEXT_SEGMENT)?.map_or(0, |mark| mark.value());
@@ -101,7 +100,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes note of a write that is on disk: its blob can be read from memory from now on.
+    /// Notes that a write is on disk, and makes its blob available for reads from memory.
     pub(crate) fn written(&self, seq: u64, blob: Bytes) {
         self.commits.fetch_add(1, Ordering::Relaxed);
         if !blob.is_empty() {
@@ -109,7 +108,7 @@ impl Store {
         }
     }
 
-    /// How many journal values are sealed and still there, and how many are not sealed.
+    /// Returns how many journal values are sealed but not yet removed, and how many are not sealed.
     #[cfg(test)]
     pub(crate) fn journal_values(&self) -> (u64, u64) {
         use redb::ReadableDatabase;

@@ -1,4 +1,4 @@
-//! Where a backup is written: a new folder, complete only with its manifest.
+//! The folder that a backup is written to. It counts as a backup only once its manifest is there.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,12 +13,12 @@ use super::{BackupError, BackupFile, FileName, MANIFEST_FILE, Manifest, sync_fol
 
 const MANIFEST_FILE_NEW: &str = "BACKUP.new";
 
-/// A backup that is being written. Dropped before [`BackupFolder::finish`], it removes what it made.
+/// A backup that is being written. If dropped before [`BackupFolder::finish`], it removes everything that it wrote.
 #[derive(Debug)]
 pub struct BackupFolder {
     system: Arc<dyn FileSystem>,
     path: PathBuf,
-    /// Whether the folder was made, not found empty.
+    /// Whether the folder was created here rather than found empty.
     made: bool,
     open: Option<(String, Box<dyn StorageBackend>)>,
     files: BTreeMap<String, BackupFile>,
@@ -26,15 +26,15 @@ pub struct BackupFolder {
 }
 
 impl BackupFolder {
-    /// Makes the folder, where it is not there. Folders above it must be there.
+    /// Creates the folder if it does not exist. Its parent must exist.
     ///
     /// # Errors
-    /// [`BackupError::NotEmpty`], or what the disk says. Nothing was changed then.
+    /// [`BackupError::NotEmpty`] or an I/O error. In both cases nothing was changed.
     pub fn create(path: &Path) -> Result<Self, BackupError> {
         Self::create_on(&system_files(), path)
     }
 
-    /// As [`BackupFolder::create`], on this file system.
+    /// Like [`BackupFolder::create`], on the given file system.
     ///
     /// # Errors
     /// As [`BackupFolder::create`].
@@ -59,28 +59,28 @@ impl BackupFolder {
         })
     }
 
-    /// Refuses a backup of so many bytes for which the folder's disk has no room.
+    /// Checks that the folder's disk has room for a backup of `bytes` bytes.
     ///
     /// # Errors
-    /// [`BackupError::NoRoom`], or what the disk says.
+    /// [`BackupError::NoRoom`] or an I/O error.
     pub fn check_room(&self, bytes: u64) -> Result<(), BackupError> {
         super::check_room(&self.system, &self.path, bytes)
     }
 
-    /// Writes a piece of a file. A file's pieces come in order, and one file after the other.
+    /// Writes a piece of a file. The pieces of a file must arrive in order, and one file after the other.
     ///
     /// # Errors
-    /// [`BackupError::Garbled`] for what does not follow on what came before, or what the disk says.
+    /// [`BackupError::Garbled`] if the piece does not continue the previous one, or an I/O error.
     pub fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), BackupError> {
         if self.open.as_ref().is_none_or(|(open, _)| open != name) {
             self.close()?;
             self.begin(name)?;
         }
         let (Some((_, file)), Some(written)) = (&mut self.open, self.files.get_mut(name)) else {
-            return Err(garbled(name, "its pieces are not one after the other"));
+            return Err(garbled(name, "its pieces are not consecutive"));
         };
         if offset != written.bytes {
-            return Err(garbled(name, format!("a piece for byte {offset} came at byte {}", written.bytes)));
+            return Err(garbled(name, format!("a piece for byte {offset} arrived at byte {}", written.bytes)));
         }
         file.write(offset, bytes).map_err(|source| BackupError::io("write", &self.path.join(name), source))?;
         written.bytes += bytes.len() as u64;
@@ -88,17 +88,17 @@ impl BackupFolder {
         Ok(())
     }
 
-    /// Checks that all came as it was sent, and makes the folder a backup.
+    /// Checks that everything arrived as it was sent, and completes the backup by writing its manifest.
     ///
     /// # Errors
-    /// [`BackupError::Garbled`] where it did not, or what the disk says; what was written is removed then.
+    /// [`BackupError::Garbled`] if something did not, or an I/O error. Everything written is then removed.
     pub fn finish(mut self, manifest: &Manifest) -> Result<(), BackupError> {
         self.close()?;
         for sent in &manifest.files {
-            let came = self.files.remove(&sent.name).ok_or_else(|| garbled(&sent.name, "it did not come"))?;
+            let came = self.files.remove(&sent.name).ok_or_else(|| garbled(&sent.name, "it did not arrive"))?;
             if came != *sent {
                 let shown = |file: &BackupFile| format!("{} bytes with checksum {:08x}", file.bytes, file.crc32c);
-                return Err(garbled(&sent.name, format!("{} came, not {}", shown(&came), shown(sent))));
+                return Err(garbled(&sent.name, format!("{} arrived, not {}", shown(&came), shown(sent))));
             }
         }
         if let Some(name) = self.files.keys().next() {
@@ -119,7 +119,7 @@ impl BackupFolder {
 
     fn begin(&mut self, name: &str) -> Result<(), BackupError> {
         let Some(kind) = FileName::parse(name) else {
-            return Err(garbled(name, "a backup has no file of this name"));
+            return Err(garbled(name, "a backup cannot contain a file of this name"));
         };
         let path = self.path.join(name);
         if matches!(kind, FileName::Segment(_)) {
@@ -128,7 +128,7 @@ impl BackupFolder {
         }
         let file = match self.system.open(&path, Open::New) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(garbled(name, "it came twice"));
+                return Err(garbled(name, "it arrived twice"));
             }
             created => created.map_err(|source| BackupError::io("make", &path, source))?,
         };
@@ -153,8 +153,8 @@ impl Drop for BackupFolder {
             return;
         }
         self.open = None;
-        // The folder was empty: all that is in it was written here. Who reads the error that led here can
-        // remove what a broken disk keeps; without the manifest it is no backup.
+        // The folder was empty before, so everything in it was written here. If a failing disk keeps some files, the
+        // user can remove them after reading the error that led here; without the manifest the folder is no backup.
         let _ = if self.made { self.system.remove_folder(&self.path) } else { empty(&self.system, &self.path) };
     }
 }
@@ -215,7 +215,7 @@ mod tests {
                 (vec![file("journal", b"abd"), file(SEGMENT, b"s")], "checksum"),
                 (vec![file("journal", b"ab"), file(SEGMENT, b"s")], "3 bytes"),
                 (vec![file("journal", b"abc")], "does not list"),
-                (vec![file("journal", b"abc"), file(SEGMENT, b"s"), file("tables", b"")], "did not come"),
+                (vec![file("journal", b"abc"), file(SEGMENT, b"s"), file("tables", b"")], "did not arrive"),
             ] {
                 let mut folder = BackupFolder::create(&path).unwrap();
                 folder.write("journal", 0, b"abc").unwrap();

@@ -1,5 +1,5 @@
-//! Rows of data format 4, converted to today's while a backup is restored. Journal and segments stay as they are: both have
-//! marks by which their older forms are told apart.
+//! Converts rows of data format 4 to the current format while a backup is restored. The journal and the segments stay
+//! as they are, because both carry marks that tell their older forms apart.
 
 use redb::TableHandle as _;
 
@@ -13,10 +13,10 @@ use crate::store::place::Offset;
 /// A key and its value.
 pub(super) type Row = (Vec<u8>, Vec<u8>);
 
-/// A row of a table of format 5 that says what a row of format 4 said. `None` where the row stays as it is.
+/// Returns the row of format 5 that is equivalent to a row of format 4, or `None` if the row stays as it is.
 ///
 /// # Errors
-/// [`StoreError::Corrupt`] for a row that format 4 did not write.
+/// [`StoreError::Corrupt`] if the row is not one that format 4 wrote.
 pub(super) fn convert(table: &str, key: &[u8], value: &[u8]) -> Result<Option<Row>, StoreError> {
     if table == SEGMENTS.name() {
         return segment(key, value).map(Some);
@@ -30,7 +30,7 @@ pub(super) fn convert(table: &str, key: &[u8], value: &[u8]) -> Result<Option<Ro
     Ok(None)
 }
 
-/// An extent has fields more now.
+/// Format 5 added fields to an extent.
 fn segment(key: &[u8], row: &[u8]) -> Result<Row, StoreError> {
     let number: [u8; 8] = key.try_into().map_err(|_| malformed(SEGMENTS.name()))?;
     let id = SegmentId(u64::from_le_bytes(number));
@@ -38,7 +38,8 @@ fn segment(key: &[u8], row: &[u8]) -> Result<Row, StoreError> {
     Ok((key.to_vec(), segment_row(&meta)))
 }
 
-/// Key: group, 0, topic u32, partition u32 (big-endian). Value: kind of the group u8, offset i64.
+/// Format 4 has the key: group, 0, topic u32, partition u32 (big-endian); and the value: kind of the group u8, offset
+/// i64.
 fn offset(key: &[u8], row: &[u8]) -> Result<Row, StoreError> {
     let malformed = || malformed(tables::OFFSETS.name());
     let (group, place) = split_named(key, tables::OFFSETS.name())?;
@@ -52,7 +53,7 @@ fn offset(key: &[u8], row: &[u8]) -> Result<Row, StoreError> {
     Ok((key, Tables::offset_row(*kind, &committed)))
 }
 
-/// Key: partition u32 (big-endian), key. All of it were accumulators.
+/// Format 4 has the key: partition u32 (big-endian), key. All of its rows are accumulators.
 fn state(table: &str, key: &[u8]) -> Result<Vec<u8>, StoreError> {
     let (partition, key) = key.split_first_chunk::<4>().ok_or_else(|| malformed(table))?;
     let store = &table[tables::STATE_PREFIX.len()..];

@@ -1,15 +1,15 @@
-//! Backups: a folder with all that a data directory holds at one moment, made while the server goes on,
-//! and the way back.
+//! Backups: a folder with everything that a data directory held at one moment, copied while the server runs, and the
+//! restore of a data directory from such a folder.
 //!
 //! ```text
 //! BACKUP               the manifest, written last: a folder without it is no backup
-//! journal              rows of the journal's database: what is not sealed, catalog, registry of segments
+//! journal              rows of the journal's database: unsealed entries, catalog, registry of segments
 //! tables               rows of the tables' database: offsets, producers, state
-//! segments/*.segment   as they are in the data directory
+//! segments/*.segment   copies of the data directory's segment files
 //! ```
-//! `snapshot.rs` takes the moment and copies it; `folder.rs` is where the copy is written, at the other end
-//! of a connection as a rule; `restore.rs` makes a data directory of it; `rows.rs` has the form of rows, and `format_4.rs`
-//! converts those of the data format before. None of them knows how the pieces travel.
+//! `snapshot.rs` takes a snapshot and copies it. `folder.rs` writes the copy, usually at the other end of a connection.
+//! `restore.rs` makes a data directory from the copy. `rows.rs` defines how rows are encoded, and `format_4.rs`
+//! converts the rows of the previous data format. None of them depends on how the pieces are transferred.
 
 mod folder;
 mod format_4;
@@ -32,85 +32,87 @@ use super::error::StoreError;
 use super::file_system::FileSystem;
 use super::segment::SegmentId;
 
-/// The manifest's file.
+/// Name of the manifest's file.
 const MANIFEST_FILE: &str = "BACKUP";
-/// The rows of the journal's database.
+/// Name of the file with the rows of the journal's database.
 const JOURNAL_FILE: &str = "journal";
-/// The rows of the tables' database.
+/// Name of the file with the rows of the tables' database.
 const TABLES_FILE: &str = "tables";
 
-/// What this version writes. Another number is another layout of the folder or of its rows.
+/// The backup format that this version writes. It changes with the layout of the folder or of its rows.
 const FORMAT: u32 = 1;
 
-/// How a manifest's first line begins; its checksum follows.
+/// The start of a manifest's first line, which ends with the checksum.
 const MANIFEST_MARK: &str = "millstream backup, crc32c ";
 
 /// Why a backup could not be made or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// The folder to be written holds something.
+    /// The target folder is not empty.
     #[error("{} is not empty: name a folder that is new or empty; nothing was changed", path.display())]
     NotEmpty {
         /// The folder.
         path: PathBuf,
     },
-    /// A restored data directory is built beside its place, and a mount point's place can't be taken.
+    /// The target of a restore is a mount point. A restored data directory is built beside its target and then renamed,
+    /// and a mount point cannot be replaced in this way.
     #[error(
-        "{} is a mount point, and a restore puts a whole folder in its place: name one in it, such as {}; nothing was \
+        "{} is a mount point, which a restore cannot replace: name a folder in it, such as {}; nothing was \
          restored", path.display(), path.join("millstream-data").display()
     )]
     MountPoint {
         /// The folder.
         path: PathBuf,
     },
-    /// The disk has too little room for what is to be written.
+    /// The disk has too little room for the backup or the restored data directory.
     #[error(
-        "about {bytes} bytes are to be written, and the disk of {} has room for {free_bytes}: make room, or name a folder \
-         on another disk", path.display()
+        "about {bytes} bytes must be written, and the disk of {} has only {free_bytes} free: make room, or name a \
+         folder on another disk", path.display()
     )]
     NoRoom {
         /// A folder on that disk.
         path: PathBuf,
-        /// What is to be written.
+        /// How many bytes must be written.
         bytes: u64,
-        /// What is free.
+        /// How many bytes are free.
         free_bytes: u64,
     },
-    /// The server copies its journal first, and what room the disk has is kept for records.
+    /// The data directory's disk has too little room for the copy of the journal that a backup starts with, because
+    /// part of the free room is reserved for records.
     #[error(
-        "the journal is copied first, and the disk of {} has {free_bytes} bytes free, of which {reserve_bytes} are kept for \
-         what is stored (disk_reserve_bytes): make room there", path.display()
+        "a backup first copies the journal, and the disk of {} has {free_bytes} bytes free, of which {reserve_bytes} \
+         are kept for stored data (disk_reserve_bytes): make room there", path.display()
     )]
     NoRoomForJournal {
         /// The data directory.
         path: PathBuf,
-        /// What is free.
+        /// How many bytes are free.
         free_bytes: u64,
-        /// What is kept free.
+        /// How many bytes are kept free (`disk_reserve_bytes`).
         reserve_bytes: u64,
     },
-    /// A folder without a manifest.
+    /// The folder has no manifest.
     #[error(
-        "{} is no backup, or one that was not finished: it has no file {MANIFEST_FILE}, which is written last; nothing \
+        "{} is no backup, or an unfinished one: it has no file {MANIFEST_FILE}, which is written last; nothing \
          was restored", path.display()
     )]
     NotABackup {
         /// The folder.
         path: PathBuf,
     },
-    /// A backup in a form that this version does not know.
+    /// The backup has a format that this version does not support.
     #[error(
-        "the backup {} was written by Millstream {version} with {found}, and this version knows {known}: restore it \
+        "the backup {} was written by Millstream {version} with {found}, and this version supports {known}: restore it \
          with the version that wrote it; nothing was restored", path.display()
     )]
     Format {
         /// The folder.
         path: PathBuf,
-        /// Who wrote it.
+        /// The Millstream version that wrote the backup.
         version: String,
-        /// Its format.
+        /// The backup's format.
         found: String,
-        /// What this version writes and reads.
+        /// The format that this version writes.
         known: String,
     },
     /// A file of a backup is not as it was written.
@@ -121,7 +123,7 @@ pub enum BackupError {
         /// What is wrong with it.
         reason: String,
     },
-    /// What arrived is not what the server sent.
+    /// The data that arrived is not what the server sent.
     #[error("the backup did not arrive as it was sent: {file}: {reason}; make it again")]
     Garbled {
         /// The backup's file.
@@ -129,18 +131,20 @@ pub enum BackupError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Another restore works there, or one was killed.
+    /// The folder in which the restore would build the data directory exists already: another restore is running, or
+    /// one was killed.
     #[error(
-        "{} is there already: another restore is under way, or one was killed; remove it once none is", path.display()
+        "{} is there already: another restore is running, or one was killed; remove it once no restore is running",
+        path.display()
     )]
     InTheWay {
         /// Where a restore builds the data directory.
         path: PathBuf,
     },
-    /// Who asked for it wants it no more.
-    #[error("it was ended before it was done")]
+    /// The requester cancelled the backup or the restore.
+    #[error("it was cancelled before it was complete")]
     Cancelled,
-    /// The disk or the database failed.
+    /// An I/O operation or the database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -162,29 +166,29 @@ macro_rules! from_redb {
 }
 from_redb!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
 
-/// What a backup consists of.
+/// The content of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Of the folder and its rows.
+    /// The format of the folder and its rows.
     pub format: u32,
-    /// Of the data directory, as its format file says it: segments and rows are as they were there.
+    /// The format of the data directory, as in its format file. Segments and rows were copied in this format.
     pub data_format: String,
-    /// The Millstream that made it.
+    /// The Millstream version that made the backup.
     pub version: String,
-    /// The server's clock at the moment that it shows, in ms since the epoch.
+    /// The server's clock at the moment of the snapshot, in ms since the epoch.
     pub created_at_ms: i64,
-    /// All files but the manifest's own.
+    /// All files except the manifest.
     pub files: Vec<BackupFile>,
 }
 
 /// One file of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupFile {
-    /// Its path in the folder, with `/`.
+    /// Path of the file in the folder, separated by `/`.
     pub name: String,
-    /// Its size.
+    /// Size of the file in bytes.
     pub bytes: u64,
-    /// The CRC-32C of all its bytes.
+    /// CRC-32C of the whole file.
     pub crc32c: u32,
 }
 
@@ -194,12 +198,12 @@ impl Manifest {
         Self { format: FORMAT, data_format: directory::FORMAT.to_owned(), version, created_at_ms, files }
     }
 
-    /// Bytes of all files.
+    /// Returns the total size of all files, in bytes.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
-    /// The manifest's file: a line with the checksum of what follows, and JSON.
+    /// Encodes the manifest: a line with the checksum of the rest, followed by JSON.
     fn encode(&self) -> Vec<u8> {
         let json = serde_json::to_vec_pretty(self).expect("plain structs serialise");
         let mut text = first_line(&json).into_bytes();
@@ -207,7 +211,7 @@ impl Manifest {
         text
     }
 
-    /// Reads the manifest of the backup `folder`, and refuses what this version can't restore.
+    /// Reads the manifest of the backup `folder`, and fails if this version cannot restore the backup.
     fn read(system: &Arc<dyn FileSystem>, folder: &Path) -> Result<Self, BackupError> {
         #[derive(Deserialize)]
         struct Formats {
@@ -226,13 +230,13 @@ impl Manifest {
         };
         let damaged = |reason: String| BackupError::Damaged { path: path.clone(), reason };
         if !text.starts_with(MANIFEST_MARK.as_bytes()) {
-            return Err(damaged(format!("it does not begin with {MANIFEST_MARK:?}")));
+            return Err(damaged(format!("it does not start with {MANIFEST_MARK:?}")));
         }
         let json = text.split_at_checked(first_line(&[]).len()).map_or(&[][..], |(_, json)| json);
         if !text.starts_with(first_line(json).as_bytes()) {
             return Err(damaged("it does not match its checksum".to_owned()));
         }
-        // Another format may have other fields.
+        // A manifest of another format may have other fields, so only these are read first.
         let formats: Formats = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
         let known = [directory::FORMAT, directory::FORMAT_4];
         if formats.format != FORMAT || !known.contains(&formats.data_format.as_str()) {
@@ -252,7 +256,7 @@ fn first_line(json: &[u8]) -> String {
     format!("{MANIFEST_MARK}{:08x}\n", crc32c::crc32c(json))
 }
 
-/// What a file of a backup may be called: a name comes from outside, and must lead nowhere else.
+/// The files that a backup may contain. File names come from outside, and must not lead out of the folder.
 enum FileName {
     Journal,
     Tables,
@@ -272,7 +276,7 @@ impl FileName {
     }
 }
 
-/// Whether a folder is not there or has nothing in it.
+/// Returns whether a folder does not exist or is empty.
 fn is_vacant(system: &Arc<dyn FileSystem>, path: &Path) -> Result<bool, BackupError> {
     match system.names(path) {
         Ok(names) => Ok(names.is_empty()),
@@ -282,15 +286,15 @@ fn is_vacant(system: &Arc<dyn FileSystem>, path: &Path) -> Result<bool, BackupEr
     }
 }
 
-/// Makes the names in a folder durable.
+/// Makes the entries of a folder durable.
 fn sync_folder(system: &Arc<dyn FileSystem>, path: &Path) -> Result<(), BackupError> {
     system.sync_folder(path).map_err(|source| BackupError::io("sync", path, source))
 }
 
-/// Refuses what the disk of `path` has no room for.
+/// Checks that the disk of `path` has room for `bytes` bytes.
 fn check_room(system: &Arc<dyn FileSystem>, path: &Path, bytes: u64) -> Result<(), BackupError> {
     let free_bytes =
-        system.free_bytes(path).map_err(|source| BackupError::io("ask for the free room of", path, source))?;
+        system.free_bytes(path).map_err(|source| BackupError::io("determine the free space of", path, source))?;
     if bytes > free_bytes { Err(BackupError::NoRoom { path: path.to_owned(), bytes, free_bytes }) } else { Ok(()) }
 }
 
@@ -368,7 +372,7 @@ mod tests {
     fn a_mount_point_is_refused_before_anything_is_copied() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(MANIFEST_FILE), manifest().encode()).unwrap();
-        // Each Linux has one there.
+        // Every Linux system has a mount point there.
         let error = restore(folder.path(), Path::new("/proc"), |_, _| unreachable!()).unwrap_err();
         assert!(error.to_string().contains("such as /proc/millstream-data"), "{error}");
         let is_mount_point = |path: &Path| system_files().is_mount_point(path);

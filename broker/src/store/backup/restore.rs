@@ -1,4 +1,5 @@
-//! From a backup to a data directory: built beside its place, and put there once all of it is sound.
+//! Restores a data directory from a backup: builds it beside its final path, and moves it there once all of it is
+//! verified.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,21 +18,21 @@ use super::format_4;
 use super::rows::{self, CheckedFile, Convert, Database};
 use super::{BackupError, FileName, JOURNAL_FILE, Manifest, TABLES_FILE, check_room, is_vacant, sync_folder};
 
-/// redb's page cache while rows are written, in bytes: keys come in order, so only the edge is written.
+/// Size of redb's page cache while rows are written, in bytes. Keys are inserted in order, so only the last pages
+/// change.
 const CACHE_BYTES: usize = 64 << 20;
 
 const COPY_BYTES: usize = 1 << 20;
 
-/// Makes the data directory `data` of the backup in the folder `from`. Every checksum is checked on the
-/// way; the directory appears at the end, whole and durable, or not at all. Until then it is built beside
-/// it as `data.restoring`. `progress` is told how many of how many bytes are done, and ends it with a break.
-/// Blocks. Returns what the backup says of itself.
+/// Makes the data directory `data` from the backup in the folder `from`, and returns the backup's manifest. Every
+/// checksum is verified on the way. The directory appears at the end, complete and durable, or not at all; until then
+/// it is built beside its path, as `data.restoring`. `progress` is called with the bytes done and the total, and
+/// cancels the restore by returning a break. Blocks.
 ///
 /// # Errors
-/// [`BackupError::NotEmpty`] where there is something already, [`BackupError::NoRoom`], [`BackupError::NotABackup`],
-/// [`BackupError::MountPoint`],
-/// [`BackupError::Format`], [`BackupError::Damaged`], [`BackupError::InTheWay`],
-/// [`BackupError::Cancelled`], or what the disk says. Nothing is left behind then.
+/// [`BackupError::NotEmpty`] if `data` exists and is not empty, [`BackupError::NoRoom`], [`BackupError::NotABackup`],
+/// [`BackupError::MountPoint`], [`BackupError::Format`], [`BackupError::Damaged`], [`BackupError::InTheWay`],
+/// [`BackupError::Cancelled`], or an I/O error. In each case nothing is left behind.
 pub fn restore(
     from: &Path,
     data: &Path,
@@ -40,7 +41,7 @@ pub fn restore(
     restore_on(&system_files(), from, data, progress)
 }
 
-/// As [`restore`], with both folders on this file system.
+/// Like [`restore`], with both folders on the given file system.
 ///
 /// # Errors
 /// As [`restore`].
@@ -78,7 +79,7 @@ pub fn restore_on(
                 segments.insert(id, file.bytes);
             }
             None => {
-                let reason = format!("a backup has no file {:?}", file.name);
+                let reason = format!("it lists {:?}, which cannot be part of a backup", file.name);
                 return Err(BackupError::Damaged { path: from.join(super::MANIFEST_FILE), reason });
             }
         }
@@ -111,7 +112,7 @@ fn fill(
     Ok(database)
 }
 
-/// The database says what failed, and not where.
+/// Adds the path to I/O errors of the database, which do not say which file they concern.
 fn written_to(path: &Path, error: BackupError) -> BackupError {
     match error {
         BackupError::Store(super::StoreError::Database(error)) => match *error {
@@ -148,8 +149,8 @@ fn copy_segment(
     to.sync_data().map_err(failed)
 }
 
-/// The registry and the files must name the same segments: a start takes the registry's word, and removes
-/// what it does not list.
+/// Checks that the registry and the folder have the same segments. A server trusts the registry at start, and removes
+/// segment files that the registry does not list.
 fn check_segments(
     database: &redb::Database,
     mut files: BTreeMap<SegmentId, u64>,
@@ -160,7 +161,7 @@ fn check_segments(
     };
     for segment in recovery::segments(&database.begin_read()?, drop)? {
         if files.remove(&segment.id) != Some(segment.bytes) {
-            return damaged(segment.id, "it is not as the registry of segments has it");
+            return damaged(segment.id, "it differs from its entry in the registry of segments");
         }
     }
     match files.keys().next() {
@@ -169,7 +170,7 @@ fn check_segments(
     }
 }
 
-/// A data directory beside its place. Dropped before it is put there, it is removed.
+/// A data directory that is being built beside its final path. If dropped before [`Building::put`], it is removed.
 struct Building {
     files: Files,
     put: bool,
@@ -187,7 +188,7 @@ impl Building {
         }
     }
 
-    /// Makes it durable, and the data directory. An empty one gives way.
+    /// Makes the directory durable and renames it to `data`, replacing an empty directory.
     fn put(mut self, data: &Path) -> Result<(), BackupError> {
         let system = self.files.system().clone();
         if self.files.exists(segment::FOLDER) {
@@ -198,7 +199,7 @@ impl Building {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 return Err(BackupError::NotEmpty { path: data.to_owned() });
             }
-            renamed => renamed.map_err(|source| BackupError::io("put the restored directory to", data, source))?,
+            renamed => renamed.map_err(|source| BackupError::io("move the restored directory to", data, source))?,
         }
         self.put = true;
         sync_folder(&system, parent(data))
@@ -208,7 +209,7 @@ impl Building {
 impl Drop for Building {
     fn drop(&mut self) {
         if !self.put {
-            // The error that led here is what matters; a broken disk may keep what it names.
+            // Only the error that led here matters. If the removal fails, a broken disk may keep the folder.
             let _ = self.files.system().remove_folder(self.files.folder());
         }
     }

@@ -1,4 +1,4 @@
-//! Rows of a database as a file: of redb's tables what they hold, not how redb holds it.
+//! Encodes the rows of a database as a file: the content of redb's tables, not their representation in redb.
 //!
 //! ```text
 //! file  = frame*
@@ -6,9 +6,8 @@
 //! body  = name_bytes u16, table name, row*
 //! row   = key_bytes u32, value_bytes u32, key, value
 //! ```
-//! All integers are little-endian. `crc` is the CRC-32C of `body_bytes` and the body. A table without rows
-//! has a frame too. Keys and values that are numbers are little-endian, pairs stand back to back, text is
-//! UTF-8.
+//! All integers are little-endian. `crc` is the CRC-32C of `body_bytes` and the body. A table without rows has a frame
+//! too. Numeric keys and values are little-endian, pairs are concatenated, and text is UTF-8.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -23,14 +22,14 @@ use super::super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEGMENTS, tables};
 use super::format_4::Row;
 use super::{BackupError, BackupFile};
 
-/// A frame is closed once it has this many bytes; one with a large value has more.
+/// A frame is closed once it reaches this size. A frame with a large value may be larger.
 const FRAME_BYTES: usize = 256 << 10;
 const FRAME_HEADER_BYTES: usize = 8;
 
-/// Reads of a backup's files, in bytes.
+/// Size of one read of a backup's file, in bytes.
 const READ_BYTES: usize = 1 << 20;
 
-/// Bytes of keys and values that are one type of redb's, checked before they are taken for it.
+/// A key or value type of redb whose encoded bytes can be checked before they are decoded.
 pub(super) trait Column: redb::Value {
     fn fits(bytes: &[u8]) -> bool {
         Self::fixed_width().is_none_or(|width| width == bytes.len())
@@ -48,12 +47,12 @@ impl Column for &str {
     }
 }
 
-/// What is done with a table once its type is known.
+/// An operation on a table, called with the table's type.
 pub(super) trait WithTable {
     fn with<K: Column + redb::Key, V: Column>(&mut self, table: TableDefinition<'_, K, V>) -> Result<(), BackupError>;
 }
 
-/// Which of the two databases, and so which tables it may have.
+/// One of the two databases, which determines the tables that it may contain.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Database {
     Journal,
@@ -61,7 +60,7 @@ pub(super) enum Database {
 }
 
 impl Database {
-    /// Calls `work` with the table of this name; false where this version knows none.
+    /// Calls `work` with the table of this name. Returns false if this version does not know the table.
     fn with_table(self, name: &str, work: &mut impl WithTable) -> Result<bool, BackupError> {
         match self {
             Self::Journal if name == JOURNAL.name() => work.with(JOURNAL)?,
@@ -83,7 +82,7 @@ impl Database {
 
 // ---- writing
 
-/// Writes all tables of a database, and of the journal what comes from `journal_from` on.
+/// Writes all tables of a database. Of the journal, only entries from sequence number `journal_from` on are written.
 pub(super) fn write(
     database: Database,
     read: &ReadTransaction,
@@ -93,7 +92,7 @@ pub(super) fn write(
     let mut writer = Writer { read, journal_from, frame: Vec::with_capacity(FRAME_BYTES * 2), out };
     for table in read.list_tables()? {
         if !database.with_table(table.name(), &mut writer)? {
-            let reason = "this version's backup does not know it".to_owned();
+            let reason = "this version cannot back it up".to_owned();
             return Err(StoreError::Corrupt { what: format!("table {}", table.name()), reason }.into());
         }
     }
@@ -112,7 +111,7 @@ impl<F: FnMut(&[u8]) -> Result<(), BackupError>> WithTable for Writer<'_, F> {
         let name = table.name().to_owned();
         self.begin(&name);
         let opened = self.read.open_table(table)?;
-        // Before it, what is sealed waits to be removed.
+        // Entries before `journal_from` are sealed and only wait to be removed.
         let skip = self.journal_from.to_le_bytes();
         let rows = if name == JOURNAL.name() { opened.range(K::from_bytes(&skip)..)? } else { opened.range(..)? };
         for row in rows {
@@ -140,7 +139,7 @@ impl<F: FnMut(&[u8]) -> Result<(), BackupError>> Writer<'_, F> {
         for part in [key, value] {
             let bytes = u32::try_from(part.len()).map_err(|_| StoreError::Corrupt {
                 what: "a row of a table".to_owned(),
-                reason: format!("{} bytes are more than a backup's row can have", part.len()),
+                reason: format!("its {} bytes exceed the limit of a row in a backup", part.len()),
             })?;
             self.frame.extend_from_slice(&bytes.to_le_bytes());
         }
@@ -160,13 +159,13 @@ impl<F: FnMut(&[u8]) -> Result<(), BackupError>> Writer<'_, F> {
 
 // ---- reading
 
-/// Rows that one transaction of a restore writes, in bytes.
+/// How much one transaction of a restore reads from the file, in bytes.
 const TRANSACTION_BYTES: u64 = 32 << 20;
 
-/// A file of a backup, read from its begin to its end and checked against the manifest.
+/// A file of a backup that is read sequentially and checked against the manifest.
 pub(super) struct CheckedFile<'a> {
     from: Box<dyn StorageBackend>,
-    /// What was read ahead, and how much of it was taken.
+    /// The read-ahead buffer, and how many of its bytes were consumed.
     ahead: (Vec<u8>, usize),
     path: PathBuf,
     of: &'a BackupFile,
@@ -195,7 +194,7 @@ impl<'a> CheckedFile<'a> {
         BackupError::Damaged { path: self.path.clone(), reason: reason.into() }
     }
 
-    /// The next bytes, at most as many as `into` has room for; none at the end.
+    /// Reads the next bytes, at most as many as `into` has room for. Returns 0 at the end.
     pub(super) fn read(&mut self, into: &mut [u8]) -> Result<usize, BackupError> {
         let wanted = into.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let mut filled = 0;
@@ -218,7 +217,7 @@ impl<'a> CheckedFile<'a> {
         Ok(wanted)
     }
 
-    /// Says whether it was as it was written, once all of it was read.
+    /// Checks the checksum of the whole file once all of it was read.
     pub(super) fn end(self) -> Result<(), BackupError> {
         if self.crc != self.of.crc32c {
             return Err(self.damaged("it does not match its checksum"));
@@ -226,7 +225,7 @@ impl<'a> CheckedFile<'a> {
         Ok(())
     }
 
-    /// The next frame's body; `None` at the end.
+    /// Returns the next frame's body, or `None` at the end.
     fn frame(&mut self) -> Result<Option<Vec<u8>>, BackupError> {
         let mut header = [0; FRAME_HEADER_BYTES];
         match self.read(&mut header)? {
@@ -236,7 +235,7 @@ impl<'a> CheckedFile<'a> {
         }
         let (body_bytes, crc) = (u32_at(&header, 0), u32_at(&header, 4));
         if u64::from(body_bytes) > self.left {
-            return Err(self.damaged("a frame is longer than what is left of it"));
+            return Err(self.damaged("a frame is longer than the rest of the file"));
         }
         let mut body = vec![0; body_bytes as usize];
         self.read(&mut body)?;
@@ -247,10 +246,11 @@ impl<'a> CheckedFile<'a> {
     }
 }
 
-/// Says which row is written for a row that was read; `None` for that row itself.
+/// Converts a row that was read. Returns `None` to insert the row unchanged.
 pub(super) type Convert = fn(&str, &[u8], &[u8]) -> Result<Option<Row>, StoreError>;
 
-/// Writes all rows of a file into a new database, each as `convert` has it. `progress` is told the bytes of each part.
+/// Inserts all rows of a file into a new database, each converted by `convert`. Calls `progress` with the size of each
+/// frame.
 pub(super) fn read(
     database: Database,
     mut file: CheckedFile<'_>,
@@ -260,7 +260,7 @@ pub(super) fn read(
 ) -> Result<(), BackupError> {
     loop {
         let mut transaction = into.begin_write()?;
-        // A start after a crash does not walk the file.
+        // With quick repair, an open after a crash does not walk the whole file.
         transaction.set_quick_repair(true);
         let begin = file.left;
         while begin - file.left < TRANSACTION_BYTES {
@@ -285,12 +285,12 @@ fn insert(
     convert: Convert,
     file: &CheckedFile<'_>,
 ) -> Result<(), BackupError> {
-    let malformed = || file.damaged("a frame has no table's name");
+    let malformed = || file.damaged("a frame has no table name");
     let (length, rest) = body.split_first_chunk::<2>().ok_or_else(malformed)?;
     let (name, rows) = rest.split_at_checked(u16::from_le_bytes(*length).into()).ok_or_else(malformed)?;
     let name = std::str::from_utf8(name).map_err(|_| malformed())?;
     if !database.with_table(name, &mut Inserting { rows, transaction, convert, file })? {
-        return Err(file.damaged(format!("this version knows no table {name:?}")));
+        return Err(file.damaged(format!("this version does not know the table {name:?}")));
     }
     Ok(())
 }

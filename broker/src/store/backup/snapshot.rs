@@ -1,29 +1,29 @@
-//! A store as of one moment, while it goes on.
+//! A consistent snapshot of a store, taken while the store is in use.
 //!
-//! What is copied must be what a start after a crash could find: then recovery makes of it the one state
-//! that was there when the last commit in it returned. It consists of three things that change beside each
-//! other, and is taken from them without holding anything up:
+//! The copy must be a state that a start after a crash could find. Recovery then restores from it exactly the state
+//! after the last commit that it contains. A store has three parts that change independently, and the snapshot is taken
+//! of them without blocking anything:
 //!
-//! - **Journal, catalog, registry of segments** are one database, so one read transaction J sees them at
-//!   one commit.
-//! - **Tables** are another, T. They may be ahead of what J's mark says is sealed, because what the journal
-//!   has from that mark on is replayed over them: so it is whenever a start interrupts the sealer. But they
-//!   must never be *behind* the mark: the journal before it is not copied. And they must not be ahead of J's
-//!   *last commit*: nothing would take that back. For the second, T begins before J: the sealer writes only
-//!   what a commit holds that has returned, so all that T sees is in J. For the first, the mark is read
-//!   before T begins, and again in J. The sealer has written the tables before its commit moves the mark,
-//!   so T has all that was sealed by the first reading; where both readings are the same, that is all that
-//!   J calls sealed. Where they are not, a part was sealed within these few lines, and all three begin
-//!   again: that takes microseconds and sealing a part at least milliseconds.
-//! - **Segments' files** never change. One that J's registry lists is there, because its file was synced
-//!   before the commit that registered it; and it stays, because the pin was taken before J began: a commit
-//!   that removes it comes after J, and whoever made that commit finds the pin.
+//! - **Journal, catalog and registry of segments** are one database, so one read transaction J sees them at the same
+//!   commit.
+//! - **Tables** are another database, read in a transaction T. They may be ahead of the sealed mark in J, because the
+//!   journal from that mark on is replayed over them; the same happens whenever a crash interrupts the sealer. But they
+//!   must never be *behind* the mark, because the journal before it is not copied. And they must not be ahead of J's
+//!   *last commit*, because nothing would undo that. To ensure the second, T begins before J: the sealer only writes
+//!   the content of commits that have returned, so everything that T sees is in J. To ensure the first, the mark is
+//!   read before T begins, and again in J. The sealer writes the tables before its commit moves the mark, so T has
+//!   everything that was sealed at the first reading. If both readings are the same, that is everything that is sealed
+//!   in J. If not, the sealer moved the mark in between, and all three steps are repeated: they take microseconds,
+//!   while sealing a part takes at least milliseconds.
+//! - **Segment files** never change. A file that J's registry lists exists, because it was synced before the commit
+//!   that registered it. It is not removed during the copy, because the pin was taken before J began: a commit that
+//!   removes the segment comes after J, and its thread finds the pin.
 //!
-//! What it costs: an open read transaction keeps redb from using again the pages that were freed since. J
-//! is copied at once to a nameless file in the data directory, at most `journal_bytes_max` and the catalog,
-//! and ends. T stays open while the tables are sent, at the pace of who receives them: their database grows
-//! by the pages that the sealer writes meanwhile, and uses them again afterwards. Files of segments that are
-//! merged or deleted meanwhile take room until the copy ends.
+//! The cost of a snapshot: while a read transaction is open, redb cannot reuse the pages that were freed since. J is
+//! copied at once to a nameless file in the data directory, which takes at most `journal_bytes_max` plus the catalog,
+//! and is then closed. T stays open while the tables are sent, at the pace of the receiver. Meanwhile their database
+//! grows by the pages that the sealer writes; these are reused afterwards. The files of segments that are merged or
+//! deleted meanwhile take space until the copy ends.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -40,25 +40,24 @@ use super::super::{Store, recovery};
 use super::rows::{self, Database};
 use super::{BackupError, BackupFile, JOURNAL_FILE, Manifest, TABLES_FILE};
 
-/// A piece has this many bytes, the last one of a file fewer.
+/// Size of a piece in bytes. The last piece of a file may be smaller.
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
 
-/// While the journal is copied, it is looked for room on the disk for so many bytes at a time.
+/// While the journal is copied, the free disk space is checked again after this many bytes.
 const ROOM_BYTES: u64 = 8 << 20;
 
-/// A part of one of a backup's files. The pieces of a file come one after the other, from its begin to its
-/// end; so do the files.
+/// A part of one of a backup's files. The pieces of a file arrive in order, and one file after the other.
 #[derive(Clone, Debug)]
 pub struct Piece {
-    /// The file's name in the backup.
+    /// Name of the file in the backup.
     pub file: Arc<str>,
-    /// Where the bytes stand in it.
+    /// Position of the bytes in the file.
     pub offset: u64,
-    /// At most 1 MiB.
+    /// The content, at most 1 MiB.
     pub bytes: Bytes,
 }
 
-/// All that a store held at one moment. See the module's text for what it costs to keep one.
+/// Everything that a store held at one moment. The module documentation explains what keeping a snapshot costs.
 pub struct Snapshot {
     store: Arc<Store>,
     journal: Box<dyn StorageBackend>,
@@ -76,19 +75,19 @@ impl std::fmt::Debug for Snapshot {
 }
 
 impl Snapshot {
-    /// Takes one. `now_ms` is what its manifest says of the time, in ms since the epoch. Blocks, some
-    /// tenths of a second for a full journal; commits go on.
+    /// Takes a snapshot. `now_ms` is the creation time for the manifest, in ms since the epoch. Blocks for some tenths
+    /// of a second if the journal is full. Commits continue meanwhile.
     ///
     /// # Errors
-    /// [`BackupError::NoRoomForJournal`]: what the data directory's disk has free is kept for records; or what the disk
-    /// says.
+    /// [`BackupError::NoRoomForJournal`] if the free space of the data directory's disk is reserved for records, or an
+    /// I/O error.
     pub fn take(store: &Arc<Store>, now_ms: i64) -> Result<Self, BackupError> {
         let pin = store.registry().pin();
         let (tables, journal) = begin_reads(store)?;
         let segments = recovery::segments(&journal, drop)?;
         let sealed_to = recovery::sealed_to(&journal)?;
         let failed = |source| BackupError::io("write a copy of the journal in", store.path(), source);
-        // Nameless: however this process ends, nothing is left over.
+        // The file has no name, so nothing is left over even if the process is killed.
         let copy = store.registry().files().system().scratch(store.path()).map_err(failed)?;
         let (mut journal_bytes, mut room_to) = (0, 0);
         rows::write(Database::Journal, &journal, sealed_to, |bytes| {
@@ -104,17 +103,17 @@ impl Snapshot {
         Ok(Self { store: store.clone(), journal: copy, journal_bytes, tables, segments, created_at_ms: now_ms, pin })
     }
 
-    /// About how many bytes the backup will have.
+    /// Returns the approximate size of the backup in bytes.
     pub fn bytes(&self) -> u64 {
         let segments = self.segments.iter().map(|segment| segment.bytes).sum::<u64>();
         self.journal_bytes + self.store.size().table_bytes + segments
     }
 
-    /// Hands out every file, piece after piece, and ends with the manifest. Blocks; `emit` sets the pace,
-    /// and ends it with a break.
+    /// Passes every file to `emit`, piece by piece, and returns the manifest. Blocks. `emit` sets the pace, and cancels
+    /// the copy by returning a break.
     ///
     /// # Errors
-    /// [`BackupError::Cancelled`] after a break, or what the disk says.
+    /// [`BackupError::Cancelled`] after a break, or an I/O error.
     pub fn copy(self, mut emit: impl FnMut(Piece) -> ControlFlow<()>) -> Result<Manifest, BackupError> {
         let mut files = Vec::new();
         files.push(copy_journal(self.journal.as_ref(), self.journal_bytes, &self.store, &mut emit)?);
@@ -131,7 +130,7 @@ impl Snapshot {
     }
 }
 
-/// Tables and journal, as the module's text says.
+/// Begins the reads of the tables and the journal in the order that the module documentation explains.
 fn begin_reads(store: &Store) -> Result<(ReadTransaction, ReadTransaction), StoreError> {
     loop {
         let sealed_to = recovery::sealed_to(&store.db.begin_read()?)?;
@@ -185,7 +184,7 @@ fn copy_segment(
     out.finish()
 }
 
-/// Cuts a file into pieces, and counts and checksums it.
+/// Cuts a file into pieces, and computes its size and checksum.
 struct PieceWriter<'a> {
     file: Arc<str>,
     offset: u64,
@@ -222,7 +221,7 @@ impl<'a> PieceWriter<'a> {
         }
     }
 
-    /// Also an empty file has a piece: who receives it must make it.
+    /// Sends the last piece. An empty file has one piece too, because the receiver must create the file.
     fn finish(mut self) -> Result<BackupFile, BackupError> {
         if !self.piece.is_empty() || self.offset == 0 {
             self.send()?;
