@@ -1,4 +1,4 @@
-//! What a commit holds: appends, offsets, state, catalog entries, and the upkeep of the store's own threads.
+//! What a commit contains: appends, offsets, state, catalog entries, and upkeep by the store's own threads.
 
 use std::sync::Arc;
 
@@ -14,37 +14,37 @@ use crate::store::place::{Offset, TopicId};
 use crate::store::segment::{Extent, SegmentId, SegmentMeta};
 use crate::store::{CatalogChange, StateChange};
 
-/// A small request's own cost in bytes, so that a flood of empty ones is bounded too.
+/// The fixed cost of a request in bytes, so that the queue also bounds the number of empty requests.
 const REQUEST_OVERHEAD_BYTES: usize = 128;
 
-/// What happens wholly or not at all.
+/// A set of changes that is applied atomically.
 #[derive(Debug, Default)]
 pub struct Commit {
-    /// Record batches to append. A commit whose batches are all stored already (by their producers'
-    /// sequence numbers) was done before: nothing of it is done again.
+    /// Record batches to append. If all of a commit's batches are already stored (according to their producers'
+    /// sequence numbers), the commit was done before, and nothing of it is done again.
     pub appends: Vec<Append>,
     /// Committed offsets to set.
     pub offsets: Vec<OffsetChange>,
     /// Accumulators to set.
     pub state: Vec<StateChange>,
-    /// Stores whose state is removed, `pipeline/stage`.
+    /// Stores whose state is removed, named `pipeline/stage`.
     pub drop_state: Vec<Arc<str>>,
     /// Groups whose offsets are removed.
     pub drop_groups: Vec<Arc<Group>>,
     /// Catalog entries to set or remove.
     pub catalog: Vec<CatalogChange>,
-    /// Topics that the catalog has no more: where their logs start is forgotten.
+    /// Topics that are no longer in the catalog, whose log start offsets are removed.
     pub deleted_topics: Vec<TopicId>,
-    /// What refuses the commit where its sender no longer owns what it writes for.
+    /// Refuses the commit if its sender no longer owns what it writes for.
     pub fence: Option<Fence>,
 }
 
 /// Batches for one partition, in order.
 #[derive(Clone, Debug)]
 pub struct Append {
-    /// Where to.
+    /// The partition to append to.
     pub partition: Arc<Partition>,
-    /// What; their base offsets are assigned by the commit.
+    /// The batches to append. The commit assigns their base offsets.
     pub batches: Vec<RecordBatch>,
 }
 
@@ -57,88 +57,88 @@ pub struct OffsetChange {
     pub topic: Arc<Topic>,
     /// The partition.
     pub partition: u32,
-    /// What the group commits. `None` removes what it committed before.
+    /// The new committed offset. `None` removes the group's committed offset.
     pub to: Option<CommittedOffset>,
-    /// `Some` refuses the commit where the group's committed offset is another one; `Some(None)` where it has committed
-    /// anything.
+    /// The committed offset that the group must have; otherwise the commit is refused. `Some(None)` means that the
+    /// group must not have a committed offset. `None` skips the check.
     pub expected: Option<Option<Offset>>,
 }
 
-/// What the store's own threads change, in a commit of its own or with others.
+/// Changes by the store's own threads, in a commit of their own or together with others.
 #[derive(Debug, Default)]
 pub(crate) struct Upkeep {
-    /// Segments that become part of the store, or whose extents in use change.
+    /// Segments that are added to the store, or whose extents change.
     pub(crate) segments: Vec<SegmentMeta>,
-    /// Segments that are no longer part of it.
+    /// Segments that are removed from the store.
     pub(crate) removed: Vec<SegmentId>,
-    /// Journal values before this sequence number are in segments and tables now.
+    /// The new sealed mark: journal values before this sequence number are in segments and tables.
     pub(crate) sealed_to: Option<u64>,
-    /// Whose extents change, with those that it gets: instead of runs where a part of the journal was
-    /// sealed, else instead of the extents with these offsets.
+    /// Partitions whose extents change, with their new extents. If a part of the journal was sealed, these replace its
+    /// runs; otherwise they replace the extents with the same offsets.
     pub(crate) extents: Vec<(Arc<Partition>, Vec<Extent>)>,
-    /// Records below these offsets are no longer kept.
+    /// New log start offsets, by partition.
     pub(crate) log_starts: Vec<(Arc<Partition>, Offset)>,
-    /// The sealer waits for it, and commits may be waiting for the sealer.
+    /// Whether it is from the sealer. The sealer waits for it, and commits may be waiting for the sealer.
     pub(crate) is_of_sealer: bool,
 }
 
 impl Upkeep {
-    /// A new segment becomes part of the store. Each of `partitions` has one extent in it, in that order.
+    /// Adds a new segment to the store. Each of `partitions` has one extent in it, in this order.
     pub(crate) fn add_segment(&mut self, meta: SegmentMeta, partitions: impl Iterator<Item = Arc<Partition>>) {
         self.extents.extend(partitions.zip(meta.extents.iter().map(|owned| vec![owned.extent])));
         self.segments.push(meta);
     }
 }
 
-/// The room on the disk that a commit needs, the least first.
+/// How much room on the disk a commit needs, in ascending order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Needs {
-    /// Hardly any: settings with what belongs to them, and removals, which make room.
+    /// Hardly any: settings and related entries, and removals, which make room.
     #[default]
     Nothing,
-    /// Little: offsets alone.
+    /// Little: only offsets.
     Offsets,
-    /// It makes what is stored more.
+    /// The commit increases the amount of stored data.
     Room,
 }
 
-/// Proof that the sender still owns what it writes for. The committer checks it, in the order of the queue.
+/// Proof that the sender still owns what it writes for. The committer verifies it in queue order.
 #[derive(Clone, Debug)]
 pub enum Fence {
-    /// The group is still in the generation in which the sender was assigned.
+    /// The group must still be in the generation in which the sender was assigned.
     Generation {
         /// The group.
         group: Arc<Group>,
         /// The generation.
         generation: u64,
     },
-    /// The sender is a member of the group, and owns each partition in [`Commit::offsets`].
+    /// The sender must be a member of the group and own each partition in [`Commit::offsets`].
     Member {
         /// The group.
         group: Arc<Group>,
         /// The member.
         member: MemberId,
-        /// The member epoch that the sender named, where its protocol has it do so (KIP-848).
+        /// The member epoch in the request, if the sender's protocol has one (KIP-848).
         epoch: Option<u64>,
     },
-    /// Nobody uses the group: see [`Group::is_expired`].
+    /// The group must be unused: see [`Group::is_expired`].
     Expired {
         /// The group.
         group: Arc<Group>,
-        /// What it was compared with.
+        /// The times to compare with.
         before: IdleSince,
     },
 }
 
 impl Fence {
-    /// The group.
+    /// Returns the group.
     pub fn group(&self) -> &Arc<Group> {
         match self {
             Self::Generation { group, .. } | Self::Member { group, .. } | Self::Expired { group, .. } => group,
         }
     }
 
-    /// Refuses a commit of these offsets whose sender no longer owns what it writes for.
+    /// Refuses a commit of these offsets if its sender no longer owns what it writes for.
     pub(super) fn check(&self, offsets: &[OffsetChange]) -> Result<(), BrokerError> {
         match self {
             Self::Generation { group, generation } => group.check_generation(*generation),
@@ -158,15 +158,15 @@ impl Fence {
     }
 }
 
-/// What a commit did.
+/// The result of a commit.
 #[derive(Clone, Debug, Default)]
 pub struct Committed {
-    /// For each [`Append`] the offset of its first record.
+    /// The offset of the first record of each [`Append`].
     pub base_offsets: Vec<Offset>,
 }
 
 impl Commit {
-    /// How much room on the disk it needs.
+    /// Returns how much room on the disk the commit needs.
     pub(super) fn needs(&self) -> Needs {
         let large = |change: &CatalogChange| change.value.as_ref().is_some_and(|value| value.len() > CHUNK_BYTES);
         if !self.appends.is_empty() || !self.state.is_empty() || self.catalog.iter().any(large) {
@@ -178,7 +178,7 @@ impl Commit {
         }
     }
 
-    /// About how many bytes it adds to the journal.
+    /// Returns about how many bytes the commit adds to the journal.
     pub fn bytes(&self) -> usize {
         let batches = self.appends.iter().flat_map(|append| &append.batches);
         let state = self
@@ -220,7 +220,7 @@ mod tests {
         let catalog =
             vec![CatalogChange::put("k".to_owned(), Bytes::from_static(b"123")), CatalogChange::remove("l".to_owned())];
         let commit = Commit { appends, state, catalog, ..Commit::default() };
-        // What it holds, eight bytes for each key, and twice what a request costs by itself.
+        // The size of the content, eight bytes for each key, and the fixed cost of a request twice.
         assert_eq!(commit.bytes(), 2 * batch_bytes + (5 + 6) + 2 * 8 + 2 * 8 + 3 + 2 * REQUEST_OVERHEAD_BYTES);
         assert_eq!(Commit::default().bytes(), REQUEST_OVERHEAD_BYTES);
     }

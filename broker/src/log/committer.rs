@@ -1,8 +1,9 @@
-//! A write's whole way: take what is queued, assign offsets, pack one blob, commit it, publish,
-//! answer. One thread does it, so order needs no locks; while it commits, the next group gathers.
+//! The path of a write: take queued requests, assign offsets, pack one blob, commit it, publish it, and answer. A
+//! single thread does this, so no locks are needed to order writes. While it commits, the next group of requests
+//! gathers.
 //!
-//! Nothing is answered with Ok before the commit that holds it returned Ok, and a failed commit is
-//! the last one: whoever waits gets its error, and so does whoever comes after.
+//! No request is answered with Ok before its commit returned Ok. After a failed commit there are no further commits:
+//! all waiting and all later requests get its error.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -30,12 +31,12 @@ use crate::store::place::Offset;
 use crate::store::recovery::Replayed;
 use crate::store::{DiskFull, LEADER_EPOCH, Store, StoreError, Write, spawn};
 
-/// The committer takes queued requests until they hold this many bytes: 16 full journal values,
-/// where a commit's cost a byte stops falling.
+/// The committer takes queued requests until they reach this size in bytes: 16 full journal values. With larger commits
+/// the cost per byte no longer decreases.
 pub(crate) const COMMIT_BYTES_MAX: usize = 16 * CHUNK_BYTES;
 
-/// Sealed values that a commit removes: two for each that it writes, so that removing keeps ahead, and
-/// a few more. Removing one reads it.
+/// Number of sealed values that a commit removes: two for each value that it writes, so that removal keeps up, and at
+/// least four. Removing a value reads it.
 const TRIM_A_VALUE: u64 = 2;
 const TRIM_VALUES_MIN: u64 = 4;
 
@@ -51,22 +52,22 @@ pub(crate) struct Committer {
     domain: Arc<Domain>,
     metrics: BrokerMetrics,
     queue: mpsc::UnboundedReceiver<Request>,
-    /// Of the queue, what upkeep went before.
+    /// Requests of the queue that arrived before upkeep which was taken first.
     set_aside: VecDeque<Request>,
     /// The sequence number of the next journal value.
     next_seq: u64,
-    /// Where the next part of the journal to be sealed begins.
+    /// Sequence number at which the next part of the journal to be sealed begins.
     seal_from: u64,
-    /// Bytes that the journal has from there on.
+    /// Size of the journal from there on, in bytes.
     unsealed_bytes: u64,
-    /// Values that are sealed and can go.
+    /// Values that are sealed and can be removed.
     trim: Range<u64>,
     sealer: SealerHandle,
     failure: watch::Sender<Option<Arc<StoreError>>>,
 }
 
 impl Committer {
-    /// Starts the committer's thread; it ends when every [`CommitQueue`] is dropped.
+    /// Starts the committer's thread. It ends when every [`CommitQueue`] is dropped.
     pub(crate) fn start(
         store: Arc<Store>,
         state: Arc<StateIndex>,
@@ -101,10 +102,10 @@ impl Committer {
         let _on_end = OnEnd(self.store.clone());
         let (store, failure) = (self.store.clone(), self.failure.clone());
         let _on_panic = OnPanic { store: &store, failure: &failure };
-        // What the start found may be as long as a journal may be: no commit goes before.
+        // The journal at start may already have its maximum size, so sealing begins before the first commit.
         self.seal();
         while let Some(requests) = self.take() {
-            // The sealer's own upkeep is never held back, for that would be waiting for itself.
+            // The sealer's own upkeep is never delayed, because the sealer would then wait for itself.
             let writes = requests.iter().any(|request| request.upkeep.is_none());
             if writes && !requests.iter().any(Request::is_of_sealer) {
                 self.sealer.wait_until_allowed(self.unsealed_bytes);
@@ -132,7 +133,7 @@ impl Committer {
         }
     }
 
-    /// Hands the journal so far to the sealer, once it is long enough and the part before is sealed.
+    /// Passes the journal so far to the sealer, once it is large enough and the previous part is sealed.
     fn seal(&mut self) {
         if self.sealer.is_due(self.unsealed_bytes) {
             let (journal, frozen) = (self.seal_from..self.next_seq, self.state.freeze());
@@ -142,11 +143,11 @@ impl Committer {
         }
     }
 
-    /// Waits for a request, then takes all that is queued, to the byte limit. Upkeep of the sealer
-    /// goes before all others: what is queued before it would make the journal longer than it may be.
+    /// Waits for a request, then takes all queued requests up to the size limit. Upkeep of the sealer is taken before
+    /// all others, because the requests before it could make the journal exceed its maximum size.
     fn take(&mut self) -> Option<Vec<Request>> {
         while self.sealer.has_upkeep() {
-            // It is in the queue, or about to be.
+            // The upkeep is in the queue, or will be soon.
             let Some(request) = self.queue.blocking_recv() else { break };
             if request.is_of_sealer() {
                 self.sealer.upkeep_taken();
@@ -171,8 +172,8 @@ impl Committer {
         Some(requests)
     }
 
-    /// Refuses what must not be written, and gives the rest its offsets, in order.
-    /// `idle_ms` is the time of the idle clock.
+    /// Refuses requests that must not be written, and assigns offsets to the others, in order. `idle_ms` is the time of
+    /// the idle clock.
     fn assign(&self, requests: Vec<Request>, idle_ms: i64) -> Vec<Accepted> {
         let mut accepted = Vec::with_capacity(requests.len());
         let need = requests.iter().map(|request| request.commit.needs()).max().unwrap_or_default();
@@ -181,7 +182,7 @@ impl Committer {
             let checked = check(&request.commit).and_then(|()| stored_before(&request.commit));
             let checked = checked.and_then(|before| {
                 let room = match (&before, request.commit.needs()) {
-                    // What is stored already needs no room.
+                    // A commit that is already stored needs no room.
                     (Some(_), _) | (_, Needs::Nothing) => &Ok(()),
                     (_, Needs::Offsets) => &for_offsets,
                     (_, Needs::Room) => &room,
@@ -197,7 +198,7 @@ impl Committer {
                     let committed = assign(&request.commit, idle_ms);
                     accepted.push(Accepted { request, committed });
                 }
-                // What it repeats may be in this very group: it is answered after the commit.
+                // The original may be in this very group, so the request is answered after the commit.
                 Ok(Some(committed)) => {
                     request.commit = Commit::default();
                     accepted.push(Accepted { request, committed });
@@ -207,8 +208,8 @@ impl Committer {
         accepted
     }
 
-    /// Refuses what grows while the disk has little room: appends, and offsets. The disk is asked for what is needed alone,
-    /// and where it has room for appends it has it for offsets.
+    /// Returns whether the disk has room for appends and for offsets. The disk is only queried for what is needed. If
+    /// it has room for appends, it has room for offsets too.
     fn check_room(&self, need: Needs) -> (Result<(), BrokerError>, Result<(), BrokerError>) {
         let room = self.store.room();
         let checked = |full: Result<Option<DiskFull>, StoreError>| match full {
@@ -226,7 +227,7 @@ impl Committer {
         (appends, offsets)
     }
 
-    /// One blob of everything, with each partition's batches back to back.
+    /// Packs everything into one blob, in which each partition's batches are contiguous.
     fn pack(&self, accepted: &[Accepted], now_ms: i64) -> (Bytes, Vec<(Arc<Partition>, Run)>) {
         let commits = || accepted.iter().map(|accepted| &accepted.request.commit);
         let mut writer = BlobWriter::with_capacity(commits().map(Commit::bytes).sum());
@@ -275,7 +276,7 @@ impl Committer {
         (blob, runs)
     }
 
-    /// One durable transaction. Returns the sequence number of the blob's first value.
+    /// Writes one durable transaction. Returns the sequence number of the blob's first value.
     fn commit(&mut self, blob: &Bytes, accepted: &[Accepted]) -> Result<u64, StoreError> {
         let seq = self.next_seq;
         let values = blob.len().div_ceil(CHUNK_BYTES) as u64;
@@ -287,7 +288,7 @@ impl Committer {
             let Some(upkeep) = upkeep.as_deref() else { continue };
             write.segments.extend(&upkeep.segments);
             write.removed.extend(&upkeep.removed);
-            // A deletion may have come between the decision and this: nothing would remove the row any more.
+            // The topic may have been deleted since the upkeep was decided. Nothing would remove the row then.
             let kept = upkeep.log_starts.iter().filter(|(partition, _)| !partition.is_deleted());
             write.log_starts.extend(kept.map(|(partition, start)| (partition.place(), *start)));
             write.sealed_to = upkeep.sealed_to.or(write.sealed_to);
@@ -298,9 +299,9 @@ impl Committer {
         Ok(seq)
     }
 
-    /// Makes the commit's records visible, and wakes who waits for them.
+    /// Makes the commit's records visible, and wakes the readers that wait for them.
     fn publish(&mut self, seq: u64, blob: Bytes, runs: Vec<(Arc<Partition>, Run)>) {
-        // What a run takes in the index counts too: a journal of tiny commits must end as well.
+        // The index memory of a run is counted too, so that a part of many tiny commits also reaches its maximum size.
         self.unsealed_bytes += (blob.len() + runs.len() * size_of::<Run>()) as u64;
         self.store.written(seq, blob);
         self.count(&runs);
@@ -309,7 +310,7 @@ impl Committer {
         }
     }
 
-    /// Counts what was appended, once a topic.
+    /// Counts appended records and bytes by topic.
     fn count(&self, runs: &[(Arc<Partition>, Run)]) {
         let mut topics: HashMap<_, (&TopicName, u64, u64)> = HashMap::default();
         for (partition, run) in runs {
@@ -320,7 +321,8 @@ impl Committer {
         topics.into_values().for_each(|(name, records, bytes)| self.metrics.appended(name, records, bytes));
     }
 
-    /// `seq` is the sequence number at which the commit's blob begins, `now_ms` the time that it has for offsets.
+    /// Applies the changes in memory and answers the requests. `seq` is the sequence number of the commit's blob, and
+    /// `now_ms` the commit time of its offsets.
     fn answer(&mut self, seq: u64, accepted: Vec<Accepted>, now_ms: i64) {
         let mut dropped = Vec::new();
         let mut answers = Vec::with_capacity(accepted.len());
@@ -345,7 +347,7 @@ impl Committer {
             }
             answers.push((answer, committed, _permit));
         }
-        // Some that came with it may have offsets again.
+        // Commits in the same blob may have added offsets to a dropped group again.
         dropped.iter().for_each(|group| self.domain.groups.remove(group));
         for (answer, committed, _permit) in answers {
             answer.send(Ok(committed));
@@ -354,7 +356,7 @@ impl Committer {
 
     fn publish_upkeep(&mut self, upkeep: Upkeep) {
         self.trim.end = upkeep.sealed_to.unwrap_or(self.trim.end);
-        // Before the answer: the sealer looks whether some are left.
+        // This comes before the answer, because the sealer then checks whether any are left.
         self.sealer.set_sealed_values(self.trim.end - self.trim.start);
         let _changing = self.store.registry().change();
         self.store.registry().added(&upkeep.segments);
@@ -369,16 +371,16 @@ impl Committer {
                 None => partition.replace(extents),
             }
         }
-        // After the extents: who reads finds the new ones.
+        // This comes after the extents, so that readers find the new ones.
         self.store.registry().removed(&upkeep.removed);
         if has_changed {
             self.store.registry().touch();
         }
     }
 
-    /// Nothing is written after a failed commit: what is on disk is no longer known.
+    /// Fails all requests. Nothing is written after a failed commit, because the state on disk is unknown.
     fn fail(mut self, error: Arc<StoreError>, accepted: Vec<Accepted>) {
-        tracing::error!(%error, "a commit failed: no more writes are taken");
+        tracing::error!(%error, "a commit failed: no more writes are accepted");
         self.store.fail(error.clone());
         self.failure.send_replace(Some(error.clone()));
         for Accepted { request, .. } in accepted {
@@ -390,7 +392,7 @@ impl Committer {
     }
 }
 
-/// However it ends, who waits for that is woken.
+/// Wakes all threads that wait for the committer to end, whatever the outcome.
 struct OnEnd(Arc<Store>);
 
 impl Drop for OnEnd {
@@ -399,7 +401,7 @@ impl Drop for OnEnd {
     }
 }
 
-/// Why this commit must not be written, if so.
+/// Returns an error if this commit must not be written.
 fn check(commit: &Commit) -> Result<(), BrokerError> {
     if let Some(fence) = &commit.fence {
         fence.check(&commit.offsets)?;
@@ -421,7 +423,7 @@ fn check(commit: &Commit) -> Result<(), BrokerError> {
     Ok(())
 }
 
-/// Where its batches are, if all of them are stored already or accepted in this group.
+/// Returns the base offsets of the commit's batches if all of them are already stored or accepted in this group.
 fn stored_before(commit: &Commit) -> Result<Option<Committed>, BrokerError> {
     let mut base_offsets = Vec::new();
     for (index, append) in commit.appends.iter().enumerate() {
@@ -430,7 +432,7 @@ fn stored_before(commit: &Commit) -> Result<Option<Committed>, BrokerError> {
         match verdict {
             Verdict::NotIdempotent => {}
             _ if elsewhere() => {
-                let reason = format!("{} has two appends of a producer in one commit", append.partition.name());
+                let reason = format!("{} has two appends by one producer in one commit", append.partition.name());
                 return Err(BrokerError::Protocol(reason));
             }
             Verdict::New => {}
@@ -465,7 +467,7 @@ fn assign(commit: &Commit, idle_ms: i64) -> Committed {
     Committed { base_offsets: base_offsets.collect() }
 }
 
-/// Each partition's batches with their base offsets, partitions in order of first appearance.
+/// Returns each partition's batches with their base offsets, with partitions in order of first appearance.
 #[allow(clippy::type_complexity)]
 fn by_partition(accepted: &[Accepted]) -> Vec<(Arc<Partition>, Vec<(Offset, &RecordBatch)>)> {
     let mut places: HashMap<*const Partition, usize> = HashMap::default();
@@ -489,7 +491,7 @@ fn by_partition(accepted: &[Accepted]) -> Vec<(Arc<Partition>, Vec<(Offset, &Rec
     grouped
 }
 
-/// A defect in the committer must stop the server as a failed disk does, not leave it hanging.
+/// A panic of the committer must stop the server like a failed disk does, and not leave it hanging.
 struct OnPanic<'a> {
     store: &'a Store,
     failure: &'a watch::Sender<Option<Arc<StoreError>>>,
@@ -542,7 +544,7 @@ mod tests {
 
     #[tokio::test]
     async fn values_that_are_sealed_are_removed_by_the_commits_that_follow() {
-        // Two full values each, and the rest of its bytes.
+        // Two full values, and one with the overhead of the commit.
         const VALUES_A_COMMIT: u64 = 3;
         let data = tempfile::tempdir().unwrap();
         let (broker, partition) = open(data.path()).await;
@@ -552,14 +554,15 @@ mod tests {
             append(&broker, &partition, 2 * CHUNK_BYTES).await;
             let (sealed, unsealed) = broker.store().journal_values();
             assert!(unsealed <= 2 * part + 2 * VALUES_A_COMMIT, "{unsealed} values are not sealed");
-            // What was left of the part before is gone before another is sealed: a commit removes twice what it adds.
+            // The sealed values of the previous part are removed before the next part is sealed, because a commit
+            // removes twice as many values as it adds.
             assert!(
                 sealed <= part + 2 * VALUES_A_COMMIT,
-                "{sealed} values of at most {part} are left of what is sealed"
+                "{sealed} sealed values are left of a part of at most {part}"
             );
             most_sealed = most_sealed.max(sealed);
         }
-        assert!(most_sealed > 0, "sealed values go little by little");
+        assert!(most_sealed > 0, "sealed values are removed gradually");
         stop(broker).await;
     }
 
@@ -567,7 +570,7 @@ mod tests {
     async fn values_that_are_sealed_are_removed_when_nobody_writes() {
         let data = tempfile::tempdir().unwrap();
         let (broker, partition) = open(data.path()).await;
-        // A part of the journal by itself, of more values than a commit removes.
+        // One commit that is a part of the journal by itself, with more values than a commit removes.
         append(&broker, &partition, 10 * CHUNK_BYTES).await;
         let limit = Instant::now() + Duration::from_secs(120);
         while broker.store().journal_values() != (0, 0) {

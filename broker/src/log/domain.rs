@@ -1,4 +1,4 @@
-//! What the log's own threads see of the domain.
+//! The parts of the domain that the log's own threads use.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::groups::Groups;
 use crate::name::TopicName;
 
-/// Topics, groups and time.
+/// Topics, groups, producer epochs and time.
 pub(crate) struct Domain {
     pub(crate) topics: Arc<RwLock<BTreeMap<TopicName, Arc<Topic>>>>,
     pub(crate) groups: Arc<Groups>,

@@ -1,5 +1,5 @@
-//! Expiry of what nobody uses any more: idempotent producers that have been idle for a long time, a slice of the partitions
-//! in each round, their epochs, and groups without members.
+//! Expiry of unused entities: idempotent producers that have been idle for a long time (a slice of the partitions in
+//! each round), their epochs, and groups without members.
 
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ impl IdleClock {
         self.at(self.clock.now_ms())
     }
 
-    /// The idle clock's time when the wall clock has this time, in ms since the epoch.
+    /// Returns the idle clock's time at the wall clock's time `wall_ms`, in ms since the epoch.
     pub(crate) fn at(&self, wall_ms: i64) -> i64 {
         self.round.lock().idle_at(wall_ms)
     }
@@ -69,8 +69,8 @@ impl Round {
 }
 
 /// Forgets the producers that have appended nothing for `expiry_ms`. Examines a slice of the partitions, counted over
-/// all topics, that begins at `swept`, and sets `swept` to the position at which the next round continues. `idle_ms` is the
-/// time of the idle clock.
+/// all topics, that begins at `swept`, and sets `swept` to the position at which the next round continues. `idle_ms` is
+/// the time of the idle clock.
 pub(super) fn forget_idle_producers(cleaner: &Cleaner, idle_ms: i64, expiry_ms: u64, swept: &mut usize) {
     let before_ms = idle_ms.saturating_sub_unsigned(expiry_ms);
     let topics = cleaner.topics();
@@ -83,7 +83,8 @@ pub(super) fn forget_idle_producers(cleaner: &Cleaner, idle_ms: i64, expiry_ms: 
     *swept = if looked_at == PARTITIONS_A_ROUND { *swept + looked_at } else { 0 };
 }
 
-/// Forgets the epochs that were handed out longer ago than `expiry_ms`: a producer that comes back later names its epoch.
+/// Forgets the epochs that were handed out longer than `expiry_ms` ago. A producer that comes back later sends its
+/// epoch itself.
 pub(super) fn expire_producer_epochs(cleaner: &Cleaner, idle_ms: i64, expiry_ms: u64) -> Result<(), Ended> {
     let removed = cleaner.domain.producer_epochs.expire(idle_ms.saturating_sub_unsigned(expiry_ms), |expired| {
         let catalog = expired.into_iter().map(|id| CatalogChange::remove(producer_epoch_key(id))).collect();
@@ -95,15 +96,16 @@ pub(super) fn expire_producer_epochs(cleaner: &Cleaner, idle_ms: i64, expiry_ms:
     }
 }
 
-/// A group without offsets is kept for this long after its last member left: whoever looked it up may be about to use it.
+/// How long a group without offsets is kept after its last member left, in ms. A client that looked up the group may be
+/// about to use it.
 const WITHOUT_OFFSETS_MS: i64 = 10_000;
 
-/// Groups that one round removes at most, and so commits that it waits for.
+/// Maximum number of groups that one round removes, and so of commits that it waits for.
 const GROUPS_A_ROUND: usize = 1_000;
 
-/// Removes groups that nobody uses (KIP-211): without members, and without a commit for `retention_ms`. Of groups with members
-/// it removes the offsets in topics that no member reads, where they are older than that. The times are those of the idle clock
-/// and of the wall clock.
+/// Removes unused groups (KIP-211): those without members, and without a commit for `retention_ms`. Of groups with
+/// members it removes offsets older than that in topics that no member reads. `idle_ms` and `wall_ms` are the times of
+/// the idle clock and of the wall clock.
 pub(super) fn expire_groups(cleaner: &Cleaner, idle_ms: i64, wall_ms: i64, retention_ms: u64) -> Result<(), Ended> {
     let since = IdleSince {
         with_offsets_ms: idle_ms.saturating_sub_unsigned(retention_ms),
@@ -117,7 +119,7 @@ pub(super) fn expire_groups(cleaner: &Cleaner, idle_ms: i64, wall_ms: i64, reten
         }
         group.set_active_if_never(idle_ms);
         if group.is_expired(since) {
-            tracing::debug!(group = %group.id(), "a group that nobody uses expired");
+            tracing::debug!(group = %group.id(), "an unused group expired");
             let fence = Some(Fence::Expired { group: group.clone(), before: since });
             commits.push(Commit { drop_groups: vec![group], fence, ..Commit::default() });
         } else if group.kind() == GroupKind::Consumer {
@@ -127,7 +129,7 @@ pub(super) fn expire_groups(cleaner: &Cleaner, idle_ms: i64, wall_ms: i64, reten
     wait_for_each(cleaner.queue.push_each(commits)?)
 }
 
-/// What removes the old offsets of a group in topics that none of its members reads.
+/// Returns a commit that removes the old offsets of a group in topics that none of its members reads.
 fn unread_offsets(cleaner: &Cleaner, group: &Arc<Group>, before_ms: i64) -> Option<Commit> {
     let read = group.members().topics();
     if read.is_empty() {

@@ -1,6 +1,6 @@
-//! The domain of records: topics and their partitions, what is appended to them, and what becomes of that.
+//! Records: topics and their partitions, appends, and the maintenance of the log.
 //!
-//! `committer.rs` shows how a write travels. It decides; the store (`crate::store`) writes what it decided.
+//! `committer.rs` shows the path of a write. It decides what is written, and the store (`crate::store`) writes it.
 
 pub(crate) mod catalog;
 pub(crate) mod cleaner;

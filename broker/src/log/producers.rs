@@ -1,19 +1,19 @@
-//! Idempotent producers, as a partition knows them (KIP-98, KIP-360 without transactions).
+//! Idempotent producers as each partition tracks them (KIP-98 and KIP-360, without transactions).
 //!
-//! A producer numbers the records that it sends to a partition. Of each producer the partition
-//! remembers the last few batches: one that comes again is known by its numbers, one that leaves a
-//! gap is refused. The committer alone asks and tells, in the order of its queue.
+//! A producer numbers the records that it sends to a partition. For each producer the partition remembers the last few
+//! batches: a batch that is sent again is recognized by its sequence numbers, and a batch that leaves a gap is refused.
+//! Only the committer checks and updates this state, in queue order.
 //!
 //! ```text
 //!                       a batch of the same epoch                a batch of another epoch
-//! producer unknown      new, whatever its sequence               new, whatever its epoch
+//! producer unknown      new, with any sequence number            new, with any epoch
 //! the next sequence     new                                      larger: new from sequence 0,
 //! a remembered batch    duplicate of that one                            else out of order
-//! before those          duplicate, offset no longer known        smaller: stale
+//! before those          duplicate, offset unknown                smaller: stale
 //! anything else         out of order
 //! ```
-//! A partition forgets a producer that is idle for long, so one that it does not know may begin
-//! anywhere (KIP-360).
+//! A partition forgets a producer that is idle for a long time. A producer that it does not know may therefore start
+//! with any sequence number (KIP-360).
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -25,34 +25,35 @@ use crate::error::BrokerError;
 use crate::name::{ProducerId, ProducerIdentity, TopicPartition};
 use crate::store::place::Offset;
 
-/// Batches of a producer that a partition remembers: as many as Kafka, whose clients have no more on
-/// their way.
+/// Number of batches per producer that a partition remembers. Kafka remembers the same number, because its clients have
+/// at most this many batches in flight.
 pub const BATCHES_REMEMBERED: usize = 5;
 
-/// Producers that a partition remembers, some 150 bytes each. Whoever makes ever new ones makes it forget those that were
-/// idle for longest, and not grow.
+/// Maximum number of producers that a partition remembers; each takes about 150 bytes. Beyond it, the producers that
+/// were idle for longest are forgotten, so that a client that keeps creating producers cannot exhaust memory.
 const PRODUCERS_MAX: usize = 10_000;
 
-/// The part of them that is forgotten at once, so that not every further one looks for the oldest.
+/// The fraction that is forgotten at once, so that not every further producer requires a search for the oldest.
 const FORGOTTEN_FRACTION: usize = 10;
 
-/// Ids that are reserved on disk at once.
+/// Number of producer IDs that are reserved on disk at once.
 pub(crate) const PRODUCER_IDS_RESERVED: i64 = 1_000;
 
-/// Producers whose epochs are remembered at most, some 50 bytes each. The ones whose epochs were handed out first are forgotten.
+/// Maximum number of producers whose epochs are remembered; each takes about 50 bytes. Beyond it, those whose epochs
+/// were handed out first are forgotten.
 const EPOCHS_MAX: usize = 10_000;
 
-/// Sequence numbers are compared on a circle: what lies up to this far back is older.
+/// Sequence numbers wrap around: a number up to this far back is older.
 const SEQUENCES_HALF: u32 = 1 << 30;
 
-/// What a batch's sequence numbers say.
+/// The result of checking a batch's sequence numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It has none.
+    /// The batch has no sequence numbers.
     NotIdempotent,
-    /// It is to be stored.
+    /// The batch is new and must be stored.
     New,
-    /// It is stored already.
+    /// The batch is already stored.
     Duplicate {
         /// Offset of its first record.
         base_offset: Offset,
@@ -65,14 +66,14 @@ pub struct Producers {
     by_id: HashMap<ProducerId, Producer>,
 }
 
-/// What a partition knows of one producer.
+/// What a partition remembers about one producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Producer {
     epoch: i16,
     last_append_ms: i64,
-    /// The oldest first.
+    /// The last batches, oldest first.
     batches: [Remembered; BATCHES_REMEMBERED],
-    /// How many of them there are; one at least.
+    /// Number of batches, at least one.
     len: u8,
 }
 
@@ -83,7 +84,7 @@ struct Remembered {
     base_offset: Offset,
 }
 
-/// A batch's part in this.
+/// The fields of a batch that identify its producer and sequence numbers.
 #[derive(Clone, Copy, Debug)]
 struct Numbered {
     id: ProducerId,
@@ -99,7 +100,7 @@ impl Numbered {
         ProducerId::new(id).map(|id| Self { id, epoch, first, last, records })
     }
 
-    /// `None` for a batch without a producer.
+    /// Returns `None` for a batch without a producer.
     fn of(batch: &RecordBatch) -> Option<Self> {
         Self::new(batch.producer_id(), batch.producer_epoch(), batch.base_sequence(), batch.record_count())
     }
@@ -114,7 +115,7 @@ impl Numbered {
 }
 
 impl Producers {
-    /// What is to become of a batch. `at` is the partition's name, for the error.
+    /// Checks a batch against what is known of its producer. `at` is the partition's name, for the error.
     ///
     /// # Errors
     /// [`BrokerError::OutOfOrderSequence`], [`BrokerError::StaleProducerEpoch`],
@@ -124,12 +125,12 @@ impl Producers {
         check(self.by_id.get(&numbered.id), at, &numbered)
     }
 
-    /// What is to become of a request's batches, each after those before it: all of them are new, or
-    /// all are duplicates that stand without a hole between them.
+    /// Checks the batches of a request, each after the ones before it. Either all of them are new, or all are
+    /// duplicates that are stored without a gap between them.
     ///
     /// # Errors
-    /// As [`Producers::check`]; [`BrokerError::OutOfOrderSequence`] too where some are stored already
-    /// and others are not, and [`BrokerError::Protocol`] where they are of several producers.
+    /// As [`Producers::check`]; also [`BrokerError::OutOfOrderSequence`] if some are already stored and others are not,
+    /// and [`BrokerError::Protocol`] if they are from several producers.
     pub fn check_request(&self, at: &TopicPartition, batches: &[RecordBatch]) -> Result<Verdict, BrokerError> {
         let identity = |batch: &RecordBatch| (batch.producer_id(), batch.producer_epoch());
         if batches.windows(2).any(|pair| identity(&pair[0]) != identity(&pair[1])) {
@@ -141,7 +142,7 @@ impl Producers {
             let Some(numbered) = Numbered::of(batch) else { break };
             match (check(known.as_ref(), at, &numbered)?, whole) {
                 (Verdict::New, None | Some(Verdict::New)) => {
-                    // Its offset does not matter: what is new in this request is answered by nobody yet.
+                    // The offset does not matter, because new batches are not answered from this copy.
                     known = Some(append(known.as_ref(), &numbered, Offset::ZERO, 0));
                     whole = Some(Verdict::New);
                 }
@@ -155,16 +156,15 @@ impl Producers {
         Ok(whole.unwrap_or(Verdict::NotIdempotent))
     }
 
-    /// Remembers a batch that [`Producers::check`] found new, and that is stored at `base_offset`.
+    /// Remembers a batch that [`Producers::check`] found to be new, and that is stored at `base_offset`.
     pub fn accept(&mut self, batch: &RecordBatch, base_offset: Offset, now_ms: i64) {
         let Some(numbered) = Numbered::of(batch) else { return };
         let next = append(self.by_id.get(&numbered.id), &numbered, base_offset, now_ms);
         self.insert(numbered.id, next);
     }
 
-    /// As [`Producers::accept`], for a batch read from the log at start, whose header has its offset.
-    /// What is known already, because a [`Producer`] was restored that is ahead of the log, changes
-    /// nothing.
+    /// Like [`Producers::accept`], for a batch read from the log at start, whose header contains its offset. Batches
+    /// that are known already, because a restored [`Producer`] is ahead of the log, are ignored.
     pub fn replay(&mut self, header: &BatchHeader, now_ms: i64) {
         let (Some(numbered), Some(base_offset)) = (Numbered::of_header(header), Offset::new(header.base_offset)) else {
             return;
@@ -177,7 +177,7 @@ impl Producers {
         self.insert(numbered.id, next);
     }
 
-    /// Puts back what [`Producer::decode`] read.
+    /// Restores a producer that [`Producer::decode`] returned.
     pub fn restore(&mut self, id: ProducerId, producer: Producer) {
         self.insert(id, producer);
     }
@@ -187,7 +187,7 @@ impl Producers {
         if self.by_id.len() > PRODUCERS_MAX {
             let mut appended: Vec<(i64, ProducerId)> =
                 self.by_id.iter().map(|(id, producer)| (producer.last_append_ms, *id)).collect();
-            // Of those of the same time the older ids: a new one is not forgotten as it comes.
+            // Among producers with the same time, the smaller IDs are forgotten, so that the newly added one remains.
             let (oldest, ..) = appended.select_nth_unstable(PRODUCERS_MAX / FORGOTTEN_FRACTION);
             for (_, id) in oldest {
                 self.by_id.remove(id);
@@ -195,52 +195,52 @@ impl Producers {
         }
     }
 
-    /// Forgets the producers that appended nothing since `before_ms`, in ms since the epoch.
+    /// Forgets the producers that have appended nothing since `before_ms`, in ms since the epoch.
     pub fn forget_idle(&mut self, before_ms: i64) {
         self.by_id.retain(|_, producer| producer.last_append_ms >= before_ms);
     }
 
-    /// Every producer, in no order.
+    /// Returns all producers, in arbitrary order.
     pub fn iter(&self) -> impl Iterator<Item = (ProducerId, &Producer)> {
         self.by_id.iter().map(|(id, producer)| (*id, producer))
     }
 
-    /// One producer.
+    /// Returns one producer.
     pub fn get(&self, id: ProducerId) -> Option<&Producer> {
         self.by_id.get(&id)
     }
 
-    /// How many there are.
+    /// Returns the number of producers.
     pub fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no producers.
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
 }
 
-/// The last epoch that was handed out to each producer that asked for another one. The catalog has them too, so that no epoch
-/// is handed out twice.
+/// The last epoch that was handed out to each producer that requested a new one. The catalog stores these epochs too,
+/// so that no epoch is handed out twice.
 #[derive(Debug, Default)]
 pub(crate) struct ProducerEpochs(Mutex<HashMap<ProducerId, HandedOut>>);
 
 #[derive(Clone, Copy, Debug)]
 struct HandedOut {
     epoch: i16,
-    /// By the idle clock, in milliseconds since the epoch.
+    /// Time of the idle clock, in milliseconds since the epoch.
     at_ms: i64,
 }
 
 impl ProducerEpochs {
-    /// With the epochs that the catalog has, handed out at this time of the idle clock.
+    /// Creates the map from the epochs in the catalog, as if they were handed out at `at_ms` of the idle clock.
     pub(crate) fn new(epochs: impl IntoIterator<Item = (ProducerId, i16)>, at_ms: i64) -> Self {
         Self(Mutex::new(epochs.into_iter().map(|(id, epoch)| (id, HandedOut { epoch, at_ms })).collect()))
     }
 
-    /// The next epoch of a producer that has this one: a later one than any that was handed out. `None` where the last epoch
-    /// was handed out.
+    /// Returns the next epoch of a producer, which is later than its current epoch and than any that was handed out.
+    /// Returns `None` if the largest epoch was handed out already.
     pub(crate) fn next(&self, ProducerIdentity { id, epoch }: ProducerIdentity, at_ms: i64) -> Option<i16> {
         let mut handed_out = self.0.lock();
         let last = handed_out.get(&id).map_or(epoch, |last| last.epoch.max(epoch));
@@ -249,8 +249,8 @@ impl ProducerEpochs {
         Some(next)
     }
 
-    /// Forgets the epochs that were handed out before this time of the idle clock, and the oldest of those that are too many.
-    /// `forget` is called with them before any of these producers gets another epoch.
+    /// Forgets the epochs that were handed out before `before_ms` of the idle clock, and the oldest epochs above the
+    /// maximum. `forget` is called with their producers before any of these can get another epoch.
     pub(crate) fn expire<T>(&self, before_ms: i64, forget: impl FnOnce(Vec<ProducerId>) -> T) -> Option<T> {
         let mut handed_out = self.0.lock();
         let mut all: Vec<(i64, ProducerId)> = handed_out.iter().map(|(id, last)| (last.at_ms, *id)).collect();
@@ -290,7 +290,7 @@ fn check(known: Option<&Producer>, at: &TopicPartition, batch: &Numbered) -> Res
     if let Some(old) = known.remembered().iter().rev().find(same) {
         return Ok(Verdict::Duplicate { base_offset: old.base_offset });
     }
-    // Only where something was forgotten can an older one have been stored.
+    // An older batch can only have been stored if a batch was forgotten.
     let oldest = known.batches[0].first;
     if known.remembered().len() == BATCHES_REMEMBERED && is_before(batch.first, oldest) && is_before(batch.last, oldest)
     {
@@ -318,7 +318,7 @@ fn out_of_order(at: &TopicPartition, batch: &Numbered, expected: i32) -> BrokerE
     }
 }
 
-/// Whether a sequence number is older than another.
+/// Returns whether a sequence number is older than another.
 fn is_before(sequence: i32, other: i32) -> bool {
     let distance = other.wrapping_sub(sequence).cast_unsigned() & i32::MAX.cast_unsigned();
     (1..SEQUENCES_HALF).contains(&distance)
@@ -345,35 +345,35 @@ fn append(known: Option<&Producer>, batch: &Numbered, base_offset: Offset, now_m
     }
 }
 
-/// Bytes of an encoded producer before its batches: epoch i16, last append i64, batch count u8.
+/// Size of an encoded producer before its batches, in bytes: epoch i16, last append i64, batch count u8.
 const ENCODED_HEADER_BYTES: usize = 11;
 
-/// Bytes of one encoded batch: first i32, last i32, base offset i64.
+/// Size of one encoded batch, in bytes: first i32, last i32, base offset i64.
 const ENCODED_BATCH_BYTES: usize = 16;
 
 impl Producer {
-    /// The epoch of its last batch.
+    /// Returns the epoch of its last batch.
     pub fn epoch(&self) -> i16 {
         self.epoch
     }
 
-    /// The sequence number that its next batch must begin with.
+    /// Returns the sequence number that its next batch must start with.
     pub fn next_sequence(&self) -> i32 {
         sequence_after(self.newest().last, 1)
     }
 
-    /// The same, idle from `now_ms` on, in ms since the epoch.
+    /// Returns the same producer, idle from `now_ms` on, in ms since the epoch.
     pub fn idle_since(self, now_ms: i64) -> Self {
         Self { last_append_ms: now_ms, ..self }
     }
 
-    /// Offset of the first record of its last batch.
+    /// Returns the offset of the first record of its last batch.
     pub fn last_base_offset(&self) -> Offset {
         self.newest().base_offset
     }
 
-    /// All that is known, in 27 to 91 bytes, little-endian: epoch i16, last append i64, and the number
-    /// of batches u8, each with its first and last sequence number i32 and its base offset i64.
+    /// Encodes everything that is known in 27 to 91 bytes, little-endian: epoch i16, last append i64, and the number of
+    /// batches u8, each with its first and last sequence number i32 and its base offset i64.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(ENCODED_HEADER_BYTES + usize::from(self.len) * ENCODED_BATCH_BYTES);
         out.extend_from_slice(&self.epoch.to_le_bytes());
@@ -387,12 +387,12 @@ impl Producer {
         out
     }
 
-    /// Reads what [`Producer::encode`] wrote.
+    /// Decodes a producer that [`Producer::encode`] wrote.
     ///
     /// # Errors
-    /// What is wrong with the bytes, for whoever knows where they stood.
+    /// A description of what is wrong with the bytes. The caller adds where they are stored.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let length = || format!("a producer's state has {} bytes, which is no whole number of batches", bytes.len());
+        let length = || format!("a producer's state has {} bytes, which is not a whole number of batches", bytes.len());
         let (epoch, rest) = bytes.split_first_chunk().ok_or_else(length)?;
         let (last_append_ms, rest) = rest.split_first_chunk().ok_or_else(length)?;
         let (&len, rest) = rest.split_first().ok_or_else(length)?;
@@ -403,7 +403,7 @@ impl Producer {
         if encoded.len() != usize::from(len) || !(1..=BATCHES_REMEMBERED).contains(&encoded.len()) {
             let found = encoded.len();
             return Err(format!(
-                "a producer's state has {found} batches and says {len}: 1 to {BATCHES_REMEMBERED} may be"
+                "a producer's state has {found} batches and a count of {len}: 1 to {BATCHES_REMEMBERED} are allowed"
             ));
         }
         let mut batches = [Remembered::default(); BATCHES_REMEMBERED];
@@ -439,28 +439,28 @@ impl Remembered {
     }
 }
 
-/// The ids that were handed out. They are reserved on disk by the thousand, so a crash skips some, and
-/// repeats none.
+/// The producer IDs that were handed out. They are reserved on disk a thousand at a time, so a crash skips some IDs but
+/// never repeats one.
 #[derive(Debug)]
 pub(crate) struct ProducerIds {
-    /// The next to be handed out.
+    /// The next ID to hand out.
     next: AtomicI64,
-    /// The first that is not reserved; held while more are.
+    /// The first ID that is not reserved. Locked while more are reserved.
     reserved_until: tokio::sync::Mutex<i64>,
 }
 
 impl ProducerIds {
-    /// Nothing is reserved beyond `next`, where an earlier process stopped reserving.
+    /// Starts at `next`, up to which earlier processes reserved IDs. Nothing is reserved yet.
     pub(crate) fn new(next: i64) -> Self {
         Self { next: AtomicI64::new(next), reserved_until: tokio::sync::Mutex::new(next) }
     }
 
-    /// Whether it was ever handed out.
+    /// Returns whether the ID was ever handed out.
     pub(crate) fn knows(&self, id: ProducerId) -> bool {
         id.get() < self.next.load(Ordering::Acquire)
     }
 
-    /// The next id. `reserve` makes it durable that all ids below its argument are taken.
+    /// Returns the next ID. `reserve` makes durable that all IDs below its argument are taken.
     pub(crate) async fn next(
         &self,
         reserve: impl AsyncFnOnce(i64) -> Result<(), BrokerError>,
@@ -499,7 +499,7 @@ mod tests {
         builder.finish().unwrap()
     }
 
-    /// A partition's log of batches, with what it knows of their producers.
+    /// A partition's log of batches, and what it knows of their producers.
     #[derive(Default)]
     struct Log {
         producers: Producers,
@@ -527,11 +527,11 @@ mod tests {
         Verdict::Duplicate { base_offset: Offset::ZERO.plus(base_offset) }
     }
 
-    /// A refusal's name and its numbers.
     fn id(id: i64) -> ProducerId {
         ProducerId::new(id).unwrap()
     }
 
+    /// Returns the name of a refusal and its numbers.
     fn refusal<T: std::fmt::Debug>(result: Result<T, BrokerError>) -> (&'static str, i64, i64) {
         match result {
             Err(BrokerError::OutOfOrderSequence { expected, found, partition: 3, .. }) => {
@@ -557,7 +557,7 @@ mod tests {
             assert_eq!(log.send(1, 0, n * 10, 10).unwrap(), duplicate(n as u64 * 10));
         }
         assert_eq!(refusal(log.send(1, 0, 10, 10)), ("older", 20, 10));
-        // Begins as one that is known, and is another.
+        // Starts with the sequence number of a known batch, but is a different one.
         assert_eq!(refusal(log.send(1, 0, 20, 9)), ("gap", 70, 20));
         assert_eq!(refusal(log.send(1, 0, 15, 10)), ("gap", 70, 15));
         assert_eq!(refusal(log.send(1, 0, 71, 1)), ("gap", 70, 71));
@@ -606,7 +606,7 @@ mod tests {
             log.producers.accept(&batch(number, 0, 0, 1), Offset::ZERO, number);
         }
         assert_eq!(log.producers.len(), PRODUCERS_MAX);
-        // The first appends again, and is not the one that was idle for longest any more.
+        // The first producer appends again, and so is no longer the one that was idle for longest.
         let now_ms = PRODUCERS_MAX as i64;
         log.producers.accept(&batch(0, 0, 1, 1), Offset::ZERO, now_ms);
         assert_eq!(log.producers.len(), PRODUCERS_MAX);
@@ -633,7 +633,8 @@ mod tests {
         assert!(matches!(several, Err(BrokerError::Protocol(_))), "{several:?}");
         assert_eq!(log.producers.get(id(1)).copied(), before, "a refused request leaves no trace");
 
-        // Stored one by one, with another's record between them: no one answer is true of both.
+        // The batches were stored separately, with a record of another producer in between, so no single answer fits
+        // both.
         log.send(1, 0, 10, 5).unwrap();
         log.send(2, 0, 0, 1).unwrap();
         log.send(1, 0, 15, 5).unwrap();
@@ -680,7 +681,7 @@ mod tests {
                 assert!(id.get() < durable && ids.knows(id) && !ids.knows(self::id(id.get() + 1)));
                 handed_out.push(id);
             }
-            // What the disk refused to reserve is not handed out.
+            // IDs that could not be reserved are not handed out.
             let full = ProducerIds::new(durable);
             assert!(full.next(async |_| Err(BrokerError::ShuttingDown)).await.is_err());
             assert!(!full.knows(self::id(durable)));
@@ -688,19 +689,19 @@ mod tests {
         assert!(handed_out.is_sorted_by(|a, b| a < b));
     }
 
-    /// What may be sent in the test against the model.
+    /// An action in the test against the model.
     #[derive(Clone, Debug)]
     enum Step {
-        /// The next batch of a producer.
+        /// Sends the next batch of a producer.
         Next { id: i64, records: u32 },
-        /// One that was sent before, so many batches ago.
+        /// Sends a batch again that was sent this many batches ago.
         Again { id: i64, back: usize },
-        /// With another first sequence number than the next.
+        /// Sends a batch whose first sequence number is not the next one.
         Off { id: i64, by: i32 },
-        /// With the next epoch, from zero.
+        /// Sends a batch with the next epoch, starting at sequence number 0.
         Bump { id: i64 },
-        /// The process ends. What it knew of some was written at the time of an earlier step, of
-        /// others never; the log is read again from the begin.
+        /// Restarts the process. The state of some producers was written at the time of an earlier step, that of others
+        /// never. The log is then read again from the start.
         Restart { written_at: usize },
     }
 
@@ -715,7 +716,7 @@ mod tests {
         ]
     }
 
-    /// All that a producer had stored in its epoch: first sequence number, records, offset.
+    /// Everything that a producer has stored in its epoch: first sequence number, records, offset.
     #[derive(Clone, Debug, Default)]
     struct Model {
         epoch: i16,
@@ -726,7 +727,7 @@ mod tests {
     proptest! {
         #![proptest_config(seeded())]
 
-        /// Whatever is sent, what is stored is each batch once and in order, and who asks again is told where.
+        /// Whatever is sent, each batch is stored once and in order, and a repeated batch is answered with its offset.
         #[test]
         fn producers_are_as_their_model_through_restarts(steps in prop::collection::vec(step(), 1..60), start in prop_oneof![Just(0), Just(i32::MAX - 10)]) {
             let mut log = Log::default();
@@ -755,7 +756,7 @@ mod tests {
                     }
                     Step::Off { id, by } => {
                         let Some(model) = models.get(&id).filter(|model| !model.stored.is_empty()) else { continue };
-                        // More records than any sends: it is none of those stored.
+                        // This has more records than any sent batch, so it matches none of them.
                         (id, model.epoch, model.next.wrapping_add(by) & i32::MAX, 9)
                     }
                     Step::Bump { id } => {

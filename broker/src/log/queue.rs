@@ -113,7 +113,7 @@ impl WeakCommitQueue {
         Ok(commits.into_iter().map(|commit| queue.push(commit, None)).collect())
     }
 
-    /// Commits upkeep, and waits on a thread that may block. Files of segments that are no longer needed go here.
+    /// Commits upkeep, blocking until it is done. Then deletes the files of segments that are no longer needed.
     pub(super) fn commit_upkeep(&self, upkeep: Upkeep) -> Result<(), Ended> {
         let receipt = self.push_upkeep(upkeep).ok_or(Ended::Closing)?;
         // If the committer ended, it reports the reason itself.
@@ -140,7 +140,8 @@ impl WeakCommitQueue {
     }
 }
 
-/// Blocks until each of these is answered. A commit that was refused is not an error: its reason was gone.
+/// Blocks until each of these is answered. A refused commit is not an error, because the reason for it no longer
+/// applies.
 pub(super) fn wait_for_each(receipts: Vec<Receipt>) -> Result<(), Ended> {
     for Receipt(receipt) in receipts {
         match receipt.blocking_recv() {

@@ -1,5 +1,4 @@
-//! A start: rebuilds memory, from the registry of segments and the tables what is sealed, then from the journal
-//! the rest.
+//! Start: rebuilds memory, the sealed part from the registry of segments and the tables, and the rest from the journal.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -22,7 +21,7 @@ use crate::store::recovery::{Entry, Replayed, TopicExtents, location};
 use crate::store::segment::{Piece, pieces};
 use crate::store::{Store, StoreError, Tables};
 
-/// What is rebuilt, and from what.
+/// What is rebuilt, and from which sources.
 pub(crate) struct Restoring<'a> {
     pub(crate) store: &'a Store,
     pub(crate) topics: &'a BTreeMap<TopicName, Arc<Topic>>,
@@ -33,7 +32,8 @@ pub(crate) struct Restoring<'a> {
     pub(crate) offsets_retention_ms: u64,
 }
 
-/// An hour: groups that the server finds at a start do not expire sooner, however long the server was away.
+/// Grace period of one hour for groups that exist at a start, so that they do not expire earlier, however long the
+/// server was down.
 const GRACE_MS: i64 = 60 * 60 * 1_000;
 
 fn stored(row: &CommittedRow<'_>) -> StoredOffset {
@@ -58,7 +58,7 @@ impl Restoring<'_> {
         for (topic, partition, start) in self.store.log_starts()? {
             starts.insert((TopicId(topic), partition), Offset::new(start).unwrap_or_default());
         }
-        // Extents and starts of deleted topics are left over, and no topic asks for them.
+        // Extents and log start offsets of deleted topics remain in the maps, and are ignored.
         for (id, topic) in by_id {
             let mut extents = extents.remove(id).unwrap_or_default().into_iter();
             for (number, partition) in (0..).zip(topic.partitions()) {
@@ -75,7 +75,8 @@ impl Restoring<'_> {
         for (store, partition, count) in tables.counts()? {
             self.state.set_count(&store, partition, count);
         }
-        // A topic was deleted, and the server ended before the next part of the journal was sealed.
+        // Offsets remain here if a topic was deleted and the server ended before the next part of the journal was
+        // sealed.
         let mut forgotten = Vec::new();
         tables.offsets(|entry| {
             let OffsetEntry { group, kind, topic, partition, committed } = entry;
@@ -93,8 +94,8 @@ impl Restoring<'_> {
         tables.write_offsets(&forgotten)
     }
 
-    /// What the tables remember of producers. Those of deleted topics are forgotten there too. How long the server was
-    /// away says nothing of a producer: each is idle from now on.
+    /// Restores producers from the tables, and removes those of deleted topics from the tables. The time that the
+    /// server was down is not counted as idle: each producer is idle from now on.
     fn producers(&self, by_id: &HashMap<TopicId, &Arc<Topic>>) -> Result<(), StoreError> {
         let mut forgotten = Vec::new();
         self.store.tables().producers(|topic, number, id, row| {
@@ -110,7 +111,8 @@ impl Restoring<'_> {
         self.store.tables().write_producers(&forgotten)
     }
 
-    /// A group that committed before the server was away may come back: it is given [`GRACE_MS`] at least.
+    /// Marks a group as active when it committed. It expires [`GRACE_MS`] after the start at the earliest, because its
+    /// members may come back.
     fn mark_active(&self, group: &Group, committed: &CommittedRow<'_>) {
         let grace_ms = i64::try_from(self.offsets_retention_ms).unwrap_or(i64::MAX).min(GRACE_MS);
         let expires_later = self.now_ms.saturating_sub_unsigned(self.offsets_retention_ms).saturating_add(grace_ms);
@@ -118,7 +120,7 @@ impl Restoring<'_> {
     }
 
     fn group(&self, id: &str, kind: u8) -> Result<Arc<Group>, String> {
-        let kind = GroupKind::from_journal(kind).ok_or("a group of unknown kind")?;
+        let kind = GroupKind::from_journal(kind).ok_or("a group has an unknown kind")?;
         let id = GroupId::new(id).map_err(|e| e.to_string())?;
         self.groups.get_or_create(&id, kind).map_err(|e| e.to_string())
     }
@@ -133,7 +135,7 @@ impl Restoring<'_> {
                     if !sound {
                         tracing::error!(
                             partition = %partition.name(), base = %run.base, end = %run.end,
-                            "a record batch in the journal is damaged; `millstream check` says which"
+                            "a record batch in the journal is damaged; `millstream check` reports which"
                         );
                     }
                     replay_producers(partition, run.base..run.end, batches, sound, self.now_ms);
@@ -177,8 +179,8 @@ impl Restoring<'_> {
     }
 }
 
-/// What a partition knows of the producers of batches that stand in the journal. When they came is not
-/// known there: it counts from now. Nobody knows whose a damaged one was.
+/// Restores what a partition knows about the producers of batches in the journal. The journal does not contain the time
+/// of an append, so the current time is used. Damaged batches are skipped, because their producer is unknown.
 fn replay_producers(partition: &Partition, offsets: Range<Offset>, batches: &[u8], sound: bool, now_ms: i64) {
     let mut producers = partition.producers();
     if !sound {

@@ -21,8 +21,8 @@
 //! committed offset. A leader epoch or a commit time of -1 is unknown. A range without an end removes all keys from its
 //! start on.
 //!
-//! Data format 4 wrote offsets and state in older forms, as kinds 2 and 3. They are still read, because a restore copies
-//! the journal of a backup unchanged.
+//! Data format 4 wrote offsets and state in older forms, as kinds 2 and 3. They are still read, because a restore
+//! copies the journal of a backup unchanged.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The journal, read past its damage: what is sound of each commit, and what a repair leaves of it.
+//! Reads a damaged journal: what is intact in each commit, and what a repair keeps of it.
 
 use std::ops::Range;
 
@@ -11,20 +11,20 @@ use super::super::journal::{
 };
 use super::super::segment::{BlockFault, Piece, pieces};
 
-/// The largest entry in which one flipped bit is put right, in bytes: what else is damaged may look the same, and
-/// the more bits there are the likelier that is, here one to 100,000.
+/// Maximum size of an entry in which a flipped bit is corrected, in bytes. Other damage may look like one flipped bit.
+/// This is the more likely the more bits an entry has; at this size the probability is 1 in 100,000.
 const PUT_RIGHT_BYTES_MAX: usize = 4096;
 
-/// A commit as it stands in the journal.
+/// A commit in the journal.
 pub(super) struct Blob {
     /// The sequence numbers of its values.
     pub(super) seqs: Range<u64>,
     pub(super) bytes: Bytes,
-    /// What is wrong with its header.
+    /// What is wrong with the header, if anything.
     pub(super) fault: Option<String>,
 }
 
-/// Puts values together to commits, by what a commit's header says of its length where the values agree.
+/// Joins values to commits. Uses the length in the commit's header if the values agree with it.
 pub(super) fn blobs(values: &[(u64, Bytes)]) -> Vec<Blob> {
     let mut found = Vec::new();
     let mut rest = values;
@@ -36,16 +36,16 @@ pub(super) fn blobs(values: &[(u64, Bytes)]) -> Vec<Blob> {
         let bytes: Bytes = values.iter().map(|(_, value)| value.as_ref()).collect::<Vec<_>>().concat().into();
         let fault = match all {
             Some(all) if all == bytes.len() => None,
-            Some(all) => Some(format!("its commit has {} bytes, not {all} as it says", bytes.len())),
-            None => Some("it does not begin with a commit's mark".to_owned()),
+            Some(all) => Some(format!("its commit has {} bytes, but its header says {all}", bytes.len())),
+            None => Some("it does not start with the magic number of a commit".to_owned()),
         };
         found.push(Blob { seqs: *first..first + count as u64, bytes, fault });
     }
     found
 }
 
-/// How many values the commit of so many bytes has that begins here: all but the last are full. `None` where
-/// there are no such values.
+/// Returns the number of values of a commit of `bytes` bytes that starts here; all but the last value are full. Returns
+/// `None` if the values do not match this.
 fn told_by_header(values: &[(u64, Bytes)], bytes: usize) -> Option<usize> {
     let count = bytes.div_ceil(CHUNK_BYTES);
     let (_, last) = values.get(count.checked_sub(1)?)?;
@@ -53,13 +53,14 @@ fn told_by_header(values: &[(u64, Bytes)], bytes: usize) -> Option<usize> {
     is_whole.then_some(count)
 }
 
-/// The same without the header: full values go on until one begins as a commit does.
+/// Returns the number of values without using the length in the header: full values continue the commit until one
+/// starts with a commit's header.
 fn told_by_values(values: &[(u64, Bytes)]) -> usize {
     let ends = |at: &usize| !continues(values, *at) || header_of(&values[*at].1).is_some();
     (1..values.len()).find(ends).unwrap_or(values.len())
 }
 
-/// Whether this value may go on with what the one before began: that one is full.
+/// Returns whether this value may continue the one before, which must be full.
 fn continues(values: &[(u64, Bytes)], at: usize) -> bool {
     let (before, bytes) = &values[at - 1];
     bytes.len() == CHUNK_BYTES && values[at].0 == before + 1
@@ -71,25 +72,25 @@ fn header_of(value: &[u8]) -> Option<usize> {
     (*magic == MAGIC.to_le_bytes()).then_some(u32::from_le_bytes(*bytes) as usize)
 }
 
-/// An entry, and what is wrong with it.
+/// An entry, and its damage, if any.
 pub(super) struct Found {
     pub(super) kind: u8,
     pub(super) content: Content,
     pub(super) fault: Option<String>,
 }
 
-/// What can be used of an entry.
+/// The usable content of an entry.
 pub(super) enum Content {
-    /// Batches of one partition: the sound ones, and what is lost. `known` says whether topic and partition
-    /// can be trusted.
+    /// Batches of one partition: the intact ones, and the ranges that are lost. `known` says whether topic and
+    /// partition can be trusted.
     Run { run: RunHeader, known: bool, batches: Vec<Bytes>, lost: Vec<BlockFault> },
-    /// Any other entry's body, sound or put right.
+    /// The body of any other entry, either intact or corrected.
     Body(Bytes),
-    /// Nothing.
+    /// Nothing is usable.
     Lost,
 }
 
-/// The entries of a commit, as far as they can be told apart.
+/// Returns the entries of a commit, as far as they can be told apart.
 pub(super) fn entries(blob: &Blob) -> Vec<Found> {
     let mut found = Vec::new();
     let mut at = BLOB_HEADER_BYTES.min(blob.bytes.len());
@@ -98,7 +99,7 @@ pub(super) fn entries(blob: &Blob) -> Vec<Found> {
             found.push(Found {
                 kind: 0,
                 content: Content::Lost,
-                fault: Some(format!("from byte {at} on it can't be read: what its commit holds after that is lost")),
+                fault: Some(format!("it cannot be read from byte {at} on: the rest of its commit is lost")),
             });
             break;
         };
@@ -130,9 +131,9 @@ fn header(bytes: &[u8; ENTRY_HEADER_BYTES]) -> Header {
     Header { kind: bytes[0], bytes: number(4) as usize, crc: number(8) }
 }
 
-/// The entry at a position: its header, where its body is, and what is wrong with the header. A header is
-/// believed where the body matches its checksum, with one bit flipped back where that makes it match, and where
-/// another entry follows it. Else the entry is what stands before the next sound one.
+/// Returns the entry at a position: its header, the range of its body, and what is wrong with the header. A header is
+/// trusted if the body matches its checksum, possibly after flipping one bit of the header, or if another entry follows
+/// at the end of the body. Otherwise the entry ends before the next intact one.
 fn entry(blob: &[u8], at: usize) -> Option<(Header, Range<usize>, Option<String>)> {
     let bytes: [u8; ENTRY_HEADER_BYTES] = *blob[at..].first_chunk()?;
     let as_is = header(&bytes);
@@ -144,7 +145,7 @@ fn entry(blob: &[u8], at: usize) -> Option<(Header, Range<usize>, Option<String>
         flipped[bit / 8] ^= 1 << (bit % 8);
         let header = header(&flipped);
         if let Some(body) = sound_body(blob, at, &header) {
-            let fault = format!("the head of an entry at byte {at} had a flipped bit; it costs nothing");
+            let fault = format!("the header of an entry at byte {at} had a flipped bit; nothing is lost");
             return Some((header, body, Some(fault)));
         }
     }
@@ -159,23 +160,23 @@ fn entry(blob: &[u8], at: usize) -> Option<(Header, Range<usize>, Option<String>
         return Some((as_is, body.clone(), None));
     }
     if let Some(end) = batches_end.flatten().filter(ends_entry) {
-        let fault = Some(format!("the head of an entry at byte {at} is damaged"));
+        let fault = Some(format!("the header of an entry at byte {at} is damaged"));
         return Some((Header { kind: BATCHES, ..as_is }, begin..end, fault));
     }
-    // A record may look like an entry, so this comes last.
+    // The search comes last because the content of a record may look like an entry.
     let next = (begin..blob.len()).find(|at| begins_entry(blob, *at)).unwrap_or(blob.len());
     let kind = if batches_end.is_some() { BATCHES } else { as_is.kind };
     let own_end = as_is_place.map(|body| body.end).filter(|end| as_is.kind == BATCHES && *end <= next);
     let end = batches_end.flatten().filter(|end| *end <= next).or(own_end).unwrap_or(next);
     let fault = match kind {
         BATCHES if own_end == Some(end) => None,
-        BATCHES => Some(format!("the head of an entry at byte {at} is damaged")),
-        _ => Some(format!("from byte {at} to byte {end} it can't be read: what stood there is lost")),
+        BATCHES => Some(format!("the header of an entry at byte {at} is damaged")),
+        _ => Some(format!("it cannot be read from byte {at} to byte {end}: the entries there are lost")),
     };
     Some((Header { kind, ..as_is }, begin..end, fault))
 }
 
-/// Whether an entry begins here: one that matches its checksum, or batches whose own head does.
+/// Returns whether an entry starts here: one that matches its checksum, or batches whose own header does.
 fn begins_entry(blob: &[u8], at: usize) -> bool {
     is_sound(blob, at) || batches_end(blob, at + ENTRY_HEADER_BYTES).is_some()
 }
@@ -185,25 +186,25 @@ fn is_sound(blob: &[u8], at: usize) -> bool {
     is_padded(bytes) && sound_body(blob, at, &header(bytes)).is_some()
 }
 
-/// Whether the bytes after the kind are zero, as they are written.
+/// Returns whether the three bytes after the kind are zero, as they are written.
 fn is_padded(bytes: &[u8; ENTRY_HEADER_BYTES]) -> bool {
     bytes[1..4] == [0; 3]
 }
 
-/// Where the body of an entry with this header would be.
+/// Returns the range of an entry's body according to this header.
 fn place(blob: &[u8], at: usize, header: &Header) -> Option<Range<usize>> {
     let begin = at + ENTRY_HEADER_BYTES;
     let end = begin.checked_add(header.bytes).filter(|end| *end <= blob.len())?;
     (BATCHES..=STATE).contains(&header.kind).then_some(begin..end)
 }
 
-/// The same, where it matches its checksum.
+/// Like [`place`], but returns `None` if the body does not match its checksum.
 fn sound_body(blob: &[u8], at: usize, header: &Header) -> Option<Range<usize>> {
     place(blob, at, header).filter(|body| entry_crc(header.kind, &blob[body.clone()]) == header.crc)
 }
 
-/// Where batches end whose own head, which has a checksum too, stands here: `None` where none does, `Some(None)` where
-/// the batches do not tell.
+/// Returns where the batches end whose header starts here. That header has its own checksum. Returns `None` if there is
+/// no such header, and `Some(None)` if the end of the batches cannot be determined.
 fn batches_end(blob: &[u8], begin: usize) -> Option<Option<usize>> {
     let run = read_run_header(blob.get(begin..begin + RUN_HEADER_BYTES)?).ok()?;
     let mut at = begin + RUN_HEADER_BYTES;
@@ -218,7 +219,7 @@ fn batches_end(blob: &[u8], begin: usize) -> Option<Option<usize>> {
 
 fn run(body: &Bytes, sound: bool, fault: &mut Option<String>) -> Content {
     let Some(head) = body.get(..RUN_HEADER_BYTES) else {
-        *fault = Some("batches without a head: they are lost".to_owned());
+        *fault = Some("batches without a header: they are lost".to_owned());
         return Content::Lost;
     };
     let batches = body.slice(RUN_HEADER_BYTES..);
@@ -227,7 +228,7 @@ fn run(body: &Bytes, sound: bool, fault: &mut Option<String>) -> Content {
         Ok(run) => run,
         Err(reason) => match put_right(head).and_then(|right| read_run_header(&right).ok()) {
             Some(run) => {
-                *fault = Some(format!("{reason}: a bit was flipped; it costs nothing"));
+                *fault = Some(format!("{reason}: a bit was flipped; nothing is lost"));
                 run
             }
             None => {
@@ -246,12 +247,12 @@ fn run(body: &Bytes, sound: bool, fault: &mut Option<String>) -> Content {
         }
     }
     if !sound && lost.is_empty() && fault.is_none() {
-        *fault = Some("the checksum of batches had a flipped bit; it costs nothing".to_owned());
+        *fault = Some("the checksum of batches had a flipped bit; nothing is lost".to_owned());
     }
     Content::Run { run, known, batches: kept, lost }
 }
 
-/// What the batches themselves say of their run. Topic and partition they do not.
+/// Derives the header of a run from its batches. They do not contain the topic and partition.
 fn guess(batches: &Bytes) -> Option<RunHeader> {
     use crate::store::place::{Offset, TopicId};
 
@@ -276,7 +277,7 @@ fn guess(batches: &Bytes) -> Option<RunHeader> {
     None
 }
 
-/// A run's head ends with its own checksum.
+/// Corrects a single flipped bit in the header of a run, which ends with its own checksum.
 fn put_right(head: &[u8]) -> Option<Vec<u8>> {
     let (fields, crc) = head.split_last_chunk::<4>()?;
     let crc = u32::from_le_bytes(*crc);
@@ -306,19 +307,19 @@ fn other(header: &Header, body: &Bytes, fault: &mut Option<String>) -> Content {
     {
         let mut right = body.to_vec();
         right[bit / 8] ^= 1 << (bit % 8);
-        *fault = Some(format!("{what} had a flipped bit; it costs nothing"));
+        *fault = Some(format!("{what} had a flipped bit; nothing is lost"));
         return Content::Body(right.into());
     }
-    *fault = Some(format!("{what} does not match its checksum: it is lost, and what it replaced counts again"));
+    *fault = Some(format!("{what} does not match its checksum: it is lost, and the previous value applies again"));
     Content::Lost
 }
 
 /// The polynomial of CRC-32C, reflected.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
-/// The bit that was flipped of so many bytes, if one flipped bit explains the `difference` of their checksum
-/// from what it was. A CRC is linear: a flipped bit changes it by a value that depends on nothing but the
-/// bit's distance from the end.
+/// Returns which bit of `bytes` bytes was flipped, if one flipped bit explains the `difference` between the original
+/// checksum and the actual one. A CRC is linear, so a flipped bit changes it by a value that depends only on the bit's
+/// distance from the end.
 fn flipped_bit(bytes: usize, difference: u32) -> Option<usize> {
     let mut of_bit = POLYNOMIAL;
     for bit in (0..bytes * 8).rev() {
@@ -341,7 +342,7 @@ mod tests {
     use crate::store::journal::{BlobWriter, OffsetEntry};
     use crate::store::place::{Offset, TopicId};
 
-    /// The lengths of the commits that these values are taken for.
+    /// Returns the length of each commit that these values are joined to, and whether its header is intact.
     fn lengths(values: &[Vec<u8>]) -> Vec<(usize, bool)> {
         let values: Vec<_> =
             values.iter().cloned().map(Bytes::from).zip(7..).map(|(value, seq)| (seq, value)).collect();
@@ -354,7 +355,7 @@ mod tests {
             let mut blob = vec![0; bytes];
             blob[..4].copy_from_slice(&MAGIC.to_le_bytes());
             blob[4..8].copy_from_slice(&(bytes as u32).to_le_bytes());
-            // A value within a commit may look like the begin of one.
+            // A value within a commit may look like the start of one.
             blob.chunks_mut(CHUNK_BYTES).for_each(|value| value[..4].copy_from_slice(&MAGIC.to_le_bytes()));
             blob.chunks(CHUNK_BYTES).map(<[u8]>::to_vec).collect::<Vec<_>>()
         };
@@ -371,7 +372,8 @@ mod tests {
         }
     }
 
-    /// The runs of a commit that can be told, each with its partition and where its sound batches begin.
+    /// Returns the runs of a commit whose partition is known, each with its partition and the base offsets of its
+    /// intact batches.
     fn runs(bytes: Bytes) -> Vec<(u32, Vec<i64>)> {
         let blob = Blob { seqs: 0..1, bytes, fault: None };
         let run = |found: Found| match found.content {
@@ -387,7 +389,7 @@ mod tests {
     #[test]
     fn bytes_that_are_overwritten_cost_no_other_entry() {
         let mut writer = BlobWriter::with_capacity(10_000);
-        // Where each entry ends, and where its own head and its batches' head end.
+        // Where the header of each entry starts, and where the entry ends.
         let (mut heads, mut ends) = (Vec::new(), Vec::new());
         for partition in 0..4 {
             writer.batches(|out| {
@@ -430,14 +432,15 @@ mod tests {
                         let (head, end) = (heads[2 * partition as usize], ends[2 * partition as usize]);
                         let of_it = found.iter().find(|(of, _)| *of == partition);
                         let is_told = of_it.is_some_and(|(_, bases)| *bases == all);
-                        // What overlaps nothing of its batches and no more than one of its two heads costs it nothing.
+                        // An entry loses nothing if the damage touches neither its batches nor more than one of its two
+                        // headers.
                         let is_hit = from < end && head < from + len;
                         let only_own_head = from + len <= head + ENTRY_HEADER_BYTES;
                         assert!(
                             is_told || is_hit && !only_own_head,
                             "{len} bytes of {with:#x} at {from}: partition {partition} at {head}..{end} is {of_it:?}"
                         );
-                        // Never another's.
+                        // A batch is never attributed to another partition.
                         if let Some((_, bases)) = of_it {
                             assert!(bases.iter().all(|base| all.contains(base)));
                         }
@@ -467,7 +470,7 @@ mod tests {
     proptest! {
         #![proptest_config(seeded())]
 
-        /// Values that no Millstream wrote are cut into commits and entries all the same, each byte once.
+        /// Values with arbitrary bytes are also cut into commits and entries, with each byte in exactly one of them.
         #[test]
         fn values_of_any_bytes_are_walked_to_their_end(
             values in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 1..5),
@@ -476,7 +479,7 @@ mod tests {
         ) {
             let mut values: Vec<Vec<u8>> = values;
             for (at, value) in values.iter_mut().enumerate() {
-                // Else hardly a value begins a commit, and hardly an entry a known one.
+                // Without this, hardly any value would start a commit, and hardly any entry would be of a known kind.
                 if marks[at] && value.len() >= BLOB_HEADER_BYTES + ENTRY_HEADER_BYTES {
                     value[..4].copy_from_slice(&MAGIC.to_le_bytes());
                     value[4..8].copy_from_slice(&lengths[at].to_le_bytes());

@@ -1,8 +1,8 @@
-//! `millstream check`: reads everything that a data directory holds, reports every damage with what it costs,
-//! and with `repair` cuts it out, so that reading goes on past it. Nothing runs on the directory meanwhile.
+//! `millstream check`: reads everything in a data directory and reports all damage and which records it costs. With
+//! `repair` it removes the damage, so that reads continue after it. No server may use the directory meanwhile.
 //!
-//! `overlay.rs` keeps a check from changing anything; `rebuild.rs` reads a database that redb refuses; `journal.rs`
-//! reads the journal past its damage; `repair.rs` writes what is sound anew.
+//! `overlay.rs` keeps a check from changing anything. `rebuild.rs` reads a database that redb refuses to open.
+//! `journal.rs` reads a damaged journal. `repair.rs` rewrites the intact data.
 
 mod journal;
 mod overlay;
@@ -33,24 +33,25 @@ use journal::{Content, Found};
 use overlay::Overlay;
 pub use report::{Damage, Report};
 
-/// A topic that there is, as a catalog's entry says.
+/// An existing topic, as read from its catalog entry.
 pub(crate) struct KnownTopic {
     pub(crate) id: TopicId,
     pub(crate) name: String,
     pub(crate) partitions: u32,
 }
 
-/// Reads a catalog's entry, given its key and value: `None` where it is no topic's, and what is wrong with one that
-/// can't be read.
+/// Reads a catalog entry from its key and value. Returns `None` if the entry is not a topic, and an error if it is a
+/// topic but cannot be read.
 pub(crate) type ReadTopic = fn(&str, &[u8]) -> Option<Result<KnownTopic, String>>;
 
-/// Reads all of a stopped data directory on this file system, and with `repair` keeps all that is sound of it: damaged
-/// batches are cut out and leave a hole in the offsets, damaged indexes are written anew. Without `repair` nothing is
-/// changed. Blocks.
+/// Reads the whole data directory of a stopped server. With `repair`, keeps everything that is intact: damaged batches
+/// are removed and leave a gap in the offsets, and damaged indexes are rewritten. Without `repair` nothing is changed.
+/// Blocks.
 ///
 /// # Errors
-/// [`StoreError::Locked`] where a server has the directory, [`StoreError::Format`] for one of another
-/// version, [`StoreError::Io`] where there is none or a file can't be read. Damage is no error.
+/// [`StoreError::Locked`] if a server uses the directory, [`StoreError::Format`] if it has the format of another
+/// version, [`StoreError::NoDataDirectory`] if it does not exist, [`StoreError::Io`] if a file cannot be read. Damage
+/// is not an error.
 pub(crate) fn check(
     system: &Arc<dyn FileSystem>,
     data: &Path,
@@ -68,39 +69,43 @@ pub(crate) fn check(
         && let Some(rebuilt) = rebuilt(&checked.files)?
     {
         let mut again = Checked::new(system, data, Some(rebuilt), read_topic);
-        again.damaged(DATABASE_FILE, "redb refuses it: a page is damaged, and it was not closed in good order");
+        again.damaged(
+            DATABASE_FILE,
+            "redb refuses to open it: a page is damaged, and the database was not closed cleanly",
+        );
         again.run()?;
         if again.readable {
             checked = again;
         }
     }
-    // Without its topic a record looks as if it were nobody's: nothing is cut out then.
+    // Without its topic, a record looks as if its topic had been deleted. In this case nothing is removed.
     if !checked.readable || checked.catalog_is_damaged {
         checked.report.set_beyond_repair();
     }
-    // What redb keeps of free pages is made anew of what is sound too: nobody sees whether it is right.
+    // A repair rewrites redb's lists of free pages even if no damage was found, because no check can see damage in
+    // them.
     if repair && (checked.report.is_sound() || checked.report.is_repairable()) {
         checked.repair()?;
     }
     Ok(checked.report)
 }
 
-/// A database of the rows of one that redb refuses; `None` where those can't be read either.
+/// Rebuilds a database that redb refuses to open from its rows. Returns `None` if the rows cannot be read either.
 fn rebuilt(files: &Files) -> Result<Option<TempDir>, StoreError> {
     match caught(|| Ok(rebuild::rebuild(files))) {
         Ok(Ok(rebuilt)) => Ok(Some(rebuilt)),
-        // The copy's place says nothing of what is stored.
+        // An error of the folder for the copy does not say anything about the stored data.
         Ok(Err(error)) if error.is_disk_full() || matches!(error, StoreError::Io { action: "make", .. }) => Err(error),
         Ok(Err(_)) | Err(_) => Ok(None),
     }
 }
 
-/// A segment as the registry has it and as it was found.
+/// A segment's registry entry, and its state on disk.
 struct SegmentFound {
     meta: SegmentMeta,
-    /// `None` where its file is missing.
+    /// `None` if the file is missing.
     open: Option<OpenSegment>,
-    /// It must be written anew.
+    /// Whether a repair must rewrite the segment.
     rewrite: bool,
 }
 
@@ -111,27 +116,27 @@ struct BlobFound {
     rewrite: bool,
 }
 
-/// All that was found.
+/// Everything that the check found.
 struct Checked {
     files: Files,
-    /// What stands for the journal's database where redb refuses that.
+    /// The rebuilt copy of the journal's database, if redb refuses to open the original.
     rebuilt: Option<(TempDir, Files)>,
     report: Report,
     read_topic: ReadTopic,
     topics: BTreeMap<TopicId, KnownTopic>,
-    /// A topic is not among them for its entry can't be read.
+    /// Whether a topic may be missing in `topics` because its entry cannot be read.
     catalog_is_damaged: bool,
     log_starts: BTreeMap<(TopicId, u32), Offset>,
     segments: Vec<SegmentFound>,
     blobs: Vec<BlobFound>,
-    /// Journal values that are sealed and not yet removed.
+    /// Sequence numbers of journal values that are sealed and not yet removed.
     sealed_values: Vec<u64>,
-    /// Offsets that nothing holds.
+    /// Ranges of offsets that neither a segment nor the journal holds.
     holes: Vec<(TopicId, u32, Range<Offset>)>,
-    /// Rows of the registry that say nothing.
+    /// Segments whose registry rows and indexes are both damaged.
     lost_rows: Vec<SegmentId>,
     next_segment: u64,
-    /// The journal's values before this one are in segments and tables.
+    /// The sealed mark: journal values before this sequence number are in segments and tables.
     sealed_to: u64,
     /// Whether the journal's database could be read.
     readable: bool,
@@ -142,7 +147,7 @@ impl Checked {
         Self {
             files: overlaid(system, data),
             rebuilt: rebuilt.map(|folder| {
-                // It is among the machine's temporary files, whatever the data directory is on.
+                // The rebuilt copy is in the machine's temporary folder, whatever file system the data directory is on.
                 let files = overlaid(&system_files(), folder.path());
                 (folder, files)
             }),
@@ -170,16 +175,16 @@ impl Checked {
                 self.readable = true;
                 self.continuity();
             }
-            Some(Err(reason)) => self.beyond_repair(DATABASE_FILE, format!("it can't be read: {reason}")),
+            Some(Err(reason)) => self.beyond_repair(DATABASE_FILE, format!("it cannot be read: {reason}")),
             None => {}
         }
-        // What is wrong in a value is said of its records; elsewhere it is the database's own.
+        // Damage in a journal value was reported with its records. Any other damage is to the database itself.
         if let Some(reason) = journal_fault
             && !self.is_damaged(DATABASE_FILE)
         {
             self.damaged(DATABASE_FILE, reason);
         }
-        // Made at a start, and empty until something is sealed.
+        // The tables' database is created at the first start, and is empty until something is sealed.
         if self.readable && self.sealed_to == 0 && !self.files.has(tables::FILE) {
             return Ok(());
         }
@@ -191,7 +196,7 @@ impl Checked {
         Ok(())
     }
 
-    /// Whether it is told already that something of a file is wrong.
+    /// Returns whether damage to this file was reported already.
     fn is_damaged(&self, file: &str) -> bool {
         self.report.damages.iter().any(|damage| damage.file == file)
     }
@@ -205,16 +210,16 @@ impl Checked {
     }
 
     fn tables_are_damaged(&mut self, reason: &str) {
-        self.beyond_repair(tables::FILE, format!("{reason}: it has state, committed offsets and producers"));
+        self.beyond_repair(tables::FILE, format!("{reason}: it contains state, committed offsets and producers"));
     }
 
-    /// The files among which a database is looked for.
+    /// Returns the files in which to look for a database.
     fn files_of(&self, name: &str) -> &Files {
         let rebuilt = self.rebuilt.as_ref().filter(|_| name == DATABASE_FILE);
         rebuilt.map_or(&self.files, |(_, files)| files)
     }
 
-    /// What redb finds wrong with one of its files: it compares every page with its checksum.
+    /// Returns what redb finds wrong with a database. It compares every page with its checksum.
     fn database_fault(&self, name: &str) -> Result<Option<String>, StoreError> {
         if !self.files.has(name) {
             return Ok(Some("it is missing or empty".to_owned()));
@@ -251,7 +256,7 @@ impl Checked {
         rows(database, CATALOG, |key, value| match (self.read_topic)(key, value) {
             None => {}
             Some(Ok(topic)) => drop(self.topics.insert(topic.id, topic)),
-            Some(Err(reason)) => damages.push(format!("the catalog's entry {key:?}: {reason}")),
+            Some(Err(reason)) => damages.push(format!("the catalog entry {key:?}: {reason}")),
         })?;
         self.catalog_is_damaged |= !damages.is_empty();
         damages.into_iter().for_each(|reason| self.beyond_repair(DATABASE_FILE, reason));
@@ -282,21 +287,24 @@ impl Checked {
                 self.report.unregistered.push(format!("{FOLDER}/{name}"));
             }
         }
-        // A newer one has what took the place of an older one's.
+        // Newer segments come first, because they replace extents of older ones.
         unknown.into_iter().rev().try_for_each(|(id, error)| self.unknown_segment(id, &error)).map_err(to_text)
     }
 
-    /// A segment of which the registry says nothing: what its own index lists, where no other segment holds that
-    /// and it is kept.
+    /// Adds a segment whose registry row is damaged, with those extents of its own index that are in use and that no
+    /// other segment holds.
     fn unknown_segment(&mut self, id: SegmentId, error: &StoreError) -> Result<(), StoreError> {
         let is_there = self.files.exists(&id.file_name());
         let own = if is_there { OpenSegment::own_meta(&self.files, id)? } else { None };
         let Some(mut meta) = own else {
-            self.damaged(DATABASE_FILE, format!("{error}, and its file does not tell either: its records are lost"));
+            self.damaged(
+                DATABASE_FILE,
+                format!("{error}, and the index in its file is damaged too: its records are lost"),
+            );
             self.lost_rows.push(id);
             return Ok(());
         };
-        self.damaged(DATABASE_FILE, format!("{error}: its file tells what is in it, so it costs no record"));
+        self.damaged(DATABASE_FILE, format!("{error}: the index in its file replaces the entry, so no record is lost"));
         let others = || self.segments.iter().flat_map(|found| &found.meta.extents);
         meta.extents.retain(|owned| {
             let overlaps = |other: &OwnedExtent| {
@@ -329,14 +337,14 @@ impl Checked {
         let segment = OpenSegment::open(&self.files, meta.file)?;
         let mut faults = Vec::new();
         if !segment.has_header()? {
-            faults.push("it does not begin with a segment's mark; it costs no record".to_owned());
+            faults.push("it does not start with the magic number of a segment; no record is lost".to_owned());
         }
         if let Err(reason) = segment.read_index(meta.file.bytes)? {
-            faults.push(format!("{reason}: it costs no record, but its batches are read to find one"));
+            faults.push(format!("{reason}: no record is lost, but reads must scan its batches"));
         }
         let len = segment.len()?;
         if len != meta.file.bytes {
-            faults.push(format!("it has {len} bytes, and {} were written", meta.file.bytes));
+            faults.push(format!("it has {len} bytes, not {}", meta.file.bytes));
         }
         let mut lost: Vec<(String, u32, BlockFault)> = Vec::new();
         for owned in &meta.extents {
@@ -358,7 +366,7 @@ impl Checked {
         Ok(())
     }
 
-    /// The topic's name, where the extent's topic is there and its records are kept.
+    /// Returns the topic's name if the topic exists and the extent is not wholly before the log start offset.
     fn in_use(&self, OwnedExtent { topic, partition, extent }: &OwnedExtent) -> Option<String> {
         let kept = extent.end > self.log_start(*topic, *partition);
         self.topics.get(topic).filter(|_| kept).map(|topic| topic.name.clone())
@@ -394,7 +402,7 @@ impl Checked {
         for blob in journal::blobs(&values) {
             if blob.seqs.start != next_seq {
                 let reason =
-                    format!("journal values {next_seq} to {} are missing, and what they held", blob.seqs.start);
+                    format!("journal values {next_seq} to {} are missing with everything in them", blob.seqs.start);
                 self.beyond_repair(DATABASE_FILE, reason);
             }
             next_seq = blob.seqs.end;
@@ -424,11 +432,11 @@ impl Checked {
         Ok(())
     }
 
-    // ---- what follows what
+    // ---- continuity of offsets
 
-    /// Every partition's offsets follow one another, from the first that is kept to the last.
+    /// Checks that every partition's offsets are contiguous from the log start offset to the last offset.
     fn continuity(&mut self) {
-        /// An extent, and where its segment and it stand among those found.
+        /// An extent, the index of its segment, and its index in the segment.
         type Placed = (Extent, usize, usize);
         let mut extents: BTreeMap<(TopicId, u32), Vec<Placed>> = BTreeMap::new();
         for (segment, found) in self.segments.iter().enumerate() {
@@ -448,13 +456,13 @@ impl Checked {
                     self.hole(topic, partition, next..extent.base);
                 } else if extent.base < next && next > self.log_start(topic, partition) {
                     let reason = format!(
-                        "topic {}, partition {partition}: offsets {} to {} are in two segments; it costs no record",
+                        "topic {}, partition {partition}: offsets {} to {} are in two segments; no record is lost",
                         self.topics[&topic].name,
                         extent.base,
                         next.min(extent.end).get() - 1
                     );
                     self.damaged(&extent.segment.file_name(), reason);
-                    // What comes after is cut to what is new in it.
+                    // The extent is cut to the offsets that no earlier extent holds.
                     let found = &mut self.segments[segment];
                     found.rewrite = true;
                     found.meta.extents[number].extent.base = next.min(extent.end);
@@ -468,12 +476,12 @@ impl Checked {
 
     fn hole(&mut self, topic: TopicId, partition: u32, offsets: Range<Offset>) {
         let name = self.topics[&topic].name.clone();
-        self.report.lost(FOLDER, &name, partition, offsets.clone(), "no segment holds them");
+        self.report.lost(FOLDER, &name, partition, offsets.clone(), "no segment contains them");
         self.holes.push((topic, partition, offsets));
     }
 
     fn runs_follow(&mut self, mut ends: BTreeMap<(TopicId, u32), Offset>) {
-        // A run may be a deleted topic's too, or be the first of what is kept of a partition.
+        // The next run of a partition may belong to a deleted topic, or be the first one after the log start offset.
         for owned in self.segments.iter().flat_map(|found| &found.meta.extents) {
             let end = ends.entry((owned.topic, owned.partition)).or_default();
             *end = (*end).max(owned.extent.end);
@@ -486,7 +494,7 @@ impl Checked {
         }
         let known_runs: Vec<RunHeader> =
             self.blobs.iter().flat_map(|blob| &blob.entries).filter_map(known_run).collect();
-        // Partitions that have nothing stand at the first offset, and so does what a deleted topic had.
+        // Partitions without records start at offset 0, and so do those of deleted topics.
         let is_followed = |place: (TopicId, u32), end: Offset| {
             known_runs.iter().any(|run| (run.topic, run.partition) == place && run.base == end)
         };
@@ -500,7 +508,8 @@ impl Checked {
             for found in blob.entries.iter_mut().filter(|found| found.kind == BATCHES) {
                 let Content::Run { run, known, lost, batches } = &mut found.content else { continue };
                 if !*known {
-                    // Whose they are is told by whose end they follow, if that is one partition's.
+                    // The owner of these batches is the partition whose last offset they follow, if there is exactly
+                    // one.
                     let follows = |(place, end): &(&(TopicId, u32), &Offset)| {
                         **end == run.base
                             && (run.base > Offset::ZERO || is_followed(**place, run.end))
@@ -509,7 +518,8 @@ impl Checked {
                     let mut follows = ends.iter().filter(follows).map(|(place, _)| *place);
                     let place = follows.next().filter(|_| follows.next().is_none());
                     let Some((topic, partition)) = place else {
-                        let reason = format!("journal value {seq}: whose batches these are is lost, and they with it");
+                        let reason =
+                            format!("journal value {seq}: batches whose topic and partition are unknown are lost");
                         damages.push(Damage::of_file(DATABASE_FILE, reason));
                         found.content = Content::Lost;
                         continue;
@@ -532,14 +542,14 @@ impl Checked {
                 }
                 let next = ends.get(&place).copied().unwrap_or(start);
                 if run.base > next {
-                    let fault = BlockFault { base: next, end: run.base, reason: "no commit holds them".to_owned() };
+                    let fault = BlockFault { base: next, end: run.base, reason: "no commit contains them".to_owned() };
                     damages.push(Damage::of_records(DATABASE_FILE, &topic.name, run.partition, &fault));
-                    // The run covers them from now on: it is read past the hole.
+                    // The run now covers the gap, so that reads continue after it.
                     run.base = next;
                     blob.rewrite = true;
                 } else if run.base < next && next > start {
                     let reason = format!(
-                        "journal value {seq}: topic {}, partition {}: offsets {} to {} are there twice; it costs no record",
+                        "journal value {seq}: topic {}, partition {}: offsets {} to {} are duplicates; no record is lost",
                         topic.name,
                         run.partition,
                         run.base,
@@ -562,7 +572,7 @@ impl Checked {
     }
 }
 
-/// A run of which is known whose it is.
+/// Returns the header of a run whose topic and partition are known.
 fn known_run(found: &Found) -> Option<RunHeader> {
     match &found.content {
         Content::Run { run, known: true, .. } => Some(*run),
@@ -570,7 +580,7 @@ fn known_run(found: &Found) -> Option<RunHeader> {
     }
 }
 
-/// Databases are repaired as they are opened: in memory only.
+/// Returns files whose databases are repaired in memory only when they are opened.
 fn overlaid(system: &Arc<dyn FileSystem>, folder: &Path) -> Files {
     let wrap = |_: &Path, file| Box::new(Overlay::new(file)) as Box<dyn redb::StorageBackend>;
     Files::new(system, folder, Some(Arc::new(wrap)))
@@ -587,7 +597,7 @@ fn base_offset(batch: &[u8]) -> i64 {
     BatchHeader::parse(batch).map_or(i64::MIN, |header| header.base_offset)
 }
 
-/// As [`panics::caught`], where a panic is damage like any other.
+/// Like [`panics::caught`], but returns a panic as an error like any other damage.
 fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     panics::caught(work).unwrap_or_else(|said| Err(format!("the database failed: {said}")))
 }
@@ -596,7 +606,7 @@ fn to_text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// Calls `visit` with each row of a table; with none where there is no such table.
+/// Calls `visit` with each row of a table. A missing table has no rows.
 fn rows<K: redb::Key, V: redb::Value>(
     database: &Database,
     table: TableDefinition<'_, K, V>,
@@ -614,7 +624,7 @@ fn rows<K: redb::Key, V: redb::Value>(
     Ok(())
 }
 
-/// Reads the rows that a start reads.
+/// Reads the same rows as a start does.
 fn read_tables(files: &Files) -> Result<(), String> {
     let tables = Tables::open(files).map_err(to_text)?;
     tables.counts().map_err(to_text)?;

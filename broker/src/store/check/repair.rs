@@ -1,5 +1,5 @@
-//! Writing what is sound anew: segments beside the old ones, the commits of the journal in their places,
-//! and the registry with both, in one transaction. A crash leaves the directory as it was, or repaired.
+//! Rewrites the intact data: segments beside the old ones, the commits of the journal in place, and the registry
+//! together with both, in one transaction. After a crash the directory is either unchanged or repaired.
 
 use redb::{Builder, Durability};
 
@@ -16,14 +16,14 @@ use super::{BlobFound, Checked, SegmentFound, caught, to_text};
 use crate::store::place::Offset;
 
 impl Checked {
-    /// Keeps all that is sound, and says in the report what was put right.
+    /// Keeps everything that is intact, and marks in the report what was repaired.
     pub(super) fn repair(&mut self) -> Result<(), StoreError> {
         let files = Files::new(self.files.system(), self.files.folder(), None);
         files.make_folder(FOLDER)?;
         if let Some((rebuilt, _)) = self.rebuilt.take() {
             replace(&rebuilt, &files)?;
         } else if let Err(reason) = renew_free_lists(&files, DATABASE_FILE) {
-            // A page of the database that holds nothing of ours is damaged, or one that is written anew below.
+            // The damaged page of the database is either unused, or is rewritten below.
             if !self.is_damaged(DATABASE_FILE) {
                 self.damaged(DATABASE_FILE, reason);
             }
@@ -52,12 +52,12 @@ impl Checked {
                 && (damage.file != tables::FILE || renewed.is_ok());
         }
         if let Some(reason) = still {
-            self.beyond_repair(DATABASE_FILE, format!("{reason}; this is not repaired"));
+            self.beyond_repair(DATABASE_FILE, format!("{reason}; this was not repaired"));
         }
         if let Err(reason) = renewed
             && !self.is_damaged(tables::FILE)
         {
-            self.beyond_repair(tables::FILE, format!("{reason}; this is not repaired"));
+            self.beyond_repair(tables::FILE, format!("{reason}; this was not repaired"));
         }
         Ok(())
     }
@@ -67,7 +67,7 @@ impl Checked {
         SegmentId(self.next_segment - 1)
     }
 
-    /// A segment of extents without batches: their offsets are read past.
+    /// Writes a segment of extents without batches for the missing offsets, so that reads continue after them.
     fn fill_holes(&mut self, files: &Files) -> Result<Option<SegmentMeta>, StoreError> {
         if self.holes.is_empty() {
             return Ok(None);
@@ -102,27 +102,29 @@ impl Checked {
                 segments.insert(meta.file.id.0, segment_row(meta).as_slice())?;
             }
             let mut journal = transaction.open_table(JOURNAL)?;
-            // They go at the next commits anyway, and a page that was damaged goes with them.
+            // The next commits would remove these values anyway. Removing them now also removes a damaged page of
+            // theirs.
             for seq in &self.sealed_values {
                 journal.remove(seq)?;
             }
             for blob in blobs {
                 let bytes = sound_entries(blob);
                 let mut values = bytes.chunks(CHUNK_BYTES);
-                // No number is left out: the next start would miss it.
+                // Every sequence number gets a value, because the next start would report a missing one.
                 let nothing = BlobWriter::with_capacity(0).finish();
                 for seq in blob.seqs.clone() {
                     journal.insert(seq, values.next().unwrap_or(&nothing))?;
                 }
-                debug_assert!(values.next().is_none(), "what is left is no longer than what was");
+                debug_assert!(values.next().is_none(), "the rewritten commit is not longer than the original");
             }
         }
         Ok(transaction.commit()?)
     }
 }
 
-/// Makes redb's lists of free pages anew from all other pages; they are written when it is closed. Its own check does
-/// not compare the list of regions that have some, and it panics where that is wrong once it needs a page.
+/// Recomputes redb's lists of free pages from all other pages. They are written when the database is closed. redb's own
+/// check does not verify the list of regions that have free pages, and redb panics if that list is wrong once it needs
+/// a page.
 fn renew_free_lists(files: &Files, name: &str) -> Result<(), String> {
     if !files.has(name) {
         return Ok(());
@@ -135,7 +137,7 @@ fn renew_free_lists(files: &Files, name: &str) -> Result<(), String> {
     })
 }
 
-/// A commit without what is damaged of it. It may hold nothing any more: its number is not used again.
+/// Encodes a commit without its damaged entries. It may be empty, but its sequence number is not used again.
 fn sound_entries(blob: &BlobFound) -> bytes::Bytes {
     let mut writer = BlobWriter::with_capacity(CHUNK_BYTES);
     for found in &blob.entries {
@@ -153,8 +155,8 @@ fn sound_entries(blob: &BlobFound) -> bytes::Bytes {
     writer.finish()
 }
 
-/// A segment with the sound batches of another. Its extents have the offsets that they had. `None` where
-/// nothing of it is in use.
+/// Writes a new segment with the intact batches of another. Its extents keep their offset ranges. Returns `None` if no
+/// extent is in use.
 fn write_anew(files: &Files, id: SegmentId, found: &SegmentFound) -> Result<Option<SegmentMeta>, StoreError> {
     let in_use: Vec<_> = found.meta.extents.iter().filter(|owned| owned.extent.base < owned.extent.end).collect();
     if in_use.is_empty() {
@@ -178,7 +180,7 @@ fn write_anew(files: &Files, id: SegmentId, found: &SegmentFound) -> Result<Opti
     }
     let mut meta = writer.finish()?;
     for (new, old) in meta.extents.iter_mut().zip(&in_use) {
-        // Retention goes by the times of what is lost.
+        // For lost batches, retention uses the timestamps of the original extent.
         if new.extent.bytes == 0 {
             new.extent.first_timestamp_ms = old.extent.first_timestamp_ms;
             new.extent.max_timestamp_ms = old.extent.max_timestamp_ms;

@@ -35,23 +35,23 @@ const VERSION_2: u32 = 2;
 const HEADER_BYTES: u64 = 8;
 const FOOTER_BYTES: usize = 24;
 const EXTENT_BYTES: usize = 84;
-/// Bytes of an extent in version 2.
+/// Size of an extent in version 2, in bytes.
 const EXTENT_BYTES_2: usize = 76;
 const BLOCK_ENTRY_BYTES: usize = 24;
 const ABORTED_ENTRY_BYTES: usize = 32;
 
-/// A block is closed once it has this many bytes: what is read and checked at least, 64 KiB.
+/// A block is closed once it reaches this size. It is the minimum that is read and verified at once.
 const BLOCK_BYTES: usize = 64 << 10;
 
-/// The folder of segments in the data directory.
+/// Name of the folder of segments in the data directory.
 pub(crate) const FOLDER: &str = "segments";
 
-/// Names a segment. Numbers ascend and are never used again.
+/// Identifies a segment. Numbers ascend and are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SegmentId(pub(crate) u64);
 
 impl SegmentId {
-    /// Its file in the data directory.
+    /// Returns the path of its file in the data directory.
     pub(crate) fn file_name(self) -> String {
         format!("{FOLDER}/{:016x}.segment", self.0)
     }
@@ -67,29 +67,29 @@ impl SegmentId {
 pub(crate) struct Extent {
     pub(crate) segment: SegmentId,
     pub(crate) base: Offset,
-    /// The offset after its range. Compaction may have removed records before it.
+    /// The end of its range, exclusive. Compaction may have removed the records before it.
     pub(crate) end: Offset,
     pub(crate) first_timestamp_ms: i64,
     pub(crate) max_timestamp_ms: i64,
-    /// In the file.
+    /// Position of its first block in the file.
     pub(crate) pos: u64,
     pub(crate) bytes: u64,
-    /// Its blocks in the segment's index.
+    /// Index of its first block in the segment's index.
     pub(crate) blocks_from: u32,
     pub(crate) blocks: u32,
-    /// When the first of the tombstones that compaction left in it may go, in ms since the epoch; `i64::MAX` where it
-    /// left none.
+    /// When the first tombstone that compaction kept in it may be removed, in ms since the epoch. `i64::MAX` if there
+    /// is none.
     pub(crate) tombstones_due_ms: i64,
-    /// Compaction has seen it.
+    /// Whether compaction has processed it.
     pub(crate) compacted: bool,
-    /// Its first aborted transaction in the segment's index.
+    /// Index of its first aborted transaction in the segment's index.
     pub(crate) aborted_from: u32,
     /// Number of aborted transactions that end in it.
     pub(crate) aborted: u32,
 }
 
-/// A transaction that was aborted, as Kafka's transaction index has it (`AbortedTxn`). It belongs to the extent that holds
-/// its abort marker.
+/// An aborted transaction, as in Kafka's transaction index (`AbortedTxn`). It belongs to the extent that contains its
+/// abort marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AbortedTransaction {
     pub(crate) producer_id: i64,
@@ -102,7 +102,7 @@ pub(crate) struct AbortedTransaction {
     pub(crate) last_stable_offset: Offset,
 }
 
-/// An extent and whose it is.
+/// An extent, and the topic and partition that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OwnedExtent {
     pub(crate) topic: TopicId,
@@ -114,14 +114,14 @@ pub(crate) struct OwnedExtent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentFile {
     pub(crate) id: SegmentId,
-    /// Of the whole file.
+    /// Size of the whole file.
     pub(crate) bytes: u64,
-    /// Of all extents that were written.
+    /// Total size of all extents that were written to it.
     pub(crate) extent_bytes: u64,
 }
 
-/// What the registry's table keeps of a segment: its file, and the extents that are in use. The file's index
-/// has all that were written.
+/// The registry's entry for a segment: its file, and the extents that are in use. The file's index has all extents that
+/// were written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentMeta {
     pub(crate) file: SegmentFile,
@@ -129,8 +129,7 @@ pub(crate) struct SegmentMeta {
 }
 
 impl SegmentMeta {
-    /// As the registry's table holds it: file bytes u64, extent bytes u64, then extents as in the file's
-    /// index.
+    /// Encodes the registry row: file bytes u64, extent bytes u64, then extents as in the file's index.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(16 + self.extents.len() * EXTENT_BYTES);
         out.extend_from_slice(&self.file.bytes.to_le_bytes());
@@ -151,7 +150,7 @@ impl SegmentMeta {
     fn decode_version(id: SegmentId, row: &[u8], version: u32) -> Result<Self, StoreError> {
         let corrupt = || StoreError::Corrupt {
             what: format!("the registry's entry of segment {:016x}", id.0),
-            reason: format!("{} bytes are no list of extents", row.len()),
+            reason: format!("its {} bytes are not a valid list of extents", row.len()),
         };
         let (file_bytes, rest) = row.split_first_chunk::<8>().ok_or_else(corrupt)?;
         let (extent_bytes, extents) = rest.split_first_chunk::<8>().ok_or_else(corrupt)?;
@@ -180,12 +179,12 @@ fn encode_extent(OwnedExtent { topic, partition, extent }: &OwnedExtent, out: &m
     out.extend_from_slice(&extent.aborted.to_le_bytes());
 }
 
-/// Bytes of an extent in a segment of this version.
+/// Returns the size of an extent in a segment of this version, in bytes.
 fn extent_bytes(version: u32) -> usize {
     if version == VERSION_2 { EXTENT_BYTES_2 } else { EXTENT_BYTES }
 }
 
-/// `None` where the bytes are not a whole number of sound extents.
+/// Returns `None` if the bytes are not a whole number of valid extents.
 fn decode_extents(segment: SegmentId, bytes: &[u8], version: u32) -> Option<Vec<OwnedExtent>> {
     let extents = bytes.chunks_exact(extent_bytes(version));
     if !extents.remainder().is_empty() {
@@ -215,10 +214,10 @@ fn decode_extents(segment: SegmentId, bytes: &[u8], version: u32) -> Option<Vec<
         .collect()
 }
 
-/// A block of an extent, as the index has it.
+/// A block's entry in the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
-    /// Of its first batch.
+    /// Offset of its first batch.
     pub(crate) base: Offset,
     pub(crate) max_timestamp_ms: i64,
     pub(crate) bytes: u32,
@@ -264,15 +263,15 @@ mod tests {
     use crate::seeded::seeded;
     use crate::store::LEADER_EPOCH;
 
-    /// What is wrong with a batch of a block.
+    /// Damage to a batch of a block.
     #[derive(Clone, Copy, Debug)]
     enum Wrong {
         Nothing,
-        /// It says that it begins so much later. Its checksum leaves that out.
+        /// The base offset is changed by this much. The batch's checksum does not cover it.
         Base(i64),
-        /// It says that it ends so much later, under a checksum that matches.
+        /// The last offset is changed by this much, under a matching checksum.
         End(i32),
-        /// A byte of it, and the checksum matches, or not.
+        /// One byte is changed. The checksum is recomputed if the flag is set.
         Byte(usize, u8, bool),
     }
 
@@ -290,7 +289,7 @@ mod tests {
         batch[17..21].copy_from_slice(&crc.to_be_bytes());
     }
 
-    /// Batches back to back from offset 100 on, each of so many records, and where they end.
+    /// Returns contiguous batches from offset 100 on with the given record counts, and the end offset.
     fn block(batches: &[(usize, Wrong)]) -> (Vec<u8>, Offset) {
         let (mut block, mut next) = (Vec::new(), 100);
         for &(records, wrong) in batches {
@@ -326,7 +325,7 @@ mod tests {
         fn a_registrys_row_of_any_bytes_is_refused_or_sound(
             extents in 0usize..4, bytes in prop::collection::vec(any::<u8>(), 0..400), plain: bool, extra in 0usize..3,
         ) {
-            // Small numbers, so that some rows are sound.
+            // Small numbers make it likely that some rows are valid.
             let mut row: Vec<u8> = bytes.iter().enumerate().map(|(at, byte)| if plain && at % 8 > 0 { 0 } else { *byte }).collect();
             row.resize(16 + extents * EXTENT_BYTES + extra, 0);
             match SegmentMeta::decode(SegmentId(3), &row) {
@@ -342,8 +341,8 @@ mod tests {
             }
         }
 
-        /// Whatever happened to a block: what is said of it covers each byte once, in order, and what is called
-        /// sound is a batch as it was written.
+        /// Whatever the damage to a block, the pieces cover each byte exactly once and in order, and each piece
+        /// reported as sound is a valid batch.
         #[test]
         fn a_block_of_any_bytes_is_told_piece_by_piece(
             batches in prop::collection::vec((1usize..4, wrong()), 1..6),
@@ -351,7 +350,7 @@ mod tests {
         ) {
             let (mut damaged, end) = block(&batches);
             let whole = damaged.len();
-            // As often whole as cut.
+            // Half of the blocks stay whole.
             damaged.truncate(cut.index(2 * whole + 1));
             let range = Offset::new(100).unwrap()..end;
             let damaged = Bytes::from(damaged);
@@ -378,7 +377,7 @@ mod tests {
             }
             if damaged.len() == whole && batches.iter().all(|(_, wrong)| matches!(wrong, Wrong::Nothing)) {
                 let all_sound = pieces(&damaged, range).iter().all(|piece| matches!(piece, Piece::Batch { .. }));
-                prop_assert!(all_sound, "a block without damage is told as damaged");
+                prop_assert!(all_sound, "an intact block is reported as damaged");
             }
         }
     }

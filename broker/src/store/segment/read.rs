@@ -1,6 +1,6 @@
-//! Reading a segment. What is handed out was checked against its block's checksum; where that does
-//! not match, each batch is looked at, so that damage costs only the batch that it is in. What looks damaged is read once
-//! more: a read that went wrong on its way must not make merging or compaction give up what the disk holds soundly.
+//! Reads segments. Everything returned was verified against its block's checksum. If a block does not match, each batch
+//! is verified, so that damage only affects the batch that it is in. Data that looks damaged is read a second time, so
+//! that a transient read error does not make merging or compaction drop data that is intact on disk.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -24,19 +24,19 @@ use crate::store::place::Offset;
 pub(crate) struct OpenSegment {
     name: String,
     file: Backend,
-    /// `None` where the index is damaged: each extent is one block then, without a checksum.
+    /// `None` if the index is damaged. Each extent is then treated as one block without a checksum.
     index: Option<Index>,
 }
 
-/// What the index of a segment lists of its extents.
+/// The content of a segment's index, except the extents.
 #[derive(Debug)]
 pub(in crate::store) struct Index {
     blocks: Vec<Block>,
     aborted: Vec<AbortedTransaction>,
 }
 
-/// What a read of an extent gave: whole batches, from the one that holds the asked offset or comes
-/// after it.
+/// The result of reading an extent: whole batches, starting with the one that contains the requested offset or the next
+/// one after it.
 #[derive(Clone, Debug)]
 pub(crate) struct Sealed {
     pub(crate) bytes: Bytes,
@@ -44,7 +44,7 @@ pub(crate) struct Sealed {
     pub(crate) end: Offset,
 }
 
-/// Offsets whose records are lost, and why.
+/// A range of offsets whose records are lost, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BlockFault {
     pub(crate) base: Offset,
@@ -66,14 +66,14 @@ impl OpenSegment {
             Err(reason) => tracing::warn!(
                 segment = segment.name,
                 reason,
-                "the index of a segment is damaged: its batches are read instead"
+                "the index of a segment is damaged: reads scan its batches instead"
             ),
         }
         Ok(segment)
     }
 
-    /// What the file itself says of a segment: all extents that were written, also those that others took the
-    /// place of. `None` where its index is damaged.
+    /// Returns the metadata in the segment's own file: all extents that were written, including those that were
+    /// replaced by others since. Returns `None` if its index is damaged.
     pub(in crate::store) fn own_meta(files: &Files, id: SegmentId) -> Result<Option<SegmentMeta>, StoreError> {
         let name = id.file_name();
         let file = files.open(&name)?;
@@ -86,13 +86,13 @@ impl OpenSegment {
         Ok(Some(SegmentMeta { file: SegmentFile { id, bytes, extent_bytes }, extents }))
     }
 
-    /// Reads the index of a file with `file_bytes` bytes; the inner error says what is wrong with the index.
+    /// Reads the index of a file of `file_bytes` bytes. The inner error says what is wrong with the index.
     pub(in crate::store) fn read_index(&self, file_bytes: u64) -> Result<Result<Index, String>, StoreError> {
         let index = self.index_bytes_of(file_bytes)?;
         Ok(index.and_then(|(index, version)| IndexParts::of(&index, version)?.decode()))
     }
 
-    /// The bytes of the index, which match their checksum, and the version of the segment.
+    /// Returns the bytes of the index, verified against their checksum, and the version of the segment.
     fn index_bytes_of(&self, file_bytes: u64) -> Result<Result<(Vec<u8>, u32), String>, StoreError> {
         let Some(footer_pos) = file_bytes.checked_sub(FOOTER_BYTES as u64) else {
             return Ok(Err(format!("a file of {file_bytes} bytes has no footer")));
@@ -101,10 +101,10 @@ impl OpenSegment {
         let (index_pos, index_bytes, crc) = (u64_at(&footer, 0), u32_at(&footer, 8) as usize, u32_at(&footer, 12));
         let version = u32_at(&footer, 16);
         if !is_known(version) || u32_at(&footer, 20) != MAGIC {
-            return Ok(Err("its footer has not its mark".to_owned()));
+            return Ok(Err("its footer has no magic number or an unknown version".to_owned()));
         }
         if index_bytes < 4 || index_pos.checked_add(index_bytes as u64) != Some(footer_pos) {
-            return Ok(Err("its index is not before its footer".to_owned()));
+            return Ok(Err("its index does not end where its footer starts".to_owned()));
         }
         let index = self.bytes_at(index_pos, index_bytes)?;
         if crc32c::crc32c(&index) != crc {
@@ -113,21 +113,21 @@ impl OpenSegment {
         Ok(Ok((index, version)))
     }
 
-    /// Bytes of memory that its index takes.
+    /// Returns how much memory the index takes, in bytes.
     pub(crate) fn index_bytes(&self) -> usize {
         self.index.as_ref().map_or(0, |Index { blocks, aborted }| {
             blocks.len() * size_of::<Block>() + aborted.len() * size_of::<AbortedTransaction>()
         })
     }
 
-    /// The aborted transactions whose markers are in an extent, in the order of the markers. None where the index is damaged.
+    /// Returns the aborted transactions whose markers are in an extent, in marker order. Empty if the index is damaged.
     pub(crate) fn aborted(&self, extent: &Extent) -> &[AbortedTransaction] {
         let from = extent.aborted_from as usize;
         let listed = self.index.as_ref().and_then(|index| index.aborted.get(from..from + extent.aborted as usize));
         listed.unwrap_or_default()
     }
 
-    /// The blocks of an extent.
+    /// Returns the blocks of an extent.
     fn blocks(&self, extent: &Extent) -> Cow<'_, [Block]> {
         let Some(Index { blocks, .. }) = &self.index else {
             return Cow::Owned(vec![Block {
@@ -141,7 +141,7 @@ impl OpenSegment {
         Cow::Borrowed(blocks.get(from..from + extent.blocks as usize).unwrap_or_default())
     }
 
-    /// Where the blocks of an extent begin that may hold records of `timestamp_ms` or later, at `start` or later.
+    /// Returns the base offsets of blocks that may contain records at or after both `timestamp_ms` and offset `start`.
     pub(crate) fn blocks_at(&self, extent: &Extent, start: Offset, timestamp_ms: i64) -> Vec<Offset> {
         let blocks = self.blocks(extent);
         let before = blocks.partition_point(|block| block.base <= start).saturating_sub(1);
@@ -149,11 +149,10 @@ impl OpenSegment {
         found.map(|block| block.base).collect()
     }
 
-    /// Reads from the batch that holds `from`, at least one block and about `bytes_max`.
+    /// Reads about `bytes_max` bytes, but at least one block, starting at the batch that contains `from`.
     ///
     /// # Errors
-    /// The outer one where the file can't be read, the inner one where the records at `from` are
-    /// damaged.
+    /// The outer error if the file cannot be read, the inner error if the records at `from` are damaged.
     pub(crate) fn read(
         &self,
         extent: &Extent,
@@ -184,7 +183,7 @@ impl OpenSegment {
                 continue;
             }
             if index > 0 {
-                // What comes before is sound; this block is looked at when it is asked for.
+                // The blocks before this one are intact. This one is examined when it is requested.
                 return Ok(Ok(Sealed { bytes: bytes.slice(..at), end: block.base }));
             }
             return Ok(sound_part(&block_bytes, block.base..block_end, from));
@@ -193,7 +192,7 @@ impl OpenSegment {
         Ok(Ok(Sealed { bytes, end }))
     }
 
-    /// Reads an extent block by block and calls `visit` with each sound batch and each damaged part.
+    /// Reads an extent block by block, and calls `visit` with each intact batch and each damaged part.
     pub(crate) fn visit<E: From<StoreError>>(
         &self,
         extent: &Extent,
@@ -218,7 +217,8 @@ impl OpenSegment {
         Ok(())
     }
 
-    /// Zeros where the file was cut off: no batch, no index and no footer is sound then.
+    /// Reads bytes at a position. Bytes after the end of a truncated file are zero, which no batch, index or footer
+    /// accepts as valid.
     fn bytes_at(&self, pos: u64, len: usize) -> Result<Vec<u8>, StoreError> {
         let mut bytes = vec![0; len];
         match self.file.read(pos, &mut bytes) {
@@ -231,7 +231,7 @@ impl OpenSegment {
         Ok(bytes)
     }
 
-    /// Bytes of the file.
+    /// Returns the size of the file in bytes.
     pub(crate) fn len(&self) -> Result<u64, StoreError> {
         self.file.len().map_err(|source| self.failed(source))
     }
@@ -240,14 +240,14 @@ impl OpenSegment {
         StoreError::io("read", std::path::Path::new(&self.name), source)
     }
 
-    /// Whether the file begins as a segment does.
+    /// Returns whether the file starts with a valid segment header.
     pub(crate) fn has_header(&self) -> Result<bool, StoreError> {
         let header = self.bytes_at(0, HEADER_BYTES as usize)?;
         Ok(u32_at(&header, 0) == MAGIC && is_known(u32_at(&header, 4)))
     }
 }
 
-/// Whether segments of this version can be read.
+/// Returns whether segments of this version can be read.
 fn is_known(version: u32) -> bool {
     version == VERSION || version == VERSION_2
 }
@@ -290,13 +290,14 @@ impl<'a> IndexParts<'a> {
         let blocks: Option<_> = self.blocks.chunks_exact(BLOCK_ENTRY_BYTES).map(block).collect();
         let aborted: Option<_> = self.aborted.chunks_exact(ABORTED_ENTRY_BYTES).map(decode_aborted).collect();
         Ok(Index {
-            blocks: blocks.ok_or("a block begins at a negative offset")?,
+            blocks: blocks.ok_or("a block starts at a negative offset")?,
             aborted: aborted.ok_or("an aborted transaction has a negative offset")?,
         })
     }
 }
 
-/// The sound batches of a damaged block that hold `from` or follow it, up to the next damaged one.
+/// Returns the intact batches of a damaged block from the one that contains `from` or follows it, up to the next
+/// damaged one.
 pub(crate) fn sound_part(block: &Bytes, offsets: Range<Offset>, from: Offset) -> Result<Sealed, BlockFault> {
     let end = offsets.end;
     let mut found: Option<Range<usize>> = None;
@@ -318,18 +319,18 @@ pub(crate) fn sound_part(block: &Bytes, offsets: Range<Offset>, from: Offset) ->
     Ok(Sealed { bytes: block.slice(found.unwrap_or_default()), end })
 }
 
-/// A part of what should be batches back to back.
+/// A part of a sequence of batches.
 #[derive(Clone, Debug)]
 pub(crate) enum Piece {
-    /// A sound batch at this position.
+    /// An intact batch at this position.
     Batch { at: usize, header: BatchHeader },
-    /// Bytes without a sound batch.
+    /// Bytes without an intact batch.
     Damaged { bytes: Range<usize>, fault: BlockFault },
 }
 
-/// Walks batches that stand back to back and hold `offsets`, in order; there may be holes between them, where
-/// compaction or a repair removed some. Of a damaged batch neither length nor offsets are taken on trust:
-/// the walk goes on at the next sound batch from which lengths and offsets lead to the end.
+/// Splits consecutive batches with the offsets `offsets` into pieces, in order. There may be gaps between them, where
+/// compaction or a repair removed batches. Neither the length nor the offsets of a damaged batch are trusted: the walk
+/// continues at the next intact batch from which lengths and offsets lead to the end.
 pub(crate) fn pieces(bytes: &Bytes, offsets: Range<Offset>) -> Vec<Piece> {
     let mut found = Vec::new();
     let mut walk = Walk { bytes, end: offsets.end, leads_from: usize::MAX };
@@ -353,28 +354,28 @@ pub(crate) fn pieces(bytes: &Bytes, offsets: Range<Offset>) -> Vec<Piece> {
 
 struct Walk<'a> {
     bytes: &'a Bytes,
-    /// The offset after all batches.
+    /// The offset after the last batch.
     end: Offset,
-    /// From here on, lengths and offsets are known to lead to the end.
+    /// From this position on, lengths and offsets are known to lead to the end.
     leads_from: usize,
 }
 
 impl Walk<'_> {
-    /// The sound batch at this position, or why there is none.
+    /// Returns the intact batch at this position, or why there is none.
     fn sound(&mut self, at: usize, next: Offset) -> Result<BatchHeader, String> {
         let header = BatchHeader::parse(&self.bytes[at..]).map_err(|error| error.to_string())?;
         check(self.bytes.slice(at..at + header.batch_bytes))?;
-        // The batch's own checksum leaves out where it begins.
+        // The batch's own checksum does not cover its base offset.
         if header.base_offset != next.get() && !self.leads(at, next) {
-            return Err(format!("it says that it begins at offset {}", header.base_offset));
+            return Err(format!("its header says that it starts at offset {}", header.base_offset));
         }
         if header.next_offset() > self.end.get() {
-            return Err(format!("it says that it ends at offset {}", header.next_offset()));
+            return Err(format!("its header says that it ends at offset {}", header.next_offset()));
         }
         Ok(header)
     }
 
-    /// Whether lengths and offsets lead from a batch here to the end.
+    /// Returns whether lengths and offsets lead from a batch here to the end.
     fn leads(&mut self, from: usize, mut next: Offset) -> bool {
         if from >= self.leads_from {
             return true;
@@ -392,9 +393,9 @@ impl Walk<'_> {
         true
     }
 
-    /// Where to go on after a damaged batch: the position of a sound batch, and its base offset.
+    /// Returns where to continue after a damaged batch: the position of an intact batch, and its base offset.
     fn resume(&mut self, damaged: usize, next: Offset) -> Option<(usize, Offset)> {
-        // Most damage leaves the length as it was.
+        // Most damage leaves the length of the batch intact.
         let by_length = BatchHeader::parse(&self.bytes[damaged..]).map(|header| damaged + header.batch_bytes);
         if by_length.as_ref().is_ok_and(|at| *at == self.bytes.len()) {
             return None;

@@ -1,5 +1,5 @@
-//! Writing a segment: batches in, blocks and index out. Bytes go to the disk in small steps, so that
-//! the journal's commits do not wait behind a large one.
+//! Writes segments: takes batches, and writes blocks and the index. Writes are small, so that the journal's commits do
+//! not wait behind a large one.
 
 use millstream_record::BatchHeader;
 use redb::StorageBackend;
@@ -13,21 +13,22 @@ use super::{
 };
 use crate::store::place::{Offset, TopicId};
 
-/// Bytes gathered for one write.
+/// How many bytes are buffered for one write.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// Bytes after which what was written is synced: what a commit of the journal may have to wait for.
+/// How many bytes are written between syncs. A commit of the journal may have to wait for a sync of this size.
 const SYNC_BYTES: usize = 2 << 20;
 
-/// A segment in the making. Dropped before `finish`, it removes its file; after a crash the next start does.
+/// A segment that is being written. If dropped before `finish`, it removes its file. After a crash, the next start
+/// does.
 pub(crate) struct SegmentWriter {
     id: SegmentId,
     file: Backend,
     files: Files,
     finished: bool,
-    /// Not yet written.
+    /// Bytes that are not written yet.
     buffer: Vec<u8>,
-    /// Where the buffer goes.
+    /// Position of the buffer in the file.
     at: u64,
     unsynced: usize,
     extents: Vec<OwnedExtent>,
@@ -40,8 +41,8 @@ struct OpenBlock {
     block: Block,
     /// The offset after its last batch.
     next: Offset,
-    /// Whether a batch in it is known to be damaged: its checksum is then made not to match, so that
-    /// readers look at each batch.
+    /// Whether it contains a batch known to be damaged. The block's checksum is then made invalid, so that readers
+    /// verify each batch.
     damaged: bool,
 }
 
@@ -67,7 +68,7 @@ impl SegmentWriter {
         })
     }
 
-    /// Begins the extent of a partition at `base`. Extents come sorted.
+    /// Begins the extent of a partition at offset `base`. Extents must be begun in sort order.
     pub(crate) fn begin(&mut self, topic: TopicId, partition: u32, base: Offset, compacted: bool) {
         self.close_block();
         let extent = Extent {
@@ -88,19 +89,19 @@ impl SegmentWriter {
         self.extents.push(OwnedExtent { topic, partition, extent });
     }
 
-    /// Appends one sound batch to the open extent.
+    /// Appends one intact batch to the open extent.
     pub(crate) fn push(&mut self, batch: &[u8], header: &BatchHeader) -> Result<(), StoreError> {
         let offsets = [header.base_offset, header.next_offset()].map(|at| Offset::new(at).unwrap_or_default());
         self.append(batch, offsets, header.max_timestamp_ms, false)?;
         if let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() {
-            // A delete horizon (KIP-534) stands in the base timestamp, and lies ahead.
+            // With a delete horizon (KIP-534), the base timestamp holds the horizon, which is in the future.
             let first = header.base_timestamp_ms.min(header.max_timestamp_ms);
             extent.first_timestamp_ms = extent.first_timestamp_ms.min(first);
         }
         Ok(())
     }
 
-    /// Appends a batch, or bytes without a sound one, of `bytes` to the open extent.
+    /// Appends a piece of `bytes` to the open extent: a batch, or bytes without an intact batch.
     pub(crate) fn push_piece(&mut self, bytes: &[u8], piece: &Piece) -> Result<(), StoreError> {
         match piece {
             Piece::Batch { at, header } => self.push(&bytes[*at..at + header.batch_bytes], header),
@@ -108,12 +109,12 @@ impl SegmentWriter {
         }
     }
 
-    /// Appends bytes of the open extent that are known to be damaged, as they are.
+    /// Appends bytes that are known to be damaged to the open extent, unchanged.
     pub(crate) fn push_damaged(&mut self, bytes: &[u8], base: Offset) -> Result<(), StoreError> {
         self.append(bytes, [base, base], i64::MIN, true)
     }
 
-    /// Says when tombstones that the open extent has may go.
+    /// Sets when the tombstones in the open extent may be removed.
     pub(crate) fn tombstones_due(&mut self, due_ms: i64) {
         if let Some(OwnedExtent { extent, .. }) = self.extents.last_mut() {
             extent.tombstones_due_ms = extent.tombstones_due_ms.min(due_ms);
@@ -128,7 +129,7 @@ impl SegmentWriter {
         }
     }
 
-    /// Ends the open extent; `end` is the offset after its range. An extent without a batch is no extent.
+    /// Ends the open extent at offset `end`, exclusive. The extent may have no batches.
     pub(crate) fn end(&mut self, end: Offset) {
         self.close_block();
         let (position, blocks) = (self.position(), self.blocks.len() as u32);
@@ -142,12 +143,12 @@ impl SegmentWriter {
         debug_assert!(extent.base < extent.end);
     }
 
-    /// Bytes so far.
+    /// Returns the number of bytes so far.
     pub(crate) fn position(&self) -> u64 {
         self.at + self.buffer.len() as u64
     }
 
-    /// Writes index and footer and makes the file durable. The registry makes it part of the store.
+    /// Writes the index and the footer, and makes the file durable. It becomes part of the store once it is registered.
     pub(crate) fn finish(mut self) -> Result<SegmentMeta, StoreError> {
         self.close_block();
         let index_pos = self.position();
@@ -191,7 +192,7 @@ impl SegmentWriter {
         max_timestamp_ms: i64,
         damaged: bool,
     ) -> Result<(), StoreError> {
-        // What follows a hole, as compaction leaves them, has its place in the index.
+        // A batch after a gap, as compaction leaves them, starts a new block, so that its position is in the index.
         if self.open.as_ref().is_some_and(|open| open.next != base) {
             self.close_block();
         }
@@ -249,11 +250,14 @@ impl SegmentWriter {
 
 impl Drop for SegmentWriter {
     fn drop(&mut self) {
-        // What is tried again on a full disk must not fill it further.
+        // Otherwise retries on a full disk would fill it further.
         if !self.finished
             && let Err(error) = self.files.remove(&self.id.file_name())
         {
-            tracing::warn!(segment = self.id.file_name(), %error, "an unfinished segment stays until the next start");
+            tracing::warn!(
+                segment = self.id.file_name(), %error,
+                "cannot delete an unfinished segment; the next start will delete it"
+            );
         }
     }
 }
