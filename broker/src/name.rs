@@ -1,13 +1,14 @@
-//! Names of topics, groups and producers. A value of these types is valid: its text was checked when it was made.
+//! Names of topics, groups and producers. Values of these types are always valid, because they are checked when
+//! created.
 
 use std::borrow::Borrow;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
-/// The longest name, in bytes: Kafka's limit, which keeps `name-partition` a valid file name.
+/// Maximum length of a name in bytes. This is Kafka's limit, which keeps `name-partition` a valid file name.
 pub const NAME_BYTES_MAX: usize = 249;
 
-/// Whether `name` is 1 to 249 of `a-z A-Z 0-9 . _ -`, and neither `.` nor `..`.
+/// Returns whether `name` consists of 1 to 249 of the characters `a-z A-Z 0-9 . _ -`, and is neither `.` nor `..`.
 pub fn is_valid(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= NAME_BYTES_MAX
@@ -16,14 +17,14 @@ pub fn is_valid(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// A name outside Kafka's rule.
+/// A name that does not follow Kafka's rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{what} name {name:?} is not allowed: use 1 to 249 of the characters a-z A-Z 0-9 . _ - \
      (and not \".\" or \"..\")"
 )]
 pub struct InvalidName {
-    /// "topic", "group", …
+    /// The kind of name: "topic", "group", …
     what: &'static str,
     /// The name as given.
     name: String,
@@ -36,11 +37,11 @@ macro_rules! name {
         pub struct $type(Arc<str>);
 
         impl $type {
-            /// Checks the name.
+            /// Creates a name after checking it.
             ///
             /// # Errors
-            /// [`InvalidName`] for a name that is not 1 to 249 of
-            /// `a-z A-Z 0-9 . _ -`, or is `.` or `..`.
+            /// [`InvalidName`] if the name does not consist of 1 to 249 of the characters `a-z A-Z 0-9 . _ -`, or is
+            /// `.` or `..`.
             pub fn new(name: &str) -> Result<Self, InvalidName> {
                 if is_valid(name) {
                     Ok(Self(name.into()))
@@ -49,7 +50,7 @@ macro_rules! name {
                 }
             }
 
-            /// The name as text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -80,32 +81,32 @@ name!(
     TopicName,
     "topic"
 );
-/// The longest id of a group, in bytes: what a string of Kafka's protocol holds.
+/// Maximum length of a group's ID in bytes: that of a string in Kafka's protocol.
 pub const GROUP_ID_BYTES_MAX: usize = 32_767;
 
-/// The id of a consumer group, any text but an empty one; the group of a pipeline has the pipeline's name.
+/// The ID of a consumer group: any text that is not empty. The group of a pipeline has the pipeline's name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(Arc<str>);
 
-/// An id that no group can have.
+/// An invalid group ID.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidGroupId {
-    /// It has no characters.
-    #[error("the id of a group is empty: name the group, with up to {GROUP_ID_BYTES_MAX} bytes of any text")]
+    /// The ID is empty.
+    #[error("the id of a group is empty: use 1 to {GROUP_ID_BYTES_MAX} bytes of any text")]
     Empty,
-    /// It is too long.
+    /// The ID is too long.
     #[error("the id of a group has {bytes} bytes, and {GROUP_ID_BYTES_MAX} are allowed: choose a shorter one")]
     TooLong {
-        /// Its length in UTF-8.
+        /// Its length in UTF-8, in bytes.
         bytes: usize,
     },
 }
 
 impl GroupId {
-    /// Checks the id.
+    /// Creates an ID after checking it.
     ///
     /// # Errors
-    /// [`InvalidGroupId`] for an empty id, or one of more than [`GROUP_ID_BYTES_MAX`] bytes.
+    /// [`InvalidGroupId`] if the ID is empty or longer than [`GROUP_ID_BYTES_MAX`] bytes.
     pub fn new(id: &str) -> Result<Self, InvalidGroupId> {
         match id.len() {
             0 => Err(InvalidGroupId::Empty),
@@ -114,13 +115,13 @@ impl GroupId {
         }
     }
 
-    /// The id as text.
+    /// Returns the ID as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Writes the id as one line of bounded length: control characters are escaped, and a long id is cut.
+/// Writes the ID as one line of limited length: control characters are escaped, and a long ID is truncated.
 impl fmt::Display for GroupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in shortened(&self.0).chars() {
@@ -142,12 +143,12 @@ impl Borrow<str> for GroupId {
     }
 }
 
-/// A partition's name.
+/// A partition, identified by topic and number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicPartition {
     /// The topic.
     pub topic: TopicName,
-    /// From 0.
+    /// Number of the partition, from 0.
     pub partition: u32,
 }
 
@@ -157,17 +158,17 @@ impl fmt::Display for TopicPartition {
     }
 }
 
-/// Names an idempotent producer. The broker hands each out once.
+/// Identifies an idempotent producer. The broker hands out each ID only once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProducerId(i64);
 
 impl ProducerId {
-    /// `None` for a negative number: Kafka's -1 means that there is no producer.
+    /// Returns `None` for a negative number. In Kafka, -1 means that there is no producer.
     pub fn new(id: i64) -> Option<Self> {
         (id >= 0).then_some(Self(id))
     }
 
-    /// The id as record batches hold it.
+    /// Returns the ID as stored in record batches.
     pub fn get(self) -> i64 {
         self.0
     }
@@ -179,16 +180,16 @@ impl fmt::Display for ProducerId {
     }
 }
 
-/// Who sends: an id, and how often its sequences began anew.
+/// A producer's ID, and how often its sequence numbers have started anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProducerIdentity {
     /// The producer.
     pub id: ProducerId,
-    /// From 0.
+    /// The epoch, from 0.
     pub epoch: i16,
 }
 
-/// What an error shows of a name that may be megabytes long.
+/// Returns a shortened copy of a name for errors, because it may be megabytes long.
 pub(crate) fn shortened(name: &str) -> String {
     const SHOWN_CHARS: usize = 300;
     if name.chars().count() <= SHOWN_CHARS {
@@ -222,7 +223,7 @@ mod tests {
         assert_eq!(GroupId::new(""), Err(InvalidGroupId::Empty));
         let long = GroupId::new(&"x".repeat(GROUP_ID_BYTES_MAX + 1)).unwrap_err();
         assert!(long.to_string().contains("32768 bytes"), "{long}");
-        // Whatever it is, an error that shows it is one line.
+        // An error that shows an ID must be a single line.
         let shown = GroupId::new(&format!("a\u{1b}[31m\n{}", "x".repeat(1_000))).unwrap().to_string();
         assert!(shown.starts_with("a\\u{1b}[31m\\n") && shown.len() < 400, "{shown}");
     }

@@ -1,4 +1,4 @@
-//! Expiry of consumer groups: their offsets, their ids, and what a group may still do that is about to expire.
+//! Expiry of consumer groups and offsets, and what the groups' IDs and commits may contain.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,7 +18,8 @@ use prometheus_client::registry::Registry;
 const RETENTION_MS: u64 = 25_000;
 const DAY_MS: i64 = 24 * 3_600 * 1_000;
 
-/// A broker whose groups expire after 25 seconds, with the clock at `now_ms`, and a hold on its rounds of retention.
+/// A broker whose groups expire after 25 seconds, with the clock at `now_ms`. Its rounds of retention run only on
+/// request.
 struct Expiring {
     broker: Broker,
     clock: Arc<SetClock>,
@@ -40,7 +41,7 @@ impl Expiring {
         Self { broker, clock, rounds, now_ms }
     }
 
-    /// Lets the server run for so many seconds.
+    /// Lets the server run for `seconds` seconds.
     async fn run_for(&mut self, seconds: i64) {
         for _ in 0..seconds {
             self.now_ms += 1_000;
@@ -85,7 +86,7 @@ async fn a_group_that_nobody_uses_expires_with_its_offsets() {
     server.commit("busy", "t", 2).await;
     let joined = GroupId::new("joined").unwrap();
     let (group, member, _events) = server.broker.join_group(&joined, new_member("c", topics())).unwrap();
-    // A pipeline's group lives as long as its pipeline.
+    // A pipeline's group exists as long as its pipeline.
     server.broker.groups().get_or_create(&GroupId::new("pipeline").unwrap(), GroupKind::Pipeline).unwrap();
 
     server.run_for(20).await;
@@ -96,7 +97,7 @@ async fn a_group_that_nobody_uses_expires_with_its_offsets() {
     server.run_for(20).await;
     assert_eq!(server.groups(), ["joined", "pipeline"], "a member keeps its group without any commit");
 
-    // The time counts from when its last member left.
+    // The time counts from when the last member left.
     let at = [(topic.partitions()[0].name().clone(), Offset::new(1).unwrap())];
     server.broker.commit_as_member(&group, &member, &at).await.unwrap().await.unwrap();
     server.run_for(30).await;
@@ -108,9 +109,9 @@ async fn a_group_that_nobody_uses_expires_with_its_offsets() {
     assert_eq!(server.groups(), ["pipeline"]);
     server.stop().await;
 
-    // Neither is it there after a restart.
+    // The group does not come back after a restart.
     let server = Expiring::open(data.path(), 0);
-    assert_eq!(server.groups(), Vec::<String>::new(), "and a pipeline that committed nothing left nothing");
+    assert_eq!(server.groups(), Vec::<String>::new(), "the group of a pipeline without commits is not stored either");
     server.stop().await;
 }
 
@@ -127,7 +128,7 @@ async fn ids_of_groups_that_commit_nothing_take_no_memory_for_long() {
     }
     assert_eq!(server.groups().len(), 1_500);
     server.run_for(9).await;
-    assert_eq!(server.groups().len(), 1_500, "whoever looked a group up may be about to use it");
+    assert_eq!(server.groups().len(), 1_500, "a client that looked up a group may be about to use it");
     server.run_for(4).await;
     assert_eq!(server.groups(), Vec::<String>::new());
     server.stop().await;
@@ -144,7 +145,7 @@ async fn a_group_that_was_away_with_the_server_has_an_hour_to_come_back() {
     // The server comes back after 30 days, and its consumers a moment later.
     let mut server = Expiring::open(data.path(), 30 * DAY_MS);
     server.run_for(20).await;
-    assert_eq!(server.groups(), ["g"], "as long as a group is kept that is just left, and an hour at most");
+    assert_eq!(server.groups(), ["g"], "a group is kept for the retention time after a start, but at most for an hour");
     server.run_for(10).await;
     assert_eq!(server.groups(), Vec::<String>::new());
     server.stop().await;
@@ -197,7 +198,8 @@ async fn offsets_keep_their_metadata_and_are_removed_on_their_own() {
     commit(&server.broker, change(&group, &topic, Some(committed.clone()))).await;
     for sealed in [false, true] {
         if sealed {
-            // What the journal has goes to the tables: this is several times what it may keep.
+            // The unsealed part of the journal moves to the tables, because this is several times the journal's maximum
+            // size.
             let value = "x".repeat(20_000);
             let topic = server.broker.topic("t").unwrap();
             for _ in 0..100 {
@@ -238,10 +240,11 @@ async fn a_commit_of_a_member_counts_only_while_the_member_owns_the_partition() 
     let (_, second, _events) = server.broker.join_group(&id, new_member("b", topics())).unwrap();
     let refused = commit(&second, 4).await;
     assert!(matches!(refused, Err(BrokerError::NotAssigned { .. })), "{refused:?}");
-    // A generation that ended while the commit was on its way takes nothing from a member that still owns the partition.
+    // The generation ended while the commit was on its way, but the member still owns the partition, so the commit is
+    // accepted.
     commit(&first, 2).await.unwrap();
 
-    // Its commit is queued, and the member is gone before the committer takes it.
+    // The member leaves after its commit was queued, and before the committer processes it.
     let value = "x".repeat(1_000_000);
     let receipts = {
         let mut receipts = Vec::new();
@@ -261,7 +264,7 @@ async fn a_commit_of_a_member_counts_only_while_the_member_owns_the_partition() 
     }
     commit(&second, 3).await.unwrap();
 
-    // After a restart nobody is a member, and no member of before is taken for one.
+    // After a restart the group has no members, and earlier members are not mistaken for new ones.
     server.stop().await;
     let server = Expiring::open(data.path(), 0);
     let topic = server.broker.topic("t").unwrap();

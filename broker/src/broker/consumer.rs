@@ -1,5 +1,5 @@
-//! A member of a consumer group, from joining to leaving: what it is assigned and asked to give back, where it reads, and
-//! what it commits. An edge passes on what this says and what the member answers.
+//! A member of a consumer group from joining to leaving: its assignments and revocations, its read positions, and its
+//! commits. The APIs translate the events to their protocol, and pass on the member's requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -21,63 +21,64 @@ use crate::log::queue::Receipt;
 use crate::name::{GroupId, TopicName, TopicPartition};
 use crate::store::place::{Offset, TopicId};
 
-/// How long a member may take to give partitions back, unless it says otherwise.
+/// Default time that a member may take to give partitions back.
 const REBALANCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
-/// How a member joins.
+/// The properties of a member that joins.
 #[derive(Clone, Debug)]
 pub(crate) struct Join {
     pub(crate) group: GroupId,
-    /// The client's own name for itself; may be empty.
+    /// The name that the client chose for itself. It may be empty.
     pub(crate) client_id: String,
-    /// What it reads; one at least.
+    /// The topics that it reads, at least one.
     pub(crate) topics: BTreeSet<TopicName>,
-    /// Where it begins in partitions in which the group has committed nothing: at the first record, or at the end.
+    /// Whether reading starts at the first record in partitions without a committed offset. Otherwise it starts at the
+    /// end.
     pub(crate) from_earliest: bool,
-    /// How long it may take to give partitions back.
+    /// How long the member may take to give partitions back.
     pub(crate) rebalance_timeout: Option<Duration>,
 }
 
-/// What happens to a member.
+/// An event of a member.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// These partitions are the member's now, beside those that it has. May be empty.
+    /// The member gets these partitions in addition to those that it has. The list may be empty.
     Assigned {
         generation: u64,
-        /// The new ones, and where they are read from.
+        /// The new partitions, and the offsets from which they are read.
         added: Positions,
-        /// All that the member has after this.
+        /// All partitions that the member has after this.
         all: Vec<TopicPartition>,
     },
-    /// The member is to give these back.
+    /// The member must give these partitions back.
     Revoke { generation: u64, partitions: Vec<TopicPartition> },
-    /// Records of its partitions, each with the offset that was asked for. What the member takes of them is said with
-    /// [`Consumer::advance`].
+    /// Records of its partitions, each with the offset that was requested. The member reports with
+    /// [`Consumer::advance`] what it has taken.
     Fetched(Vec<(Fetched, Offset)>),
-    /// Retention took records before the member read them; it goes on at the log start.
+    /// Retention deleted records before the member read them. Reading continues at the log start offset.
     Missed {
         partition: TopicPartition,
-        /// How many.
+        /// Number of missed records.
         records: u64,
         log_start: Offset,
     },
-    /// The member did not give partitions back in time, and is no member any more.
+    /// The member did not give partitions back in time and was removed from the group.
     Overdue(Duration),
 }
 
-/// What goes on whoever waits for it, and is polled in turns.
+/// A future that makes progress whenever it is polled, and is kept between calls.
 type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Partitions, each with an offset.
 type Positions = Vec<(TopicPartition, Offset)>;
 
-/// Where a member reads a partition.
+/// A partition that the member reads, and its position.
 struct Reading {
     partition: Arc<Partition>,
     next: Offset,
 }
 
-/// One member. It leaves its group when it is dropped.
+/// A member. It leaves its group when it is dropped.
 pub(crate) struct Consumer {
     broker: Broker,
     caller: Caller,
@@ -85,20 +86,22 @@ pub(crate) struct Consumer {
     member: MemberId,
     events: mpsc::UnboundedReceiver<MemberEvent>,
     from_earliest: bool,
-    /// The topics as they were when it joined: partitions added since are read from their first record.
+    /// The topics with their partition counts at the time of joining. Partitions added later are read from the first
+    /// record.
     joined: BTreeMap<TopicId, u32>,
     rebalance_timeout: Duration,
     reading: BTreeMap<TopicPartition, Reading>,
-    /// What was found missing, and is not said yet.
+    /// Missed records that were not reported yet.
     missed: Vec<(TopicPartition, u64, Offset)>,
-    /// The read that is under way. Neither what the member sends nor what it is sent ends it, as long as it reads the
-    /// same partitions.
+    /// The read in progress. It continues regardless of what the member sends or receives, as long as the member reads
+    /// the same partitions.
     fetching: Option<Waiting<Vec<Fetched>>>,
-    /// The partition that the last read began with: the next one begins with the one after, so that each has its turn.
+    /// The partition that the last read started with. The next read starts with the partition after it, so that all get
+    /// their turn.
     first: Option<TopicPartition>,
-    /// An assignment that is said once the group's first positions in it are on disk.
+    /// An assignment that is reported once the group's first positions in it are on disk.
     beginning: Option<(Waiting<()>, Event)>,
-    /// When to ask the group for members that hold partitions too long.
+    /// When to check the group for members that hold partitions for too long.
     deadline: Option<Instant>,
 }
 
@@ -131,13 +134,14 @@ impl Consumer {
         })
     }
 
-    /// The member's id.
+    /// Returns the member's ID.
     pub(crate) fn member(&self) -> &MemberId {
         &self.member
     }
 
-    /// Waits for what happens next. `bytes_max` bounds a read that begins now, in bytes of batches; none begins at 0, and
-    /// one that is under way goes on. Nothing is lost where this is dropped and called again.
+    /// Waits for the next event. `bytes_max` limits the size of a read that is started now, in bytes of batches. With 0
+    /// no read is started, but one in progress continues. Nothing is lost if the future is dropped and the method is
+    /// called again.
     pub(crate) async fn next(&mut self, bytes_max: usize) -> Event {
         loop {
             if let Some((beginning, _)) = &mut self.beginning {
@@ -155,7 +159,7 @@ impl Consumer {
         }
     }
 
-    /// `None` for an event that is said later.
+    /// Returns `None` for an event that is reported later.
     async fn wait(&mut self, bytes_max: usize) -> Option<Event> {
         if self.fetching.is_none() && bytes_max > 0 {
             self.begin_fetch(bytes_max);
@@ -205,7 +209,7 @@ impl Consumer {
         let from =
             |reading: &Reading| FetchFrom { partition: reading.partition.clone(), offset: reading.next, until: None };
         let mut all: Vec<FetchFrom> = self.reading.values().map(from).collect();
-        // Each read begins with another partition, as the first may fill it.
+        // Each read starts with another partition, because the first partition may fill it.
         let turn = self.first.as_ref().map_or(0, |first| self.reading.keys().take_while(|name| *name <= first).count());
         let turn = turn % all.len();
         all.rotate_left(turn);
@@ -215,7 +219,7 @@ impl Consumer {
         self.fetching = Some(Box::pin(async move { caller.fetch(&fetch).await }));
     }
 
-    /// Leaves out what is no news: of partitions that are no longer read, or at other offsets.
+    /// Drops results that are out of date because the partition is no longer read, or is read from another offset.
     fn fetched(&mut self, fetched: Vec<Fetched>) -> Event {
         let mut found = Vec::with_capacity(fetched.len());
         for fetched in fetched {
@@ -228,7 +232,7 @@ impl Consumer {
                 read => {
                     let (failed, from) = (read.is_err(), reading.next);
                     if failed {
-                        // Said once; the others are read on.
+                        // The error is reported once. The other partitions are read on.
                         self.reading.remove(fetched.partition.name());
                     }
                     found.push((fetched, from));
@@ -238,7 +242,7 @@ impl Consumer {
         Event::Fetched(found)
     }
 
-    /// The member has the partition's records before `next`: reading goes on there.
+    /// Notes that the member has the partition's records before `next`, so that reading continues there.
     pub(crate) fn advance(&mut self, partition: &TopicPartition, next: Offset) {
         if let Some(reading) = self.reading.get_mut(partition) {
             reading.next = next;
@@ -246,7 +250,7 @@ impl Consumer {
     }
 
     fn happened(&mut self, event: MemberEvent) -> Option<Event> {
-        // A read of other partitions, or of the same at other offsets, is no longer wanted.
+        // A read of other partitions, or of the same ones at other offsets, is no longer useful.
         self.fetching = None;
         match event {
             MemberEvent::Assigned { generation, added, all } => {
@@ -268,13 +272,14 @@ impl Consumer {
         }
     }
 
-    /// Begins to read partitions, and returns where; also those in which the group begins at the end.
+    /// Starts reading partitions. Returns their offsets, and those of the partitions in which the group starts at the
+    /// end.
     fn assigned(&mut self, added: Vec<TopicPartition>) -> (Positions, Positions) {
         let mut offsets = Vec::with_capacity(added.len());
         let mut begun = Vec::new();
         for name in added {
             let topic = self.broker.topic(name.topic.as_str());
-            // A topic deleted since is taken away by the next event.
+            // If the topic was deleted, the next event takes the partition away.
             let Ok(partition) = topic.and_then(|topic| topic.partition(name.partition).cloned()) else { continue };
             let is_known = self.joined.get(&partition.topic_id()).is_some_and(|count| name.partition < *count);
             let committed = self.group.committed(partition.topic_id(), name.partition);
@@ -290,19 +295,21 @@ impl Consumer {
         (offsets, begun)
     }
 
-    /// Commits where a group begins that begins at the end: whoever reads in it next misses nothing that comes until then.
+    /// Commits the positions of a group that starts at the end, so that the next reader does not miss records that
+    /// arrive until then.
     fn begin(&self, positions: Positions) -> Waiting<()> {
         let (broker, group, member) = (self.broker.clone(), self.group.clone(), self.member);
         Box::pin(async move {
             let committed = async { broker.commit_as_member(&group, &member, &positions).await?.await };
             if let Err(error) = committed.await {
-                tracing::warn!(group = %group.id(), %error, "where a group begins is not committed");
+                tracing::warn!(group = %group.id(), %error, "cannot commit the first position of a group");
             }
         })
     }
 
-    /// Queues offsets to commit, as far as they can be. Of the others, why the first can't: a topic that is deleted keeps
-    /// back no other's. An offset that retention has passed counts as the log start, as nobody reads what lies between.
+    /// Queues offsets to commit, as far as they are valid. Also returns the error of the first invalid one: a deleted
+    /// topic must not prevent the commit of others. An offset before the log start offset is replaced by the log start
+    /// offset, because the records in between can no longer be read.
     pub(crate) async fn commit<'t>(
         &mut self,
         offsets: impl IntoIterator<Item = (&'t str, u32, u64)>,
@@ -326,7 +333,8 @@ impl Consumer {
         }
     }
 
-    /// The member gave partitions back. What it committed of them must be on disk: the next owner begins there.
+    /// Notes that the member gave partitions back. Its commits for them must be on disk, because the next owner starts
+    /// there.
     pub(crate) fn revoked(&self, partitions: &[TopicPartition]) {
         self.broker.revoked(&self.group, &self.member, partitions);
     }
@@ -338,7 +346,7 @@ impl Drop for Consumer {
     }
 }
 
-/// Moves a reader that retention has passed to the log start, and notes how many records it missed.
+/// Moves a position that retention has passed to the log start offset, and notes how many records were missed.
 fn missed(missed: &mut Vec<(TopicPartition, u64, Offset)>, name: &TopicPartition, reading: &mut Reading) {
     let start = reading.partition.start();
     if reading.next < start {

@@ -1,4 +1,4 @@
-//! Consumer groups: members that come and go, offsets, and deleting a group.
+//! Consumer groups: joining and leaving, offsets, and deletion.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,21 +16,21 @@ use crate::log::queue::Receipt;
 use crate::name::{GroupId, TopicName, TopicPartition};
 use crate::store::place::Offset;
 
-/// Where one group stands in one partition.
+/// The position of a group in a partition.
 #[derive(Clone, Debug)]
 pub struct GroupOffset {
     /// The partition.
     pub partition: TopicPartition,
-    /// The next record to read, where one was committed.
+    /// The offset of the next record to read, if one was committed.
     pub committed: Option<Offset>,
     /// The log end offset.
     pub end: Offset,
-    /// Records between the two.
+    /// Number of records between the committed offset, or else the log start offset, and the end.
     pub lag: u64,
 }
 
 impl Broker {
-    /// Where a group stands in each partition that it has committed, or that its members read.
+    /// Returns the positions of a group in all partitions in which it has committed, or that its members read.
     pub fn group_offsets(&self, group: &Group) -> Vec<GroupOffset> {
         let mut partitions: BTreeMap<TopicPartition, (Arc<Partition>, Option<Offset>)> = BTreeMap::new();
         for (topic, partition, offset) in group.all_committed() {
@@ -79,7 +79,7 @@ impl Broker {
         }
     }
 
-    /// Removes a member; its partitions go to the others.
+    /// Removes a member. Its partitions are assigned to the others.
     pub fn leave_group(&self, group: &Group, member: &MemberId) {
         let mut members = group.members();
         if members.contains(member) {
@@ -89,7 +89,7 @@ impl Broker {
         }
     }
 
-    /// Removes the members that hold partitions beyond their deadlines; their partitions go to the others.
+    /// Removes the members that hold partitions beyond their deadlines. Their partitions are assigned to the others.
     pub fn remove_overdue(&self, group: &Group) {
         let mut members = group.members();
         if members.is_overdue(Instant::now()) {
@@ -99,16 +99,16 @@ impl Broker {
         }
     }
 
-    /// A member gave partitions back.
+    /// Notes that a member gave partitions back.
     pub fn revoked(&self, group: &Group, member: &MemberId, partitions: &[TopicPartition]) {
         group.members().revoked(member, partitions, group.generation(), Instant::now());
     }
 
-    /// Queues offsets that a member commits. They are refused, all of them, unless the member owns the partitions when the
-    /// committer takes them.
+    /// Queues a member's offsets to commit. All of them are refused unless the member owns all of the partitions when
+    /// the committer processes the commit.
     ///
     /// # Errors
-    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`]; the receipt has the rest:
+    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`]. The receipt returns the others:
     /// [`BrokerError::UnknownMember`], [`BrokerError::NotAssigned`], [`BrokerError::Storage`].
     pub async fn commit_as_member(
         &self,
@@ -120,7 +120,7 @@ impl Broker {
         self.commit(Commit { fence, ..self.offsets_commit(group, offsets)? }).await
     }
 
-    /// Sets the offsets of a consumer group that nobody reads in; makes the group where there is none.
+    /// Sets the offsets of a consumer group that has no active readers. Creates the group if it does not exist.
     ///
     /// # Errors
     /// As [`Broker::set_offsets`], and [`BrokerError::GroupOfOtherKind`].
@@ -128,14 +128,14 @@ impl Broker {
         loop {
             let group = self.0.groups.get_or_create(id, GroupKind::Consumer)?;
             match self.set_offsets(&group, offsets).await {
-                // It expired, or was deleted, after it was looked up.
+                // The group expired or was deleted after it was looked up.
                 Err(_) if group.is_removed() => {}
                 set => return set,
             }
         }
     }
 
-    /// Sets a group's offsets from outside, where nobody reads in it.
+    /// Sets a group's offsets from outside, if it has no active readers.
     ///
     /// # Errors
     /// [`BrokerError::GroupInUse`], [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`],
@@ -169,7 +169,7 @@ impl Broker {
         Ok(commit)
     }
 
-    /// Deletes a group that nobody reads in, with its offsets.
+    /// Deletes a group that has no active readers, with its offsets.
     ///
     /// # Errors
     /// [`BrokerError::UnknownGroup`], [`BrokerError::GroupInUse`],
@@ -177,7 +177,7 @@ impl Broker {
     pub async fn delete_group(&self, id: &str) -> Result<(), BrokerError> {
         let group = self.0.groups.get(id)?;
         if group.kind() == GroupKind::Pipeline {
-            let by = "it belongs to a pipeline; delete the pipeline, and its group goes with it".to_owned();
+            let by = "it belongs to a pipeline; delete the pipeline, which also deletes the group".to_owned();
             return Err(BrokerError::GroupInUse { group: group.id().clone(), by });
         }
         let fence = Some(unused(&group)?);
@@ -202,12 +202,13 @@ impl Broker {
     }
 }
 
-/// Begins the next generation of a group.
+/// Begins the next generation of a group, and returns the context of the change.
 fn circumstances<'a>(group: &Group, topics: &'a KnownTopics) -> Circumstances<'a> {
     Circumstances { generation: group.next_generation(), topics, now: Instant::now() }
 }
 
-/// A group that nobody reads in; whoever joins or resumes meanwhile ends the fence's generation.
+/// Checks that a group has no active readers, and returns a fence. A reader that joins or resumes meanwhile ends the
+/// fence's generation.
 fn unused(group: &Arc<Group>) -> Result<Fence, BrokerError> {
     let fence = Fence::Generation { group: group.clone(), generation: group.generation() };
     group.check_unused()?;

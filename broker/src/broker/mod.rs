@@ -1,4 +1,4 @@
-//! What the edges and the runtime call: topics, writing, reading, groups.
+//! The broker's operations, which the APIs and the runtime call: topics, writing, reading, groups.
 
 pub(crate) mod caller;
 pub mod check;
@@ -50,37 +50,39 @@ use crate::name::TopicName;
 use crate::store::panics::caught;
 use crate::store::{Store, StoreError, StoreOptions};
 
-/// Bytes that may wait for the committer: half a second of a slow disk. A write beyond waits.
+/// Default limit of the bytes that wait for the committer: half a second of a slow disk. Further writes wait.
 const QUEUED_BYTES_MAX_DEFAULT: usize = 64 << 20;
 
-/// Bytes that the journal keeps: a quarter of a second to read at a start.
+/// Default maximum size of the journal in bytes. Reading this much takes a quarter of a second at a start.
 pub const JOURNAL_BYTES_MAX_DEFAULT: u64 = 128 << 20;
 
-/// A day: Kafka's `producer.id.expiration.ms`.
+/// Default time after which idle producers are forgotten: one day, as Kafka's `producer.id.expiration.ms`.
 const PRODUCER_EXPIRY_MS_DEFAULT: u64 = 24 * 60 * 60 * 1_000;
 
-/// A week: Kafka's `offsets.retention.minutes`.
+/// Default time after which unused groups expire: a week, as Kafka's `offsets.retention.minutes`.
 pub const OFFSETS_RETENTION_MS_DEFAULT: u64 = 7 * 24 * 60 * 60 * 1_000;
 
 /// The broker's settings, checked and with defaults filled in.
 #[derive(Clone, Debug)]
 pub struct BrokerSettings {
-    /// Bounds for record batches from outside.
+    /// Limits for record batches from outside.
     pub limits: Limits,
-    /// Bytes that may wait for the committer.
+    /// Maximum number of bytes that wait for the committer.
     pub queued_bytes_max: usize,
-    /// What each client may produce and fetch. Default: all it can.
+    /// How much each client may produce and fetch. Unlimited by default.
     pub quotas: QuotaSettings,
-    /// Bytes that the journal keeps, of whatever partitions: under full load half is sealed while the other half
-    /// fills. Three commits may come on top. A start reads it all, and no topic's `retention_bytes` can be less.
+    /// Maximum size of the journal in bytes, over all partitions. Under full load one half is sealed while the other
+    /// half fills. It may be exceeded by three commits. A start reads the whole journal. No topic's `retention_bytes`
+    /// can be lower.
     pub journal_bytes_max: u64,
-    /// Nothing is appended while the disk has room for fewer bytes; `None` for as many as the journal keeps. They
-    /// are for sealing what is there; reading goes on, and when there is room again, so does writing.
+    /// While the disk has fewer bytes free than this, appends are refused. The reserve is for sealing existing data.
+    /// Reads continue, and writes are accepted again when there is enough room. `None` stands for the maximum size of
+    /// the journal.
     pub disk_reserve_bytes: Option<u64>,
-    /// A partition forgets an idempotent producer that appended nothing for this long while the server ran.
+    /// How long a producer must have appended nothing, while the server ran, until a partition forgets it.
     pub producer_expiry_ms: u64,
-    /// A group that has no members and commits nothing for this long is deleted with its offsets. So are offsets of this
-    /// age in topics that no member of their group reads.
+    /// How long a group without members must have committed nothing until it is deleted with its offsets. Offsets of
+    /// this age in topics that no member of their group reads are deleted too.
     pub offsets_retention_ms: u64,
 }
 
@@ -98,11 +100,11 @@ impl Default for BrokerSettings {
     }
 }
 
-/// A data directory at work. Cheap to clone.
+/// An open data directory with everything that works on it. Cheap to clone.
 #[derive(Clone)]
 pub struct Broker(Arc<Inner>);
 
-/// A broker that this does not keep open.
+/// A handle that does not keep the broker open.
 #[derive(Clone)]
 pub struct WeakBroker(Weak<Inner>);
 
@@ -113,7 +115,7 @@ impl std::fmt::Debug for WeakBroker {
 }
 
 impl WeakBroker {
-    /// The broker, if it is still open.
+    /// Returns the broker if it is still open.
     pub fn upgrade(&self) -> Option<Broker> {
         self.0.upgrade().map(Broker)
     }
@@ -124,11 +126,11 @@ struct Inner {
     clock: Arc<dyn Clock>,
     store: Arc<Store>,
     topics: Arc<RwLock<BTreeMap<TopicName, Arc<Topic>>>>,
-    /// Topics that must not be deleted, and the pipelines that use them.
+    /// Topics that must not be deleted, by the pipeline that uses them.
     in_use: RwLock<BTreeMap<String, BTreeMap<TopicName, TopicUse>>>,
-    /// Counts alterations: who keeps what it knows of topics looks again.
+    /// Counts alterations of topics, so that caches of topic data are refreshed.
     altered: watch::Sender<u64>,
-    /// Held while topics are made, altered or deleted: the catalog and `topics` change together.
+    /// Held while topics are created, altered or deleted, because the catalog and `topics` change together.
     changing_topics: tokio::sync::Mutex<()>,
     producer_ids: ProducerIds,
     groups: Arc<Groups>,
@@ -139,19 +141,19 @@ struct Inner {
     quotas: Quotas,
     queue: RwLock<Option<CommitQueue>>,
     queued: BytesInFlight,
-    /// Checks of compressed batches at a time: one a core.
+    /// Limits concurrent checks of compressed batches to one per core.
     checks: Arc<Semaphore>,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
     stopping: watch::Sender<bool>,
-    /// The store's threads.
+    /// The threads of the store and the log.
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Broker {
-    /// Opens or makes a data directory, and rebuilds memory from its journal. Blocks.
+    /// Opens or creates a data directory, and rebuilds memory from its journal. Blocks.
     ///
     /// # Errors
-    /// [`StoreError`] where the directory is in use, of another format, corrupt, or unreadable.
+    /// [`StoreError`] if the directory is in use, has another format, is corrupt, or cannot be read.
     pub fn open(
         path: &Path,
         settings: BrokerSettings,
@@ -159,7 +161,7 @@ impl Broker {
         clock: Arc<dyn Clock>,
         registry: &mut Registry,
     ) -> Result<Self, StoreError> {
-        // A damaged database can make redb panic, which is no reason for us to.
+        // redb may panic on a damaged database. The panic is returned as an error.
         let opened = caught(|| Self::open_directory(path, settings, options, clock, registry));
         opened.unwrap_or_else(|reason| {
             let what = format!("the data directory {}", path.display());
@@ -244,74 +246,73 @@ impl Broker {
         Ok(broker)
     }
 
-    /// A handle that does not keep the broker open.
+    /// Returns a handle that does not keep the broker open.
     pub fn downgrade(&self) -> WeakBroker {
         WeakBroker(Arc::downgrade(&self.0))
     }
 
-    /// The settings it was opened with.
+    /// Returns the settings that the broker was opened with.
     pub fn settings(&self) -> &BrokerSettings {
         &self.0.settings
     }
 
-    /// The clock it was given.
+    /// Returns the clock that the broker was opened with.
     pub fn clock(&self) -> &dyn Clock {
         self.0.clock.as_ref()
     }
 
-    /// The data directory.
+    /// Returns the data directory.
     pub fn store(&self) -> &Arc<Store> {
         &self.0.store
     }
 
-    /// Who reads what is not in memory.
+    /// Returns the threads that read records which are not in memory.
     pub(crate) fn readers(&self) -> &Readers {
         &self.0.readers
     }
 
-    /// Every group.
+    /// Returns the groups.
     pub fn groups(&self) -> &Groups {
         &self.0.groups
     }
 
-    /// Every stage's committed state.
+    /// Returns the committed state of all stages.
     pub fn state(&self) -> &StateIndex {
         &self.0.state
     }
 
-    /// The broker's counters.
+    /// Returns the broker's metrics.
     pub fn metrics(&self) -> &BrokerMetrics {
         &self.0.metrics
     }
 
-    /// Who may read and write how fast.
+    /// Returns the clients' quotas.
     pub fn quotas(&self) -> &Quotas {
         &self.0.quotas
     }
 
-    /// Becomes `Some` when the store fails: the process must end with that reason.
+    /// Becomes `Some` when the store fails. The process must then exit and report the error.
     pub fn failure(&self) -> watch::Receiver<Option<Arc<StoreError>>> {
         self.0.failure.clone()
     }
 
-    /// Returns when the broker stops: long calls end then.
+    /// Waits until the broker stops. Long-running calls end then.
     pub async fn stopped(&self) {
-        // The sender lives as long as the broker.
+        // This cannot fail, because the sender lives as long as the broker.
         let _ = self.0.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
-    /// Whether a stop is under way.
+    /// Returns whether the broker is stopping.
     pub fn is_stopping(&self) -> bool {
         *self.0.stopping.borrow()
     }
 
-    /// Ends long polls and streams. Writes that are queued are still committed and answered.
+    /// Ends long polls and streams. Queued writes are still committed and answered.
     pub fn begin_stop(&self) {
         self.0.stopping.send_replace(true);
     }
 
-    /// Commits what is queued, refuses what comes after, and waits for the end of the store's threads.
-    /// Blocks.
+    /// Commits queued writes, refuses later ones, and waits for the end of the store's threads. Blocks.
     pub fn stop(&self) {
         self.begin_stop();
         drop(self.0.queue.write().take());
@@ -323,10 +324,10 @@ impl Broker {
         }
     }
 
-    /// Queues a commit, once there is room for it in the queue.
+    /// Queues a commit as soon as the queue has room for it.
     ///
     /// # Errors
-    /// [`BrokerError::ShuttingDown`]; the [`Receipt`] has everything else.
+    /// [`BrokerError::ShuttingDown`]. All other errors are returned by the [`Receipt`].
     pub async fn commit(&self, commit: Commit) -> Result<Receipt, BrokerError> {
         let permit = self.0.queued.take(commit.bytes()).await.ok_or(BrokerError::ShuttingDown)?;
         let queue = self.0.queue.read();
@@ -334,7 +335,7 @@ impl Broker {
         Ok(queue.push(commit, Some(permit)))
     }
 
-    /// Bytes of commits that wait to be on disk, in whole KiB.
+    /// Returns how many bytes of commits are queued or being written, in whole KiB.
     pub(crate) fn queued_bytes(&self) -> usize {
         self.0.queued.taken()
     }

@@ -1,4 +1,4 @@
-//! Idempotent producers: the ids that they get.
+//! Assignment of IDs to idempotent producers.
 
 use super::Broker;
 use crate::error::BrokerError;
@@ -8,8 +8,8 @@ use crate::name::{ProducerId, ProducerIdentity};
 use crate::store::CatalogChange;
 
 impl Broker {
-    /// Gives a producer an id of its own, or the next epoch of the id that it has (KIP-98, KIP-360). After the last epoch it
-    /// gives a new id. No two calls get the same id and epoch, also if the server was killed in between.
+    /// Returns a new ID for a producer, or the next epoch of the ID that it has (KIP-98, KIP-360). After the last epoch
+    /// it returns a new ID. No two calls return the same ID and epoch, even if the server was killed in between.
     ///
     /// # Errors
     /// [`BrokerError::UnknownProducerId`], [`BrokerError::InvalidArgument`] for a negative epoch,

@@ -1,4 +1,4 @@
-//! Topics: making, altering and deleting them, and which pipelines use them.
+//! Topics: creating, altering and deleting them, and which pipelines use them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::name::TopicName;
 use crate::store::CatalogChange;
 use crate::store::place::{Offset, TopicId};
 
-/// Offsets that one commit sets when partitions are added: about a megabyte.
+/// Maximum number of offsets that one commit sets when partitions are added: about a megabyte.
 const OFFSETS_A_COMMIT_MAX: usize = 10_000;
 
 impl Broker {
-    /// Makes a topic.
+    /// Creates a topic.
     ///
     /// # Errors
     /// [`BrokerError::TopicExists`], [`BrokerError::InvalidArgument`], [`BrokerError::Storage`].
@@ -65,13 +65,13 @@ impl Broker {
         Ok(topic)
     }
 
-    /// Changes a topic's settings, and adds partitions to it, while it is read and written. What began
-    /// before goes on with what it knew; requests that come afterwards see the change. Groups that read the
-    /// topic begin at the first record of each new partition, also those that began at the latest.
+    /// Changes a topic's settings and adds partitions to it, while it is read and written. Operations in progress
+    /// continue with the previous settings; later requests see the change. Groups that read the topic start at the
+    /// first record of each new partition, even if they started at the latest record in others.
     ///
     /// # Errors
     /// [`BrokerError::UnknownTopic`], [`BrokerError::TopicInternal`], [`BrokerError::PartitionsInUse`],
-    /// [`BrokerError::InvalidArgument`], [`BrokerError::Storage`]. Nothing was changed then.
+    /// [`BrokerError::InvalidArgument`], [`BrokerError::Storage`]. In each case nothing was changed.
     pub async fn alter_topic(&self, name: &TopicName, change: &TopicAlteration) -> Result<Arc<Topic>, BrokerError> {
         let (broker, name, change) = (self.clone(), name.clone(), *change);
         to_its_end(async move { broker.alter(&name, &change).await }).await
@@ -91,15 +91,16 @@ impl Broker {
         if partitions > current {
             self.check_no_state(name, partitions, current)?;
         }
-        // Also where nothing is stored yet: producers that don't know of the new partitions go on with the old.
+        // This also applies if nothing is stored yet, because producers that do not know the new partitions continue
+        // with the old ones.
         let keys_moved = before.meta().keys_moved || partitions > current;
         let meta = TopicMeta { partitions, settings, keys_moved, ..before.meta().clone() };
         if meta == *before.meta() {
             return Ok(before);
         }
         let catalog = vec![CatalogChange::put(topic_key(name), to_json(&meta))];
-        // Many groups and many partitions are more than one commit should hold. An offset of a partition that does not exist
-        // yet harms nobody, should this not come to its end.
+        // The offsets of many groups and partitions may exceed what one commit should contain. If the alteration is
+        // interrupted, offsets of partitions that do not exist do no harm.
         let mut offsets = self.offsets_of_added(&before, partitions);
         while offsets.len() > OFFSETS_A_COMMIT_MAX {
             let part = offsets.split_off(offsets.len() - OFFSETS_A_COMMIT_MAX);
@@ -115,7 +116,8 @@ impl Broker {
         Ok(topic)
     }
 
-    /// Refuses to move keys away from the state of an aggregate that takes the topic's partitioning as its own.
+    /// Refuses to add partitions if an aggregate relies on the topic's partitioning, because keys would move away from
+    /// its state.
     fn check_no_state(&self, topic: &TopicName, partitions: u32, current: u32) -> Result<(), BrokerError> {
         for (pipeline, topics) in self.0.in_use.read().iter() {
             if let Some(stage) = topics.get(topic).and_then(|of| of.aggregate.clone()) {
@@ -126,8 +128,9 @@ impl Broker {
         Ok(())
     }
 
-    /// Every group that reads a topic begins new partitions at their first record: a group that began at the
-    /// latest must not miss what is written before its members learn of them.
+    /// Returns offsets that make every group that reads the topic start new partitions at the first record. A group
+    /// that started at the latest record must not miss records that are written before its members learn of the
+    /// partitions.
     fn offsets_of_added(&self, topic: &Arc<Topic>, partitions: u32) -> Vec<OffsetChange> {
         let added = topic.partition_count()..partitions;
         if added.is_empty() {
@@ -145,17 +148,18 @@ impl Broker {
         groups.iter().flat_map(|group| added.clone().map(|partition| offset(group, partition))).collect()
     }
 
-    /// Wakes when a topic was altered.
+    /// Returns a receiver that is notified when a topic was altered.
     pub fn watch_altered(&self) -> watch::Receiver<u64> {
         self.0.altered.subscribe()
     }
 
-    /// Waits until no topic is being made, altered or deleted, and keeps it so until the answer is dropped.
+    /// Waits until no topic is being created, altered or deleted, and prevents this until the returned guard is
+    /// dropped.
     pub async fn hold_topics(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.0.changing_topics.lock().await
     }
 
-    /// Pipelines that use a topic.
+    /// Returns the pipelines that use a topic.
     fn users(&self, topic: &TopicName) -> Vec<String> {
         let in_use = self.0.in_use.read();
         in_use.iter().filter(|(_, topics)| topics.contains_key(topic)).map(|(pipeline, _)| pipeline.clone()).collect()
@@ -177,13 +181,13 @@ impl Broker {
         if !pipelines.is_empty() {
             return Err(BrokerError::TopicInUse { topic: name.clone(), pipelines });
         }
-        // From here on the committer refuses writes to it.
+        // From here on the committer refuses writes to the topic.
         topic.partitions().iter().for_each(|partition| partition.set_deleted(true));
         let catalog = vec![CatalogChange::remove(topic_key(name))];
         let deletion = Commit { catalog, deleted_topics: vec![topic.id()], ..Commit::default() };
         let removed = async { self.commit(deletion).await?.await };
         if let Err(error) = removed.await {
-            // It may be there: what it holds can be read.
+            // The topic may still exist, and its content can be read.
             topic.partitions().iter().for_each(|partition| partition.set_deleted(false));
             return Err(error);
         }
@@ -197,8 +201,8 @@ impl Broker {
         Ok(())
     }
 
-    /// Says which topics a pipeline uses, and how: they can't be deleted, nor what their use forbids. None of
-    /// them ends that.
+    /// Sets which topics a pipeline uses, and how. They cannot be deleted, and alterations that their use forbids are
+    /// refused. An empty map ends the use.
     pub fn set_topics_in_use(&self, pipeline: &str, topics: BTreeMap<TopicName, TopicUse>) {
         let mut in_use = self.0.in_use.write();
         match topics.is_empty() {
@@ -207,7 +211,7 @@ impl Broker {
         };
     }
 
-    /// A topic by name.
+    /// Returns a topic by name.
     ///
     /// # Errors
     /// [`BrokerError::UnknownTopic`].
@@ -216,7 +220,7 @@ impl Broker {
         topics.get(name).cloned().ok_or_else(|| BrokerError::UnknownTopic { topic: name.to_owned() })
     }
 
-    /// A topic by name. If the client also says which UUID it expects, the topic must have that one.
+    /// Returns a topic by name. If the client passes the UUID that it expects, the topic must have it.
     ///
     /// # Errors
     /// [`BrokerError::UnknownTopic`], [`BrokerError::UnknownTopicId`].
@@ -229,7 +233,7 @@ impl Broker {
         }
     }
 
-    /// Every topic, by name.
+    /// Returns all topics, sorted by name.
     pub fn topics(&self) -> Vec<Arc<Topic>> {
         self.0.topics.read().values().cloned().collect()
     }

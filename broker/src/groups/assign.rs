@@ -1,4 +1,4 @@
-//! Which member reads which partition: balanced, and a member keeps what it can keep. Pure.
+//! Assigns partitions to members: balanced, with as few moves as possible. These are pure functions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,15 +6,14 @@ use super::members::MemberId;
 use crate::name::TopicName;
 use crate::name::TopicPartition;
 
-/// What each member reads.
+/// The partitions that each member reads.
 pub type Assignment = BTreeMap<MemberId, BTreeSet<TopicPartition>>;
 
 /// Assigns every partition to one member that subscribes to its topic.
 ///
-/// `subscriptions` says which topics each member reads, `current` what each has now, `partitions`
-/// how many each topic has. Members that read the same topics end within one partition of each
-/// other, and a partition moves only where balance demands it (KIP-429's cooperative assignment,
-/// decided by the broker as in KIP-848).
+/// `subscriptions` has the topics that each member reads, `current` the current assignment, and `partitions` the number
+/// of partitions of each topic. The loads of members that read the same topics differ by at most one partition, and a
+/// partition only moves if balance requires it (KIP-429's cooperative assignment, decided by the broker as in KIP-848).
 pub fn assign(
     subscriptions: &BTreeMap<MemberId, BTreeSet<TopicName>>,
     current: &Assignment,
@@ -53,8 +52,8 @@ fn eligible<'a>(
     subscriptions.iter().filter(|(_, topics)| topics.contains(topic)).map(|(id, _)| id)
 }
 
-/// A partition whose move makes the loads more even. Each move lowers the sum of squared loads, so
-/// there is an end.
+/// Returns a partition whose move makes the loads more even, with the members that it moves from and to. Each move
+/// lowers the sum of squared loads, so repeated moves terminate.
 fn improvement(
     subscriptions: &BTreeMap<MemberId, BTreeSet<TopicName>>,
     target: &Assignment,
@@ -114,7 +113,7 @@ mod tests {
                 let (least, most) = (loads.iter().min().unwrap(), loads.iter().max().unwrap());
                 prop_assert!(most - least <= 1, "{:?}", loads);
 
-                // A member loses partitions only down to the fair share.
+                // A member only loses partitions down to the fair share.
                 for (member, owned) in &current {
                     let Some(now) = target.get(member) else { continue };
                     if owned.difference(now).count() > 0 {

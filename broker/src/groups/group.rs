@@ -1,4 +1,4 @@
-//! One group: its offsets, its membership, and the generation that fences what its readers write.
+//! A group: its offsets, its membership, and the generation that fences writes of its readers.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -11,13 +11,13 @@ use crate::error::BrokerError;
 use crate::name::{GroupId, TopicPartition};
 use crate::store::place::{Offset, TopicId};
 
-/// Who a group's readers are.
+/// The kind of a group's readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum GroupKind {
-    /// Clients; the broker assigns.
+    /// Clients, to which the broker assigns partitions.
     Consumer = 1,
-    /// A pipeline's tasks; the runtime assigns.
+    /// The tasks of a pipeline, which the runtime assigns.
     Pipeline = 2,
 }
 
@@ -34,7 +34,7 @@ impl GroupKind {
     }
 }
 
-/// What a pipeline does with its group.
+/// The state of the pipeline that a group belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PipelineState {
     /// Its tasks run.
@@ -55,16 +55,16 @@ impl fmt::Display for PipelineState {
     }
 }
 
-/// Groups that nobody used since these times expire. By the idle clock, in milliseconds since the epoch.
+/// The times since which groups must be unused to expire, by the idle clock, in milliseconds since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdleSince {
-    /// For groups that have committed offsets.
+    /// The time for groups with committed offsets.
     pub with_offsets_ms: i64,
-    /// For groups that have none.
+    /// The time for groups without committed offsets.
     pub without_offsets_ms: i64,
 }
 
-/// One group.
+/// A group.
 pub struct Group {
     id: GroupId,
     kind: GroupKind,
@@ -74,7 +74,7 @@ pub struct Group {
     /// When the group last had a member or committed something, in milliseconds since the epoch by the idle clock.
     active_at_ms: AtomicI64,
     pipeline: Mutex<Option<PipelineState>>,
-    /// Whether it was taken out of the list of groups: it takes no member and no offset any more.
+    /// Whether the group was removed from the list of groups, so that it accepts no members or offsets.
     removed: AtomicBool,
 }
 
@@ -98,17 +98,18 @@ impl Group {
         }
     }
 
-    /// The group's id.
+    /// Returns the group's ID.
     pub fn id(&self) -> &GroupId {
         &self.id
     }
 
-    /// Consumers or a pipeline.
+    /// Returns whether the readers are consumers or a pipeline.
     pub fn kind(&self) -> GroupKind {
         self.kind
     }
 
-    /// Whether the group was deleted since it was looked up. It does not change while [`members`](Self::members) is locked.
+    /// Returns whether the group was deleted after it was looked up. This does not change while
+    /// [`members`](Self::members) is locked.
     pub(crate) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
     }
@@ -120,12 +121,13 @@ impl Group {
 
     // ---- generation
 
-    /// Grows with each assignment; a write of an earlier generation is refused.
+    /// Returns the generation, which grows with each assignment. Writes of an earlier generation are refused.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Ends the current generation: commits of it that are not accepted yet are refused.
+    /// Ends the current generation, so that its commits which are not accepted yet will be refused. Returns the new
+    /// one.
     pub fn next_generation(&self) -> u64 {
         self.generation.fetch_add(1, Ordering::AcqRel) + 1
     }
@@ -140,22 +142,22 @@ impl Group {
 
     // ---- membership
 
-    /// The members, for consumers.
+    /// Locks and returns the members of a consumer group.
     pub fn members(&self) -> parking_lot::MutexGuard<'_, Members> {
         self.members.lock()
     }
 
-    /// For a pipeline's group: what the pipeline does.
+    /// Returns the state of the pipeline, if the group belongs to a pipeline.
     pub fn pipeline_state(&self) -> Option<PipelineState> {
         *self.pipeline.lock()
     }
 
-    /// Says what the pipeline does.
+    /// Sets the state of the pipeline.
     pub fn set_pipeline_state(&self, state: PipelineState) {
         *self.pipeline.lock() = Some(state);
     }
 
-    /// Refuses what would change the offsets while readers use them.
+    /// Returns an error if the group has active readers, which would conflict with changing its offsets.
     ///
     /// # Errors
     /// [`BrokerError::GroupInUse`].
@@ -167,15 +169,15 @@ impl Group {
             GroupKind::Pipeline => return Ok(()),
             GroupKind::Consumer => match self.members.lock().len() {
                 0 => return Ok(()),
-                1 => "1 member reads; stop it first".to_owned(),
-                members => format!("{members} members read; stop them first"),
+                1 => "it has 1 active member; stop it first".to_owned(),
+                members => format!("it has {members} active members; stop them first"),
             },
         };
         Err(BrokerError::GroupInUse { group: self.id.clone(), by })
     }
 
-    /// Refuses a commit of somebody who is no member, or of a partition that is not the member's. The committer asks, so that a
-    /// partition which was given to another member meanwhile is noticed. `epoch` is the member epoch that the commit names.
+    /// Refuses a commit by a non-member, or for partitions that the member does not own. The committer calls this, so
+    /// that it notices partitions that were reassigned meanwhile. `epoch` is the member epoch in the commit.
     pub(crate) fn check_member<'p>(
         &self,
         member: &MemberId,
@@ -207,28 +209,28 @@ impl Group {
 
     // ---- offsets
 
-    /// The offset of the next record to read, where one was committed.
+    /// Returns the offset of the next record to read, if one was committed.
     pub fn committed(&self, topic: TopicId, partition: u32) -> Option<Offset> {
         self.offsets.offset((topic, partition))
     }
 
-    /// All that was committed in a partition.
+    /// Returns the committed offset of a partition with its metadata and commit time.
     pub fn stored_offset(&self, topic: TopicId, partition: u32) -> Option<StoredOffset> {
         self.offsets.get((topic, partition))
     }
 
-    /// Every committed offset.
+    /// Returns all committed offsets.
     pub fn all_committed(&self) -> Vec<(TopicId, u32, Offset)> {
         let all = self.offsets.all().into_iter();
         all.map(|((topic, partition), stored)| (topic, partition, stored.committed.offset)).collect()
     }
 
-    /// Whether an offset was committed in any partition of the topic.
+    /// Returns whether an offset was committed in any partition of the topic.
     pub fn has_committed(&self, topic: TopicId) -> bool {
         self.offsets.has_topic(topic)
     }
 
-    /// Whether the group stands where a change expects it. Committer only.
+    /// Returns an error if the accepted offset is not the expected one. Only the committer calls this.
     pub(crate) fn check_expected(
         &self,
         topic: TopicId,
@@ -242,27 +244,27 @@ impl Group {
         Err(BrokerError::StaleOffset { group: self.id.clone(), topic_id: topic.0, partition, expected, current })
     }
 
-    /// A commit with this offset was accepted. Committer only.
+    /// Notes that a commit with this offset was accepted. Only the committer calls this.
     pub(crate) fn accept_offset(&self, topic: TopicId, partition: u32, offset: Option<&CommittedOffset>) {
         self.offsets.accept((topic, partition), offset.map(|committed| committed.offset));
     }
 
-    /// A commit with this offset is on disk.
+    /// Notes that a commit with this offset is on disk.
     pub(crate) fn store_offset(&self, topic: TopicId, partition: u32, offset: Option<StoredOffset>) {
         self.offsets.store((topic, partition), offset);
     }
 
-    /// Sets an offset that the tables have, at the start.
+    /// Sets an offset from the tables at start.
     pub(crate) fn restore_offset(&self, topic: TopicId, partition: u32, offset: StoredOffset) {
         self.offsets.restore((topic, partition), offset);
     }
 
-    /// What was committed or removed since this was last called, for the tables.
+    /// Returns the offsets that were committed or removed since the last call, for the tables.
     pub(crate) fn take_unsealed(&self) -> Vec<((TopicId, u32), Option<StoredOffset>)> {
         self.offsets.take_unsealed()
     }
 
-    /// All that the tables must have of the group.
+    /// Returns all offsets that the tables must contain for the group.
     pub(crate) fn all_stored(&self) -> Vec<((TopicId, u32), StoredOffset)> {
         self.offsets.all()
     }
@@ -281,13 +283,14 @@ impl Group {
 
     // ---- expiry
 
-    /// The group has a member, or commits something, at this time of the idle clock, in milliseconds since the epoch.
+    /// Notes that the group has a member, or commits something, at this time of the idle clock, in milliseconds since
+    /// the epoch.
     pub(crate) fn set_active(&self, idle_ms: i64) {
         self.active_at_ms.fetch_max(idle_ms, Ordering::Relaxed);
     }
 
-    /// Whether nothing is kept of the group any more (KIP-211): it has no members, and nobody used it for the time that
-    /// is given to groups with offsets, or to those without. Groups of pipelines live as long as their pipelines.
+    /// Returns whether the group has expired (KIP-211): it has no members, and was not used since the time in `since`
+    /// for groups with or without offsets. Groups of pipelines exist as long as their pipelines.
     pub fn is_expired(&self, since: IdleSince) -> bool {
         let since_ms = if self.offsets.is_empty() { since.without_offsets_ms } else { since.with_offsets_ms };
         self.kind == GroupKind::Consumer
@@ -295,13 +298,13 @@ impl Group {
             && self.active_at_ms.load(Ordering::Relaxed) < since_ms
     }
 
-    /// A group that was made and not used yet counts as used from the first time that somebody looks.
+    /// Sets the time of last use to `idle_ms` if the group was created but never used.
     pub(crate) fn set_active_if_never(&self, idle_ms: i64) {
         let _ = self.active_at_ms.compare_exchange(i64::MIN, idle_ms, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Places whose offsets nobody uses: members read, but not in these topics, and the last commit is older than
-    /// `before_ms`, by the wall clock.
+    /// Returns the partitions whose offsets are unused: their topics are not read according to `reads`, and the last
+    /// commit is older than `before_ms` by the wall clock.
     pub(crate) fn expired_offsets(&self, reads: impl Fn(TopicId) -> bool, before_ms: i64) -> Vec<(TopicId, u32)> {
         let all = self.offsets.all().into_iter();
         let expired = all.filter(|((topic, _), stored)| {

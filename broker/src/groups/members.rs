@@ -2,15 +2,15 @@
 //!
 //! ```text
 //!  join ──► owned grows by what is free ◄──────────────┐
-//!             │ another member's join or leave         │
+//!   join ──► owned grows by free partitions ◄───────────┐
 //!             ▼                                        │
 //!           Revoke(what moves) ──► Revoked ──► free ───┘
-//!             │ no Revoked before the member's deadline
+//!           Revoke(moving partitions) ► Revoked ► free ─┘
 //!             ▼
-//!           removed, all that it owned is free
+//!           removed; all that it owned is free
 //! ```
-//! A partition has at most one owner at every moment: it is assigned only when nobody owns it. The state machine takes the
-//! time as an argument; whoever drives it calls [`Members::remove_overdue`] once a deadline has passed.
+//! A partition has at most one owner at any time, because it is only assigned when nobody owns it. The state machine
+//! gets the time as an argument. Its caller must call [`Members::remove_overdue`] when a deadline has passed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -24,10 +24,10 @@ use crate::name::TopicName;
 use crate::name::TopicPartition;
 use crate::store::place::TopicId;
 
-/// Names a member. No other member has its UUID, so a member from before a restart is not taken for another.
+/// Identifies a member. Its UUID is unique, so a member from before a restart is not mistaken for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberId {
-    /// Members of a group are ordered by when they joined.
+    /// Counts joins, so that the members of a group are ordered by when they joined.
     joined: u64,
     uuid: Uuid,
 }
@@ -45,13 +45,13 @@ impl fmt::Display for MemberId {
     }
 }
 
-/// Topics that members may read: the incarnation of each, and how many partitions it has.
+/// Topics that members may read, with the incarnation and the number of partitions of each.
 pub type KnownTopics = BTreeMap<TopicName, (TopicId, u32)>;
 
-/// What the group tells a member.
+/// A notification from the group to a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberEvent {
-    /// The member gets partitions, beside those that it has.
+    /// The member gets partitions in addition to those that it has.
     Assigned {
         /// The group's generation.
         generation: u64,
@@ -60,21 +60,21 @@ pub enum MemberEvent {
         /// All partitions that the member has after this.
         all: Vec<TopicPartition>,
     },
-    /// The member is asked to give partitions back: it commits first, then says so.
+    /// The member must give partitions back. It first commits, and then confirms.
     Revoke {
         /// The group's generation.
         generation: u64,
-        /// The partitions that move.
+        /// The partitions that are moved to other members.
         partitions: Vec<TopicPartition>,
-        /// A member that has not given them back by then is removed.
+        /// When the member is removed if it has not given them back.
         deadline: Instant,
     },
 }
 
-/// How a member joins.
+/// The properties of a member that joins.
 #[derive(Clone, Debug)]
 pub struct NewMember {
-    /// The client's own name for itself; may be empty.
+    /// The name that the client chose for itself. It may be empty.
     pub client_id: String,
     /// The topics that it reads.
     pub topics: BTreeSet<TopicName>,
@@ -82,14 +82,14 @@ pub struct NewMember {
     pub rebalance_timeout: Duration,
 }
 
-/// The circumstances of a change: what the group knows of the world around it.
+/// The context of a change.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances<'a> {
-    /// The generation that the change begins.
+    /// The generation that begins with the change.
     pub generation: u64,
     /// The topics that members may read.
     pub topics: &'a KnownTopics,
-    /// The time.
+    /// The current time.
     pub now: Instant,
 }
 
@@ -100,14 +100,14 @@ struct Member {
     rebalance_timeout: Duration,
     /// The last generation in which the member had nothing left to give back.
     epoch: u64,
-    /// What it may read and commit, with the incarnations of the topics.
+    /// The partitions that it may read and commit, with the incarnations of the topics.
     owned: BTreeMap<TopicPartition, TopicId>,
-    /// The part of `owned` that it was asked to give back.
+    /// The subset of `owned` that it was asked to give back.
     revoking: BTreeSet<TopicPartition>,
-    /// By when it must have done so.
+    /// When it must have given them back.
     deadline: Option<Instant>,
     events: mpsc::UnboundedSender<MemberEvent>,
-    /// Whether it was told of its first assignment.
+    /// Whether it was notified of its first assignment.
     greeted: bool,
 }
 
@@ -122,11 +122,11 @@ pub struct Members {
 }
 
 impl Members {
-    /// Adds a member and assigns anew.
+    /// Adds a member and rebalances.
     pub fn join(&mut self, new: NewMember, of: Circumstances<'_>) -> (MemberId, mpsc::UnboundedReceiver<MemberEvent>) {
         self.joined += 1;
         let id = MemberId { joined: self.joined, uuid: Uuid::new_v4() };
-        // Unbounded, but it holds at most two events for each partition that moves.
+        // The channel is unbounded, but holds at most two events for each partition that moves.
         let (events, receiver) = mpsc::unbounded_channel();
         let NewMember { client_id, topics, rebalance_timeout } = new;
         let member = Member {
@@ -145,25 +145,25 @@ impl Members {
         (id, receiver)
     }
 
-    /// Removes a member; all that it owned is free.
+    /// Removes a member, whose partitions become free, and rebalances.
     pub fn leave(&mut self, id: &MemberId, of: Circumstances<'_>) {
         if self.members.remove(id).is_some() {
             self.rebalance(of);
         }
     }
 
-    /// Whether the deadline of a member has passed.
+    /// Returns whether the deadline of a member has passed.
     pub fn is_overdue(&self, now: Instant) -> bool {
         self.members.values().any(|member| member.deadline.is_some_and(|deadline| deadline <= now))
     }
 
-    /// Removes the members that did not give partitions back by their deadlines. Their events end.
+    /// Removes the members that did not give partitions back by their deadlines. Their event channels are closed.
     pub fn remove_overdue(&mut self, of: Circumstances<'_>) {
         self.members.retain(|_, member| member.deadline.is_none_or(|deadline| of.now < deadline));
         self.rebalance(of);
     }
 
-    /// A member gave partitions back. Those that it was not asked for stay its own.
+    /// Notes that a member gave partitions back. It keeps those that it was not asked for.
     pub fn revoked(&mut self, id: &MemberId, partitions: &[TopicPartition], generation: u64, now: Instant) {
         let Some(member) = self.members.get_mut(id) else { return };
         for partition in partitions {
@@ -174,15 +174,15 @@ impl Members {
         self.reconcile(generation, now);
     }
 
-    /// Assigns anew, after members or topics changed.
+    /// Assigns all partitions again after members or topics changed.
     pub fn rebalance(&mut self, of: Circumstances<'_>) {
         let subscriptions = self.members.iter().map(|(id, member)| (*id, member.topics.clone())).collect();
         let counts = of.topics.iter().map(|(name, (_, count))| (name.clone(), *count)).collect();
         let current = std::mem::take(&mut self.target);
         self.target = assign(&subscriptions, &current, &counts);
         self.topic_ids = of.topics.iter().map(|(name, (id, _))| (name.clone(), *id)).collect();
-        // Partitions that no longer exist, or that belong to a topic made since under the same name, are nobody's; nobody is
-        // asked to give them back.
+        // Partitions that no longer exist, or whose topic was deleted and created again under the same name, have no
+        // owner, and nobody is asked to give them back.
         for member in self.members.values_mut() {
             member.owned.retain(|partition, owned| {
                 let known = of.topics.get(&partition.topic);
@@ -193,20 +193,20 @@ impl Members {
         self.reconcile(of.generation, of.now);
     }
 
-    /// Asks for what moves, and assigns what is free.
+    /// Asks members to give back partitions that move, and assigns free partitions.
     fn reconcile(&mut self, generation: u64, now: Instant) {
         let mut taken: BTreeSet<TopicPartition> = BTreeSet::new();
         for (id, member) in &mut self.members {
             let target = &self.target[id];
-            // A partition that comes back to its owner before the hand-over stays revoked: the
-            // member may have stopped reading it already. It gives it back and gets it again.
+            // If a partition is assigned to its owner again before the hand-over, it stays revoked, because the member
+            // may have stopped reading it already. The member gives it back and gets it again.
             let is_moving =
                 |partition: &&TopicPartition| !target.contains(partition) && !member.revoking.contains(partition);
             let moving: Vec<_> = member.owned.keys().filter(is_moving).cloned().collect();
             if !moving.is_empty() {
                 let deadline = *member.deadline.get_or_insert(now + member.rebalance_timeout);
                 member.revoking.extend(moving.iter().cloned());
-                // A member whose stream just ended is removed in a moment.
+                // Sending fails if the member's stream just ended. The member is then about to be removed.
                 let _ = member.events.send(MemberEvent::Revoke { generation, partitions: moving, deadline });
             }
             if member.revoking.is_empty() {
@@ -227,47 +227,47 @@ impl Members {
         }
     }
 
-    /// Whether the member may commit for a partition of this topic.
+    /// Returns whether the member may commit for a partition of this topic.
     pub fn owns(&self, id: &MemberId, topic: TopicId, partition: &TopicPartition) -> bool {
         self.members.get(id).is_some_and(|member| member.owned.get(partition) == Some(&topic))
     }
 
-    /// The member's epoch (KIP-848). `None` for somebody who is no member.
+    /// Returns the member's epoch (KIP-848), or `None` if it is not a member.
     pub fn epoch(&self, id: &MemberId) -> Option<u64> {
         self.members.get(id).map(|member| member.epoch)
     }
 
-    /// Whether the member is still one.
+    /// Returns whether the member is still in the group.
     pub fn contains(&self, id: &MemberId) -> bool {
         self.members.contains_key(id)
     }
 
-    /// How many there are.
+    /// Returns the number of members.
     pub fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no members.
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
-    /// Whether partitions are on their way from one member to another.
+    /// Returns whether partitions are being moved between members.
     pub fn is_rebalancing(&self) -> bool {
         self.members.values().any(|member| !member.revoking.is_empty())
     }
 
-    /// Whether a member subscribes to this topic.
+    /// Returns whether a member subscribes to this topic.
     pub fn reads(&self, topic: &TopicName) -> bool {
         self.members.values().any(|member| member.topics.contains(topic))
     }
 
-    /// The topics that members subscribe to.
+    /// Returns the topics that members subscribe to.
     pub fn topics(&self) -> BTreeSet<TopicName> {
         self.members.values().flat_map(|member| member.topics.iter().cloned()).collect()
     }
 
-    /// Each member's id, client id and partitions.
+    /// Returns each member's ID, client ID and partitions.
     pub fn describe(&self) -> Vec<(MemberId, String, Vec<TopicPartition>)> {
         let describe = |(id, member): (&MemberId, &Member)| {
             (*id, member.client_id.clone(), member.owned.keys().cloned().collect())
@@ -416,9 +416,9 @@ mod tests {
         let (_, mut of_second) = members.join(new("b"), of(&topics(4), 2));
         assert!(members.is_rebalancing());
         members.rebalance(of(&BTreeMap::new(), 3));
-        assert!(!members.is_rebalancing(), "nobody gives back what is no more");
+        assert!(!members.is_rebalancing(), "nobody gives back partitions of a deleted topic");
         assert!((0..4).all(|number| !members.owns(&first, ID, &partition(number))));
-        // An answer that comes late is none for a topic of that name that was made since.
+        // A late answer must not affect a topic of the same name that was created since.
         members.rebalance(of(&topics(1), 4));
         let owner = members.owns(&first, ID, &partition(0));
         members.revoked(&first, &[partition(0)], 5, Instant::now());
@@ -452,7 +452,7 @@ mod tests {
         let deadline = begin + Duration::from_secs(1) + TIMEOUT;
         let told = events(&mut of_first);
         assert!(matches!(&told[1], MemberEvent::Revoke { deadline: told, .. } if *told == deadline), "{told:?}");
-        // It keeps the epoch of the generation in which it had nothing to give back.
+        // The member keeps the epoch of the last generation in which it had nothing to give back.
         assert_eq!((members.epoch(&first), members.epoch(&second)), (Some(1), Some(2)));
         assert!(!members.is_overdue(deadline - Duration::from_nanos(1)) && members.is_overdue(deadline));
         members.remove_overdue(at(3, TIMEOUT));

@@ -1,6 +1,7 @@
-//! Groups: who reads which partitions, and how far they are. A group has offsets (`offsets.rs`) and one kind of membership:
-//! consumers, to whom the broker assigns partitions (`members.rs`, with `assign.rs` deciding who gets what), or a pipeline,
-//! whose tasks the runtime assigns. Offsets, lag, describe and reset are the same for both.
+//! Groups: which readers read which partitions, and their committed offsets. A group has offsets (`offsets.rs`) and one
+//! kind of membership: either consumers, to which the broker assigns partitions (`members.rs`, with the assignment in
+//! `assign.rs`), or a pipeline, whose tasks the runtime assigns. Offsets, lag, describe and reset are the same for
+//! both.
 
 pub mod assign;
 mod group;
@@ -19,14 +20,14 @@ use crate::error::BrokerError;
 use crate::hash::HashMap;
 use crate::name::GroupId;
 
-/// Every group, by id.
+/// All groups, by ID.
 #[derive(Debug, Default)]
 pub struct Groups {
     groups: RwLock<HashMap<GroupId, Arc<Group>>>,
 }
 
 impl Groups {
-    /// The group of that id, made where there is none.
+    /// Returns the group with this ID, and creates it if it does not exist.
     ///
     /// # Errors
     /// [`BrokerError::GroupOfOtherKind`].
@@ -39,7 +40,7 @@ impl Groups {
         Err(BrokerError::GroupOfOtherKind { group: id.clone(), kind: group.kind().owner() })
     }
 
-    /// The group of that id.
+    /// Returns the group with this ID.
     ///
     /// # Errors
     /// [`BrokerError::UnknownGroup`].
@@ -48,16 +49,16 @@ impl Groups {
         groups.get(id).cloned().ok_or_else(|| BrokerError::UnknownGroup { group: id.to_owned() })
     }
 
-    /// Every group, by id.
+    /// Returns all groups, sorted by ID.
     pub fn all(&self) -> Vec<Arc<Group>> {
         let mut all: Vec<_> = self.groups.read().values().cloned().collect();
         all.sort_by(|a, b| a.id().cmp(b.id()));
         all
     }
 
-    /// Forgets a group whose offsets a commit dropped, unless it has members or offsets again. Whoever looked the group up
-    /// before can't write in it any more, because its generation ends. Only the committer and a start call this: nothing
-    /// is accepted meanwhile.
+    /// Removes a group whose offsets a commit dropped, unless it has members or offsets again. A holder of the group
+    /// that looked it up before can no longer write to it, because its generation ends. Only the committer and the
+    /// start call this, so nothing is accepted meanwhile.
     pub(crate) fn remove(&self, group: &Arc<Group>) {
         let mut groups = self.groups.write();
         let members = group.members();

@@ -1,4 +1,4 @@
-//! Committed offsets of one group: what was accepted, what is on disk, and what the tables do not have yet.
+//! The committed offsets of one group: the accepted ones, those on disk, and those that the tables do not contain yet.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use parking_lot::{Mutex, RwLock};
 use crate::hash::{HashMap, HashSet};
 use crate::store::place::{Offset, Place, TopicId};
 
-/// The longest metadata of a committed offset, in bytes: Kafka's `offset.metadata.max.bytes`.
+/// Maximum size of a committed offset's metadata, in bytes: Kafka's `offset.metadata.max.bytes`.
 pub const METADATA_BYTES_MAX: usize = 4096;
 
-/// What a group commits in a partition.
+/// The position that a group commits in a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommittedOffset {
     /// The offset of the next record to read.
     pub offset: Offset,
-    /// The leader epoch of the last record that was read, where the client knows it (KIP-320).
+    /// The leader epoch of the last record that was read, if the client knows it (KIP-320).
     pub leader_epoch: Option<i32>,
-    /// Text of the client's own, at most [`METADATA_BYTES_MAX`] bytes.
+    /// Text chosen by the client, at most [`METADATA_BYTES_MAX`] bytes.
     pub metadata: Option<Arc<str>>,
 }
 
@@ -27,23 +27,23 @@ impl From<Offset> for CommittedOffset {
     }
 }
 
-/// A committed offset that is on disk, and when it was committed.
+/// A committed offset that is on disk, and its commit time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredOffset {
-    /// What was committed.
+    /// The position.
     pub committed: CommittedOffset,
-    /// Milliseconds since the epoch. `None` where a version that did not store the time wrote it.
+    /// Commit time in milliseconds since the epoch. `None` if it was written by a version that did not store the time.
     pub committed_at_ms: Option<i64>,
 }
 
 /// The offsets of one group.
 #[derive(Debug, Default)]
 pub(super) struct Offsets {
-    /// What the committer has accepted. It is ahead of `stored` while a commit is being written.
+    /// The offsets that the committer has accepted. They are ahead of `stored` while a commit is being written.
     accepted: Mutex<HashMap<Place, Offset>>,
-    /// What is on disk.
+    /// The offsets on disk.
     stored: RwLock<HashMap<Place, StoredOffset>>,
-    /// Places that changed since the journal was last sealed: the tables do not have them yet.
+    /// Places that changed since the journal was last sealed, so that the tables are out of date for them.
     unsealed: Mutex<HashSet<Place>>,
 }
 
@@ -56,7 +56,7 @@ impl Offsets {
         self.stored.read().get(&place).map(|stored| stored.committed.offset)
     }
 
-    /// Every committed offset, by topic and partition.
+    /// Returns all committed offsets, sorted by topic and partition.
     pub(super) fn all(&self) -> Vec<(Place, StoredOffset)> {
         let mut all: Vec<_> = self.stored.read().iter().map(|(place, stored)| (*place, stored.clone())).collect();
         all.sort_unstable_by_key(|(place, _)| *place);
@@ -67,7 +67,7 @@ impl Offsets {
         self.stored.read().keys().any(|(of, _)| *of == topic)
     }
 
-    /// Whether nothing was committed, and nothing is being committed.
+    /// Returns whether nothing was committed, and nothing is being committed.
     pub(super) fn is_empty(&self) -> bool {
         self.accepted.lock().is_empty() && self.stored.read().is_empty()
     }
@@ -89,7 +89,7 @@ impl Offsets {
         self.unsealed.lock().insert(place);
     }
 
-    /// Sets what the tables have, at a start.
+    /// Sets an offset from the tables at start.
     pub(super) fn restore(&self, place: Place, offset: StoredOffset) {
         self.accept(place, Some(offset.committed.offset));
         self.set_stored(place, Some(offset));
@@ -103,7 +103,7 @@ impl Offsets {
         };
     }
 
-    /// What was committed or removed since this was last called.
+    /// Returns the offsets that were committed or removed since the last call.
     pub(super) fn take_unsealed(&self) -> Vec<(Place, Option<StoredOffset>)> {
         let unsealed = std::mem::take(&mut *self.unsealed.lock());
         let stored = self.stored.read();

@@ -60,8 +60,8 @@ pub(crate) struct CleanerOptions {
 }
 
 impl CleanerOptions {
-    /// Producers that are idle for longer than `producer_expiry_ms` are forgotten, and so are the offsets of groups that
-    /// nobody uses for `offsets_retention_ms`.
+    /// Forgets producers that are idle for longer than `producer_expiry_ms`, and removes the offsets of groups that are
+    /// unused for `offsets_retention_ms`.
     pub(crate) fn new(options: &StoreOptions, producer_expiry_ms: u64, offsets_retention_ms: u64) -> Self {
         Self {
             interval: options.cleaning_interval.unwrap_or(INTERVAL),
@@ -150,8 +150,8 @@ impl Cleaner {
         self.queue.is_closed() || self.store.has_failed()
     }
 
-    /// Returns whether the disk has room to write `bytes` more bytes. Appends and sealing have priority. `without` says
-    /// in the log what is not done otherwise.
+    /// Returns whether the disk has room to write `bytes` more bytes. Appends and sealing have priority. If not, logs a
+    /// warning that starts with `without`, which names the work that is not done.
     pub(super) fn has_room(&self, bytes: u64, without: &str) -> Result<bool, Ended> {
         let has_room = self.store.room().for_cleaning(bytes)?;
         if !has_room {

@@ -1,11 +1,10 @@
-//! The sealer: moves a part of the journal to where it stays. Record batches go to segments; the last
-//! accumulator of each key, the last offset of each group and what is remembered of producers go to
-//! their tables. Then one commit makes the segments part of the store and ends that part of the
-//! journal; the commits that follow remove its values, some each.
+//! The sealer moves a part of the journal to its final place. Record batches go to segments. The last accumulator of
+//! each key, the last offset of each group and the state of producers go to their tables. Then one commit makes the
+//! segments part of the store and advances the sealed mark. Each of the following commits removes some of the sealed
+//! values.
 //!
-//! One thread does it beside the commits, in steps short enough that no commit waits long for the disk.
-//! When commits fill the journal faster than it is sealed, they wait for the sealer's progress, a
-//! little each.
+//! A thread does this while commits continue, in steps that are short enough that no commit waits long for the disk. If
+//! commits fill the journal faster than it is sealed, each of them waits a little for the sealer's progress.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -34,49 +33,51 @@ use crate::store::place::{Place, TopicId};
 use crate::store::segment::{Piece, SegmentMeta, SegmentWriter, pieces};
 use crate::store::{Count, Namespace, SLICE_ROWS, Store, StoreError, Tables, spawn};
 
-/// A topic with at least this many bytes in a part of the journal gets a segment of its own; the others
-/// share one, so that many small topics cost no file each.
+/// A topic with at least this many bytes in a part of the journal gets its own segment. The others share one, so that
+/// many small topics do not each cost a file.
 const OWN_SEGMENT_BYTES_MIN: u64 = 8 << 20;
 
-/// With no part to seal for this time, values that are sealed are removed all the same.
+/// If there was no part to seal for this long, the sealer makes a commit to remove sealed values.
 const IDLE: Duration = Duration::from_millis(50);
 
-/// A full disk is tried again after this time: what is to be sealed is safe in the journal.
+/// How long to wait before a full disk is tried again. The data to be sealed is safe in the journal meanwhile.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
 
-/// The journal is sealed in parts of at least this fraction of what it keeps. Under full load they are twice as long, and
-/// there are two: one that is sealed, and one that fills.
+/// The journal is sealed in parts of at least this fraction of its maximum size. Under full load the parts are twice as
+/// large, and there are two: one that is being sealed, and one that fills.
 const PARTS_OF_JOURNAL: u64 = 4;
 
-/// The part of a journal's part that commits may be ahead of the sealer, or behind the most they may be.
+/// Commits may be ahead of the sealer by this fraction of a part, and stay below the maximum by the same amount until
+/// the sealer is done.
 const SLACK_FRACTION: u64 = 4;
 
-/// What a row of state counts as, in bytes, beside the bytes of batches: both take about as long.
+/// The weight of a row of state in the sealer's progress, in bytes of batches. Both take about the same time.
 const STATE_ROW_BYTES: u64 = 256;
 
 /// A part of the journal to be sealed.
 #[derive(Debug)]
 pub(crate) struct SealJob {
-    /// Its sequence numbers.
+    /// Sequence numbers of its values.
     pub(crate) journal: Range<u64>,
-    /// Its bytes.
+    /// Size in bytes.
     pub(crate) bytes: u64,
-    /// What aggregates changed in it.
+    /// The changes to the state of aggregates in it.
     pub(crate) frozen: Vec<Frozen>,
 }
 
-/// How far the sealer is.
+/// Progress of the sealer.
 #[derive(Debug, Default)]
 struct Progress {
     sealing: bool,
-    /// Bytes of the part that is being sealed.
+    /// Size of the part that is being sealed, in bytes.
     part_bytes: u64,
     stopped: bool,
     done: u64,
     total: u64,
-    /// Upkeep that the committer has not taken yet: it must not wait for the sealer in turn.
+    /// Whether the sealer has queued upkeep that the committer has not taken yet. The committer must then not wait for
+    /// the sealer.
     upkeep: bool,
-    /// It waits for room on the disk: the committer must not wait for that.
+    /// Whether the sealer waits for free disk space. The committer must not wait for that.
     disk_full: bool,
 }
 
@@ -84,7 +85,7 @@ struct Progress {
 struct Shared {
     progress: Mutex<Progress>,
     moved: Condvar,
-    /// Journal values that are sealed and still there.
+    /// Number of journal values that are sealed but not yet removed.
     sealed_values: AtomicU64,
     /// Groups that were dropped since the last part was sealed.
     dropped_groups: Mutex<Vec<String>>,
@@ -99,7 +100,7 @@ pub(crate) struct SealerHandle {
 }
 
 impl SealerHandle {
-    /// Whether so many bytes are to be sealed now.
+    /// Returns whether a part of `unsealed_bytes` is to be sealed now.
     pub(crate) fn is_due(&self, unsealed_bytes: u64) -> bool {
         unsealed_bytes >= self.seal_bytes() && !self.shared.progress.lock().sealing
     }
@@ -108,12 +109,12 @@ impl SealerHandle {
         let mut progress = self.shared.progress.lock();
         *progress = Progress { sealing: true, part_bytes: job.bytes, done: 0, total: 0, ..*progress };
         drop(progress);
-        // A sealer that ended said why: the store has failed.
+        // If the sealer has ended, it has reported the reason and failed the store.
         let _ = self.jobs.send(job);
     }
 
-    /// Waits while the journal is ahead of the sealer: the next part fills as the one before is sealed, so that each
-    /// commit waits a little, and none for long.
+    /// Waits while the journal is ahead of the sealer. The next part fills at the rate at which the previous one is
+    /// sealed, so that each commit waits a little and none waits long.
     pub(crate) fn wait_until_allowed(&self, unsealed_bytes: u64) {
         let mut progress = self.shared.progress.lock();
         loop {
@@ -125,14 +126,15 @@ impl SealerHandle {
         }
     }
 
-    /// The journal is handed over in parts of this many bytes or more.
+    /// Returns the minimum size of a part, in bytes.
     fn seal_bytes(&self) -> u64 {
         self.journal_bytes_max / PARTS_OF_JOURNAL
     }
 
-    /// How full the next part may be while the one before is being sealed: at most twice as long as a part is, and both
-    /// together no longer than the journal may be. After a crash all that it held is one part. Some of that is there at
-    /// once, and some is left for the end, which takes a while and counts as nothing.
+    /// Returns how large the next part may be while the previous one is being sealed: at most twice the minimum size of
+    /// a part, and both together at most the journal's maximum size. After a crash the whole journal is one part. Some
+    /// of this is allowed immediately, and some only at the end, because the last steps take a while but do not count
+    /// as progress.
     fn allowed_bytes(&self, &Progress { part_bytes, done, total, .. }: &Progress) -> u64 {
         let most = (2 * self.seal_bytes()).min(self.journal_bytes_max.saturating_sub(part_bytes));
         if total > 0 && done >= total {
@@ -143,24 +145,24 @@ impl SealerHandle {
         slack + ((most - 2 * slack) as f64 * share) as u64
     }
 
-    /// Whether the sealer has upkeep that the committer has not taken yet.
+    /// Returns whether the sealer has upkeep that the committer has not taken yet.
     pub(crate) fn has_upkeep(&self) -> bool {
         let progress = self.shared.progress.lock();
         progress.upkeep && !progress.stopped
     }
 
-    /// The committer has taken it. The sealer itself may learn of that much later, and commits that go on meanwhile
-    /// must wait again.
+    /// Notes that the committer has taken the upkeep. The sealer itself may notice this much later, and later commits
+    /// must wait for its progress again.
     pub(crate) fn upkeep_taken(&self) {
         self.shared.progress.lock().upkeep = false;
     }
 
-    /// Whether it waits for room on the disk.
+    /// Returns whether the sealer waits for free disk space.
     pub(crate) fn is_disk_full(&self) -> bool {
         self.shared.progress.lock().disk_full
     }
 
-    /// Says how many sealed values the journal still has.
+    /// Sets how many sealed values the journal still has.
     pub(crate) fn set_sealed_values(&self, values: u64) {
         self.shared.sealed_values.store(values, Ordering::Relaxed);
     }
@@ -170,7 +172,7 @@ impl SealerHandle {
     }
 }
 
-/// The thread's side.
+/// The side of the sealer's thread.
 pub(crate) struct Sealer {
     store: Arc<Store>,
     domain: Arc<Domain>,
@@ -179,13 +181,13 @@ pub(crate) struct Sealer {
     shared: Arc<Shared>,
 }
 
-/// What connects committer and sealer, before either runs.
+/// The shared parts of committer and sealer, before either runs.
 pub(crate) struct SealerStart {
     shared: Arc<Shared>,
     jobs: mpsc::Receiver<SealJob>,
 }
 
-/// The two sides of a sealer for a journal that keeps so many bytes.
+/// Returns the two sides of a sealer for a journal of at most `journal_bytes_max` bytes.
 pub(crate) fn sealer(journal_bytes_max: u64) -> (SealerHandle, SealerStart) {
     let shared = Arc::new(Shared::default());
     let (sender, jobs) = mpsc::channel();
@@ -193,7 +195,7 @@ pub(crate) fn sealer(journal_bytes_max: u64) -> (SealerHandle, SealerStart) {
 }
 
 impl SealerStart {
-    /// Starts the thread; it ends with the committer.
+    /// Starts the thread. It ends with the committer.
     pub(crate) fn start(
         self,
         store: Arc<Store>,
@@ -208,7 +210,7 @@ impl SealerStart {
 
 impl Sealer {
     fn run(self) {
-        // Committers must not wait for a sealer that is gone, however it went.
+        // The committer must not wait for a sealer that has ended, whatever the reason.
         let _stopped = OnEnd(&self.shared);
         let _failed = self.queue.fail_on_panic("the sealer");
         let mut swept = Vec::new();
@@ -217,7 +219,7 @@ impl Sealer {
             let job = if are_left { self.jobs.recv_timeout(IDLE) } else { self.jobs.recv().map_err(Into::into) };
             let next = match job {
                 Ok(job) => self.seal(job, &mut swept),
-                // A commit removes some; with none to come, one is made for that.
+                // Every commit removes some values. If there is none, an empty one is made.
                 Err(RecvTimeoutError::Timeout) => self.commit(Upkeep::default()),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
@@ -226,12 +228,12 @@ impl Sealer {
             }
         };
         if let Err(Ended::Failed(error)) = ended {
-            tracing::error!(%error, "the journal can't be sealed: no more writes are taken");
+            tracing::error!(%error, "the journal cannot be sealed: no more writes are accepted");
             self.queue.fail(error);
         }
     }
 
-    /// `swept` is up to where the table of producers was looked through.
+    /// Seals a part of the journal. `swept` is the key up to which the table of producers was searched.
     fn seal(&self, job: SealJob, swept: &mut Vec<u8>) -> Result<(), Ended> {
         let (plan, gone) = self.plan(job.journal.end);
         let rows: usize = job.frozen.iter().map(Frozen::len).sum();
@@ -248,7 +250,7 @@ impl Sealer {
         self.state(job.frozen, job.journal.end)?;
         upkeep.sealed_to = Some(job.journal.end);
         self.commit(upkeep)?;
-        // Where records of a partition were sealed, they went with those.
+        // Runs of partitions that also had sealed records were forgotten together with these.
         numbered.values().for_each(|(partition, _)| partition.forget_gone(job.journal.end));
         self.shared.progress.lock().sealing = false;
         self.shared.moved.notify_all();
@@ -268,7 +270,7 @@ impl Sealer {
 
     // ---- batches
 
-    /// The runs of each topic that the journal holds before `to`, and those that retention took already.
+    /// Returns the runs of each topic in the journal before `to`, and those that retention has already deleted.
     fn plan(&self, to: u64) -> (BTreeMap<TopicId, TopicRuns>, Vec<PartitionRuns>) {
         let mut plan: BTreeMap<TopicId, TopicRuns> = BTreeMap::new();
         let mut all_gone = Vec::new();
@@ -288,7 +290,7 @@ impl Sealer {
         (plan, all_gone)
     }
 
-    /// What runs say of producers that are not sealed themselves.
+    /// Returns the headers of batches of idempotent producers in runs that are not sealed themselves.
     fn numbered(&self, gone: Vec<PartitionRuns>) -> Result<Numbered, Ended> {
         let mut numbered = Numbered::new();
         for (partition, runs) in gone {
@@ -316,7 +318,7 @@ impl Sealer {
         Ok(upkeep)
     }
 
-    /// One segment of these partitions, sorted by topic and number.
+    /// Writes one segment of these partitions, which are sorted by topic and number.
     fn segment(&self, partitions: &[PartitionRuns], upkeep: &mut Upkeep, numbered: &mut Numbered) -> Result<(), Ended> {
         let done = self.shared.progress.lock().done;
         let (meta, headers) = loop {
@@ -339,7 +341,7 @@ impl Sealer {
         Ok(())
     }
 
-    /// With the headers of each partition's batches of idempotent producers.
+    /// Also returns the headers of each partition's batches of idempotent producers.
     fn try_segment(&self, partitions: &[PartitionRuns]) -> Result<(SegmentMeta, Vec<Vec<BatchHeader>>), Ended> {
         let registry = self.store.registry();
         let mut writer = registry.create()?;
@@ -362,18 +364,18 @@ impl Sealer {
         Ok((registry.finish(writer)?, all_headers))
     }
 
-    /// Waits until the disk has room for more than the commits may need.
+    /// Waits until the disk has more free space than the commits may need.
     fn wait_for_room(&self) -> Result<(), Ended> {
         while !self.store.room().for_sealing()? {
-            self.disk_is_full("what is left is for the commits")?;
+            self.disk_is_full("the rest is reserved for commits")?;
         }
         Ok(())
     }
 
-    /// Says so, and waits a little.
+    /// Logs that the disk is full, and waits for a moment.
     fn disk_is_full(&self, reason: &str) -> Result<(), Ended> {
         if !std::mem::replace(&mut self.shared.progress.lock().disk_full, true) {
-            tracing::warn!(reason, "the disk is full: appends are refused, and sealing goes on when there is room");
+            tracing::warn!(reason, "the disk is full: appends are refused, and sealing continues when there is room");
         }
         self.shared.moved.notify_all();
         if self.queue.is_closed() {
@@ -385,14 +387,14 @@ impl Sealer {
 
     fn disk_has_room(&self) {
         if std::mem::take(&mut self.shared.progress.lock().disk_full) {
-            tracing::info!("the disk has room again: sealing goes on");
+            tracing::info!("the disk has room again: sealing continues");
         }
     }
 
     // ---- tables
 
-    /// What the sealed batches say of their producers, over what the tables remember: so the tables know of
-    /// no batch that was not in the log. Returns how many rows that were.
+    /// Writes the state of the producers of the sealed batches to the tables, based on their state there. The tables
+    /// therefore only know of batches that are in the log. Returns the number of rows.
     fn producers(&self, numbered: &Numbered) -> Result<usize, Ended> {
         let (tables, now_ms) = (self.store.tables(), self.domain.idle.now_ms());
         let mut rows = Vec::new();
@@ -414,8 +416,9 @@ impl Sealer {
         Ok(rows.len())
     }
 
-    /// What memory has forgotten of producers, and what is left of those of deleted topics, goes from the table: of so
-    /// many rows from `swept` on, more than were written, so that the table does not grow with every producer ever seen.
+    /// Removes producers from the table that memory has forgotten, or that belong to deleted topics. Examines `rows`
+    /// rows from `swept` on. This is more than were written, so that the table does not grow with every producer ever
+    /// seen.
     fn forget_producers(&self, rows: usize, swept: &mut Vec<u8>) -> Result<(), Ended> {
         let tables = self.store.tables();
         let partitions: HashMap<Place, Arc<Partition>> = {
@@ -444,13 +447,14 @@ impl Sealer {
         let mut taken = Vec::new();
         for group in self.domain.groups.all() {
             let mut offsets = group.take_unsealed();
-            // What it committed after it was made again may be in the tables already, and went with the rest.
+            // Offsets that the group committed after it was created again may already be in the tables, and were
+            // removed with the rest.
             if dropped.iter().any(|dropped| dropped == group.id().as_str()) {
                 offsets = group.all_stored().into_iter().map(|(place, stored)| (place, Some(stored))).collect();
             }
             taken.push((group, offsets));
         }
-        // Looked up afterwards: a topic of an offset that is not there now was deleted since.
+        // This comes after the offsets: a topic that does not exist now was deleted.
         let topics: HashSet<TopicId> = self.domain.topics.read().values().map(|topic| topic.id()).collect();
         let mut rows = Vec::new();
         for (group, offsets) in taken {
@@ -505,7 +509,7 @@ impl Sealer {
     }
 }
 
-/// A topic's part of what is sealed.
+/// The runs of a topic in the part that is sealed.
 #[derive(Debug, Default)]
 struct TopicRuns {
     bytes: u64,
@@ -514,7 +518,7 @@ struct TopicRuns {
 
 type PartitionRuns = (Arc<Partition>, Vec<Run>);
 
-/// The batches of idempotent producers that partitions have in what is sealed, in the order of offsets.
+/// The batches of idempotent producers in the part that is sealed, by partition and in offset order.
 type Numbered = BTreeMap<Place, (Arc<Partition>, Vec<BatchHeader>)>;
 
 fn numbered_header(piece: Piece) -> Option<BatchHeader> {
@@ -524,8 +528,8 @@ fn numbered_header(piece: Piece) -> Option<BatchHeader> {
     }
 }
 
-/// Copies a run's batches, and notes those of idempotent producers. One that the disk damaged stays as it is
-/// and is marked: its offsets are lost, and no others.
+/// Copies the batches of a run, and notes those of idempotent producers. A damaged batch is copied unchanged and marked
+/// as damaged, so that only its own offsets are lost.
 fn copy_run(
     writer: &mut SegmentWriter,
     bytes: &Bytes,
@@ -542,7 +546,7 @@ fn copy_run(
     Ok(())
 }
 
-/// However the sealer ends: nobody waits for its progress any more.
+/// Wakes all threads that wait for the sealer's progress when it ends, whatever the reason.
 struct OnEnd<'a>(&'a Shared);
 
 impl Drop for OnEnd<'_> {
@@ -556,7 +560,7 @@ impl Drop for OnEnd<'_> {
 mod tests {
     use super::*;
 
-    /// Quarters of 100 bytes.
+    /// Four parts of 100 bytes.
     const JOURNAL_BYTES: u64 = 400;
 
     fn allowed(part_bytes: u64, done: u64, total: u64) -> u64 {
@@ -571,12 +575,13 @@ mod tests {
             for done in 0..=100 {
                 let allowed = allowed(part_bytes, done, 100);
                 assert!(allowed <= JOURNAL_BYTES.saturating_sub(part_bytes), "{allowed} beside {part_bytes}");
-                assert!(allowed <= JOURNAL_BYTES / 2, "no part is longer than half of it");
+                assert!(allowed <= JOURNAL_BYTES / 2, "no part is larger than half of it");
                 assert!(allowed >= before, "it grows with the sealer's progress");
                 before = allowed;
             }
         }
-        // In steady load: a quarter of a part at once, all but that before the end, and then half of the journal.
+        // In steady load: a quarter of a part immediately, all but a quarter before the end, and then half of the
+        // journal.
         assert_eq!([0, 50, 99, 100].map(|done| allowed(200, done, 100)), [25, 100, 173, 200]);
         assert_eq!(allowed(200, 0, 0), 25, "it is not known yet how much there is to do");
         assert_eq!(allowed(350, 100, 100), 50);
@@ -590,7 +595,7 @@ mod tests {
             *handle.shared.progress.lock() = progress;
             let waiting = std::thread::scope(|scope| {
                 let waiting = scope.spawn(|| handle.wait_until_allowed(unsealed_bytes));
-                // One that has to wait waits until the sealer is gone.
+                // A commit that has to wait does so until the sealer has ended.
                 let passed = !is_waiting(&handle, &waiting);
                 handle.shared.progress.lock().stopped = true;
                 handle.shared.moved.notify_all();
@@ -607,13 +612,14 @@ mod tests {
         assert!(passes(Progress { stopped: true, ..sealing() }, 100), "nobody seals any more");
     }
 
-    /// Whether the thread is in its wait: it ended, or it holds the lock of the progress no more and waits to be woken.
+    /// Returns whether the thread waits: true once it has released the lock on the progress and can be woken, false if
+    /// it ended.
     fn is_waiting(handle: &SealerHandle, thread: &std::thread::ScopedJoinHandle<'_, ()>) -> bool {
         loop {
             if thread.is_finished() {
                 return false;
             }
-            // Wakes one thread that waits; it sees the same progress, and waits on.
+            // This wakes one waiting thread, which sees the same progress and waits again.
             let _progress = handle.shared.progress.lock();
             if handle.shared.moved.notify_one() {
                 return true;

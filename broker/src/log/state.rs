@@ -1,9 +1,9 @@
 //! The accumulators of aggregate stages.
 //!
-//! A store is one stage's state, `pipeline/stage`; it is divided by the partition of the task that
-//! owns it, and a partition by namespaces, whose keys do not meet. Only committed changes are here. What the journal holds is in memory, in two layers: the
-//! `young` one takes what commits bring; when the sealer begins, it becomes the `old` one and stays
-//! until the tables have all of it. A look-up asks young, old, and then the tables.
+//! A store is the state of one stage, named `pipeline/stage`. It is divided by the partition of the task that owns it,
+//! and each partition into namespaces with separate keys. Only committed changes are here. The changes in the journal
+//! are in memory in two layers. Commits change the `young` layer. When the sealer begins, it becomes the `old` layer,
+//! which is kept until the tables contain all of it. A look-up checks young, then old, and then the tables.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,25 +20,25 @@ use crate::store::{Count, KeyRange, Namespace, StateChange, StatePlace, StoreErr
 /// A key and its accumulator.
 pub type KeyAndAccumulator = (Vec<u8>, Vec<u8>);
 
-/// Accumulators by key; `None` for a key that was removed.
+/// Accumulators by key, with `None` for a removed key.
 type Entries = HashMap<Box<[u8]>, Option<Box<[u8]>>>;
 
-/// Changes of a part of the journal.
+/// The changes of a part of the journal.
 #[derive(Debug, Default)]
 struct Layer {
     entries: Entries,
-    /// The store was dropped before these changes: what is older is not to be seen.
+    /// Whether the store was dropped before these changes, so that older layers and the tables are hidden.
     hides_older: bool,
-    /// Keys that were removed before these changes, and not set since.
+    /// Keys that were removed before these changes and not set since.
     removed: Removed,
 }
 
-/// Disjoint ranges of keys: the end of each by its begin; `None` where it has none.
+/// Disjoint ranges of keys: the end of each range by its start, with `None` if it has no end.
 #[derive(Clone, Debug, Default)]
 struct Removed(BTreeMap<Box<[u8]>, Option<Box<[u8]>>>);
 
 impl Removed {
-    /// Adds a range; ranges that meet become one.
+    /// Adds a range. Overlapping and adjacent ranges are merged.
     fn add(&mut self, KeyRange { from, to }: &KeyRange) {
         if to.as_ref().is_some_and(|to| to <= from) {
             return;
@@ -47,7 +47,7 @@ impl Removed {
             (from.as_slice().into(), to.as_deref().map(Into::into));
         let reaches = |end: &Option<Box<[u8]>>, key: &[u8]| end.as_deref().is_none_or(|end| key <= end);
         loop {
-            // The last range that begins no later than this one ends.
+            // The last range that starts no later than this one ends.
             let met = match &to {
                 Some(to) => self.0.range::<[u8], _>((Unbounded, Included(&**to))).next_back(),
                 None => self.0.iter().next_back(),
@@ -71,7 +71,7 @@ impl Removed {
     }
 }
 
-/// One namespace of one partition of a store: the accumulators, unless another one was asked for.
+/// A namespace of a partition of a store. By default it is the one of the accumulators.
 pub struct StatePartition {
     store: Arc<str>,
     number: u32,
@@ -80,7 +80,7 @@ pub struct StatePartition {
     young: RwLock<Layer>,
     old: RwLock<Option<Arc<Layer>>>,
     keys: AtomicI64,
-    /// `keys` counts the journal's changes up to this sequence number, before the start.
+    /// `keys` includes all changes of the journal before this sequence number.
     counted_to: AtomicU64,
 }
 
@@ -90,7 +90,7 @@ impl fmt::Debug for StatePartition {
     }
 }
 
-/// What a layer has of a key.
+/// The result of looking up a key in a layer.
 enum Seen<'a> {
     Here(Option<&'a [u8]>),
     Older,
@@ -128,11 +128,11 @@ impl StatePartition {
         StatePlace { store: &self.store, partition: self.number, namespace: self.namespace }
     }
 
-    /// Calls `found` with the accumulator of each key in turn. Blocks on the disk for what memory does
-    /// not hold.
+    /// Calls `found` with the accumulator of each key, in the order of `keys`. Blocks on disk reads for keys that are
+    /// not in memory.
     ///
     /// # Errors
-    /// What the disk says.
+    /// An I/O or database error.
     pub fn look_up<'k>(
         &self,
         keys: impl Iterator<Item = &'k [u8]>,
@@ -142,7 +142,8 @@ impl StatePartition {
         let mut older: Vec<(usize, &'k [u8])> = Vec::new();
         {
             let young = self.young.read();
-            // After young: what moves from there to old meanwhile is then found here.
+            // The old layer is read after the young one, so that changes that move from young to old meanwhile are
+            // found here.
             let old = self.old.read().clone();
             for (index, key) in keys.enumerate() {
                 let mut seen = young.get(key);
@@ -175,26 +176,26 @@ impl StatePartition {
         Ok(())
     }
 
-    /// The accumulator of one key.
+    /// Returns the accumulator of one key.
     ///
     /// # Errors
-    /// What the disk says.
+    /// An I/O or database error.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let mut found = None;
         self.look_up(std::iter::once(key), |entry| found = entry.map(<[u8]>::to_vec))?;
         Ok(found)
     }
 
-    /// Up to `max` keys that begin with `prefix`, in no particular order. Each has the accumulator that it had when
-    /// the scan began, or a newer one; a key that comes or goes meanwhile may be among them or not.
+    /// Returns up to `max` keys that start with `prefix`, in no particular order. Each comes with the accumulator that
+    /// it had when the scan began or with a newer one. A key that is added or removed meanwhile may be included or not.
     ///
     /// # Errors
-    /// What the disk says.
+    /// An I/O or database error.
     pub fn scan(&self, prefix: &[u8], max: usize) -> Result<Vec<KeyAndAccumulator>, StoreError> {
         let mut found = Vec::new();
         let mut hides_tables = false;
-        // What memory had when the scan began. What the sealer moves to the tables meanwhile is in no layer any
-        // more, and the tables are read as they were before.
+        // The keys in memory when the scan began. If the sealer moves some to the tables meanwhile, they are no longer
+        // in any layer, although the tables may have been read in their earlier state.
         let mut young_keys: HashSet<Box<[u8]>> = HashSet::default();
         let mut young_removed = Removed::default();
         let old = {
@@ -220,7 +221,7 @@ impl StatePartition {
         if found.len() == max || hides_tables {
             return Ok(found);
         }
-        // Without the locks: commits go on meanwhile.
+        // The locks are released here, so that commits continue during the scan.
         self.tables.state_scan(self.place(), prefix, |key, accumulator| {
             let was_young = young_keys.contains(key) || young_removed.has(key);
             let was_in_memory = was_young || old.as_deref().is_some_and(|old| old.has(key));
@@ -232,12 +233,12 @@ impl StatePartition {
         Ok(found)
     }
 
-    /// How many keys it has.
+    /// Returns the number of keys.
     pub fn len(&self) -> usize {
         usize::try_from(self.keys.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
-    /// Whether it has none.
+    /// Returns whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -257,7 +258,7 @@ impl StatePartition {
         for (key, accumulator) in keys.iter().zip(accumulators.iter()) {
             let Some(key) = key else { continue };
             match (entries.get_mut(key), accumulator) {
-                // The usual accumulator keeps its size: no allocation.
+                // Accumulators usually keep their size, in which case nothing is allocated.
                 (Some(Some(old)), Some(new)) if old.len() == new.len() => old.copy_from_slice(new),
                 (Some(entry), new) => *entry = new.map(Into::into),
                 (None, new) => {
@@ -277,12 +278,12 @@ impl StatePartition {
         }
     }
 
-    /// Whether a change at this sequence number is not counted yet.
+    /// Returns whether a change at this sequence number has not been counted yet.
     fn counts(&self, seq: u64) -> bool {
         seq >= self.counted_to.load(Ordering::Relaxed)
     }
 
-    /// The young layer becomes the old one.
+    /// Makes the young layer the old one.
     fn freeze(&self) -> Arc<Layer> {
         let mut young = self.young.write();
         let frozen = Arc::new(std::mem::take(&mut *young));
@@ -291,22 +292,22 @@ impl StatePartition {
     }
 }
 
-/// The namespaces of one store's partitions.
+/// The namespaces of the partitions of a store.
 type Partitions = BTreeMap<(u32, Namespace), Arc<StatePartition>>;
 
-/// Every store's committed accumulators.
+/// The committed accumulators of all stores.
 #[derive(Debug)]
 pub struct StateIndex {
     tables: Arc<Tables>,
     stores: RwLock<HashMap<Arc<str>, Partitions>>,
 }
 
-/// What one partition of a store changed in the part of the journal that is being sealed.
+/// The changes to one partition of a store in the part of the journal that is being sealed.
 #[derive(Debug)]
 pub(crate) struct Frozen {
     partition: Arc<StatePartition>,
     layer: Arc<Layer>,
-    /// Keys it had when it was frozen.
+    /// Number of keys when it was frozen.
     pub(crate) keys: i64,
 }
 
@@ -319,7 +320,7 @@ impl Frozen {
         self.partition.place()
     }
 
-    /// Ranges of keys to remove before the changes are made.
+    /// Returns the ranges of keys to remove before the changes are applied.
     pub(crate) fn removed(&self) -> impl Iterator<Item = KeyRange> {
         self.layer
             .removed
@@ -328,24 +329,24 @@ impl Frozen {
             .map(|(from, to)| KeyRange { from: from.to_vec(), to: to.as_deref().map(<[u8]>::to_vec) })
     }
 
-    /// Whether the store was dropped: its older keys are to be removed from the tables.
+    /// Returns whether the store was dropped, so that its older keys must be removed from the tables.
     pub(crate) fn drops_older(&self) -> bool {
         self.layer.hides_older
     }
 
-    /// How many keys changed.
+    /// Returns the number of changed keys.
     pub(crate) fn len(&self) -> usize {
         self.layer.entries.len()
     }
 
-    /// The changes, by key.
+    /// Returns the changes, sorted by key.
     pub(crate) fn sorted(&self) -> Vec<(&[u8], Option<&[u8]>)> {
         let mut rows: Vec<_> = self.layer.entries.iter().map(|(key, entry)| (&**key, entry.as_deref())).collect();
         rows.sort_unstable_by_key(|(key, _)| *key);
         rows
     }
 
-    /// The tables have it all.
+    /// Releases the old layer once the tables contain all of it.
     pub(crate) fn release(self) {
         *self.partition.old.write() = None;
     }
@@ -356,12 +357,12 @@ impl StateIndex {
         Self { tables, stores: RwLock::default() }
     }
 
-    /// The accumulators of one partition of a store; made empty where there are none.
+    /// Returns the accumulators of a partition of a store. Creates them empty if there are none.
     pub fn partition(&self, store: &str, partition: u32) -> Arc<StatePartition> {
         self.namespace(store, partition, Namespace::VALUES)
     }
 
-    /// One namespace of one partition of a store; made empty where there is none.
+    /// Returns a namespace of a partition of a store. Creates it empty if it does not exist.
     pub fn namespace(&self, store: &str, partition: u32, namespace: Namespace) -> Arc<StatePartition> {
         let key = (partition, namespace);
         if let Some(found) = self.stores.read().get(store).and_then(|parts| parts.get(&key)) {
@@ -373,7 +374,7 @@ impl StateIndex {
         stores.entry(store.clone()).or_default().entry(key).or_insert_with(new).clone()
     }
 
-    /// The partitions of a store that have accumulators, by number.
+    /// Returns the partitions of a store that have accumulators, sorted by number.
     pub fn partitions(&self, store: &str) -> Vec<(u32, Arc<StatePartition>)> {
         let stores = self.stores.read();
         let partitions = stores.get(store).into_iter().flatten();
@@ -381,26 +382,27 @@ impl StateIndex {
         values.map(|((number, _), partition)| (*number, partition.clone())).collect()
     }
 
-    /// What the tables say of a partition: how many keys, counted up to which sequence number.
+    /// Sets the number of keys of a partition and the sequence number up to which they are counted, as read from the
+    /// tables.
     pub(crate) fn set_count(&self, store: &str, partition: u32, count: Count) {
         let partition = self.partition(store, partition);
         partition.keys.store(count.keys, Ordering::Relaxed);
         partition.counted_to.store(count.counted_to, Ordering::Relaxed);
     }
 
-    /// Makes a change visible whose commit began at sequence number `seq`.
+    /// Makes a change visible whose commit's blob starts at sequence number `seq`.
     pub(crate) fn apply(&self, change: &StateChange, seq: u64) {
         self.namespace(&change.store, change.partition, change.namespace).apply(change, seq);
     }
 
-    /// Empties a store, as [`StateIndex::apply`].
+    /// Empties a store in the same way as [`StateIndex::apply`].
     pub(crate) fn drop_store(&self, store: &str, seq: u64) {
         let stores = self.stores.read();
         stores.get(store).into_iter().flatten().for_each(|(_, partition)| partition.clear(seq));
     }
 
-    /// Sets apart what changed since the last time, for the sealer. The commits' thread calls it,
-    /// between two commits.
+    /// Returns what has changed since the last call, for the sealer. The committer's thread calls it between two
+    /// commits.
     pub(crate) fn freeze(&self) -> Vec<Frozen> {
         let stores = self.stores.read();
         let partitions = stores.values().flat_map(BTreeMap::values);

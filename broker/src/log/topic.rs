@@ -1,4 +1,4 @@
-//! Topics: names, settings and what may be altered of them, and the partitions of each.
+//! Topics: their names, settings, alterations and partitions.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,45 +12,43 @@ use crate::name::TopicName;
 use crate::name::TopicPartition;
 use crate::store::place::TopicId;
 
-/// Partitions that one topic may have: what the curve of commits over partitions was measured to.
+/// Maximum number of partitions of a topic. The time of commits was measured up to this number of partitions.
 pub const PARTITIONS_MAX: u32 = 10_000;
 
-/// The largest record batch that a topic takes unless its settings say otherwise: Kafka's
-/// `message.max.bytes`, 1 MiB and the 12 bytes of a batch's log overhead.
+/// Default maximum size of a record batch in bytes: Kafka's `message.max.bytes`, 1 MiB plus the 12 bytes of a batch's
+/// log overhead.
 pub const BATCH_BYTES_MAX_DEFAULT: usize = 1_048_588;
 
-/// The largest `batch_bytes_max` that a topic may be given: a batch must fit a gRPC message with
-/// room to spare.
+/// Maximum value of the setting `batch_bytes_max`. A batch must fit into a gRPC message with room to spare.
 pub const BATCH_BYTES_MAX_LIMIT: usize = 16 << 20;
 
-/// How long a tombstone of a compacted topic is kept unless its settings say otherwise: Kafka's
-/// `delete.retention.ms`, 24 hours.
+/// Default time for which a compacted topic keeps a tombstone: Kafka's `delete.retention.ms`, 24 hours.
 pub const DELETE_RETENTION_MS_DEFAULT: u64 = 24 * 3_600_000;
 
-/// How far after the server's time a record's timestamp may be unless the topic's settings say otherwise: Kafka's
-/// `message.timestamp.after.max.ms`, 1 hour.
+/// Default of how far a record's timestamp may be after the server's time: Kafka's `message.timestamp.after.max.ms`, 1
+/// hour.
 pub const TIMESTAMP_AFTER_MAX_MS_DEFAULT: u64 = 3_600_000;
 
-/// The shortest `retention_ms`: retention is looked at once a second.
+/// Minimum value of `retention_ms`. Retention runs once a second.
 pub const RETENTION_MS_MIN: u64 = 1_000;
 
-/// What becomes of a topic's old records: Kafka's `cleanup.policy`.
+/// How old records of a topic are removed: Kafka's `cleanup.policy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cleanup {
-    /// They are deleted once they are older or more than the topic's retention.
+    /// Records are deleted when they exceed the topic's retention time or size.
     #[default]
     #[serde(rename = "delete")]
     Delete,
-    /// The last record of each key is kept; one with a null value deletes its key.
+    /// The last record of each key is kept. A record with a null value deletes its key.
     #[serde(rename = "compact")]
     Compact,
-    /// Both.
+    /// Both of the above.
     #[serde(rename = "compact,delete")]
     CompactAndDelete,
 }
 
 impl Cleanup {
-    /// The word for it, as Kafka has it.
+    /// Returns Kafka's name for the policy.
     pub fn name(self) -> &'static str {
         match self {
             Self::Delete => "delete",
@@ -59,40 +57,40 @@ impl Cleanup {
         }
     }
 
-    /// Whether only the last record of each key is kept: every record must have a key then.
+    /// Returns whether only the last record of each key is kept. Every record must then have a key.
     pub fn compacts(self) -> bool {
         self != Self::Delete
     }
 
-    /// Whether retention deletes records.
+    /// Returns whether retention deletes records.
     pub fn deletes(self) -> bool {
         self != Self::Compact
     }
 }
 
-/// What a user sets on a topic.
+/// The settings of a topic that a user can change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopicSettings {
-    /// What becomes of old records.
+    /// How old records are removed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cleanup: Cleanup,
-    /// How long records are kept; without limit where left out.
+    /// How long records are kept, in ms. Unlimited if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention_ms: Option<u64>,
-    /// How many bytes a partition keeps; without limit where left out.
+    /// How many bytes each partition keeps. Unlimited if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention_bytes: Option<u64>,
-    /// How long a compacted topic keeps a record with a null value, so that readers see it.
+    /// How long a compacted topic keeps a record with a null value, in ms, so that readers see it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delete_retention_ms: Option<u64>,
-    /// The largest record batch that is taken, in bytes as sent.
+    /// Maximum size of a record batch as sent, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_bytes_max: Option<usize>,
-    /// How far before the server's time a record's timestamp may be (KIP-937); without limit where left out.
+    /// How far before the server's time a record's timestamp may be, in ms (KIP-937). Unlimited if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp_before_max_ms: Option<u64>,
-    /// How far after the server's time a record's timestamp may be (KIP-937).
+    /// How far after the server's time a record's timestamp may be, in ms (KIP-937).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp_after_max_ms: Option<u64>,
 }
@@ -102,23 +100,24 @@ fn is_default(cleanup: &Cleanup) -> bool {
 }
 
 impl TopicSettings {
-    /// Checks each setting's range, and that none contradicts another. `retention_bytes_min` is what the
-    /// journal may keep of a partition whatever its retention says: less can't be promised.
+    /// Checks the range of each setting, and that no settings contradict each other. `retention_bytes_min` is the
+    /// number of bytes that the journal may keep of a partition regardless of its retention, so a lower limit cannot be
+    /// guaranteed.
     ///
     /// # Errors
-    /// [`BrokerError::InvalidArgument`] with the setting, its value and what is allowed.
+    /// [`BrokerError::InvalidArgument`] with the setting, its value and the allowed values.
     pub fn check(&self, retention_bytes_min: u64) -> Result<(), BrokerError> {
         let refuse = |what: &'static str, value: u64, allowed: String| {
             Err(BrokerError::InvalidArgument { what, value: value.to_string(), allowed })
         };
         let keeps_all =
-            "cleanup is \"compact\", which deletes no old records: use cleanup \"compact,delete\", or leave it out";
+            "cleanup is \"compact\", which keeps old records: use cleanup \"compact,delete\", or leave this out";
         if let Some(ms) = self.retention_ms {
             if !self.cleanup.deletes() {
                 return refuse("retention_ms", ms, keeps_all.to_owned());
             }
             if ms < RETENTION_MS_MIN {
-                let allowed = format!("use {RETENTION_MS_MIN} or more: retention is looked at once a second");
+                let allowed = format!("use {RETENTION_MS_MIN} or more: retention runs once a second");
                 return refuse("retention_ms", ms, allowed);
             }
         }
@@ -129,7 +128,7 @@ impl TopicSettings {
             if bytes < retention_bytes_min {
                 let allowed = format!(
                     "use {retention_bytes_min} or more: the journal may keep that much of a partition \
-                     (journal_bytes_max), and less can't be promised"
+                     (journal_bytes_max), so a lower limit cannot be guaranteed"
                 );
                 return refuse("retention_bytes", bytes, allowed);
             }
@@ -142,7 +141,7 @@ impl TopicSettings {
             return refuse("delete_retention_ms", ms, allowed.to_owned());
         }
         if let Some(bytes) = self.batch_bytes_max
-            // Below a kilobyte hardly a record fits.
+            // Hardly any record fits into less than a kilobyte.
             && !(1024..=BATCH_BYTES_MAX_LIMIT).contains(&bytes)
         {
             return refuse("batch_bytes_max", bytes as u64, format!("use 1024 to {BATCH_BYTES_MAX_LIMIT}"));
@@ -150,37 +149,37 @@ impl TopicSettings {
         Ok(())
     }
 
-    /// The largest record batch that is taken.
+    /// Returns the maximum size of a record batch, in bytes.
     pub fn batch_bytes_max(&self) -> usize {
         self.batch_bytes_max.unwrap_or(BATCH_BYTES_MAX_DEFAULT)
     }
 
-    /// How far after the server's time a record's timestamp may be.
+    /// Returns how far after the server's time a record's timestamp may be, in ms.
     pub fn timestamp_after_max_ms(&self) -> u64 {
         self.timestamp_after_max_ms.unwrap_or(TIMESTAMP_AFTER_MAX_MS_DEFAULT)
     }
 
-    /// How long a compacted topic keeps a record with a null value.
+    /// Returns how long a compacted topic keeps a record with a null value, in ms.
     pub fn delete_retention_ms(&self) -> u64 {
         self.delete_retention_ms.unwrap_or(DELETE_RETENTION_MS_DEFAULT)
     }
 }
 
-/// What becomes of one setting when a topic is altered: Kafka's `SET` and `DELETE` of an incremental
-/// alteration (KIP-339), or nothing.
+/// The change to one setting when a topic is altered: `SET` or `DELETE` of Kafka's incremental alteration (KIP-339), or
+/// no change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Change<T> {
-    /// It stays as it is.
+    /// The setting is not changed.
     #[default]
     Keep,
-    /// It gets this value.
+    /// The setting gets this value.
     Set(T),
-    /// It goes back to its default.
+    /// The setting is reset to its default.
     Unset,
 }
 
 impl<T> Change<T> {
-    /// The setting afterwards; `None` for its default.
+    /// Returns the new value of the setting, or `None` for its default.
     fn of(self, before: Option<T>) -> Option<T> {
         match self {
             Self::Keep => before,
@@ -190,7 +189,7 @@ impl<T> Change<T> {
     }
 }
 
-/// What is to change of a topic. What is left at its default stays.
+/// An alteration of a topic. Fields with their default value change nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TopicAlteration {
     /// See [`TopicSettings::cleanup`].
@@ -207,12 +206,12 @@ pub struct TopicAlteration {
     pub timestamp_before_max_ms: Change<u64>,
     /// See [`TopicSettings::timestamp_after_max_ms`].
     pub timestamp_after_max_ms: Change<u64>,
-    /// How many partitions there are to be: as many as there are, or more.
+    /// The new number of partitions. It must not be lower than the current one.
     pub partitions: Option<u32>,
 }
 
 impl TopicAlteration {
-    /// The settings afterwards, not yet checked.
+    /// Returns the settings after the alteration, without checking them.
     pub fn settings(&self, before: &TopicSettings) -> TopicSettings {
         TopicSettings {
             cleanup: self.cleanup.of(Some(before.cleanup)).unwrap_or_default(),
@@ -229,30 +228,31 @@ impl TopicAlteration {
 /// How a pipeline uses a topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicUse {
-    /// The aggregate stage that takes the topic's partitioning as its own: which partition a key is in
-    /// must not change under its state.
+    /// The aggregate stage that relies on the topic's partitioning. The partition of a key must not change, because the
+    /// stage keeps its state by partition.
     pub aggregate: Option<String>,
 }
 
-/// A topic as the catalog keeps it.
+/// A topic's entry in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicMeta {
-    /// The incarnation, as the store numbers it.
+    /// The store's number for this incarnation of the topic.
     pub id: u32,
-    /// The incarnation, as clients name it (KIP-516). Nil in a catalog of data format 4, and only there.
+    /// The UUID of this incarnation, which clients use (KIP-516). It is nil only in a catalog of data format 4.
     #[serde(default)]
     pub uuid: Uuid,
-    /// How many partitions.
+    /// Number of partitions.
     pub partitions: u32,
-    /// What the user set.
+    /// The settings made by the user.
     pub settings: TopicSettings,
-    /// Made and owned by the runtime.
+    /// Whether the runtime created the topic and owns it.
     #[serde(default)]
     pub internal: bool,
-    /// Partitions were added since it was made: records of one key may be in two partitions.
+    /// Whether partitions were added after the topic was created. Records of the same key may then be in two
+    /// partitions.
     #[serde(default)]
     pub keys_moved: bool,
-    /// When it was made.
+    /// Creation time, in ms since the epoch.
     pub created_at_ms: i64,
 }
 
@@ -275,8 +275,8 @@ impl Topic {
         Self { name, meta, partitions }
     }
 
-    /// The same topic with other settings, and perhaps more partitions. Both share those there are, so that
-    /// who still holds this one goes on.
+    /// Returns the same topic with other settings, and possibly more partitions. The two share the existing partitions,
+    /// so that holders of the old value can continue to use it.
     pub(crate) fn altered(&self, meta: TopicMeta) -> Self {
         debug_assert!(meta.id == self.meta.id && meta.partitions >= self.meta.partitions);
         let mut altered = Self::new(self.name.clone(), meta);
@@ -286,38 +286,37 @@ impl Topic {
         altered
     }
 
-    /// The topic's name.
+    /// Returns the topic's name.
     pub fn name(&self) -> &TopicName {
         &self.name
     }
 
-    /// The topic's incarnation.
+    /// Returns the store's number for this incarnation of the topic.
     pub fn id(&self) -> TopicId {
         TopicId(self.meta.id)
     }
 
-    /// The topic's incarnation, as clients name it.
+    /// Returns the UUID of this incarnation of the topic, which clients use.
     pub fn uuid(&self) -> Uuid {
         self.meta.uuid
     }
 
-    /// Whether it was deleted under whoever still holds this.
+    /// Returns whether the topic was deleted after this value was looked up.
     pub fn is_deleted(&self) -> bool {
         self.partitions.first().is_some_and(|partition| partition.is_deleted())
     }
 
-    /// What the catalog keeps of it.
+    /// Returns the topic's entry in the catalog.
     pub fn meta(&self) -> &TopicMeta {
         &self.meta
     }
 
-    /// Its partitions, by number.
+    /// Returns the partitions, sorted by number.
     pub fn partitions(&self) -> &[Arc<Partition>] {
         &self.partitions
     }
 
-    /// Refuses a record without a key where only the last of each key is kept. `index` counts the records
-    /// of a request, from 0.
+    /// Refuses a record without a key in a compacted topic. `index` is the record's position in the request, from 0.
     ///
     /// # Errors
     /// [`BrokerError::NullKey`].
@@ -345,7 +344,7 @@ impl Topic {
         self.meta.partitions
     }
 
-    /// One partition.
+    /// Returns one partition.
     ///
     /// # Errors
     /// [`BrokerError::UnknownPartition`].

@@ -549,7 +549,8 @@ impl Checked {
                     blob.rewrite = true;
                 } else if run.base < next && next > start {
                     let reason = format!(
-                        "journal value {seq}: topic {}, partition {}: offsets {} to {} are duplicates; no record is lost",
+                        "journal value {seq}: topic {}, partition {}: offsets {} to {} are there twice; no record is \
+                         lost",
                         topic.name,
                         run.partition,
                         run.base,
