@@ -1185,7 +1185,7 @@ fn the_examples_do_what_they_say() {
     }
 }
 
-/// Reads so many different values. Returns them, and how many times the topic was created again.
+/// Reads until it has `count` different values. Returns them, and how many times the topic was created again.
 async fn read(consumer: &mut Consumer, count: usize) -> (BTreeSet<String>, u64) {
     let mut values = BTreeSet::new();
     while values.len() < count {
@@ -1216,7 +1216,7 @@ async fn a_reader_without_a_group_reads_a_topic_that_was_created_again_from_its_
     let expected = |count: u32, what: &str| (0..count).map(|n| format!("{what} {n}")).collect::<BTreeSet<_>>();
     assert_eq!(read(&mut consumer, 100).await, (expected(100, "old"), 0));
 
-    // The connection is lost, and when the reader is back, the topic is another one with as many records and more.
+    // The connection is lost. When the reader reconnects, the topic was created again and has more records than before.
     proxy.pass_to_nobody();
     proxy.cut();
     recreate().await;
@@ -1228,7 +1228,7 @@ async fn a_reader_without_a_group_reads_a_topic_that_was_created_again_from_its_
         "none of the new records is taken for an old one"
     );
 
-    // The same with fewer records.
+    // The same, but the new topic has fewer records than the old one.
     proxy.pass_to_nobody();
     proxy.cut();
     recreate().await;
@@ -1236,7 +1236,7 @@ async fn a_reader_without_a_group_reads_a_topic_that_was_created_again_from_its_
     proxy.pass_to(&running.server);
     assert_eq!(read(&mut consumer, 50).await, (expected(50, "newest"), 2));
 
-    // A topic that is only deleted ends the reading.
+    // Deleting the topic without creating it again ends the reader with an error.
     admin.delete_topic("t").await.unwrap();
     let error = soon("the reader ends", consumer.next()).await.unwrap().unwrap_err();
     assert_eq!(error.code(), Some(v1::ErrorCode::UnknownTopic), "{error}");

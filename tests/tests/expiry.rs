@@ -1,4 +1,4 @@
-//! Expiry of consumer groups and offsets, and what the groups' IDs and commits may contain.
+//! Expiry of consumer groups and their offsets, the metadata of offsets, and commits of members that lost a partition.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -433,7 +433,8 @@ async fn an_epoch_is_handed_out_once() {
     let settings = BrokerSettings { producer_expiry_ms: 15_000, ..BrokerSettings::default() };
     let (broker, _) = open(data.path(), &settings);
     let first = broker.init_producer(None).await.unwrap();
-    // Many callers that all have epoch 0, at once and after a restart: what was handed out is on disk.
+    // Many callers with epoch 0 request a new one, both concurrently and after a restart, which reads the epochs from
+    // disk.
     let calls = (0..20).map(|_| broker.init_producer(Some(first)));
     let mut epochs: Vec<i16> =
         futures::future::join_all(calls).await.into_iter().map(|got| got.unwrap().epoch).collect();
@@ -443,7 +444,7 @@ async fn an_epoch_is_handed_out_once() {
     let distinct: BTreeSet<i16> = epochs.iter().copied().collect();
     assert_eq!(distinct, (1..=21).collect(), "{epochs:?}");
 
-    // They are forgotten together with the producer: whoever comes back then names its epoch.
+    // The epochs are forgotten together with the producer. A producer that comes back later sends its own epoch.
     let rounds = Rounds::hold(&clock);
     for second in 0..20 {
         clock.set_ms(second * 1_000);
@@ -452,7 +453,7 @@ async fn an_epoch_is_handed_out_once() {
     assert_eq!(broker.store().catalog_scan("producer-epoch/").unwrap(), []);
     let (id, epoch) = (first.id, 21);
     assert_eq!(broker.init_producer(Some(ProducerIdentity { id, epoch })).await.unwrap().epoch, 22);
-    // After the last epoch comes another id.
+    // After the largest epoch, the producer gets a new ID.
     let last = ProducerIdentity { id, epoch: i16::MAX };
     let next = broker.init_producer(Some(last)).await.unwrap();
     assert!(next.id != id && next.epoch == 0, "{next:?}");

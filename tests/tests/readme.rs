@@ -1,11 +1,12 @@
-//! The shell commands of README.md and of the pages under docs/, word for word, against real servers; and the links of all
-//! documents.
+//! Runs the shell commands of README.md and of the pages under docs/ as written, against real servers, and checks the
+//! links of all documents.
 //!
-//! Every command stands in a block that is fenced as `sh`. The commands of a page are run one after the other in bash, in the
-//! workspace's folder, on a server of its own. The pages under docs/ say that they go on where the tour in README.md ends, so
-//! README.md is run on their servers first. Commands that begin with one of [`LEFT_OUT`] are counted and not run.
+//! Every command is in a block that is fenced as `sh`. The commands of a page are run one after the other in bash, in
+//! the workspace's folder, on a separate server for each page. The pages under docs/ state that they continue where the
+//! tour in README.md ends, so README.md is run on their servers first. Commands that start with one of [`LEFT_OUT`] are
+//! counted but not run.
 //!
-//! Tests run at the same time: a file that a command writes, under target/, is named on one page only.
+//! Tests run concurrently, so a file under target/ that a command writes must be used on only one page.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,29 +16,29 @@ use millstream_tests::root;
 use millstream_tests::server::{Server, millstream, run};
 use tempfile::TempDir;
 
-/// How commands begin that are not run. Building is done by the build of this test, and measuring takes long; the server and
-/// the path are those of this test.
+/// Prefixes of commands that are not run: the build of this test builds everything, measuring takes long, and the test
+/// sets the path and starts the server itself.
 const LEFT_OUT: [&str; 4] = ["cargo ", "rustup ", "export PATH=", "millstream serve"];
 
-/// The pages that have other commands. A test runs each of them.
+/// The pages with commands that are run. Each has its own test.
 const RUN: [&str; 5] = ["README.md", "docs/clients.md", "docs/guests.md", "docs/operations.md", "docs/pipelines.md"];
 
-/// What `millstream` does, for finding commands that are not fenced as `sh`.
+/// Subcommands of `millstream`, to find commands that are not fenced as `sh`.
 const SUBCOMMANDS: [&str; 13] = [
     "serve", "topic", "produce", "consume", "module", "apply", "pipeline", "group", "state", "backup", "restore",
     "test", "check",
 ];
 
-/// A document, taken apart.
+/// A parsed document.
 struct Page {
-    /// The lines outside of blocks.
+    /// The lines outside of fenced blocks.
     prose: Vec<String>,
     blocks: Vec<Block>,
 }
 
 /// A fenced block.
 struct Block {
-    /// `sh`, `rust`, `text`, and so on.
+    /// The info string of the fence, such as `sh`, `rust` or `text`.
     language: String,
     lines: Vec<String>,
 }
@@ -71,7 +72,7 @@ impl Page {
         page
     }
 
-    /// The commands of its shell blocks. A line that ends with a backslash goes on in the next line.
+    /// Returns the commands of its shell blocks. A line that ends with a backslash continues in the next line.
     fn commands(&self) -> Vec<String> {
         let mut commands = Vec::new();
         for block in self.blocks.iter().filter(|block| block.language == "sh") {
@@ -81,14 +82,14 @@ impl Page {
         commands
     }
 
-    /// The targets of its links.
+    /// Returns the targets of its links.
     fn links(&self) -> Vec<String> {
         let prose = self.prose.join("\n");
         let ends = prose.split("](").skip(1);
         ends.map(|rest| rest.split(')').next().unwrap_or_default().to_owned()).collect()
     }
 
-    /// The names by which links lead to its headings, as GitHub makes them.
+    /// Returns the anchors of its headings, as GitHub generates them.
     fn headings(&self) -> Vec<String> {
         let heading = |line: &String| {
             let words = line.trim_start_matches('#').trim().to_lowercase();
@@ -99,7 +100,7 @@ impl Page {
     }
 }
 
-/// README.md and the pages under docs/, by their paths in the workspace.
+/// Returns the paths of README.md and of the pages under docs/, relative to the workspace.
 fn pages() -> Vec<String> {
     let mut pages = vec!["README.md".to_owned()];
     for entry in std::fs::read_dir(root().join("docs")).unwrap() {
@@ -116,31 +117,28 @@ fn is_left_out(command: &str) -> bool {
     LEFT_OUT.iter().any(|begin| command.starts_with(begin))
 }
 
-/// What the commands of a page did.
+/// The result of running the commands of a page.
 #[derive(Default)]
 struct Done {
-    /// How many were run.
+    /// Number of commands that were run.
     ran: usize,
-    /// How many were not.
+    /// Number of commands that were left out.
     left_out: usize,
-    /// What they printed.
+    /// The combined standard output of the commands.
     output: String,
 }
 
 impl Done {
     fn check(&self, ran_min: usize, left_out: usize, shown: &[&str]) {
         assert!(self.ran >= ran_min, "{} commands were run", self.ran);
-        assert_eq!(
-            self.left_out, left_out,
-            "what is built, and the path and the server, are left out, and nothing else"
-        );
+        assert_eq!(self.left_out, left_out, "only commands that build, set the path or start the server are left out");
         for shown in shown {
             assert!(self.output.contains(shown), "the page never showed {shown:?}:\n{}", self.output);
         }
     }
 }
 
-/// Runs the commands of a page in their order. Each must succeed.
+/// Runs the commands of a page in order. Each must succeed.
 fn run_page(page: &str, server: &Server) -> Done {
     let path = format!("{}:{}", millstream().parent().unwrap().display(), std::env::var("PATH").unwrap());
     let mut done = Done::default();
@@ -157,16 +155,16 @@ fn run_page(page: &str, server: &Server) -> Done {
         done.output.push_str(&result.out);
         done.ran += 1;
         if command.starts_with("millstream apply") || command.contains("millstream produce") {
-            // A reader takes a moment to type the next line.
+            // A reader also takes a moment before typing the next command.
             wait_for_pipelines(server);
         }
     }
     done
 }
 
-/// Waits until each pipeline has read all that there is, or has stopped.
+/// Waits until each pipeline has read all records or has stopped.
 fn wait_for_pipelines(server: &Server) {
-    // The limit is for a test that hangs; it says nothing of speed.
+    // The limit only detects a hanging test, and is not a requirement on speed.
     let limit = Instant::now() + Duration::from_secs(120);
     loop {
         let text = server.run(&["pipeline", "list", "--output", "json"]).ok();
@@ -180,7 +178,7 @@ fn wait_for_pipelines(server: &Server) {
     }
 }
 
-/// A server on which the tour was run: there the pages under docs/ go on.
+/// Returns a server on which the tour was run, which the pages under docs/ require.
 fn after_the_tour() -> (TempDir, Server) {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path());
@@ -200,7 +198,7 @@ fn the_tours_commands_work_as_written() {
         "delays-by-airport.mean-delay.repartition",
         "the value is not the JSON expected",
     ];
-    // Two builds, the path and the server.
+    // Left out: two builds, the path and the server.
     done.check(14, 4, &shown);
 }
 
@@ -217,7 +215,7 @@ fn the_commands_of_pipelines_work_as_written() {
         "\"flights\":777",
     ];
     done.check(12, 0, &shown);
-    // The file that the page explains could be applied, too.
+    // The file that the page explains must be valid, too.
     let page = Page::read(&root().join("docs/pipelines.md"));
     let files: Vec<&Block> = page.blocks.iter().filter(|block| block.language == "yaml").collect();
     assert_eq!(files.len(), 1, "the page has one pipeline file");
@@ -229,7 +227,7 @@ fn the_commands_of_pipelines_work_as_written() {
 fn the_commands_of_guests_work_as_written() {
     let (_data, server) = after_the_tour();
     let done = run_page("docs/guests.md", &server);
-    // The library that the page writes is not made: it needs the SDK from where a reader cloned it.
+    // The library on this page is not built, because its manifest refers to the SDK in the reader's own clone.
     done.check(5, 3, &["count:v1", "no pipeline", "pipeline delay-alerts, stage delayed"]);
 }
 
@@ -245,7 +243,7 @@ fn the_commands_of_operations_work_as_written() {
     let (_data, server) = after_the_tour();
     let done = run_page("docs/operations.md", &server);
     let shown = ["36,500 d", "cleanup     compact", "restored target/tour-backup", "sound: ", "\"damages\": []"];
-    // The server.
+    // Left out: the server.
     done.check(14, 1, &shown);
 }
 
@@ -255,7 +253,7 @@ fn every_command_is_run_or_left_out_for_a_reason() {
         let page = Page::read(&root().join(&name));
         let run: Vec<String> = page.commands().into_iter().filter(|command| !is_left_out(command)).collect();
         let is_run = RUN.contains(&name.as_str());
-        assert_eq!(is_run, !run.is_empty(), "{name} has commands that no test runs, or has none any more: {run:?}");
+        assert_eq!(is_run, !run.is_empty(), "{name} has commands that no test runs, or no longer has any: {run:?}");
         let others = page.blocks.iter().filter(|block| block.language != "sh").flat_map(|block| &block.lines);
         for line in page.prose.iter().chain(others) {
             let rest = line.trim_start().trim_start_matches("$ ").strip_prefix("millstream ").unwrap_or_default();

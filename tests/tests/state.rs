@@ -169,7 +169,7 @@ fn namespaces_and_ranges_of_keys_hold_in_memory_in_the_tables_and_after_a_restar
             holds(&broker, Namespace::VALUES, &all, "all of it");
             holds(&broker, TIMERS, &all, "all of it");
         }
-        // What was removed may be set again, in the same change and in a later one.
+        // Removed keys can be set again, in the same change and in a later one.
         set(&broker, TIMERS, &[6], &[(5, Some(9)), (15, None)], 0).await;
         set(&broker, TIMERS, &[17], &[], 0).await;
         let left = [0, 1, 2, 3, 4, 6, 9, 10, 11, 12, 13, 14, 17];
@@ -196,8 +196,8 @@ fn namespace_value(namespace: Namespace, key: u32) -> [u8; 5] {
     value
 }
 
-/// Changes the state of another store until the tables have what the journal had: what is committed is several times what the
-/// journal may keep.
+/// Changes the state of another store until the content of the journal is in the tables. It commits several times the
+/// maximum size of the journal.
 async fn seal(broker: &Broker) {
     for _ in 0..200 {
         let (mut keys, mut accumulators) = (Column::default(), Column::default());

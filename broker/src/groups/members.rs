@@ -1,11 +1,11 @@
 //! The members of a consumer group: joining, the cooperative hand-over of partitions (KIP-848, KIP-429), leaving.
 //!
 //! ```text
-//!  join ──► owned grows by what is free ◄──────────────┐
-//!   join ──► owned grows by free partitions ◄───────────┐
+//!  join ──► owned grows by free partitions ◄───────────┐
+//!             │ another member's join or leave         │
 //!             ▼                                        │
-//!           Revoke(what moves) ──► Revoked ──► free ───┘
-//!           Revoke(moving partitions) ► Revoked ► free ─┘
+//!           Revoke(partitions) ──► Revoked ──► free ───┘
+//!             │ no Revoked before the member's deadline
 //!             ▼
 //!           removed; all that it owned is free
 //! ```

@@ -35,8 +35,8 @@ use crate::store::{DiskFull, LEADER_EPOCH, Store, StoreError, Write, spawn};
 /// the cost per byte no longer decreases.
 pub(crate) const COMMIT_BYTES_MAX: usize = 16 * CHUNK_BYTES;
 
-/// Number of sealed values that a commit removes: two for each value that it writes, so that removal keeps up, and at
-/// least four. Removing a value reads it.
+/// Number of sealed values that a commit removes: two for each value that it writes, so that removal keeps up, and four
+/// more. Removing a value reads it.
 const TRIM_A_VALUE: u64 = 2;
 const TRIM_VALUES_MIN: u64 = 4;
 
@@ -544,7 +544,7 @@ mod tests {
 
     #[tokio::test]
     async fn values_that_are_sealed_are_removed_by_the_commits_that_follow() {
-        // Two full values, and one with the overhead of the commit.
+        // Two full values, and one with the rest of the bytes.
         const VALUES_A_COMMIT: u64 = 3;
         let data = tempfile::tempdir().unwrap();
         let (broker, partition) = open(data.path()).await;

@@ -290,7 +290,7 @@ impl Sealer {
         (plan, all_gone)
     }
 
-    /// Returns the headers of batches of idempotent producers in runs that are not sealed themselves.
+    /// Returns the headers of batches of idempotent producers in runs that retention has already deleted.
     fn numbered(&self, gone: Vec<PartitionRuns>) -> Result<Numbered, Ended> {
         let mut numbered = Numbered::new();
         for (partition, runs) in gone {

@@ -80,7 +80,8 @@ pub struct StatePartition {
     young: RwLock<Layer>,
     old: RwLock<Option<Arc<Layer>>>,
     keys: AtomicI64,
-    /// `keys` includes all changes of the journal before this sequence number.
+    /// The number of keys that was read from the tables at start includes the journal's changes before this sequence
+    /// number.
     counted_to: AtomicU64,
 }
 

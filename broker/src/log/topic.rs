@@ -111,7 +111,7 @@ impl TopicSettings {
             Err(BrokerError::InvalidArgument { what, value: value.to_string(), allowed })
         };
         let keeps_all =
-            "cleanup is \"compact\", which keeps old records: use cleanup \"compact,delete\", or leave this out";
+            "cleanup is \"compact\", which keeps old records: use cleanup \"compact,delete\", or omit this setting";
         if let Some(ms) = self.retention_ms {
             if !self.cleanup.deletes() {
                 return refuse("retention_ms", ms, keeps_all.to_owned());
@@ -137,7 +137,7 @@ impl TopicSettings {
             && !self.cleanup.compacts()
         {
             let allowed = "cleanup is \"delete\", and only a compacted topic keeps tombstones: use cleanup \"compact\" or \
-                           \"compact,delete\", or leave it out";
+                           \"compact,delete\", or omit this setting";
             return refuse("delete_retention_ms", ms, allowed.to_owned());
         }
         if let Some(bytes) = self.batch_bytes_max
