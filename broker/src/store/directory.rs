@@ -48,7 +48,7 @@ fn sync_above(system: &Arc<dyn FileSystem>, path: &Path) -> Result<(), StoreErro
     for above in path.ancestors().skip(1) {
         let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
         match system.sync_folder(above) {
-            // A folder that this process may not read is not one that it created entries in.
+            // If this process may not open a folder, it cannot have created entries in it.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(()),
             synced => synced.map_err(|source| StoreError::io("sync", above, source))?,
         }
