@@ -261,7 +261,8 @@ pub struct Mistake {
 }
 
 impl Mistake {
-    fn new(place: Place, message: impl Into<String>) -> Self {
+    /// Creates a mistake at `place`.
+    pub(crate) fn new(place: Place, message: impl Into<String>) -> Self {
         Self { line: place.line, column: place.column, message: message.into() }
     }
 }
@@ -284,7 +285,8 @@ impl Mistakes {
     /// reads, and a network response must carry them.
     pub const SHOWN_MAX: usize = 100;
 
-    fn new(mut mistakes: Vec<Mistake>) -> Self {
+    /// Sorts the mistakes, of which there must be at least one.
+    pub(crate) fn new(mut mistakes: Vec<Mistake>) -> Self {
         mistakes.sort();
         mistakes.dedup();
         let left_out = mistakes.len().saturating_sub(Self::SHOWN_MAX);

@@ -1,14 +1,15 @@
-//! The description of the changes that `apply` makes.
+//! The description of the changes that `apply` makes to a pipeline. It compares two stored versions, and must not know
+//! what is loaded or running.
 
-use super::{Pipeline, RunState, Stored};
+use super::run_state::RunState;
+use super::stored::Stored;
 use crate::host::ModuleHash;
 use crate::pipeline::{PipelineSpec, StageSpec};
 
 /// Returns the changes between two versions, one line each.
-pub(super) fn stage_changes(before: Option<&Pipeline>, after: &Stored) -> Vec<String> {
+pub(super) fn stage_changes(before: Option<&Stored>, after: &Stored) -> Vec<String> {
     let name = &after.spec.name.value;
     let Some(before) = before else { return vec![format!("pipeline {name}: created")] };
-    let before = before.stored.lock();
     let mut changes = Vec::new();
     let topics = |spec: &PipelineSpec| spec.from.iter().map(|topic| topic.value.clone()).collect::<Vec<_>>().join(", ");
     let to = |spec: &PipelineSpec| spec.to.as_ref().map_or_else(|| "nothing".to_owned(), |topic| topic.value.clone());
@@ -29,7 +30,7 @@ pub(super) fn stage_changes(before: Option<&Pipeline>, after: &Stored) -> Vec<St
         let short = |stored: &Stored, stage: &StageSpec| {
             stored.modules.get(stage.module.value.as_str()).map(ModuleHash::short).unwrap_or_default()
         };
-        let (was, is) = (short(&before, old), short(after, stage));
+        let (was, is) = (short(before, old), short(after, stage));
         let line = |what: String| format!("stage {}: {what}", stage.name.value);
         if old.kind.value != stage.kind.value {
             changes.push(line(format!("{} -> {}, its state is dropped", old.kind.value, stage.kind.value)));

@@ -1,35 +1,38 @@
-//! The topics, modules and other pipelines against which a pipeline file is checked.
+//! The topics, modules and other pipelines against which a pipeline file is checked. This file only answers the
+//! questions of the check, and must not know what follows from it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Inner, Pipeline};
-use crate::deploy::Stage;
+use millstream_broker::Broker;
+
+use super::catalog::Catalog;
+use super::pipeline::Pipeline;
 use crate::error::RuntimeError;
 use crate::host::{ModuleHash, StageKind};
+use crate::modules::Modules;
 use crate::pipeline::{ModuleRef, OtherPipeline, World};
 
 /// The current topics, modules and pipelines, for a file that is being applied.
 pub(super) struct Deployed<'a> {
-    pub(super) inner: &'a Inner,
+    pub(super) broker: &'a Broker,
+    pub(super) catalog: &'a Catalog,
+    pub(super) modules: &'a Modules,
+    /// The reference or hash under which each module that the file names by path was pushed.
     pub(super) paths: &'a BTreeMap<String, String>,
 }
 
 impl World for Deployed<'_> {
     fn topic_partitions(&self, topic: &str) -> Option<u32> {
-        self.inner.broker.topic(topic).ok().map(|topic| topic.partition_count())
+        self.broker.topic(topic).ok().map(|topic| topic.partition_count())
     }
 
     fn keys_moved(&self, topic: &str) -> bool {
-        self.inner.broker.topic(topic).is_ok_and(|topic| topic.meta().keys_moved)
+        self.broker.topic(topic).is_ok_and(|topic| topic.meta().keys_moved)
     }
 
     fn state_partitions(&self, pipeline: &str, stage: &str) -> Option<u32> {
-        let pipelines = self.inner.pipelines.read();
-        let segments = &pipelines.get(pipeline)?.ready.as_ref()?.segments;
-        let has = |of: &Stage| of.kind() == StageKind::Aggregate && &**of.name() == stage;
-        let (_, sources) = segments.iter().find(|(segment, _)| segment.stages.iter().any(|of| has(of)))?;
-        sources.iter().map(|topic| topic.partition_count()).max()
+        self.catalog.find(pipeline)?.ready()?.state_partitions(stage)
     }
 
     fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {
@@ -40,7 +43,7 @@ impl World for Deployed<'_> {
                 None => return Err("is a path, and no module was uploaded for it".to_owned()),
             },
         };
-        match self.inner.modules.get(asked) {
+        match self.modules.get(asked) {
             Ok(entry) => Ok((entry.hash, entry.kind)),
             Err(RuntimeError::UnknownModule { .. }) => Err("is not uploaded".to_owned()),
             Err(error) => Err(error.to_string()),
@@ -48,7 +51,6 @@ impl World for Deployed<'_> {
     }
 
     fn other_pipelines(&self) -> Vec<OtherPipeline> {
-        let pipelines = self.inner.pipelines.read();
         let other = |pipeline: &Arc<Pipeline>| {
             let spec = pipeline.spec();
             OtherPipeline {
@@ -57,36 +59,38 @@ impl World for Deployed<'_> {
                 name: spec.name.value,
             }
         };
-        pipelines.values().map(other).collect()
+        self.catalog.all().iter().map(other).collect()
     }
 
     fn topic_names(&self) -> Vec<String> {
-        self.inner.broker.topics().iter().map(|topic| topic.name().to_string()).collect()
+        self.broker.topics().iter().map(|topic| topic.name().to_string()).collect()
     }
 
     fn module_names(&self) -> Vec<String> {
-        self.inner.modules.all().into_iter().map(|entry| entry.reference).collect()
+        self.modules.all().into_iter().map(|entry| entry.reference).collect()
     }
 }
 
 /// The modules as of when a stored pipeline was applied, so that each reference keeps its meaning.
 pub(super) struct AsStored<'a> {
-    pub(super) inner: &'a Inner,
-    pub(super) modules: &'a BTreeMap<String, ModuleHash>,
+    pub(super) broker: &'a Broker,
+    pub(super) modules: &'a Modules,
+    /// The module that each reference pointed to.
+    pub(super) hashes: &'a BTreeMap<String, ModuleHash>,
 }
 
 impl World for AsStored<'_> {
     fn topic_partitions(&self, topic: &str) -> Option<u32> {
-        self.inner.broker.topic(topic).ok().map(|topic| topic.partition_count())
+        self.broker.topic(topic).ok().map(|topic| topic.partition_count())
     }
 
     fn keys_moved(&self, topic: &str) -> bool {
-        self.inner.broker.topic(topic).is_ok_and(|topic| topic.meta().keys_moved)
+        self.broker.topic(topic).is_ok_and(|topic| topic.meta().keys_moved)
     }
 
     fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {
-        let hash = self.modules.get(reference.as_str()).ok_or("is not among the pipeline's modules")?;
-        let module = self.inner.modules.load(hash).map_err(|error| error.to_string())?;
+        let hash = self.hashes.get(reference.as_str()).ok_or("is not among the pipeline's modules")?;
+        let module = self.modules.load(hash).map_err(|error| error.to_string())?;
         Ok((*hash, module.kind()))
     }
 
