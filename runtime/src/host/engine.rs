@@ -11,8 +11,8 @@ use wasmtime::{Config, OptLevel};
 
 use super::cache::CodeCache;
 use super::component::{self, ModuleError, first_lines, interface};
-use super::guest::{self, HostState};
 use super::limits::Ticker;
+use super::linker::{HostState, linker};
 use super::{ModuleHash, StageKind};
 
 /// Default for the maximum size of a module. A Rust guest has about 100 KiB, a module with an embedded interpreter some
@@ -117,7 +117,7 @@ impl Engine {
                 Some(opened.map_err(|error| engine_error(format!("{}: {error}", folder.display())))?)
             }
         };
-        let linker = guest::linker(&wasmtime).map_err(|error| engine_error(format!("{error:#}")))?;
+        let linker = linker(&wasmtime).map_err(|error| engine_error(format!("{error:#}")))?;
         Ok(Self(Arc::new(Inner {
             wasmtime,
             linker,

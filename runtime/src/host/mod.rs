@@ -2,10 +2,14 @@
 
 mod abi;
 mod cache;
+mod call_error;
 mod component;
 mod engine;
 mod guest;
+mod guest_log;
+mod instance;
 mod limits;
+mod linker;
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,9 +18,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use abi::{Added, Filtered, Finished, Mapped};
+pub use call_error::CallError;
 pub use component::ModuleError;
 pub use engine::{Engine, EngineSettings, Module};
-pub use guest::{CallError, Guest, LogContext};
+pub use guest::Guest;
+pub use guest_log::LogContext;
 pub use limits::CallLimits;
 
 /// The kind of stage that a module is, which is the interface of `stage.wit` that it exports.
