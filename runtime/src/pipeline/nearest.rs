@@ -1,4 +1,7 @@
-//! Suggestions ("did you mean"): finds the valid word that is nearest to a wrong one.
+//! Suggestions ("did you mean"): finds the valid word that is nearest to a wrong one. This file must not know
+//! what the words stand for.
+
+use strsim::osa_distance;
 
 /// Maximum length of words to compare, in characters. Longer words are unlikely to be typing mistakes of each other,
 /// and the cost of a comparison is the product of both lengths.
@@ -10,18 +13,20 @@ pub(super) fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = 
 }
 
 /// Returns the nearest candidate whose distance from `word` is at most a third of its letters; the first if there are
-/// several. Differences in case, and between `_` and `-`, are ignored.
+/// several. Differences in case, and between `_` and `-`, are ignored. The distance is the number of letters to insert,
+/// delete, replace or swap with a neighbour.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let word = plain(word)?;
+    let (word, word_chars) = plain(word)?;
     let mut best = None;
     for candidate in candidates {
-        let Some(letters) = plain(candidate) else { continue };
-        let allowed = (letters.len().max(word.len()) / 3).max(1);
-        if letters.len().abs_diff(word.len()) > allowed {
+        let Some((letters, chars)) = plain(candidate) else { continue };
+        let longest = chars.max(word_chars);
+        let allowed = (longest / 3).max(1);
+        if chars.abs_diff(word_chars) > allowed {
             continue;
         }
-        let distance = distance(&word, &letters);
-        let nothing_alike = distance == letters.len().max(word.len());
+        let distance = osa_distance(&word, &letters);
+        let nothing_alike = distance == longest;
         if distance <= allowed && !nothing_alike && best.is_none_or(|(least, _)| distance < least) {
             best = Some((distance, candidate));
         }
@@ -29,32 +34,12 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
     best.map(|(_, candidate)| candidate)
 }
 
-fn plain(word: &str) -> Option<Vec<char>> {
-    let letters: Vec<char> = word
-        .chars()
-        .take(WORD_CHARS_MAX + 1)
-        .map(|letter| if letter == '_' { '-' } else { letter.to_ascii_lowercase() })
-        .collect();
-    (letters.len() <= WORD_CHARS_MAX).then_some(letters)
-}
-
-/// Returns the number of letters to insert, delete, replace or swap with a neighbour (optimal string alignment).
-fn distance(from: &[char], to: &[char]) -> usize {
-    let mut before = vec![0; to.len() + 1];
-    let mut above: Vec<usize> = (0..=to.len()).collect();
-    for (row, letter) in from.iter().enumerate() {
-        let mut here = vec![row + 1; to.len() + 1];
-        for (column, other) in to.iter().enumerate() {
-            let replaced = above[column] + usize::from(letter != other);
-            let mut least = replaced.min(above[column + 1] + 1).min(here[column] + 1);
-            if row > 0 && column > 0 && letter == &to[column - 1] && &from[row - 1] == other {
-                least = least.min(before[column - 1] + 1);
-            }
-            here[column + 1] = least;
-        }
-        before = std::mem::replace(&mut above, here);
-    }
-    above[to.len()]
+/// Returns the word as it is compared, with its length in characters, or `None` if it is too long.
+fn plain(word: &str) -> Option<(String, usize)> {
+    let letter = |letter: char| if letter == '_' { '-' } else { letter.to_ascii_lowercase() };
+    let letters: String = word.chars().take(WORD_CHARS_MAX + 1).map(letter).collect();
+    let chars = letters.chars().count();
+    (chars <= WORD_CHARS_MAX).then_some((letters, chars))
 }
 
 #[cfg(test)]
@@ -76,9 +61,8 @@ mod tests {
 
     #[test]
     fn a_swap_is_one_step() {
-        let letters = |word: &str| word.chars().collect::<Vec<_>>();
-        assert_eq!(distance(&letters("form"), &letters("from")), 1);
-        assert_eq!(distance(&letters("kitten"), &letters("sitting")), 3);
-        assert_eq!(distance(&letters(""), &letters("abc")), 3);
+        assert_eq!(osa_distance("form", "from"), 1);
+        assert_eq!(osa_distance("kitten", "sitting"), 3);
+        assert_eq!(osa_distance("", "abc"), 3);
     }
 }
