@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use super::ModuleHash;
+use super::module_hash::ModuleHash;
 
 /// The folder with the compiled code.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 use wit_component::ComponentEncoder;
 
-use super::StageKind;
+use super::stage_kind::StageKind;
 
 /// Package and version of the interfaces in `stage.wit`.
 pub(super) const PACKAGE: &str = "millstream:stage/";

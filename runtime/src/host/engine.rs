@@ -1,4 +1,4 @@
-//! The engine: wasmtime as configured for Millstream, and the modules compiled with it.
+//! The engine: wasmtime as configured for Millstream, which compiles modules. It must not know how modules are called.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,14 +6,15 @@ use std::sync::{Arc, Weak};
 
 use millstream_broker::hash::HashMap;
 use parking_lot::Mutex;
-use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
+use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, OptLevel};
 
 use super::cache::CodeCache;
-use super::component::{self, ModuleError, first_lines, interface};
+use super::component::{self, ModuleError, first_lines};
 use super::limits::Ticker;
 use super::linker::{HostState, linker};
-use super::{ModuleHash, StageKind};
+use super::module::Module;
+use super::module_hash::ModuleHash;
 
 /// Default for the maximum size of a module. A Rust guest has about 100 KiB, a module with an embedded interpreter some
 /// megabytes.
@@ -57,47 +58,6 @@ struct Inner {
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Engine")
-    }
-}
-
-/// A compiled module.
-pub struct Module {
-    hash: ModuleHash,
-    kind: StageKind,
-    bytes: usize,
-    pub(super) pre: InstancePre<HostState>,
-    pub(super) exports: Exports,
-}
-
-/// Positions of a component's exported functions.
-#[derive(Debug)]
-pub(super) struct Exports {
-    pub(super) configure: Option<ComponentExportIndex>,
-    pub(super) run: Option<ComponentExportIndex>,
-    pub(super) add: Option<ComponentExportIndex>,
-    pub(super) finish: Option<ComponentExportIndex>,
-}
-
-impl fmt::Debug for Module {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Module({} {})", self.kind, self.hash.short())
-    }
-}
-
-impl Module {
-    /// Returns the hash of the module's content.
-    pub fn hash(&self) -> ModuleHash {
-        self.hash
-    }
-
-    /// Returns the kind of stage that the module is.
-    pub fn kind(&self) -> StageKind {
-        self.kind
-    }
-
-    /// Returns the size of the module as uploaded, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.bytes
     }
 }
 
@@ -150,7 +110,7 @@ impl Engine {
             Some(component) => component,
             None => self.compile_anew(&hash, wasm)?,
         };
-        let module = Arc::new(self.link(hash, wasm.len(), &component)?);
+        let module = Arc::new(Module::link(&self.0.wasmtime, &self.0.linker, hash, wasm.len(), &component)?);
         let mut modules = self.0.modules.lock();
         modules.retain(|_, module| module.strong_count() > 0);
         modules.insert(hash, Arc::downgrade(&module));
@@ -166,29 +126,6 @@ impl Engine {
             cache.put(hash, &component);
         }
         Ok(component)
-    }
-
-    fn link(&self, hash: ModuleHash, bytes: usize, component: &Component) -> Result<Module, ModuleError> {
-        let kind = component::kind(&self.0.wasmtime, component)?;
-        let signature = |reason: String| ModuleError::Signature { kind, reason: first_lines(&reason) };
-        let pre = self.0.linker.instantiate_pre(component).map_err(|error| signature(format!("{error:#}")))?;
-        let function = |of: &str, name: &str| {
-            let interface = component.get_export_index(None, interface(of))?;
-            component.get_export_index(Some(&interface), name)
-        };
-        let wanted = |of: &str, name: &str| {
-            function(of, name).map(Some).ok_or_else(|| signature(format!("there is no function {name}")))
-        };
-        let mut exports =
-            Exports { configure: function("configuration", "configure"), run: None, add: None, finish: None };
-        match kind {
-            StageKind::Filter | StageKind::Map => exports.run = wanted(kind.name(), "run")?,
-            StageKind::Aggregate => {
-                exports.add = wanted(kind.name(), "add")?;
-                exports.finish = wanted(kind.name(), "finish")?;
-            }
-        }
-        Ok(Module { hash, kind, bytes, pre, exports })
     }
 
     /// Removes a module's compiled code from the cache.

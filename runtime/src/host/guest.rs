@@ -9,10 +9,11 @@ use wasmtime::component::{ComponentNamedList, Func, Lift, Lower};
 
 use super::abi::{Added, AddedOut, BatchIn, ColumnIn, Filtered, FilteredOut, Finished, FinishedOut, Mapped, MappedOut};
 use super::call_error::CallError;
-use super::engine::{Engine, Module};
+use super::engine::Engine;
 use super::guest_log::{GuestLog, LogContext};
 use super::instance::{Functions, Instance};
 use super::limits::CallLimits;
+use super::module::Module;
 
 /// The guest of one stage. It is used by one thread at a time, and by any partition, because it keeps nothing between
 /// calls.

@@ -7,10 +7,11 @@ use wasmtime::component::{self, ComponentExportIndex, ComponentNamedList, Func, 
 use wasmtime::{Store, Trap};
 
 use super::call_error::{CallError, trap_text};
-use super::engine::{Engine, Module};
+use super::engine::Engine;
 use super::guest_log::GuestLog;
 use super::limits::{CallLimits, MemoryLimiter, TICK};
 use super::linker::HostState;
+use super::module::Module;
 
 /// Bytes that a call may return in addition to its columns: texts of failures, and the lists themselves.
 const RETURN_OVERHEAD_BYTES: usize = 1 << 20;
