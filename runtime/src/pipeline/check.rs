@@ -4,10 +4,13 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use millstream_broker::name::TopicName;
 
+use super::mistake::{Mistake, Mistakes, article, reads_what_it_writes};
+use super::module_ref::{DEFAULT_TAG, ModuleRef};
 use super::nearest::did_you_mean;
 use super::parse::parse_what_can_be;
+use super::place::{Place, Placed};
 use super::plan::{self, Plan};
-use super::{DEFAULT_TAG, Mistake, Mistakes, ModuleRef, PipelineSpec, Place, Placed, article, reads_what_it_writes};
+use super::spec::PipelineSpec;
 use crate::host::{ModuleHash, StageKind};
 
 /// The environment that a pipeline is checked against.

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use millstream_broker::name;
 
+use super::mistake::{Mistake, Mistakes, article, reads_what_it_writes, shortened};
+use super::module_ref::ModuleRef;
 use super::nearest::{did_you_mean, nearest};
+use super::place::{Place, Placed};
+use super::spec::{DEAD_LETTERS_SUFFIX, PipelineSpec, REPARTITION_SUFFIX, StageSpec, Start};
 use super::yaml::{self, Entry, Node, Value};
-use super::{
-    DEAD_LETTERS_SUFFIX, Mistake, Mistakes, ModuleRef, PipelineSpec, Place, Placed, REPARTITION_SUFFIX, StageSpec,
-    Start, article, reads_what_it_writes, shortened,
-};
 use crate::failure::FailurePolicy;
 use crate::host::{CallLimits, StageKind};
 

@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use millstream_broker::name::TopicName;
 
-use super::{Mistake, PipelineSpec, REPARTITION_SUFFIX, shortened};
+use super::mistake::{Mistake, shortened};
+use super::spec::{PipelineSpec, REPARTITION_SUFFIX};
 use crate::host::StageKind;
 
 /// The segments of a pipeline. Records pass through them in this order.

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::*;
-use crate::host::ModuleHash;
 use millstream_broker::name::TopicName;
+
+use super::*;
+use crate::failure::FailurePolicy;
+use crate::host::{CallLimits, ModuleHash, StageKind};
 
 const FULL: &str = r#"pipeline: delayed-flights
 from: [flights, more-flights]

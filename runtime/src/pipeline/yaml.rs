@@ -8,7 +8,8 @@ use std::collections::HashMap;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span};
 
-use super::{Mistake, Place, shortened};
+use super::mistake::{Mistake, shortened};
+use super::place::Place;
 
 /// Maximum depth of nesting. A pipeline file needs four levels.
 const DEPTH_MAX: usize = 16;
