@@ -11,10 +11,10 @@ use wasmtime::{Config, OptLevel};
 
 use super::cache::CodeCache;
 use super::component::{self, ModuleError, first_lines};
-use super::limits::Ticker;
 use super::linker::{HostState, linker};
 use super::module::Module;
 use super::module_hash::ModuleHash;
+use super::ticker::Ticker;
 
 /// Default for the maximum size of a module. A Rust guest has about 100 KiB, a module with an embedded interpreter some
 /// megabytes.

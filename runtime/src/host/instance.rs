@@ -9,9 +9,10 @@ use wasmtime::{Store, Trap};
 use super::call_error::{CallError, trap_text};
 use super::engine::Engine;
 use super::guest_log::GuestLog;
-use super::limits::{CallLimits, MemoryLimiter, TICK};
+use super::limits::{CallLimits, MemoryLimiter};
 use super::linker::HostState;
 use super::module::Module;
+use super::ticker::TICK;
 
 /// Bytes that a call may return in addition to its columns: texts of failures, and the lists themselves.
 const RETURN_OVERHEAD_BYTES: usize = 1 << 20;

@@ -1,5 +1,5 @@
-//! The only module that uses wasmtime: engine, modules, guests, and their limits. It must not know topics, offsets or
-//! pipeline files.
+//! The only module that uses wasmtime: engine, modules, guests, and their limits. It must not know topics, pipeline
+//! files, or what becomes of a guest's results.
 
 mod abi;
 mod cache;
@@ -14,6 +14,7 @@ mod linker;
 mod module;
 mod module_hash;
 mod stage_kind;
+mod ticker;
 
 pub use abi::{Added, Filtered, Finished, Mapped};
 pub use call_error::CallError;
