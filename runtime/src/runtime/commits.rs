@@ -17,8 +17,9 @@ use crate::pipeline::{CheckedPipeline, Start};
 /// Returns the commit that makes a version current: the file, the offsets at which it begins, and the state of the old
 /// version that is dropped.
 pub(super) fn replace(before: Option<&Pipeline>, after: &Pipeline, checked: &CheckedPipeline) -> Commit {
+    let entry = after.stored().entry();
     Commit {
-        catalog: vec![after.stored().entry()],
+        catalog: vec![entry],
         offsets: first_offsets(after, checked),
         drop_state: before.map(|before| dropped_state(before, checked)).unwrap_or_default(),
         ..Commit::default()
