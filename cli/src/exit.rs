@@ -2,7 +2,9 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use millstream_broker::store::StoreError;
 use millstream_client::ClientError;
 use millstream_client::v1::ErrorCode;
 
@@ -56,6 +58,11 @@ fn message(error: &anyhow::Error) -> String {
             message.push_str(advice(error));
             break;
         }
+        let shared = cause.downcast_ref::<Arc<StoreError>>().map(Arc::as_ref);
+        if let Some(error) = cause.downcast_ref().or(shared) {
+            message.push_str(advice_for_data(error));
+            break;
+        }
     }
     message
 }
@@ -67,6 +74,19 @@ fn advice(error: &ClientError) -> &'static str {
         }
         ClientError::CallTimeout { .. } => "\n  use --call-timeout-ms to wait longer",
         ClientError::Refused { code, .. } => advice_for(*code),
+        _ => "",
+    }
+}
+
+const CHECK: &str = "\n  `millstream check --data DIR` finds all damage in the data directory of a stopped server, and with \
+                     --repair removes it and keeps the rest";
+
+fn advice_for_data(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::NotADataDirectory { .. } | StoreError::NoDataDirectory { .. } | StoreError::Missing { .. } => {
+            "\n  `millstream restore --from BACKUP --data DIR` makes a data directory of a backup"
+        }
+        damaged if damaged.is_of_damage() => CHECK,
         _ => "",
     }
 }
@@ -84,10 +104,7 @@ fn advice_for(code: ErrorCode) -> &'static str {
         ErrorCode::UnknownPipeline => {
             "\n  `millstream pipeline list` lists the pipelines, and `millstream apply -f FILE` adds one"
         }
-        ErrorCode::StorageFailed => {
-            "\n  `millstream check --data DIR` finds all damage in the data directory of a stopped server, and with --repair \
-             keeps what is sound"
-        }
+        ErrorCode::StorageFailed => CHECK,
         _ => "",
     }
 }

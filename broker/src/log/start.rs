@@ -135,7 +135,7 @@ impl Restoring<'_> {
                     if !sound {
                         tracing::error!(
                             partition = %partition.name(), base = %run.base, end = %run.end,
-                            "a record batch in the journal is damaged; `millstream check` reports which"
+                            "a record batch in the journal is damaged; a check of the data directory reports which"
                         );
                     }
                     replay_producers(partition, run.base..run.end, batches, sound, self.now_ms);

@@ -32,8 +32,8 @@ pub enum StoreError {
     },
     /// The directory contains other files.
     #[error(
-        "{path} is not a data directory: it contains {found:?} and no format file; name a new or empty directory; if \
-         it is a backup, restore it with `millstream restore`"
+        "{path} is not a data directory: it contains {found:?} and no format file; name a new or empty \
+         directory, or restore it if it is a backup"
     )]
     NotADataDirectory {
         /// The directory.
@@ -42,18 +42,13 @@ pub enum StoreError {
         found: String,
     },
     /// There is no data directory.
-    #[error(
-        "{path} is not a data directory: it has no file FORMAT; if it is a backup, restore it with `millstream restore`"
-    )]
+    #[error("{path} is not a data directory: it has no file FORMAT; if it is a backup, restore it")]
     NoDataDirectory {
         /// The path that was given.
         path: PathBuf,
     },
     /// A database is missing, and creating a new one in its place would make the rest of the data worthless.
-    #[error(
-        "{path} is missing or empty, and the directory holds data that needs it: go back to a backup \
-         (`millstream restore`)"
-    )]
+    #[error("{path} is missing or empty, and the directory holds data that needs it: go back to a backup")]
     Missing {
         /// The database's file.
         path: PathBuf,
@@ -69,13 +64,10 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// redb failed.
-    #[error("the database failed: {0}{advice}", advice = advice(.0))]
+    #[error("the database failed: {0}")]
     Database(#[source] Box<redb::Error>),
     /// The data that was read is not what was written.
-    #[error(
-        "{what} is corrupt: {reason}; `millstream check` finds all damage, and with --repair removes it and keeps the \
-         rest"
-    )]
+    #[error("{what} is corrupt: {reason}")]
     Corrupt {
         /// The data that is corrupt.
         what: String,
@@ -88,6 +80,12 @@ pub enum StoreError {
     /// A thread of the store panicked, or could not be started.
     #[error("the store stopped: {0}")]
     Stopped(String),
+    /// A thread of the store panicked.
+    #[error("the store stopped: {who} panicked, see the log")]
+    Panicked {
+        /// The thread.
+        who: String,
+    },
 }
 
 impl StoreError {
@@ -114,9 +112,7 @@ impl StoreError {
 
     /// Returns the error for a panic of the thread `who`.
     pub(crate) fn panicked(who: &str) -> Self {
-        Self::Stopped(format!(
-            "{who} panicked, see the log; if the panic is in redb, `millstream check --repair` may help"
-        ))
+        Self::Panicked { who: who.to_owned() }
     }
 
     /// Returns whether reading stored data failed, as opposed to writing new data.
@@ -124,10 +120,11 @@ impl StoreError {
         matches!(self, Self::Io { action: "open" | "read", .. } | Self::Corrupt { .. })
     }
 
-    /// Returns whether stored data is damaged. The message of such an error already recommends `millstream check`.
-    pub(crate) fn is_of_damage(&self) -> bool {
+    /// Returns whether stored data is, or may be, damaged: a check of the directory tells.
+    pub fn is_of_damage(&self) -> bool {
         match self {
-            Self::Corrupt { .. } => true,
+            // redb panics on some damaged pages.
+            Self::Corrupt { .. } | Self::Panicked { .. } => true,
             Self::Database(error) => matches!(**error, redb::Error::Corrupted(_)),
             _ => false,
         }
@@ -156,15 +153,6 @@ fn io_advice(action: &str, source: &std::io::Error) -> &'static str {
         NotFound if action == "make" => "; create its parent folder first",
         PermissionDenied => "; the user that this process runs as lacks the permission",
         StorageFull => "; make room, and try again",
-        _ => "",
-    }
-}
-
-fn advice(error: &redb::Error) -> &'static str {
-    match error {
-        redb::Error::Corrupted(_) => {
-            "; `millstream check` finds all damage, and with --repair removes it and keeps the rest"
-        }
         _ => "",
     }
 }

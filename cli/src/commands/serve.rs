@@ -166,7 +166,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     tokio::task::spawn_blocking(move || broker.stop()).await.context("the committer panicked")?;
     match failure {
-        Some(failure) => anyhow::bail!("the storage failed, so the server stopped: {failure}"),
+        Some(failure) => Err(anyhow::Error::new(failure).context("the storage failed, so the server stopped")),
         None => {
             tracing::info!("stopped");
             Ok(ExitCode::SUCCESS)

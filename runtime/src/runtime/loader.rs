@@ -19,6 +19,9 @@ use crate::modules::Modules;
 use crate::pipeline::{self, CheckedPipeline, Mistake, Mistakes, Source, StageSpec};
 use crate::pool::WorkerPool;
 
+/// A segment, and the topics that it reads.
+type SegmentAndTopics = (Arc<Segment>, Vec<Arc<Topic>>);
+
 /// Makes pipelines ready to run. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Loader {
@@ -105,7 +108,7 @@ impl Loader {
         pipeline: &Arc<str>,
         checked: &CheckedPipeline,
         stages: &[Arc<Stage>],
-    ) -> Result<Vec<(Arc<Segment>, Vec<Arc<Topic>>)>, BrokerError> {
+    ) -> Result<Vec<SegmentAndTopics>, BrokerError> {
         let output = |topic: &TopicName| -> Result<OutputTopic, BrokerError> { self.topics.output(topic) };
         let source = |source: &Source| self.broker.topic(source.topic().as_str());
         let dead_letters = checked.dead_letters().map(output).transpose()?;
