@@ -3,12 +3,13 @@
 //! deletion. Records without a key are kept; a topic that was not always compacted may have some. The last sealed
 //! record is always kept, so that the log never ends in a hole.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use crate::hash::HashMap;
 use bytes::Bytes;
 use millstream_record::{BatchHeader, RecordBatch, RecordView, Retained};
-use sha2::{Digest, Sha256};
+use siphasher::sip128::{Hash128, SipHasher13};
 
 use crate::log::cleaner::Cleaner;
 use crate::log::commit::Upkeep;
@@ -23,21 +24,43 @@ use crate::store::segment::{Extent, Piece};
 /// for the next pass.
 pub(super) const KEYS_MAX: usize = 1 << 20;
 
-/// The first 16 bytes of the SHA-256 of a key. It is infeasible to find two keys with the same hash.
-type KeyHash = [u8; 16];
-
-fn hash(key: &[u8]) -> KeyHash {
-    let mut hash = [0; 16];
-    hash.copy_from_slice(&Sha256::digest(key)[..16]);
-    hash
-}
+/// The hash of a record's key: the 128 bits of a SipHash-1-3 whose own key is drawn at random for each pass.
+///
+/// If two record keys had the same hash, compaction could remove the last record of one of them. The chance that a pass
+/// remembers two such keys among 2^20 is 2^-89. If the pass looks up a trillion other keys, the chance that one of them
+/// has the hash of a remembered key is 2^-68. Clients cannot provoke a collision, because they would have to know the
+/// random key, which never leaves the pass.
+type KeyHash = [u64; 2];
 
 /// The last offset of each key in the extents that have not been compacted yet.
 struct LastOffsets {
+    hasher: SipHasher13,
     last: HashMap<KeyHash, i64>,
     /// All of the partition's sealed records below this offset are covered. It is the base offset of a batch, or the
     /// end.
     end: Offset,
+}
+
+impl LastOffsets {
+    /// Draws the key of the hashes. Its random bits come from [`RandomState`], so that a simulation can control them.
+    fn new(end: Offset) -> Self {
+        let random = RandomState::new();
+        let hasher = SipHasher13::new_with_keys(random.hash_one(0u64), random.hash_one(1u64));
+        Self { hasher, last: HashMap::default(), end }
+    }
+
+    fn hash(&self, key: &[u8]) -> KeyHash {
+        let Hash128 { h1, h2 } = self.hasher.hash(key);
+        [h1, h2]
+    }
+
+    fn insert(&mut self, key: &[u8], offset: i64) {
+        self.last.insert(self.hash(key), offset);
+    }
+
+    fn get(&self, key: &[u8]) -> Option<i64> {
+        self.last.get(&self.hash(key)).copied()
+    }
 }
 
 /// Compacts a partition's sealed records.
@@ -100,7 +123,7 @@ fn join(partition: &Arc<Partition>, upkeep: &mut Upkeep) -> u64 {
 /// Collects the last offset of each key from the extents that have not been compacted yet, until `keys_max` keys are
 /// remembered. `end` is the end of all extents.
 fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<LastOffsets, Ended> {
-    let mut found = LastOffsets { last: HashMap::default(), end };
+    let mut found = LastOffsets::new(end);
     for extent in extents.iter().filter(|extent| !extent.compacted) {
         if found.end < end {
             break;
@@ -119,7 +142,7 @@ fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<La
             for record in &records {
                 let record = record.map_err(unreadable)?;
                 if let Some(key) = record.key {
-                    found.last.insert(hash(key), record.offset);
+                    found.insert(key, record.offset);
                 }
             }
             Ok(())
@@ -198,7 +221,7 @@ impl Pass<'_> {
             if record.offset == self.keeps {
                 return true;
             }
-            let is_last = self.keys.last.get(&hash(key)).is_none_or(|last| record.offset >= *last);
+            let is_last = self.keys.get(key).is_none_or(|last| record.offset >= last);
             let stays = is_last && !(record.value.is_none() && tombstones_go);
             tombstone_stays |= stays && record.value.is_none();
             stays
@@ -237,4 +260,21 @@ fn batch_of(bytes: &Bytes, at: usize, header: &BatchHeader) -> Result<RecordBatc
 
 fn unreadable(source: millstream_record::BatchError) -> StoreError {
     StoreError::Corrupt { what: "a sealed record batch".into(), reason: source.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pass_hashes_keys_in_its_own_way() {
+        let (mut pass, other) = (LastOffsets::new(Offset::ZERO), LastOffsets::new(Offset::ZERO));
+        assert_eq!(pass.hash(b"key"), pass.hash(b"key"));
+        assert_ne!(pass.hash(b"key"), pass.hash(b"yek"));
+        assert_ne!(pass.hash(b"key"), other.hash(b"key"));
+        pass.insert(b"key", 3);
+        pass.insert(b"", 4);
+        pass.insert(b"key", 5);
+        assert_eq!((pass.get(b"key"), pass.get(b""), pass.get(b"yek")), (Some(5), Some(4), None));
+    }
 }
