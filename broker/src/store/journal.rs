@@ -28,6 +28,8 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use millstream_record::Column;
+use zerocopy::little_endian::{I64, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::error::StoreError;
 use crate::store::place::{Offset, TopicId};
@@ -39,8 +41,8 @@ pub(crate) const CHUNK_BYTES: usize = 65_520;
 pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"MSJ1");
 pub(super) const BLOB_HEADER_BYTES: usize = 8;
 pub(super) const ENTRY_HEADER_BYTES: usize = 12;
-/// Size of the header before the batches in an entry, in bytes.
-pub(super) const RUN_HEADER_BYTES: usize = 44;
+/// What stands before the batches in their entry.
+pub(super) const RUN_HEADER_BYTES: usize = size_of::<RunHead>();
 
 pub(super) const BATCHES: u8 = 1;
 /// A committed offset as data format 4 wrote it.
@@ -54,6 +56,41 @@ pub(super) const STATE: u8 = 7;
 
 /// The value on disk for unknown or none.
 const NONE: i64 = -1;
+
+/// What stands before the batches in their entry.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RunHead {
+    fields: RunFields,
+    /// Of the fields.
+    crc: U32,
+}
+
+/// A [`RunHeader`] as the journal holds it.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RunFields {
+    topic: U32,
+    partition: U32,
+    base: I64,
+    end: I64,
+    first_timestamp_ms: I64,
+    max_timestamp_ms: I64,
+}
+
+impl From<&RunHeader> for RunHead {
+    fn from(run: &RunHeader) -> Self {
+        let fields = RunFields {
+            topic: run.topic.0.into(),
+            partition: run.partition.into(),
+            base: run.base.get().into(),
+            end: run.end.get().into(),
+            first_timestamp_ms: run.first_timestamp_ms.into(),
+            max_timestamp_ms: run.max_timestamp_ms.into(),
+        };
+        Self { crc: crc32c::crc32c(fields.as_bytes()).into(), fields }
+    }
+}
 
 impl RunHeader {
     /// Returns the index entry of the run whose batches are at this location.
@@ -256,15 +293,7 @@ impl BlobWriter {
         let begin = self.blob.len() + RUN_HEADER_BYTES;
         self.blob.put_bytes(0, RUN_HEADER_BYTES);
         let run = write(&mut self.blob);
-        let mut head = &mut self.blob[begin - RUN_HEADER_BYTES..begin];
-        head.put_u32_le(run.topic.0);
-        head.put_u32_le(run.partition);
-        head.put_i64_le(run.base.get());
-        head.put_i64_le(run.end.get());
-        head.put_i64_le(run.first_timestamp_ms);
-        head.put_i64_le(run.max_timestamp_ms);
-        let crc = crc32c::crc32c(&self.blob[begin - RUN_HEADER_BYTES..begin - 4]);
-        self.blob[begin - 4..begin].copy_from_slice(&crc.to_le_bytes());
+        self.blob[begin - RUN_HEADER_BYTES..begin].copy_from_slice(RunHead::from(&run).as_bytes());
         self.end(header);
         (begin as u32, (self.blob.len() - begin) as u32, run)
     }
@@ -392,16 +421,23 @@ pub(crate) fn read_blob<'a>(
 
 /// Decodes the header before the batches in an entry. `head` is [`RUN_HEADER_BYTES`] long.
 pub(super) fn read_run_header(head: &[u8]) -> Result<RunHeader, String> {
-    let Some((fields, crc)) = head.split_last_chunk::<4>() else { return Err("batches without a header".to_owned()) };
-    if crc32c::crc32c(fields).to_le_bytes() != *crc {
-        return Err("the header of batches does not match its checksum".to_owned());
+    let Ok(RunHead { fields, crc }) = RunHead::ref_from_bytes(head) else {
+        return Err("batches without a head".to_owned());
+    };
+    if crc32c::crc32c(fields.as_bytes()) != crc.get() {
+        return Err("the head of batches does not match its checksum".to_owned());
     }
-    let mut fields = Reader(fields);
-    let (topic, partition) = (TopicId(fields.u32()?), fields.u32()?);
-    let (base, end) = (Offset::new(fields.u64()? as i64), Offset::new(fields.u64()? as i64));
-    let (Some(base), Some(end)) = (base, end) else { return Err("a negative offset".to_owned()) };
-    let (first_timestamp_ms, max_timestamp_ms) = (fields.u64()? as i64, fields.u64()? as i64);
-    Ok(RunHeader { topic, partition, base, end, first_timestamp_ms, max_timestamp_ms })
+    let (Some(base), Some(end)) = (Offset::new(fields.base.get()), Offset::new(fields.end.get())) else {
+        return Err("a negative offset".to_owned());
+    };
+    Ok(RunHeader {
+        topic: TopicId(fields.topic.get()),
+        partition: fields.partition.get(),
+        base,
+        end,
+        first_timestamp_ms: fields.first_timestamp_ms.get(),
+        max_timestamp_ms: fields.max_timestamp_ms.get(),
+    })
 }
 
 fn read_entry(kind: u8, body: &[u8], pos: usize, sound: bool) -> Result<Entry<'_>, String> {
@@ -568,6 +604,10 @@ mod tests {
 
         assert_eq!(blob_bytes(&blob), Ok(blob.len()));
         assert_eq!(&blob[pos as usize..(pos + len) as usize], b"batches");
+        let numbers = [0, 5, -2, -1].map(i64::to_le_bytes).concat();
+        let fields = [[7u32, 3].map(u32::to_le_bytes).concat(), numbers].concat();
+        let head = [&fields[..], &crc32c::crc32c(&fields).to_le_bytes()].concat();
+        assert_eq!((head.len(), &blob[pos as usize - head.len()..pos as usize]), (RUN_HEADER_BYTES, &head[..]));
         let mut seen = 0;
         read_blob(&blob, |entry| {
             match (seen, entry) {

@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableTable, StorageBackend, TableDefinition, TableHandle, WriteTransaction};
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U32;
 
 use super::super::error::StoreError;
 use super::super::file_system::{FileSystem, Open};
-use super::super::segment::u32_at;
 use super::super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEGMENTS, tables};
 use super::format_4::Row;
 use super::{BackupError, BackupFile};
@@ -233,7 +234,8 @@ impl<'a> CheckedFile<'a> {
             FRAME_HEADER_BYTES => {}
             _ => return Err(self.damaged("it ends within a frame")),
         }
-        let (body_bytes, crc) = (u32_at(&header, 0), u32_at(&header, 4));
+        let fields: [U32; 2] = zerocopy::transmute!(header);
+        let [body_bytes, crc] = fields.map(U32::get);
         if u64::from(body_bytes) > self.left {
             return Err(self.damaged("a frame is longer than the rest of the file"));
         }
@@ -321,9 +323,9 @@ impl WithTable for Inserting<'_> {
 }
 
 fn next_row<'r>(rows: &mut &'r [u8]) -> Option<(&'r [u8], &'r [u8])> {
-    let (header, rest) = rows.split_at_checked(8)?;
-    let (key, rest) = rest.split_at_checked(u32_at(header, 0) as usize)?;
-    let (value, rest) = rest.split_at_checked(u32_at(header, 4) as usize)?;
+    let ([key_bytes, value_bytes], rest) = <[U32; 2]>::ref_from_prefix(rows).ok()?;
+    let (key, rest) = rest.split_at_checked(key_bytes.get() as usize)?;
+    let (value, rest) = rest.split_at_checked(value_bytes.get() as usize)?;
     *rows = rest;
     Some((key, value))
 }

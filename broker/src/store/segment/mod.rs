@@ -19,11 +19,16 @@
 //! Version 2, which data format 4 wrote, has no block count, no aborted transactions, and extents without the last two
 //! fields. Segments of version 2 are still read, because a restore copies the segments of a backup unchanged.
 
+mod layout;
 mod read;
 mod write;
 
 pub(crate) use read::{BlockFault, OpenSegment, Piece, Sealed, pieces, sound_part};
 pub(crate) use write::SegmentWriter;
+
+use layout::{ExtentEntry, decode_extents};
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::error::StoreError;
 use crate::store::place::{Offset, TopicId};
@@ -32,13 +37,6 @@ const MAGIC: u32 = u32::from_le_bytes(*b"MSSG");
 const VERSION: u32 = 3;
 /// The version that data format 4 wrote.
 const VERSION_2: u32 = 2;
-const HEADER_BYTES: u64 = 8;
-const FOOTER_BYTES: usize = 24;
-const EXTENT_BYTES: usize = 84;
-/// Size of an extent in version 2, in bytes.
-const EXTENT_BYTES_2: usize = 76;
-const BLOCK_ENTRY_BYTES: usize = 24;
-const ABORTED_ENTRY_BYTES: usize = 32;
 
 /// A block is closed once it reaches this size. It is the minimum that is read and verified at once.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -131,10 +129,9 @@ pub(crate) struct SegmentMeta {
 impl SegmentMeta {
     /// Encodes the registry row: file bytes u64, extent bytes u64, then extents as in the file's index.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(16 + self.extents.len() * EXTENT_BYTES);
-        out.extend_from_slice(&self.file.bytes.to_le_bytes());
-        out.extend_from_slice(&self.file.extent_bytes.to_le_bytes());
-        self.extents.iter().for_each(|owned| encode_extent(owned, &mut out));
+        let mut out = Vec::with_capacity(16 + self.extents.len() * size_of::<ExtentEntry>());
+        out.extend_from_slice([self.file.bytes, self.file.extent_bytes].map(U64::new).as_bytes());
+        self.extents.iter().for_each(|owned| out.extend_from_slice(ExtentEntry::from(owned).as_bytes()));
         out
     }
 
@@ -152,69 +149,14 @@ impl SegmentMeta {
             what: format!("the registry's entry of segment {:016x}", id.0),
             reason: format!("its {} bytes are not a valid list of extents", row.len()),
         };
-        let (file_bytes, rest) = row.split_first_chunk::<8>().ok_or_else(corrupt)?;
-        let (extent_bytes, extents) = rest.split_first_chunk::<8>().ok_or_else(corrupt)?;
-        let (bytes, extent_bytes) = (u64::from_le_bytes(*file_bytes), u64::from_le_bytes(*extent_bytes));
+        let (sizes, extents) = <[U64; 2]>::ref_from_prefix(row).map_err(|_| corrupt())?;
+        let [bytes, extent_bytes] = sizes.map(U64::get);
         let extents = decode_extents(id, extents, version).ok_or_else(corrupt)?;
         Ok(Self { file: SegmentFile { id, bytes, extent_bytes }, extents })
     }
 }
 
-const COMPACTED: u32 = 1;
-
-fn encode_extent(OwnedExtent { topic, partition, extent }: &OwnedExtent, out: &mut Vec<u8>) {
-    out.extend_from_slice(&topic.0.to_le_bytes());
-    out.extend_from_slice(&partition.to_le_bytes());
-    out.extend_from_slice(&extent.base.get().to_le_bytes());
-    out.extend_from_slice(&extent.end.get().to_le_bytes());
-    out.extend_from_slice(&extent.first_timestamp_ms.to_le_bytes());
-    out.extend_from_slice(&extent.max_timestamp_ms.to_le_bytes());
-    out.extend_from_slice(&extent.pos.to_le_bytes());
-    out.extend_from_slice(&extent.bytes.to_le_bytes());
-    out.extend_from_slice(&extent.blocks_from.to_le_bytes());
-    out.extend_from_slice(&extent.blocks.to_le_bytes());
-    out.extend_from_slice(&extent.tombstones_due_ms.to_le_bytes());
-    out.extend_from_slice(&u32::from(extent.compacted).to_le_bytes());
-    out.extend_from_slice(&extent.aborted_from.to_le_bytes());
-    out.extend_from_slice(&extent.aborted.to_le_bytes());
-}
-
-/// Returns the size of an extent in a segment of this version, in bytes.
-fn extent_bytes(version: u32) -> usize {
-    if version == VERSION_2 { EXTENT_BYTES_2 } else { EXTENT_BYTES }
-}
-
-/// Returns `None` if the bytes are not a whole number of valid extents.
-fn decode_extents(segment: SegmentId, bytes: &[u8], version: u32) -> Option<Vec<OwnedExtent>> {
-    let extents = bytes.chunks_exact(extent_bytes(version));
-    if !extents.remainder().is_empty() {
-        return None;
-    }
-    let aborted_at = |bytes: &[u8], at| if version == VERSION_2 { 0 } else { u32_at(bytes, at) };
-    extents
-        .map(|bytes| {
-            let extent = Extent {
-                segment,
-                base: Offset::new(u64_at(bytes, 8) as i64)?,
-                end: Offset::new(u64_at(bytes, 16) as i64)?,
-                first_timestamp_ms: u64_at(bytes, 24) as i64,
-                max_timestamp_ms: u64_at(bytes, 32) as i64,
-                pos: u64_at(bytes, 40),
-                bytes: u64_at(bytes, 48),
-                blocks_from: u32_at(bytes, 56),
-                blocks: u32_at(bytes, 60),
-                tombstones_due_ms: u64_at(bytes, 64) as i64,
-                compacted: u32_at(bytes, 72) & COMPACTED != 0,
-                aborted_from: aborted_at(bytes, 76),
-                aborted: aborted_at(bytes, 80),
-            };
-            let sound = extent.base < extent.end && extent.pos.checked_add(extent.bytes).is_some();
-            sound.then_some(OwnedExtent { topic: TopicId(u32_at(bytes, 0)), partition: u32_at(bytes, 4), extent })
-        })
-        .collect()
-}
-
-/// A block's entry in the index.
+/// A block of an extent, as the index has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
     /// Offset of its first batch.
@@ -224,40 +166,13 @@ pub(crate) struct Block {
     pub(crate) crc: u32,
 }
 
-fn encode_aborted(aborted: &AbortedTransaction, out: &mut Vec<u8>) {
-    out.extend_from_slice(&aborted.producer_id.to_le_bytes());
-    for offset in [aborted.first_offset, aborted.last_offset, aborted.last_stable_offset] {
-        out.extend_from_slice(&offset.get().to_le_bytes());
-    }
-}
-
-fn decode_aborted(entry: &[u8]) -> Option<AbortedTransaction> {
-    Some(AbortedTransaction {
-        producer_id: u64_at(entry, 0) as i64,
-        first_offset: Offset::new(u64_at(entry, 8) as i64)?,
-        last_offset: Offset::new(u64_at(entry, 16) as i64)?,
-        last_stable_offset: Offset::new(u64_at(entry, 24) as i64)?,
-    })
-}
-
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut four = [0; 4];
-    four.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(four)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut eight = [0; 8];
-    eight.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(eight)
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
     use millstream_record::{BatchBuilder, BatchHeader, Compression, patch_batch};
     use proptest::prelude::*;
 
+    use super::layout::extent_bytes;
     use super::read::{Piece, pieces, sound_part};
     use super::*;
     use crate::seeded::seeded;
@@ -327,7 +242,7 @@ mod tests {
         ) {
             // Small numbers make it likely that some rows are valid.
             let mut row: Vec<u8> = bytes.iter().enumerate().map(|(at, byte)| if plain && at % 8 > 0 { 0 } else { *byte }).collect();
-            row.resize(16 + extents * EXTENT_BYTES + extra, 0);
+            row.resize(16 + extents * extent_bytes(VERSION) + extra, 0);
             match SegmentMeta::decode(SegmentId(3), &row) {
                 Ok(meta) => {
                     prop_assert_eq!((extra, meta.extents.len()), (0, extents));

@@ -8,14 +8,13 @@ use std::ops::Range;
 use bytes::Bytes;
 use millstream_record::{BatchHeader, RecordBatch};
 use redb::StorageBackend;
+use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::error::StoreError;
 use super::super::files::{Backend, Files};
-use super::{
-    ABORTED_ENTRY_BYTES, AbortedTransaction, BLOCK_ENTRY_BYTES, Block, Extent, FOOTER_BYTES, HEADER_BYTES, MAGIC,
-    SegmentFile, SegmentId, SegmentMeta, VERSION, VERSION_2, decode_aborted, decode_extents, extent_bytes, u32_at,
-    u64_at,
-};
+use super::layout::{AbortedEntry, BlockEntry, Footer, Header, decode_extents, extent_bytes};
+use super::{AbortedTransaction, Block, Extent, MAGIC, SegmentFile, SegmentId, SegmentMeta, VERSION, VERSION_2};
 use crate::store::LEADER_EPOCH;
 use crate::store::place::Offset;
 
@@ -94,20 +93,20 @@ impl OpenSegment {
 
     /// Returns the bytes of the index, verified against their checksum, and the version of the segment.
     fn index_bytes_of(&self, file_bytes: u64) -> Result<Result<(Vec<u8>, u32), String>, StoreError> {
-        let Some(footer_pos) = file_bytes.checked_sub(FOOTER_BYTES as u64) else {
+        let Some(footer_pos) = file_bytes.checked_sub(size_of::<Footer>() as u64) else {
             return Ok(Err(format!("a file of {file_bytes} bytes has no footer")));
         };
-        let footer = self.bytes_at(footer_pos, FOOTER_BYTES)?;
-        let (index_pos, index_bytes, crc) = (u64_at(&footer, 0), u32_at(&footer, 8) as usize, u32_at(&footer, 12));
-        let version = u32_at(&footer, 16);
-        if !is_known(version) || u32_at(&footer, 20) != MAGIC {
-            return Ok(Err("its footer has no magic number or an unknown version".to_owned()));
+        let footer: Footer = self.layout_at(footer_pos)?;
+        let (index_pos, index_bytes) = (footer.index_pos.get(), footer.index_bytes.get() as usize);
+        let version = footer.version.get();
+        if !is_known(version) || footer.magic.get() != MAGIC {
+            return Ok(Err("its footer has not its mark".to_owned()));
         }
         if index_bytes < 4 || index_pos.checked_add(index_bytes as u64) != Some(footer_pos) {
             return Ok(Err("its index does not end where its footer starts".to_owned()));
         }
         let index = self.bytes_at(index_pos, index_bytes)?;
-        if crc32c::crc32c(&index) != crc {
+        if crc32c::crc32c(&index) != footer.index_crc.get() {
             return Ok(Err("its index does not match its checksum".to_owned()));
         }
         Ok(Ok((index, version)))
@@ -217,18 +216,30 @@ impl OpenSegment {
         Ok(())
     }
 
-    /// Reads bytes at a position. Bytes after the end of a truncated file are zero, which no batch, index or footer
-    /// accepts as valid.
     fn bytes_at(&self, pos: u64, len: usize) -> Result<Vec<u8>, StoreError> {
         let mut bytes = vec![0; len];
-        match self.file.read(pos, &mut bytes) {
+        self.read_at(pos, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads a fixed layout.
+    fn layout_at<T: FromBytes + IntoBytes>(&self, pos: u64) -> Result<T, StoreError> {
+        let mut layout = T::new_zeroed();
+        self.read_at(pos, layout.as_mut_bytes())?;
+        Ok(layout)
+    }
+
+    /// Reads into bytes that are zero. Zeros stay where the file was cut off: no batch, no index and no footer is sound
+    /// then.
+    fn read_at(&self, pos: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
+        let len = bytes.len();
+        match self.file.read(pos, bytes) {
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
                 let there = usize::try_from(self.len()?.saturating_sub(pos)).unwrap_or(len);
-                self.file.read(pos, &mut bytes[..there.min(len)]).map_err(|source| self.failed(source))?;
+                self.file.read(pos, &mut bytes[..there.min(len)]).map_err(|source| self.failed(source))
             }
-            read => read.map_err(|source| self.failed(source))?,
+            read => read.map_err(|source| self.failed(source)),
         }
-        Ok(bytes)
     }
 
     /// Returns the size of the file in bytes.
@@ -242,8 +253,8 @@ impl OpenSegment {
 
     /// Returns whether the file starts with a valid segment header.
     pub(crate) fn has_header(&self) -> Result<bool, StoreError> {
-        let header = self.bytes_at(0, HEADER_BYTES as usize)?;
-        Ok(u32_at(&header, 0) == MAGIC && is_known(u32_at(&header, 4)))
+        let header: Header = self.layout_at(0)?;
+        Ok(header.magic.get() == MAGIC && is_known(header.version.get()))
     }
 }
 
@@ -255,40 +266,32 @@ fn is_known(version: u32) -> bool {
 /// The encoded parts of an index.
 struct IndexParts<'a> {
     extents: &'a [u8],
-    blocks: &'a [u8],
-    aborted: &'a [u8],
+    blocks: &'a [BlockEntry],
+    aborted: &'a [AbortedEntry],
 }
 
 impl<'a> IndexParts<'a> {
     fn of(index: &'a [u8], version: u32) -> Result<Self, String> {
         let counted = |bytes: &'a [u8]| {
-            let (extent_count, rest) = bytes.split_at_checked(4)?;
-            let block_count_bytes = if version == VERSION_2 { 0 } else { 4 };
-            let (block_count, rest) = rest.split_at_checked(block_count_bytes)?;
-            let extents = u32_at(extent_count, 0) as usize * extent_bytes(version);
+            let (extent_count, rest) = U32::ref_from_prefix(bytes).ok()?;
+            let extents = extent_count.get() as usize * extent_bytes(version);
+            if version == VERSION_2 {
+                let (extents, rest) = rest.split_at_checked(extents)?;
+                let (blocks, _) = <[BlockEntry]>::ref_from_prefix(rest).ok()?;
+                return Some(Self { extents, blocks, aborted: &[] });
+            }
+            let (block_count, rest) = U32::ref_from_prefix(rest).ok()?;
             let (extents, rest) = rest.split_at_checked(extents)?;
-            let blocks_bytes = match version {
-                VERSION_2 => rest.len(),
-                _ => u32_at(block_count, 0) as usize * BLOCK_ENTRY_BYTES,
-            };
-            let (blocks, aborted) = rest.split_at_checked(blocks_bytes)?;
+            let (blocks, rest) = <[BlockEntry]>::ref_from_prefix_with_elems(rest, block_count.get() as usize).ok()?;
+            let (aborted, _) = <[AbortedEntry]>::ref_from_prefix(rest).ok()?;
             Some(Self { extents, blocks, aborted })
         };
         counted(index).ok_or_else(|| "its index is too short".to_owned())
     }
 
     fn decode(&self) -> Result<Index, String> {
-        let block = |entry: &[u8]| {
-            let base = Offset::new(u64_at(entry, 0) as i64)?;
-            Some(Block {
-                base,
-                max_timestamp_ms: u64_at(entry, 8) as i64,
-                bytes: u32_at(entry, 16),
-                crc: u32_at(entry, 20),
-            })
-        };
-        let blocks: Option<_> = self.blocks.chunks_exact(BLOCK_ENTRY_BYTES).map(block).collect();
-        let aborted: Option<_> = self.aborted.chunks_exact(ABORTED_ENTRY_BYTES).map(decode_aborted).collect();
+        let blocks: Option<_> = self.blocks.iter().map(BlockEntry::decode).collect();
+        let aborted: Option<_> = self.aborted.iter().map(AbortedEntry::decode).collect();
         Ok(Index {
             blocks: blocks.ok_or("a block starts at a negative offset")?,
             aborted: aborted.ok_or("an aborted transaction has a negative offset")?,

@@ -3,13 +3,15 @@
 
 use millstream_record::BatchHeader;
 use redb::StorageBackend;
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::U32;
 
 use super::super::error::StoreError;
 use super::super::files::{Backend, Files};
+use super::layout::{AbortedEntry, BlockEntry, ExtentEntry, Footer, Header};
 use super::{
-    ABORTED_ENTRY_BYTES, AbortedTransaction, BLOCK_BYTES, BLOCK_ENTRY_BYTES, Block, EXTENT_BYTES, Extent, FOLDER,
-    FOOTER_BYTES, HEADER_BYTES, MAGIC, OwnedExtent, Piece, SegmentFile, SegmentId, SegmentMeta, VERSION,
-    encode_aborted, encode_extent,
+    AbortedTransaction, BLOCK_BYTES, Block, Extent, FOLDER, MAGIC, OwnedExtent, Piece, SegmentFile, SegmentId,
+    SegmentMeta, VERSION,
 };
 use crate::store::place::{Offset, TopicId};
 
@@ -50,9 +52,7 @@ impl SegmentWriter {
     pub(crate) fn create(files: &Files, id: SegmentId) -> Result<Self, StoreError> {
         let file = files.create(&id.file_name())?;
         let mut buffer = Vec::with_capacity(WRITE_BYTES + BLOCK_BYTES);
-        buffer.extend_from_slice(&MAGIC.to_le_bytes());
-        buffer.extend_from_slice(&VERSION.to_le_bytes());
-        debug_assert_eq!(buffer.len() as u64, HEADER_BYTES);
+        buffer.extend_from_slice(Header { magic: MAGIC.into(), version: VERSION.into() }.as_bytes());
         Ok(Self {
             id,
             file,
@@ -153,28 +153,24 @@ impl SegmentWriter {
         self.close_block();
         let index_pos = self.position();
         let mut index = Vec::with_capacity(
-            8 + self.extents.len() * EXTENT_BYTES
-                + self.blocks.len() * BLOCK_ENTRY_BYTES
-                + self.aborted.len() * ABORTED_ENTRY_BYTES,
+            8 + self.extents.len() * size_of::<ExtentEntry>()
+                + self.blocks.len() * size_of::<BlockEntry>()
+                + self.aborted.len() * size_of::<AbortedEntry>(),
         );
-        index.extend_from_slice(&(self.extents.len() as u32).to_le_bytes());
-        index.extend_from_slice(&(self.blocks.len() as u32).to_le_bytes());
-        self.extents.iter().for_each(|owned| encode_extent(owned, &mut index));
-        for block in &self.blocks {
-            index.extend_from_slice(&block.base.get().to_le_bytes());
-            index.extend_from_slice(&block.max_timestamp_ms.to_le_bytes());
-            index.extend_from_slice(&block.bytes.to_le_bytes());
-            index.extend_from_slice(&block.crc.to_le_bytes());
-        }
-        self.aborted.iter().for_each(|aborted| encode_aborted(aborted, &mut index));
-        let crc = crc32c::crc32c(&index);
-        let index_bytes = index.len() as u32;
+        let counts = [self.extents.len(), self.blocks.len()].map(|count| U32::new(count as u32));
+        index.extend_from_slice(counts.as_bytes());
+        self.extents.iter().for_each(|owned| index.extend_from_slice(ExtentEntry::from(owned).as_bytes()));
+        self.blocks.iter().for_each(|block| index.extend_from_slice(BlockEntry::from(block).as_bytes()));
+        self.aborted.iter().for_each(|aborted| index.extend_from_slice(AbortedEntry::from(aborted).as_bytes()));
+        let footer = Footer {
+            index_pos: index_pos.into(),
+            index_bytes: (index.len() as u32).into(),
+            index_crc: crc32c::crc32c(&index).into(),
+            version: VERSION.into(),
+            magic: MAGIC.into(),
+        };
         self.buffer.append(&mut index);
-        self.buffer.extend_from_slice(&index_pos.to_le_bytes());
-        for field in [index_bytes, crc, VERSION, MAGIC] {
-            self.buffer.extend_from_slice(&field.to_le_bytes());
-        }
-        debug_assert_eq!(self.position(), index_pos + u64::from(index_bytes) + FOOTER_BYTES as u64);
+        self.buffer.extend_from_slice(footer.as_bytes());
         self.write()?;
         self.sync()?;
         self.file.close().map_err(|source| self.failed(source))?;
