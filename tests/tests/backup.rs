@@ -398,7 +398,7 @@ async fn a_restore_changes_nothing_that_is_there() {
 
     fs::remove_file(backup.join("BACKUP")).unwrap();
     let unfinished = restored(&backup, &folder.path().join("other")).unwrap_err();
-    assert!(unfinished.to_string().contains("not finished"), "{unfinished}");
+    assert!(unfinished.to_string().contains("unfinished"), "{unfinished}");
     assert_eq!(names(folder.path()), ["backup", "data", "source"]);
 }
 

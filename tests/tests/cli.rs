@@ -1069,7 +1069,7 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
         serve.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]).arg(data.path());
         fails(run(&mut serve, ""), 1, words);
     };
-    refuses(&["millstream.redb is corrupt: ", "`millstream check` finds all damage"]);
+    refuses(&["millstream.redb is corrupt: ", "`millstream check --data DIR` finds all damage"]);
     for arguments in [&[][..], &["--repair"]] {
         let found = check(arguments);
         assert_eq!(found.code, Some(1), "{} {}", found.out, found.err);

@@ -26,6 +26,9 @@ Examples:
   millstream apply -f pipeline.yaml --dry-run
   millstream apply -f flights.yaml -f alerts.yaml";
 
+/// How the mistake ends that names a module which the server does not have. What to do about it depends on the command.
+pub(super) const NOT_UPLOADED: &str = "is not uploaded";
+
 /// Create or update pipelines from pipeline files
 ///
 /// Modules that a file names by path, relative to the file, are uploaded first, as FILE-STEM:HASH. Prints what changed.
@@ -221,6 +224,10 @@ impl File {
         let applied = client.admin().apply_pipeline(request).await?;
         self.applied = applied.mistakes.is_empty();
         self.mistakes = applied.mistakes;
+        for mistake in &mut self.mistakes {
+            let advice = format!("{NOT_UPLOADED}: push it with `millstream module push`");
+            mistake.message = mistake.message.replace(NOT_UPLOADED, &advice);
+        }
         self.changes.extend(applied.changes);
         self.pipeline = applied.pipeline;
         Ok(())

@@ -12,7 +12,7 @@ use millstream_api::v1;
 use millstream_runtime::RuntimeError;
 use serde_json::{Value, json};
 
-use super::apply;
+use super::apply::{self, NOT_UPLOADED};
 use crate::exit;
 use crate::input::{FieldArgs, Input};
 use crate::output::{Column, Out, OutputArgs, Table};
@@ -97,7 +97,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 let mistake = |m: millstream_runtime::pipeline::Mistake| v1::Mistake {
                     line: m.line,
                     column: m.column,
-                    message: m.message.replace("push it with `millstream module push`", "name its file with --module"),
+                    message: m.message.replace(NOT_UPLOADED, &format!("{NOT_UPLOADED}: name its file with --module")),
                 };
                 file.mistakes = mistakes.into_iter().map(mistake).collect();
             }
