@@ -6,6 +6,7 @@
 //! Each call is a scheduling point of the simulator and a line of its trace. The disk also works outside of a
 //! simulation, where the order of calls is the one in which the machine's threads happen to run.
 
+use millstream_record::checksum;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{Error, ErrorKind, Result};
@@ -779,7 +780,7 @@ impl StorageBackend for OpenFile {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         let (mut state, begun) =
-            self.begin(Call::Write, format_args!("{offset}+{} {:08x}", data.len(), crc32c::crc32c(data)));
+            self.begin(Call::Write, format_args!("{offset}+{} {:08x}", data.len(), checksum::crc32c(data)));
         let written = match begun {
             // A write that is in progress when the power fails is as likely to survive as the others.
             Begun::Well | Begun::Struck(Effect::PowerOff) => data.len(),

@@ -24,6 +24,7 @@
 //! Data format 4 wrote offsets and state in older forms, as kinds 2 and 3. They are still read, because a restore
 //! copies the journal of a backup unchanged.
 
+use millstream_record::checksum;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -88,7 +89,7 @@ impl From<&RunHeader> for RunHead {
             first_timestamp_ms: run.first_timestamp_ms.into(),
             max_timestamp_ms: run.max_timestamp_ms.into(),
         };
-        Self { crc: crc32c::crc32c(fields.as_bytes()).into(), fields }
+        Self { crc: checksum::crc32c(fields.as_bytes()).into(), fields }
     }
 }
 
@@ -385,7 +386,7 @@ impl BlobWriter {
 
 /// Returns an entry's checksum. It includes the kind, so that one kind is not mistaken for another.
 pub(super) fn entry_crc(kind: u8, body: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&[kind]), body)
+    checksum::crc32c_append(checksum::crc32c(&[kind]), body)
 }
 
 /// Returns the size in bytes of the blob that starts with this value.
@@ -424,7 +425,7 @@ pub(super) fn read_run_header(head: &[u8]) -> Result<RunHeader, String> {
     let Ok(RunHead { fields, crc }) = RunHead::ref_from_bytes(head) else {
         return Err("batches without a head".to_owned());
     };
-    if crc32c::crc32c(fields.as_bytes()) != crc.get() {
+    if checksum::crc32c(fields.as_bytes()) != crc.get() {
         return Err("the head of batches does not match its checksum".to_owned());
     }
     let (Some(base), Some(end)) = (Offset::new(fields.base.get()), Offset::new(fields.end.get())) else {
@@ -606,7 +607,7 @@ mod tests {
         assert_eq!(&blob[pos as usize..(pos + len) as usize], b"batches");
         let numbers = [0, 5, -2, -1].map(i64::to_le_bytes).concat();
         let fields = [[7u32, 3].map(u32::to_le_bytes).concat(), numbers].concat();
-        let head = [&fields[..], &crc32c::crc32c(&fields).to_le_bytes()].concat();
+        let head = [&fields[..], &checksum::crc32c(&fields).to_le_bytes()].concat();
         assert_eq!((head.len(), &blob[pos as usize - head.len()..pos as usize]), (RUN_HEADER_BYTES, &head[..]));
         let mut seen = 0;
         read_blob(&blob, |entry| {
@@ -762,7 +763,7 @@ mod tests {
                 // Half of the bodies stay whole.
                 body.truncate(cut.index(2 * body.len() + 1));
                 if kind == BATCHES && head_matches && body.len() >= RUN_HEADER_BYTES {
-                    let crc = crc32c::crc32c(&body[..RUN_HEADER_BYTES - 4]);
+                    let crc = checksum::crc32c(&body[..RUN_HEADER_BYTES - 4]);
                     body[RUN_HEADER_BYTES - 4..RUN_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
                 }
                 writer.raw(kind, &body);

@@ -1,5 +1,6 @@
 //! Start: reads the journal once, and passes every entry to the caller, which rebuilds memory from it.
 
+use millstream_record::checksum;
 use std::collections::HashMap;
 
 use redb::{ReadTransaction, ReadableDatabase, ReadableTable};
@@ -64,7 +65,7 @@ pub(super) fn checked_row(id: SegmentId, row: &[u8]) -> Result<&[u8], StoreError
 }
 
 fn row_crc(id: SegmentId, meta: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&id.0.to_le_bytes()), meta)
+    checksum::crc32c_append(checksum::crc32c(&id.0.to_le_bytes()), meta)
 }
 
 /// Returns the sealed mark: journal values before this sequence number are sealed into segments and tables.

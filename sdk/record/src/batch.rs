@@ -8,6 +8,7 @@
 //! All integers are big-endian. `batchLength` counts the bytes that follow it; the CRC-32C covers all bytes after the
 //! `crc` field.
 
+use crate::checksum;
 use bytes::{Bytes, BytesMut};
 
 use crate::Limits;
@@ -244,7 +245,7 @@ impl RecordBatch {
     /// [`BatchError::Crc`] if they differ.
     pub fn verify_crc(&self) -> Result<(), BatchError> {
         let found = u32::from_be_bytes(array(&self.bytes, at::CRC));
-        let computed = crc32c::crc32c(&self.bytes[at::ATTRIBUTES..]);
+        let computed = checksum::crc32c(&self.bytes[at::ATTRIBUTES..]);
         if found == computed { Ok(()) } else { Err(BatchError::Crc { found, computed }) }
     }
 
@@ -323,7 +324,7 @@ impl RecordBatch {
         for (at, field) in fields {
             bytes[*at..*at + field.len()].copy_from_slice(field);
         }
-        let crc = crc32c::crc32c(&bytes[at::ATTRIBUTES..]);
+        let crc = checksum::crc32c(&bytes[at::ATTRIBUTES..]);
         bytes[at::CRC..at::CRC + 4].copy_from_slice(&crc.to_be_bytes());
         Self { bytes: bytes.freeze() }
     }

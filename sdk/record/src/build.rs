@@ -1,5 +1,6 @@
 //! Building batches. Records are encoded directly into the buffer that is sent.
 
+use crate::checksum;
 use bytes::Bytes;
 
 use crate::batch::{BATCH_HEADER_BYTES, MAGIC, RecordBatch, at};
@@ -131,7 +132,7 @@ impl BatchBuilder {
 pub(crate) fn seal_batch(bytes: &mut [u8]) {
     let length = bytes.len() as i32 - at::LEADER_EPOCH as i32;
     bytes[at::LENGTH..at::LENGTH + 4].copy_from_slice(&length.to_be_bytes());
-    let crc = crc32c::crc32c(&bytes[at::ATTRIBUTES..]);
+    let crc = checksum::crc32c(&bytes[at::ATTRIBUTES..]);
     bytes[at::CRC..at::CRC + 4].copy_from_slice(&crc.to_be_bytes());
 }
 

@@ -5,6 +5,7 @@
 
 mod batch;
 mod build;
+pub mod checksum;
 mod column;
 mod compression;
 mod error;

@@ -1,6 +1,7 @@
 //! Tests that records survive a round trip through a batch, and that invalid batches are rejected without harm.
 #![allow(clippy::unwrap_used)]
 
+use millstream_record::checksum;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -158,7 +159,7 @@ proptest! {
             encoded[at] = byte;
         }
         if fix_crc {
-            let crc = crc32c::crc32c(&encoded[21..]);
+            let crc = checksum::crc32c(&encoded[21..]);
             encoded[17..21].copy_from_slice(&crc.to_be_bytes());
         }
         let before = LIVE.load(Ordering::Relaxed);
@@ -183,7 +184,7 @@ proptest! {
 }
 
 fn with_crc(mut encoded: Vec<u8>) -> Bytes {
-    let crc = crc32c::crc32c(&encoded[21..]);
+    let crc = checksum::crc32c(&encoded[21..]);
     encoded[17..21].copy_from_slice(&crc.to_be_bytes());
     encoded.into()
 }

@@ -1,5 +1,6 @@
 //! The folder that a backup is written to. It counts as a backup only once its manifest is there.
 
+use millstream_record::checksum;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -84,7 +85,7 @@ impl BackupFolder {
         }
         file.write(offset, bytes).map_err(|source| BackupError::io("write", &self.path.join(name), source))?;
         written.bytes += bytes.len() as u64;
-        written.crc32c = crc32c::crc32c_append(written.crc32c, bytes);
+        written.crc32c = checksum::crc32c_append(written.crc32c, bytes);
         Ok(())
     }
 
@@ -184,7 +185,7 @@ mod tests {
     }
 
     fn file(name: &str, bytes: &[u8]) -> BackupFile {
-        BackupFile { name: name.to_owned(), bytes: bytes.len() as u64, crc32c: crc32c::crc32c(bytes) }
+        BackupFile { name: name.to_owned(), bytes: bytes.len() as u64, crc32c: checksum::crc32c(bytes) }
     }
 
     const SEGMENT: &str = "segments/0000000000000003.segment";

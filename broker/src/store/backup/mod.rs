@@ -17,6 +17,7 @@ mod restore;
 mod rows;
 mod snapshot;
 
+use millstream_record::checksum;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -253,7 +254,7 @@ impl Manifest {
 }
 
 fn first_line(json: &[u8]) -> String {
-    format!("{MANIFEST_MARK}{:08x}\n", crc32c::crc32c(json))
+    format!("{MANIFEST_MARK}{:08x}\n", checksum::crc32c(json))
 }
 
 /// The files that a backup may contain. File names come from outside, and must not lead out of the folder.

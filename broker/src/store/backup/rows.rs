@@ -9,6 +9,7 @@
 //! All integers are little-endian. `crc` is the CRC-32C of `body_bytes` and the body. A table without rows has a frame
 //! too. Numeric keys and values are little-endian, pairs are concatenated, and text is UTF-8.
 
+use millstream_record::checksum;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -151,7 +152,7 @@ impl<F: FnMut(&[u8]) -> Result<(), BackupError>> Writer<'_, F> {
 
     fn end(&mut self) -> Result<(), BackupError> {
         let body_bytes = ((self.frame.len() - FRAME_HEADER_BYTES) as u32).to_le_bytes();
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&body_bytes), &self.frame[FRAME_HEADER_BYTES..]);
+        let crc = checksum::crc32c_append(checksum::crc32c(&body_bytes), &self.frame[FRAME_HEADER_BYTES..]);
         self.frame[..4].copy_from_slice(&body_bytes);
         self.frame[4..FRAME_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
         (self.out)(&self.frame)
@@ -213,7 +214,7 @@ impl<'a> CheckedFile<'a> {
             *taken += part;
             filled += part;
         }
-        self.crc = crc32c::crc32c_append(self.crc, &into[..wanted]);
+        self.crc = checksum::crc32c_append(self.crc, &into[..wanted]);
         self.left -= wanted as u64;
         Ok(wanted)
     }
@@ -241,7 +242,7 @@ impl<'a> CheckedFile<'a> {
         }
         let mut body = vec![0; body_bytes as usize];
         self.read(&mut body)?;
-        if crc32c::crc32c_append(crc32c::crc32c(&header[..4]), &body) != crc {
+        if checksum::crc32c_append(checksum::crc32c(&header[..4]), &body) != crc {
             return Err(self.damaged("a frame does not match its checksum"));
         }
         Ok(Some(body))

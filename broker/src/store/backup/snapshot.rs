@@ -25,6 +25,7 @@
 //! grows by the pages that the sealer writes; these are reused afterwards. The files of segments that are merged or
 //! deleted meanwhile take space until the copy ends.
 
+use millstream_record::checksum;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -199,7 +200,7 @@ impl<'a> PieceWriter<'a> {
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), BackupError> {
-        self.crc = crc32c::crc32c_append(self.crc, bytes);
+        self.crc = checksum::crc32c_append(self.crc, bytes);
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(bytes.len().min(PIECE_BYTES - self.piece.len()));
             self.piece.extend_from_slice(now);

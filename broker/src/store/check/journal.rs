@@ -1,5 +1,6 @@
 //! Reads a damaged journal: what is intact in each commit, and what a repair keeps of it.
 
+use millstream_record::checksum;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -282,12 +283,12 @@ fn put_right(head: &[u8]) -> Option<Vec<u8>> {
     let (fields, crc) = head.split_last_chunk::<4>()?;
     let crc = u32::from_le_bytes(*crc);
     let mut right = head.to_vec();
-    let difference = crc32c::crc32c(fields) ^ crc;
+    let difference = checksum::crc32c(fields) ^ crc;
     match flipped_bit(fields.len(), difference) {
         Some(bit) => right[bit / 8] ^= 1 << (bit % 8),
         None if difference.count_ones() == 1 => {
             let at = right.len() - 4;
-            right[at..].copy_from_slice(&crc32c::crc32c(fields).to_le_bytes());
+            right[at..].copy_from_slice(&checksum::crc32c(fields).to_le_bytes());
         }
         None => return None,
     }
@@ -453,8 +454,8 @@ mod tests {
     #[test]
     fn a_flipped_bit_is_told_by_its_checksum() {
         let bytes: Vec<u8> = (0..500u32).map(|n| (n * 37 % 251) as u8).collect();
-        let crc = crc32c::crc32c(&bytes);
-        let told = |bytes: &[u8]| flipped_bit(bytes.len(), crc32c::crc32c(bytes) ^ crc);
+        let crc = checksum::crc32c(&bytes);
+        let told = |bytes: &[u8]| flipped_bit(bytes.len(), checksum::crc32c(bytes) ^ crc);
         assert_eq!(told(&bytes), None);
         for bit in (0..bytes.len() * 8).step_by(7) {
             let mut flipped = bytes.clone();

@@ -169,6 +169,7 @@ pub(crate) struct Block {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use millstream_record::checksum;
     use millstream_record::{BatchBuilder, BatchHeader, Compression, patch_batch};
     use proptest::prelude::*;
 
@@ -200,7 +201,7 @@ mod tests {
     }
 
     fn seal(batch: &mut [u8]) {
-        let crc = crc32c::crc32c(&batch[21..]);
+        let crc = checksum::crc32c(&batch[21..]);
         batch[17..21].copy_from_slice(&crc.to_be_bytes());
     }
 

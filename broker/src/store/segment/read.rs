@@ -2,6 +2,7 @@
 //! is verified, so that damage only affects the batch that it is in. Data that looks damaged is read a second time, so
 //! that a transient read error does not make merging or compaction drop data that is intact on disk.
 
+use millstream_record::checksum;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -106,7 +107,7 @@ impl OpenSegment {
             return Ok(Err("its index does not end where its footer starts".to_owned()));
         }
         let index = self.bytes_at(index_pos, index_bytes)?;
-        if crc32c::crc32c(&index) != footer.index_crc.get() {
+        if checksum::crc32c(&index) != footer.index_crc.get() {
             return Ok(Err("its index does not match its checksum".to_owned()));
         }
         Ok(Ok((index, version)))
@@ -169,7 +170,7 @@ impl OpenSegment {
         }
         let mut bytes = Bytes::from(self.bytes_at(pos, len)?);
         if let (true, Some(block)) = (self.index.is_some(), blocks.get(first))
-            && crc32c::crc32c(&bytes[..block.bytes as usize]) != block.crc
+            && checksum::crc32c(&bytes[..block.bytes as usize]) != block.crc
         {
             bytes = Bytes::from(self.bytes_at(pos, len)?);
         }
@@ -177,7 +178,7 @@ impl OpenSegment {
         for (index, block) in blocks[first..last].iter().enumerate() {
             let block_end = blocks.get(first + index + 1).map_or(extent.end, |next| next.base);
             let block_bytes = bytes.slice(at..at + block.bytes as usize);
-            if self.index.is_some() && crc32c::crc32c(&block_bytes) == block.crc {
+            if self.index.is_some() && checksum::crc32c(&block_bytes) == block.crc {
                 at += block.bytes as usize;
                 continue;
             }

@@ -2,6 +2,7 @@
 //! not wait behind a large one.
 
 use millstream_record::BatchHeader;
+use millstream_record::checksum;
 use redb::StorageBackend;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
@@ -165,7 +166,7 @@ impl SegmentWriter {
         let footer = Footer {
             index_pos: index_pos.into(),
             index_bytes: (index.len() as u32).into(),
-            index_crc: crc32c::crc32c(&index).into(),
+            index_crc: checksum::crc32c(&index).into(),
             version: VERSION.into(),
             magic: MAGIC.into(),
         };
@@ -198,7 +199,7 @@ impl SegmentWriter {
             damaged: false,
         });
         open.next = next;
-        open.block.crc = crc32c::crc32c_append(open.block.crc, bytes);
+        open.block.crc = checksum::crc32c_append(open.block.crc, bytes);
         open.block.bytes += bytes.len() as u32;
         open.block.max_timestamp_ms = open.block.max_timestamp_ms.max(max_timestamp_ms);
         open.damaged |= damaged;

@@ -2,6 +2,7 @@
 //! limits allow, and that every record of a batch accepted by `check` can be read.
 
 use bytes::Bytes;
+use millstream_record::checksum;
 use millstream_record::{
     BATCH_HEADER_BYTES, BatchBuilder, Columns, ColumnsReader, Compression, Limits, RecordBatch, TimestampType,
     split_batches,
@@ -26,7 +27,7 @@ fn sealed(data: &[u8]) -> Option<Vec<u8>> {
     let length = bytes.len() as i32 - 12;
     bytes[8..12].copy_from_slice(&length.to_be_bytes());
     bytes[16] = 2;
-    let crc = crc32c::crc32c(&bytes[21..]);
+    let crc = checksum::crc32c(&bytes[21..]);
     bytes[17..21].copy_from_slice(&crc.to_be_bytes());
     Some(bytes)
 }
