@@ -30,7 +30,7 @@ use crate::log::state::Frozen;
 use crate::name::{GroupId, ProducerId};
 use crate::store::journal::{CommittedRow, Run};
 use crate::store::place::{Place, TopicId};
-use crate::store::segment::{Piece, SegmentMeta, SegmentWriter, pieces};
+use crate::store::segment::{Piece, SegmentMeta, SegmentWriter, pieces, sound_pieces};
 use crate::store::{Count, Namespace, SLICE_ROWS, Store, StoreError, Tables, spawn};
 
 /// A topic with at least this many bytes in a part of the journal gets its own segment. The others share one, so that
@@ -351,8 +351,14 @@ impl Sealer {
             writer.begin(partition.topic_id(), partition.name().partition, first.base, false);
             let mut headers = Vec::new();
             for run in runs {
-                let bytes = self.store.read(run.at)?;
-                copy_run(&mut writer, &bytes, run, &mut headers)?;
+                let (bytes, found) = match self.store.read_in_memory(run.at) {
+                    Some(bytes) => (bytes.clone(), sound_pieces(&bytes, run.base..run.end)),
+                    None => {
+                        let bytes = self.store.read(run.at)?;
+                        (bytes.clone(), pieces(&bytes, run.base..run.end))
+                    }
+                };
+                copy_run(&mut writer, &bytes, found, &mut headers)?;
                 self.advance(bytes.len() as u64);
                 if self.queue.is_closed() {
                     return Err(Ended::Closing);
@@ -528,15 +534,15 @@ fn numbered_header(piece: Piece) -> Option<BatchHeader> {
     }
 }
 
-/// Copies the batches of a run, and notes those of idempotent producers. A damaged batch is copied unchanged and marked
+/// Copies the batches of a run, given piece by piece, and notes those of idempotent producers. A damaged batch is copied unchanged and marked
 /// as damaged, so that only its own offsets are lost.
 fn copy_run(
     writer: &mut SegmentWriter,
     bytes: &Bytes,
-    run: &Run,
+    found: Vec<Piece>,
     numbered: &mut Vec<BatchHeader>,
 ) -> Result<(), StoreError> {
-    for piece in pieces(bytes, run.base..run.end) {
+    for piece in found {
         writer.push_piece(bytes, &piece)?;
         if let Piece::Damaged { fault, .. } = &piece {
             tracing::error!(first = %fault.base, end = %fault.end, reason = fault.reason, "damaged batch in the journal");

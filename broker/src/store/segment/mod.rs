@@ -23,7 +23,7 @@ mod layout;
 mod read;
 mod write;
 
-pub(crate) use read::{BlockFault, OpenSegment, Piece, Sealed, pieces, sound_part};
+pub(crate) use read::{BlockFault, OpenSegment, Piece, Sealed, pieces, sound_part, sound_pieces};
 pub(crate) use write::SegmentWriter;
 
 use layout::{ExtentEntry, decode_extents};
