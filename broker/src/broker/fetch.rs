@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::select_all;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::broker::Broker;
@@ -53,10 +54,10 @@ impl Broker {
     /// Executes a [`Fetch`]. The result has an empty slice for each partition without new records.
     pub async fn fetch(&self, fetch: &Fetch) -> Vec<Fetched> {
         let deadline = Instant::now() + fetch.wait_max;
+        // Subscribes before reading, so that a commit in between wakes this task.
+        let mut ends: Vec<_> = fetch.from.iter().map(|from| from.partition.watch_end()).collect();
+        let mut fetched = self.read_all(fetch).await;
         loop {
-            // Subscribes before reading, so that a commit in between wakes this task.
-            let mut ends: Vec<_> = fetch.from.iter().map(|from| from.partition.watch_end()).collect();
-            let fetched = self.read_all(fetch).await;
             let bytes: usize = fetched.iter().filter_map(|f| f.slice.as_ref().ok()).map(Slice::bytes).sum();
             // A hole up to the end, left by compaction or a repair, is also a reason to return: the reader can move
             // past it.
@@ -68,8 +69,26 @@ impl Broker {
                 return fetched;
             }
             let changed = select_all(ends.iter_mut().map(|end| Box::pin(end.changed())));
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                return self.read_all(fetch).await;
+            let is_late = tokio::time::timeout_at(deadline, changed).await.is_err();
+            self.read_changed(fetch, &mut ends, &mut fetched).await;
+            if is_late {
+                return fetched;
+            }
+        }
+    }
+
+    /// Reads again the partitions whose ends have moved, each with the room that the others leave.
+    async fn read_changed(&self, fetch: &Fetch, ends: &mut [watch::Receiver<Offset>], fetched: &mut [Fetched]) {
+        let bytes = |fetched: &Fetched| fetched.slice.as_ref().map_or(0, Slice::bytes);
+        let mut all_bytes: usize = fetched.iter().map(bytes).sum();
+        for ((from, end), fetched) in fetch.from.iter().zip(ends).zip(fetched) {
+            // An error is a sender that is gone, which a read reports.
+            if end.has_changed().unwrap_or(true) {
+                end.mark_unchanged();
+                all_bytes -= bytes(fetched);
+                let room = fetch.bytes_max.saturating_sub(all_bytes);
+                fetched.slice = self.read_within(from, room, fetch.bytes_max).await;
+                all_bytes += bytes(fetched);
             }
         }
     }
@@ -77,18 +96,23 @@ impl Broker {
     async fn read_all(&self, fetch: &Fetch) -> Vec<Fetched> {
         let mut room = fetch.bytes_max;
         let mut fetched = Vec::with_capacity(fetch.from.len());
-        for FetchFrom { partition, offset, until } in &fetch.from {
-            // The whole answer holds at least one batch, however large, unless `bytes_max` is 0.
-            let one_at_least = room == fetch.bytes_max && room > 0;
-            let slice = if room == 0 {
-                Ok(Slice { runs: Vec::new(), next: *offset, start: partition.start(), end: partition.end() })
-            } else {
-                self.read(partition, ReadRange { from: *offset, until: *until, bytes_max: room, one_at_least }).await
-            };
+        for from in &fetch.from {
+            let slice = self.read_within(from, room, fetch.bytes_max).await;
             room = room.saturating_sub(slice.as_ref().map_or(0, Slice::bytes));
-            fetched.push(Fetched { partition: partition.clone(), slice });
+            fetched.push(Fetched { partition: from.partition.clone(), slice });
         }
         fetched
+    }
+
+    /// Reads one partition of a fetch for whose answer `room` of `bytes_max` is left.
+    async fn read_within(&self, from: &FetchFrom, room: usize, bytes_max: usize) -> Result<Slice, BrokerError> {
+        let FetchFrom { partition, offset, until } = from;
+        if room == 0 {
+            return Ok(Slice { runs: Vec::new(), next: *offset, start: partition.start(), end: partition.end() });
+        }
+        // The whole answer holds at least one batch, however large, unless `bytes_max` is 0.
+        let one_at_least = room == bytes_max;
+        self.read(partition, ReadRange { from: *offset, until: *until, bytes_max: room, one_at_least }).await
     }
 
     /// Reads one partition, from memory if possible, otherwise on a thread that may block.

@@ -178,7 +178,7 @@ impl Broker {
     ) -> Result<Self, StoreError> {
         let disk_reserve_bytes = settings.disk_reserve_bytes.unwrap_or(settings.journal_bytes_max);
         let cleaner_options = CleanerOptions::new(&options, settings.producer_expiry_ms, settings.offsets_retention_ms);
-        let (store, extents) = Store::open(path, options, disk_reserve_bytes)?;
+        let (store, extents) = Store::open(path, options, settings.journal_bytes_max, disk_reserve_bytes)?;
         let store = Arc::new(store);
         let topics = load_topics(&store)?;
         let groups = Arc::new(Groups::default());

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 
 use super::journal::Location;
@@ -16,6 +16,9 @@ const COLD_RUNS_MAX: usize = 8;
 /// Runs larger than this many bytes are not kept after they are read from disk.
 const COLD_RUN_BYTES_MAX: usize = 2 << 20;
 
+/// Memory of more than this many bytes is not kept for the next blob: only a commit of a very large batch needs it.
+const SPARE_BYTES_MAX: usize = 4 << 20;
+
 /// A slice smaller than `1 / SHARE_MIN_FRACTION` of its blob is copied instead of shared, so that a slow reader that
 /// holds on to it does not keep the whole blob in memory.
 const SHARE_MIN_FRACTION: usize = 8;
@@ -24,6 +27,8 @@ pub(super) struct BlobCache {
     tail: RwLock<Tail>,
     tail_bytes_max: usize,
     cold: Mutex<VecDeque<(Location, Bytes)>>,
+    /// The memory of a blob that left the tail. A new blob that uses it costs the kernel no pages to clear.
+    spare: Mutex<BytesMut>,
 }
 
 #[derive(Default)]
@@ -35,7 +40,7 @@ struct Tail {
 
 impl BlobCache {
     pub(super) fn new(tail_bytes_max: usize) -> Self {
-        Self { tail: RwLock::default(), tail_bytes_max, cold: Mutex::default() }
+        Self { tail: RwLock::default(), tail_bytes_max, cold: Mutex::default(), spare: Mutex::default() }
     }
 
     /// Adds the blob of a commit. Sequence numbers must be ascending.
@@ -46,7 +51,20 @@ impl BlobCache {
         while tail.bytes > self.tail_bytes_max {
             let Some((_, oldest)) = tail.blobs.pop_front() else { break };
             tail.bytes -= oldest.len();
+            // Only if no reader holds a part of it.
+            if let Ok(memory) = oldest.try_into_mut()
+                && memory.capacity() <= SPARE_BYTES_MAX
+            {
+                *self.spare.lock() = memory;
+            }
         }
+    }
+
+    /// Returns memory for a new blob, empty.
+    pub(super) fn memory(&self) -> BytesMut {
+        let mut memory = std::mem::take(&mut *self.spare.lock());
+        memory.clear();
+        memory
     }
 
     pub(super) fn get(&self, at: Location) -> Option<Bytes> {

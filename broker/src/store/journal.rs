@@ -281,7 +281,13 @@ pub(crate) struct BlobWriter {
 
 impl BlobWriter {
     pub(crate) fn with_capacity(bytes: usize) -> Self {
-        let mut blob = BytesMut::with_capacity(bytes + BLOB_HEADER_BYTES);
+        Self::in_memory(BytesMut::new(), bytes)
+    }
+
+    /// Writes into `memory`, which is empty.
+    pub(crate) fn in_memory(mut memory: BytesMut, bytes: usize) -> Self {
+        memory.reserve(bytes + BLOB_HEADER_BYTES);
+        let mut blob = memory;
         blob.put_u32_le(MAGIC);
         blob.put_u32_le(0);
         Self { blob }

@@ -30,7 +30,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::{Condvar, Mutex};
 use redb::{Builder, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -77,9 +77,12 @@ const SEALED_TO: &str = "sealed-to";
 /// Mark: the next segment number. No segment ever had this number or a larger one.
 const NEXT_SEGMENT: &str = "next-segment";
 
-/// Size of redb's page cache for the journal, in bytes. Tail reads are served from [`BlobCache`] and commits from the
-/// committer's own buffers, so this cache needs to hold little more than branch pages.
+/// The size of redb's page cache of the journal, in bytes, beside the journal itself: it holds little but branch pages.
 const PAGE_CACHE_BYTES: usize = 16 << 20;
+
+/// The most of the journal that the page cache holds, in bytes. redb reads the values that it removes. With the values in its
+/// cache a produced record costs 8 % less CPU time, for some tens of megabytes of memory.
+const JOURNAL_CACHE_BYTES_MAX: usize = 128 << 20;
 
 /// The cleaner closes a segment that it writes at this size, in bytes. It equals the size of the sealer's segments.
 pub(crate) const SEGMENT_BYTES: u64 = 64 << 20;
@@ -141,6 +144,7 @@ impl Store {
     pub(crate) fn open(
         path: &Path,
         options: StoreOptions,
+        journal_bytes_max: u64,
         disk_reserve_bytes: u64,
     ) -> Result<(Self, recovery::TopicExtents), StoreError> {
         let system = options.file_system.unwrap_or_else(system_files);
@@ -156,7 +160,8 @@ impl Store {
             directory::make_database(&files, directory::DATABASE_FILE)?;
         }
         let mut builder = Builder::new();
-        builder.set_cache_size(PAGE_CACHE_BYTES);
+        let journal_bytes = usize::try_from(journal_bytes_max).unwrap_or(usize::MAX);
+        builder.set_cache_size(PAGE_CACHE_BYTES + journal_bytes.min(JOURNAL_CACHE_BYTES_MAX));
         let db = builder
             .create_with_backend(files.database(directory::DATABASE_FILE)?)
             .map_err(|source| StoreError::open(&file, source))?;
@@ -274,6 +279,11 @@ impl Store {
     /// Keeps bytes that were read from disk and verified, for a reader that takes them in several reads.
     pub(crate) fn keep(&self, at: Location, bytes: Bytes) {
         self.blobs.keep_cold(at, bytes);
+    }
+
+    /// Returns memory for the blob of a commit, empty.
+    pub(crate) fn blob_memory(&self) -> BytesMut {
+        self.blobs.memory()
     }
 
     /// Reads a part of a blob if it is in memory.
