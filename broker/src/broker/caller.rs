@@ -34,8 +34,10 @@ impl Caller {
             self.in_flight.take(bytes).await
         };
         tokio::select! {
-            permit = admitted => permit,
+            // First, so that no request is admitted after one that was not.
+            biased;
             () = self.broker.stopped() => None,
+            permit = admitted => permit,
         }
     }
 
@@ -45,8 +47,9 @@ impl Caller {
     /// [`BrokerError::ShuttingDown`] if the broker stops first.
     pub(crate) async fn charge(&self, bytes: usize) -> Result<(), BrokerError> {
         tokio::select! {
-            () = self.broker.quotas().take(&self.client, QuotaKind::Produce, bytes) => Ok(()),
+            biased;
             () = self.broker.stopped() => Err(BrokerError::ShuttingDown),
+            () = self.broker.quotas().take(&self.client, QuotaKind::Produce, bytes) => Ok(()),
         }
     }
 

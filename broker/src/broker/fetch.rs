@@ -69,21 +69,28 @@ impl Broker {
                 return fetched;
             }
             let changed = select_all(ends.iter_mut().map(|end| Box::pin(end.changed())));
-            let is_late = tokio::time::timeout_at(deadline, changed).await.is_err();
-            self.read_changed(fetch, &mut ends, &mut fetched).await;
-            if is_late {
+            // `changed` takes note of the end that it found changed, so its index is what is left of that.
+            let woken = tokio::time::timeout_at(deadline, changed).await.ok().map(|(_, index, _)| index);
+            self.read_changed(fetch, &mut ends, woken, &mut fetched).await;
+            if woken.is_none() {
                 return fetched;
             }
         }
     }
 
-    /// Reads again the partitions whose ends have moved, each with the room that the others leave.
-    async fn read_changed(&self, fetch: &Fetch, ends: &mut [watch::Receiver<Offset>], fetched: &mut [Fetched]) {
+    /// Reads again the partitions whose ends have moved, `woken` among them, each with the room that the others leave.
+    async fn read_changed(
+        &self,
+        fetch: &Fetch,
+        ends: &mut [watch::Receiver<Offset>],
+        woken: Option<usize>,
+        fetched: &mut [Fetched],
+    ) {
         let bytes = |fetched: &Fetched| fetched.slice.as_ref().map_or(0, Slice::bytes);
         let mut all_bytes: usize = fetched.iter().map(bytes).sum();
-        for ((from, end), fetched) in fetch.from.iter().zip(ends).zip(fetched) {
+        for (index, ((from, end), fetched)) in fetch.from.iter().zip(ends).zip(fetched).enumerate() {
             // An error is a sender that is gone, which a read reports.
-            if end.has_changed().unwrap_or(true) {
+            if woken == Some(index) || end.has_changed().unwrap_or(true) {
                 end.mark_unchanged();
                 all_bytes -= bytes(fetched);
                 let room = fetch.bytes_max.saturating_sub(all_bytes);

@@ -142,7 +142,14 @@ impl Log for Service {
                 };
                 let queued = match request {
                     Ok(Some(request)) => tokio::select! {
-                        queued = charge_and_queue(&broker, &caller, &admission, request) => Ok(queued),
+                        queued = charge_and_queue(&broker, &caller, &admission, request) => match queued {
+                            // The stream ends here: a later request must not be stored where this one is not.
+                            Err(BrokerError::ShuttingDown) => {
+                                drop(sender);
+                                return drain(requests).await;
+                            }
+                            queued => Ok(queued),
+                        },
                         () = sender.closed() => return,
                     },
                     Ok(None) => break,

@@ -230,7 +230,8 @@ impl Committer {
     /// Packs everything into one blob, in which each partition's batches are contiguous.
     fn pack(&self, accepted: &[Accepted], now_ms: i64) -> (Bytes, Vec<(Arc<Partition>, Run)>) {
         let commits = || accepted.iter().map(|accepted| &accepted.request.commit);
-        let mut writer = BlobWriter::in_memory(self.store.blob_memory(), commits().map(Commit::bytes).sum());
+        let bytes = commits().map(Commit::bytes).sum();
+        let mut writer = BlobWriter::in_memory(self.store.blob_memory(bytes), bytes);
         let mut runs = Vec::new();
         for (partition, batches) in by_partition(accepted) {
             let (pos, len, run) = writer.batches(|out| {

@@ -60,9 +60,14 @@ impl BlobCache {
         }
     }
 
-    /// Returns memory for a new blob, empty.
-    pub(super) fn memory(&self) -> BytesMut {
-        let mut memory = std::mem::take(&mut *self.spare.lock());
+    /// Returns memory for a new blob of about `bytes`, empty. The tail is bounded by the bytes of its blobs, so a blob must not
+    /// have much more memory than it needs.
+    pub(super) fn memory(&self, bytes: usize) -> BytesMut {
+        let mut spare = self.spare.lock();
+        if !(bytes..=2 * bytes).contains(&spare.capacity()) {
+            return BytesMut::new();
+        }
+        let mut memory = std::mem::take(&mut *spare);
         memory.clear();
         memory
     }
@@ -94,5 +99,35 @@ impl BlobCache {
             cold.pop_front();
         }
         cold.push_back((at, bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_a_blob_is_used_again_for_one_of_about_its_size() {
+        let cache = BlobCache::new(10_000);
+        let blob = |bytes: usize| {
+            let mut memory = cache.memory(bytes);
+            memory.reserve(bytes);
+            let capacity = memory.capacity();
+            memory.resize(bytes, 1);
+            (memory.freeze(), capacity)
+        };
+        // The first blob leaves the tail when the third one comes.
+        let first = blob(6_000).0;
+        let held = first.slice(..10);
+        cache.push(1, first);
+        cache.push(2, blob(6_000).0);
+        assert_eq!(cache.memory(6_000).capacity(), 0, "a reader holds a part of the first blob");
+        drop(held);
+        cache.push(3, blob(6_000).0);
+        assert_eq!(cache.memory(100).capacity(), 0, "a small blob must not keep much memory");
+        assert_eq!(cache.memory(6_001).capacity(), 0, "it is too small");
+        let again = cache.memory(5_000);
+        assert!(again.capacity() >= 6_000 && again.is_empty());
+        assert_eq!(cache.memory(6_000).capacity(), 0, "it is used once");
     }
 }

@@ -281,9 +281,9 @@ impl Store {
         self.blobs.keep_cold(at, bytes);
     }
 
-    /// Returns memory for the blob of a commit, empty.
-    pub(crate) fn blob_memory(&self) -> BytesMut {
-        self.blobs.memory()
+    /// Returns memory for the blob of a commit of about `bytes`, empty.
+    pub(crate) fn blob_memory(&self, bytes: usize) -> BytesMut {
+        self.blobs.memory(bytes)
     }
 
     /// Reads a part of a blob if it is in memory.
