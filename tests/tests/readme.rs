@@ -196,7 +196,7 @@ fn the_tours_commands_work_as_written() {
         "millstream.reason",
         "\"flights\":777",
         "delays-by-airport.mean-delay.repartition",
-        "the value is not the JSON expected",
+        "the value is not the expected JSON",
     ];
     // Left out: two builds, the path and the server.
     done.check(14, 4, &shown);
@@ -209,7 +209,7 @@ fn the_commands_of_pipelines_work_as_written() {
     let shown = [
         "nothing would change",
         "is 3 h 39 min late",
-        "the value is not the JSON expected",
+        "the value is not the expected JSON",
         "delays-by-airport.mean-delay.repartition",
         "pipeline delays-by-airport is running",
         "\"flights\":777",
