@@ -50,7 +50,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     results(&server, took, lag)?;
     println!(
         "\nNext steps: the tour in README.md does the same by hand; `millstream --help` lists all commands;\n\
-         guests/ has the modules and examples/ the pipelines of this demo; sdk/guest/README.md explains how to write one."
+         guests/ has the modules and examples/ the pipelines of this demo; docs/guests.md explains how to write one."
     );
     server.stop()
 }
