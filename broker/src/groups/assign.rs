@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::members::MemberId;
+use super::member_id::MemberId;
 use crate::name::TopicName;
 use crate::name::TopicPartition;
 

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::members::{MemberId, Members};
+use super::member_id::MemberId;
+use super::members::Members;
 use super::offsets::{CommittedOffset, Offsets, StoredOffset};
 use crate::error::BrokerError;
 use crate::name::{GroupId, TopicPartition};

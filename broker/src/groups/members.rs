@@ -13,37 +13,15 @@
 //! gets the time as an argument. Its caller must call [`Members::remove_overdue`] when a deadline has passed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use uuid::Uuid;
 
 use super::assign::{Assignment, assign};
+use super::member_id::MemberId;
 use crate::name::TopicName;
 use crate::name::TopicPartition;
 use crate::store::place::TopicId;
-
-/// Identifies a member. Its UUID is unique, so a member from before a restart is not mistaken for another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MemberId {
-    /// Counts joins, so that the members of a group are ordered by when they joined.
-    joined: u64,
-    uuid: Uuid,
-}
-
-#[cfg(test)]
-impl MemberId {
-    pub(super) fn numbered(joined: u64) -> Self {
-        Self { joined, uuid: Uuid::from_u128(joined.into()) }
-    }
-}
-
-impl fmt::Display for MemberId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.uuid.fmt(f)
-    }
-}
 
 /// Topics that members may read, with the incarnation and the number of partitions of each.
 pub type KnownTopics = BTreeMap<TopicName, (TopicId, u32)>;
@@ -125,7 +103,7 @@ impl Members {
     /// Adds a member and rebalances.
     pub fn join(&mut self, new: NewMember, of: Circumstances<'_>) -> (MemberId, mpsc::UnboundedReceiver<MemberEvent>) {
         self.joined += 1;
-        let id = MemberId { joined: self.joined, uuid: Uuid::new_v4() };
+        let id = MemberId::new(self.joined);
         // The channel is unbounded, but holds at most two events for each partition that moves.
         let (events, receiver) = mpsc::unbounded_channel();
         let NewMember { client_id, topics, rebalance_timeout } = new;

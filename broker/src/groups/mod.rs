@@ -5,6 +5,7 @@
 
 pub mod assign;
 mod group;
+mod member_id;
 pub mod members;
 mod offsets;
 
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 pub use group::{Group, GroupKind, IdleSince, PipelineState};
-pub use members::MemberId;
+pub use member_id::MemberId;
 pub use offsets::{CommittedOffset, METADATA_BYTES_MAX, StoredOffset};
 
 use crate::error::BrokerError;

@@ -102,9 +102,9 @@ pub struct StoreOptions {
     /// Returns how many bytes the disk has free, for tests. By default the file system of the data directory is asked
     /// for the space available to this process.
     pub free_bytes: Option<FreeBytes>,
-    /// Number of offset ranges in segments above which short ones are merged. Default [`merge::EXTENTS_MAX`].
+    /// Number of offset ranges in segments above which short ones are merged. The merging of segments has a default.
     pub extents_max: Option<usize>,
-    /// Number of keys that one pass of compaction remembers. Default [`compaction::KEYS_MAX`].
+    /// Number of keys that one pass of compaction remembers. Compaction has a default.
     pub compaction_keys_max: Option<usize>,
     /// How often retention, merging and compaction look for work, for tests. Default one second.
     pub cleaning_interval: Option<Duration>,
