@@ -222,8 +222,7 @@ impl Group {
 
     /// Returns all committed offsets.
     pub fn all_committed(&self) -> Vec<(TopicId, u32, Offset)> {
-        let all = self.offsets.all().into_iter();
-        all.map(|((topic, partition), stored)| (topic, partition, stored.committed.offset)).collect()
+        self.offsets.all_offsets()
     }
 
     /// Returns whether an offset was committed in any partition of the topic.
@@ -307,10 +306,8 @@ impl Group {
     /// Returns the partitions whose offsets are unused: their topics are not read according to `reads`, and the last
     /// commit is older than `before_ms` by the wall clock.
     pub(crate) fn expired_offsets(&self, reads: impl Fn(TopicId) -> bool, before_ms: i64) -> Vec<(TopicId, u32)> {
-        let all = self.offsets.all().into_iter();
-        let expired = all.filter(|((topic, _), stored)| {
-            stored.committed_at_ms.is_some_and(|at_ms| at_ms < before_ms) && !reads(*topic)
-        });
-        expired.map(|(place, _)| place).collect()
+        self.offsets.places_where(|(topic, _), stored| {
+            stored.committed_at_ms.is_some_and(|at_ms| at_ms < before_ms) && !reads(topic)
+        })
     }
 }

@@ -63,6 +63,23 @@ impl Offsets {
         all
     }
 
+    /// Returns every place with its offset alone, in order.
+    pub(super) fn all_offsets(&self) -> Vec<(TopicId, u32, Offset)> {
+        let stored = self.stored.read();
+        let mut all: Vec<_> = stored.iter().map(|((topic, at), of)| (*topic, *at, of.committed.offset)).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Returns the places whose stored offsets satisfy a condition, in order.
+    pub(super) fn places_where(&self, condition: impl Fn(Place, &StoredOffset) -> bool) -> Vec<Place> {
+        let stored = self.stored.read();
+        let mut places: Vec<_> =
+            stored.iter().filter(|(place, of)| condition(**place, of)).map(|(place, _)| *place).collect();
+        places.sort_unstable();
+        places
+    }
+
     pub(super) fn has_topic(&self, topic: TopicId) -> bool {
         self.stored.read().keys().any(|(of, _)| *of == topic)
     }
