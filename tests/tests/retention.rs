@@ -71,8 +71,10 @@ async fn retention_by_time_and_by_bytes_moves_the_log_start_and_frees_the_disk()
     let sized = running.topic("sized", 1, sized).await;
     let kept = running.topic("kept", 1, TopicSettings::default()).await;
     let value = "v".repeat(10_000);
+    // Less than half of these bytes stays, so that it is merged even if one segment holds everything.
     for round in 0..100 {
-        for topic in [&aged, &sized, &kept] {
+        let topics = if round % 2 == 0 { vec![&aged, &sized, &kept] } else { vec![&aged, &sized] };
+        for topic in topics {
             running.produce(topic, 0, 10_000 + round, &[("k", Some(&value))]).await;
         }
     }
@@ -88,8 +90,8 @@ async fn retention_by_time_and_by_bytes_moves_the_log_start_and_frees_the_disk()
     running.set_ms(10_099 + 5_001);
     wait_until("the topic aged is empty", || aged.start() == aged.end()).await;
     assert_eq!((aged.end().get(), aged.size().bytes), (100, 0));
-    assert_eq!((kept.start(), kept.end().get()), (Offset::ZERO, 100));
-    assert_eq!(read_from(&running.broker, kept, Offset::ZERO).await.len(), 100);
+    assert_eq!((kept.start(), kept.end().get()), (Offset::ZERO, 50));
+    assert_eq!(read_from(&running.broker, kept, Offset::ZERO).await.len(), 50);
     // Small topics share segments. What remains of them is merged, and the rest is freed.
     wait_until("disk space is freed", || running.broker.store().size().segment_bytes < before).await;
 
