@@ -20,9 +20,9 @@ const RECORDS: u64 = 2_000_000;
 const COUNTS: [u32; 3] = [1, 4, 16];
 
 /// The combined measurements of all groups.
-struct Read {
-    records_per_s: f64,
-    server_cpu_us: f64,
+pub(crate) struct Read {
+    pub(crate) records_per_s: f64,
+    pub(crate) server_cpu_us: f64,
 }
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) {
@@ -55,7 +55,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
 }
 
 /// Lets groups of one member each read all records. The time that members take to join is included.
-async fn fan_out(server: &Server, name: &str, groups: u32, records: u64) -> Read {
+pub(crate) async fn fan_out(server: &Server, name: &str, groups: u32, records: u64) -> Read {
     let cpu = cpu_seconds(server.pid());
     let begun = Instant::now();
     let reading = (0..groups).map(|number| {

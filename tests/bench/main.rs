@@ -18,6 +18,7 @@ mod load;
 mod partitions;
 mod pipelines;
 mod plan;
+mod programs;
 mod rebalance;
 mod retention;
 mod stages;
@@ -45,11 +46,16 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let Arguments { plan, json, old } = Arguments::read(std::env::args().skip(1))?;
+    let Arguments { plan, json, old, beside } = Arguments::read(std::env::args().skip(1))?;
     let mut report = Report::new(plan.run());
-    stages::run(&plan, &mut report);
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    tokio.block_on(measure(&plan, &mut report));
+    match beside {
+        Some(old) => tokio.block_on(programs::run(&old, &plan, &mut report)),
+        None => {
+            stages::run(&plan, &mut report);
+            tokio.block_on(measure(&plan, &mut report));
+        }
+    }
     if report.figures.is_empty() {
         bail!("no benchmark's name contains {:?}", plan.run().only.unwrap_or_default());
     }

@@ -89,7 +89,11 @@ to: out
 /// Returns the records per second, from applying the pipeline file to the commit of the last record.
 async fn pipeline(keys: u64, records: u64) -> f64 {
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path());
+    pipeline_on(&Server::start(folder.path()), keys, records).await
+}
+
+/// Like [`pipeline`], on a server without topics.
+pub(crate) async fn pipeline_on(server: &Server, keys: u64, records: u64) -> f64 {
     let client = server.client();
     client.admin().create_topic("in", Some(PARTITIONS), v1::TopicSettings::default()).await.unwrap();
     push(&client, &["bench-filter", "bench-map", "bench-aggregate"]).await;
@@ -166,7 +170,7 @@ async fn latency(plan: &Plan, report: &mut Report) {
 const PASSED_ON_BYTES: usize = 100;
 
 /// A server with a pipeline that passes each record on.
-struct PassedOn {
+pub(crate) struct PassedOn {
     server: Server,
     _data: TempDir,
 }
@@ -174,7 +178,11 @@ struct PassedOn {
 impl PassedOn {
     async fn start() -> Self {
         let data = tempfile::tempdir().unwrap();
-        let server = Server::start(data.path());
+        Self::start_on(Server::start(data.path()), data).await
+    }
+
+    /// Applies the pipeline on a server without topics.
+    pub(crate) async fn start_on(server: Server, data: TempDir) -> Self {
         let client = server.client();
         client.admin().create_topic("in", Some(PARTITIONS), v1::TopicSettings::default()).await.unwrap();
         client.admin().create_topic("out", Some(PARTITIONS), v1::TopicSettings::default()).await.unwrap();
@@ -224,7 +232,8 @@ impl PassedOn {
         records as f64 / begun.elapsed().as_secs_f64()
     }
 
-    async fn steadily(self, load: OpenLoop) -> Latency {
+    /// Returns the latencies from the due times of records to their arrival at the consumer.
+    pub(crate) async fn steadily(self, load: OpenLoop) -> Latency {
         let consuming = self.consume(load.records);
         let producer = self.server.client().producer(Self::settings());
         let to = producer.topic("in").await.unwrap();

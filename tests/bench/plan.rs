@@ -17,21 +17,25 @@ pub(crate) struct Arguments {
     /// The report to compare with. It is read before anything is measured, because the JSON may be written to the same
     /// file.
     pub(crate) old: Option<Report>,
+    /// A `millstream` program of an older build that takes turns with this build's.
+    pub(crate) beside: Option<PathBuf>,
 }
 
 impl Arguments {
     /// Parses the command line.
     pub(crate) fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
-        let mut read = Self { plan: Plan { divide: 1, only: None }, json: None, old: None };
+        let mut read = Self { plan: Plan { divide: 1, only: None }, json: None, old: None, beside: None };
         while let Some(argument) = arguments.next() {
             let mut path = || arguments.next().map(PathBuf::from).with_context(|| format!("{argument} needs a file"));
             match argument.as_str() {
                 "--quick" => read.plan.divide = QUICK,
                 "--json" => read.json = Some(path()?),
                 "--compare" => read.old = Some(Report::read(&path()?)?),
+                "--beside" => read.beside = Some(path()?),
                 option if option.starts_with('-') => {
                     bail!(
-                        "there is no option {option}: use --quick, --json FILE, --compare OLD.json, or a part of a name"
+                        "there is no option {option}: use --quick, --json FILE, --compare OLD.json, --beside PROGRAM, \
+                         or a part of a name"
                     )
                 }
                 name => read.plan.only = Some(name.to_owned()),

@@ -13,6 +13,7 @@ use tokio::net::TcpSocket;
 #[derive(Debug)]
 pub struct Server {
     child: Child,
+    program: PathBuf,
     data: PathBuf,
     /// Arguments in addition to those of every server.
     arguments: Vec<String>,
@@ -50,12 +51,20 @@ impl Server {
     /// # Panics
     /// Panics if the server does not start.
     pub fn start_with(data: &Path, arguments: &[&str]) -> Self {
-        Self::start_at("127.0.0.1:0", data, arguments)
+        Self::start_at(&millstream(), "127.0.0.1:0", data, arguments)
     }
 
-    fn start_at(grpc: &str, data: &Path, arguments: &[&str]) -> Self {
+    /// Like [`Server::start`], with a `millstream` program of another build.
+    ///
+    /// # Panics
+    /// Panics if the server does not start.
+    pub fn start_program(program: &Path, data: &Path) -> Self {
+        Self::start_at(program, "127.0.0.1:0", data, &[])
+    }
+
+    fn start_at(program: &Path, grpc: &str, data: &Path, arguments: &[&str]) -> Self {
         let log = std::env::var("MILLSTREAM_TEST_LOG").unwrap_or_else(|_| "error".into());
-        let mut child = Command::new(millstream())
+        let mut child = Command::new(program)
             .args(["serve", "--grpc", grpc, "--http", "127.0.0.1:0", "--log", &log, "--data"])
             .arg(data)
             .args(arguments)
@@ -73,6 +82,7 @@ impl Server {
         Self {
             grpc: address("gRPC "),
             http: address("HTTP "),
+            program: program.to_owned(),
             data: data.to_owned(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             child,
@@ -157,7 +167,7 @@ impl Server {
 
     fn restart_at(&mut self, grpc: &str) {
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
-        let server = Self::start_at(grpc, &self.data, &arguments);
+        let server = Self::start_at(&self.program, grpc, &self.data, &arguments);
         *self = server;
     }
 

@@ -16,6 +16,10 @@ pub(crate) struct Args {
     /// Print each figure next to that of an older report, such as a copy of target/bench.json
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
+    /// Compare the server with that of an older build, such as a copy of an earlier target/release/millstream: both take
+    /// turns in one run
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "compare")]
+    beside: Option<PathBuf>,
     /// Run only the benchmarks whose name contains this text
     only: Option<String>,
 }
@@ -32,6 +36,9 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     }
     if let Some(old) = &args.compare {
         bench.arg("--compare").arg(old);
+    }
+    if let Some(program) = &args.beside {
+        bench.arg("--beside").arg(program);
     }
     process::run(bench.args(&args.only))
 }

@@ -55,6 +55,14 @@ pub fn resident_bytes(pid: u32) -> u64 {
     1024 * field(&read(pid, "status"), "VmRSS:")
 }
 
+/// Returns the largest resident memory that a process has had, in bytes.
+///
+/// # Panics
+/// Panics if there is no such process.
+pub fn largest_resident_bytes(pid: u32) -> u64 {
+    1024 * field(&read(pid, "status"), "VmHWM:")
+}
+
 /// Returns how many bytes a process has read from the disk so far. Reads from the page cache are not counted.
 ///
 /// # Panics
