@@ -185,8 +185,10 @@ async fn stream(server: &Server, data: &TempDir, value_bytes: usize, partitions:
     ]
 }
 
+/// Records are sent as soon as they are due, because a batch that waits to be filled would hide the server's share of the
+/// latency.
 async fn load_steadily(server: &Server, topic: &str, load: OpenLoop, value_bytes: usize) -> Latency {
-    let producer = server.client().producer(ProducerSettings::default());
+    let producer = server.client().producer(ProducerSettings { linger_ms: 0, ..ProducerSettings::default() });
     let to = producer.topic(topic).await.unwrap();
     let answered = load.run(&to, |_, _, record| record.value.resize(value_bytes, b'x')).await.unwrap();
     producer.close().await.unwrap();
