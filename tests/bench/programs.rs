@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use millstream_client::{Client, Consumer, ConsumerSettings, Position, ProducerSettings, v1};
+use millstream_client::{ConsumerSettings, Position, ProducerSettings, v1};
 use millstream_tests::measure::open_loop::OpenLoop;
 use millstream_tests::measure::process::{cpu_seconds, largest_resident_bytes};
 use millstream_tests::measure::report::{Figure, Report, Unit};
@@ -26,6 +26,8 @@ use crate::plan::Plan;
 const ROUNDS: usize = 5;
 /// Partitions of topics that take a steady load.
 const PARTITIONS: u32 = 4;
+/// Allows a connection for each idle consumer.
+const CONNECTIONS_MAX: [&str; 2] = ["--connections-max", "20000"];
 /// Seconds of a steady load in each round.
 const SECONDS: u64 = 10;
 
@@ -113,7 +115,7 @@ pub(crate) async fn run(old: &Path, plan: &Plan, report: &mut Report) {
 impl Case {
     async fn measure(self, program: &Path, plan: &Plan) -> Round {
         let data = tempfile::tempdir().unwrap();
-        let server = Server::start_program(program, data.path());
+        let server = Server::start_program(program, data.path(), &CONNECTIONS_MAX);
         match self {
             Self::Stream { value_bytes, partitions, records } => {
                 stream(&server, &data, value_bytes, partitions, plan.records(records)).await
@@ -198,8 +200,6 @@ async fn load_steadily(server: &Server, topic: &str, load: OpenLoop, value_bytes
 /// Measures the CPU time of a server on which `polls` consumers wait, each for all partitions of a topic: while nothing
 /// is written, and while 10,000 records per second are written to another topic, without consumers and with them.
 async fn idle_polls(server: &Server, polls: usize, plan: &Plan) -> Round {
-    /// Consumers that share a connection.
-    const A_CONNECTION: usize = 500;
     create(server, "quiet", PARTITIONS).await;
     create(server, "busy", PARTITIONS).await;
     let load = OpenLoop::new(10_000, plan.seconds(SECONDS), SAMPLES_A_SECOND);
@@ -209,11 +209,10 @@ async fn idle_polls(server: &Server, polls: usize, plan: &Plan) -> Round {
         (cpu_seconds(server.pid()) - cpu) * 1e6 / load.records as f64
     };
     let alone = busy().await;
-    let clients: Vec<Client> = (0..polls.div_ceil(A_CONNECTION)).map(|_| server.client()).collect();
+    let client = server.client();
     let mut waiting = tokio::task::JoinSet::new();
-    for number in 0..polls {
-        let settings = ConsumerSettings::topic("quiet").from(Position::Earliest);
-        let mut consumer: Consumer = clients[number / A_CONNECTION].consumer(settings).unwrap();
+    for _ in 0..polls {
+        let mut consumer = client.consumer(ConsumerSettings::topic("quiet").from(Position::Earliest)).unwrap();
         waiting.spawn(async move { consumer.next_batch().await.is_some() });
     }
     load::settle(server).await;

@@ -54,12 +54,12 @@ impl Server {
         Self::start_at(&millstream(), "127.0.0.1:0", data, arguments)
     }
 
-    /// Like [`Server::start`], with a `millstream` program of another build.
+    /// Like [`Server::start_with`], with a `millstream` program of another build.
     ///
     /// # Panics
     /// Panics if the server does not start.
-    pub fn start_program(program: &Path, data: &Path) -> Self {
-        Self::start_at(program, "127.0.0.1:0", data, &[])
+    pub fn start_program(program: &Path, data: &Path, arguments: &[&str]) -> Self {
+        Self::start_at(program, "127.0.0.1:0", data, arguments)
     }
 
     fn start_at(program: &Path, grpc: &str, data: &Path, arguments: &[&str]) -> Self {
