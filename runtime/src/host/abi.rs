@@ -1,113 +1,45 @@
-//! The types of `stage.wit`: parameters are borrowed, results are owned and checked.
+//! Conversions between the types of `stage.wit` and columns, and checks of what a guest returned.
 
 use millstream_record::{Column, ColumnError, Columns, HeaderColumns};
-use wasmtime::component::{ComponentType, Lift, Lower};
 
-#[derive(Clone, Copy, ComponentType, Lower)]
-#[component(record)]
-pub(super) struct ColumnIn<'a> {
-    lengths: &'a [i32],
-    bytes: &'a [u8],
-}
+use super::bindings::types::{Batch, ColumnParam, ColumnResult, Failure, HeadersParam, HeadersResult};
+use super::bindings::{aggregate, filter, map};
 
-impl<'a> From<&'a Column> for ColumnIn<'a> {
+impl<'a> From<&'a Column> for ColumnParam<'a> {
     fn from(column: &'a Column) -> Self {
         Self { lengths: &column.lengths, bytes: &column.bytes }
     }
 }
 
-#[derive(Clone, Copy, ComponentType, Lower)]
-#[component(record)]
-pub(super) struct HeadersIn<'a> {
-    counts: &'a [u32],
-    names: ColumnIn<'a>,
-    values: ColumnIn<'a>,
+impl<'a> From<&'a HeaderColumns> for HeadersParam<'a> {
+    fn from(headers: &'a HeaderColumns) -> Self {
+        let HeaderColumns { counts, names, values } = headers;
+        Self { counts, names: names.into(), values: values.into() }
+    }
 }
 
-#[derive(Clone, Copy, ComponentType, Lower)]
-#[component(record)]
-pub(super) struct BatchIn<'a> {
-    offsets: &'a [i64],
-    timestamps: &'a [i64],
-    keys: ColumnIn<'a>,
-    values: ColumnIn<'a>,
-    headers: HeadersIn<'a>,
-}
-
-impl<'a> From<&'a Columns> for BatchIn<'a> {
+impl<'a> From<&'a Columns> for Batch<'a> {
     fn from(columns: &'a Columns) -> Self {
         Self {
             offsets: &columns.offsets,
             timestamps: &columns.timestamps_ms,
             keys: (&columns.keys).into(),
             values: (&columns.values).into(),
-            headers: HeadersIn {
-                counts: &columns.headers.counts,
-                names: (&columns.headers.names).into(),
-                values: (&columns.headers.values).into(),
-            },
+            headers: (&columns.headers).into(),
         }
     }
 }
 
-#[derive(Debug, ComponentType, Lift)]
-#[component(record)]
-pub(super) struct FailureOut {
-    index: u32,
-    reason: String,
-}
-
-#[derive(Debug, ComponentType, Lift)]
-#[component(record)]
-pub(super) struct ColumnOut {
-    lengths: Vec<i32>,
-    bytes: Vec<u8>,
-}
-
-impl From<ColumnOut> for Column {
-    fn from(column: ColumnOut) -> Self {
+impl From<ColumnResult> for Column {
+    fn from(column: ColumnResult) -> Self {
         Self { lengths: column.lengths, bytes: column.bytes }
     }
 }
 
-#[derive(Debug, ComponentType, Lift)]
-#[component(record)]
-pub(super) struct HeadersOut {
-    counts: Vec<u32>,
-    names: ColumnOut,
-    values: ColumnOut,
-}
-
-#[derive(Debug, ComponentType, Lift)]
-#[component(record)]
-pub(super) struct FilteredOut {
-    verdicts: Vec<u8>,
-    failures: Vec<FailureOut>,
-}
-
-#[derive(Debug, ComponentType, Lift)]
-#[component(record)]
-pub(super) struct MappedOut {
-    sources: Vec<u32>,
-    timestamps: Option<Vec<i64>>,
-    keys: Option<ColumnOut>,
-    values: Option<ColumnOut>,
-    headers: Option<HeadersOut>,
-    failures: Vec<FailureOut>,
-}
-
-#[derive(Debug, ComponentType, Lift)]
-#[component(record)]
-pub(super) struct AddedOut {
-    accumulators: ColumnOut,
-    failures: Vec<FailureOut>,
-}
-
-#[derive(Debug, ComponentType, Lift)]
-#[component(record)]
-pub(super) struct FinishedOut {
-    values: ColumnOut,
-    failures: Vec<FailureOut>,
+impl From<HeadersResult> for HeaderColumns {
+    fn from(headers: HeadersResult) -> Self {
+        Self { counts: headers.counts, names: headers.names.into(), values: headers.values.into() }
+    }
 }
 
 /// The checked result of a filter.
@@ -162,7 +94,7 @@ const DROP: u8 = 0;
 const KEEP: u8 = 1;
 const FAILED: u8 = 2;
 
-impl FilteredOut {
+impl filter::Filtered {
     pub(super) fn check(self, records: usize) -> Result<Filtered, String> {
         let Self { mut verdicts, failures } = self;
         if verdicts.len() != records {
@@ -190,7 +122,7 @@ impl FilteredOut {
     }
 }
 
-impl MappedOut {
+impl map::Mapped {
     pub(super) fn check(self, records: usize) -> Result<Mapped, String> {
         let outputs = self.sources.len();
         if !self.sources.is_sorted() {
@@ -210,11 +142,7 @@ impl MappedOut {
         {
             return Err(format!("{} timestamps for {outputs} outputs", timestamps.len()));
         }
-        let headers = self.headers.map(|headers| HeaderColumns {
-            counts: headers.counts,
-            names: headers.names.into(),
-            values: headers.values.into(),
-        });
+        let headers = self.headers.map(HeaderColumns::from);
         if let Some(headers) = &headers {
             headers.check(outputs).map_err(|error| error.to_string())?;
         }
@@ -229,21 +157,21 @@ impl MappedOut {
     }
 }
 
-impl AddedOut {
+impl aggregate::Added {
     pub(super) fn check(self, records: usize, groups: usize) -> Result<Added, String> {
         let accumulators = check_column(self.accumulators, groups, "accumulators")?;
         Ok(Added { accumulators, failures: check_failures(self.failures, records, "record")? })
     }
 }
 
-impl FinishedOut {
+impl aggregate::Finished {
     pub(super) fn check(self, groups: usize) -> Result<Finished, String> {
         let values = check_column(self.values, groups, "values")?;
         Ok(Finished { values, failures: check_failures(self.failures, groups, "group")? })
     }
 }
 
-fn check_column(column: ColumnOut, entries: usize, what: &str) -> Result<Column, String> {
+fn check_column(column: ColumnResult, entries: usize, what: &str) -> Result<Column, String> {
     if column.lengths.len() != entries {
         return Err(format!("{} {what}, expected {entries}", column.lengths.len()));
     }
@@ -252,9 +180,9 @@ fn check_column(column: ColumnOut, entries: usize, what: &str) -> Result<Column,
     Ok(column)
 }
 
-fn check_failures(failures: Vec<FailureOut>, entries: usize, what: &str) -> Result<Vec<(u32, String)>, String> {
+fn check_failures(failures: Vec<Failure>, entries: usize, what: &str) -> Result<Vec<(u32, String)>, String> {
     let mut checked: Vec<(u32, String)> = Vec::with_capacity(failures.len());
-    for FailureOut { index, mut reason } in failures {
+    for Failure { index, mut reason } in failures {
         if index as usize >= entries {
             return Err(format!("a failure for {what} {index}, but there are only {entries} {what}s"));
         }
@@ -279,29 +207,29 @@ mod tests {
     use crate::seeded::seeded;
     use crate::stage::map::assemble;
 
-    fn failure(index: u32) -> FailureOut {
-        FailureOut { index, reason: "refused".into() }
+    fn failure(index: u32) -> Failure {
+        Failure { index, reason: "refused".into() }
     }
 
-    fn column(entries: usize) -> ColumnOut {
-        ColumnOut { lengths: vec![1; entries], bytes: vec![b'x'; entries] }
+    fn column(entries: usize) -> ColumnResult {
+        ColumnResult { lengths: vec![1; entries], bytes: vec![b'x'; entries] }
     }
 
-    fn headers(counts: &[u32]) -> HeadersOut {
+    fn headers(counts: &[u32]) -> HeadersResult {
         let all = counts.iter().sum::<u32>() as usize;
-        HeadersOut { counts: counts.to_vec(), names: column(all), values: column(all) }
+        HeadersResult { counts: counts.to_vec(), names: column(all), values: column(all) }
     }
 
-    fn mapped(sources: &[u32]) -> MappedOut {
+    fn mapped(sources: &[u32]) -> map::Mapped {
         let sources = sources.to_vec();
-        MappedOut { sources, timestamps: None, keys: None, values: None, headers: None, failures: Vec::new() }
+        map::Mapped { sources, timestamps: None, keys: None, values: None, headers: None, failures: Vec::new() }
     }
 
     #[test]
     fn what_a_filter_says_is_consistent() {
         let say = |verdicts: &[u8], failures: &[u32]| {
             let failures = failures.iter().map(|index| failure(*index)).collect();
-            FilteredOut { verdicts: verdicts.to_vec(), failures }.check(3)
+            filter::Filtered { verdicts: verdicts.to_vec(), failures }.check(3)
         };
         let good = say(&[1, 2, 0], &[1]).unwrap();
         assert_eq!((good.verdicts, good.failures), (vec![1, 0, 0], vec![(1, "refused".to_owned())]));
@@ -326,39 +254,42 @@ mod tests {
 
     #[test]
     fn what_a_map_puts_out_is_consistent() {
-        let good = MappedOut { failures: vec![failure(1)], ..mapped(&[0, 0, 2]) }.check(3).unwrap();
+        let good = map::Mapped { failures: vec![failure(1)], ..mapped(&[0, 0, 2]) }.check(3).unwrap();
         assert_eq!((good.sources, good.failures.len()), (vec![0, 0, 2], 1));
         let refusals = [
             (mapped(&[1, 0]), "output sources that are not in ascending order"),
             (mapped(&[0, 3]), "an output for record 3, but there are only 3 records"),
-            (MappedOut { failures: vec![failure(2)], ..mapped(&[0, 2]) }, "both an output and a failure for record 2"),
             (
-                MappedOut { failures: vec![failure(3)], ..mapped(&[0]) },
+                map::Mapped { failures: vec![failure(2)], ..mapped(&[0, 2]) },
+                "both an output and a failure for record 2",
+            ),
+            (
+                map::Mapped { failures: vec![failure(3)], ..mapped(&[0]) },
                 "a failure for record 3, but there are only 3 records",
             ),
-            (MappedOut { failures: vec![failure(1), failure(1)], ..mapped(&[0]) }, "two failures for record 1"),
-            (MappedOut { timestamps: Some(vec![0]), ..mapped(&[0, 1]) }, "1 timestamps for 2 outputs"),
-            (MappedOut { keys: Some(column(3)), ..mapped(&[0, 1]) }, "3 keys, expected 2"),
-            (MappedOut { values: Some(column(1)), ..mapped(&[0, 1]) }, "1 values, expected 2"),
+            (map::Mapped { failures: vec![failure(1), failure(1)], ..mapped(&[0]) }, "two failures for record 1"),
+            (map::Mapped { timestamps: Some(vec![0]), ..mapped(&[0, 1]) }, "1 timestamps for 2 outputs"),
+            (map::Mapped { keys: Some(column(3)), ..mapped(&[0, 1]) }, "3 keys, expected 2"),
+            (map::Mapped { values: Some(column(1)), ..mapped(&[0, 1]) }, "1 values, expected 2"),
         ];
         for (out, words) in refusals {
             assert_eq!(out.check(3).unwrap_err(), words);
         }
         for (counts, names) in [(&[1][..], 1), (&[1, 1, 1], 3), (&[1, 1], 3)] {
-            let headers = HeadersOut { names: column(names), ..headers(counts) };
-            let refused = MappedOut { headers: Some(headers), ..mapped(&[0, 1]) }.check(3).unwrap_err();
+            let headers = HeadersResult { names: column(names), ..headers(counts) };
+            let refused = map::Mapped { headers: Some(headers), ..mapped(&[0, 1]) }.check(3).unwrap_err();
             assert!(refused.contains("header"), "{refused}");
         }
     }
 
     #[test]
     fn what_an_aggregate_returns_is_one_entry_a_group() {
-        let added = |entries, failures| AddedOut { accumulators: column(entries), failures }.check(5, 2);
+        let added = |entries, failures| aggregate::Added { accumulators: column(entries), failures }.check(5, 2);
         assert_eq!(added(2, vec![failure(4), failure(0)]).unwrap().failures[0].0, 0);
         assert_eq!(added(3, vec![]).unwrap_err(), "3 accumulators, expected 2");
         assert_eq!(added(1, vec![]).unwrap_err(), "1 accumulators, expected 2");
         assert_eq!(added(2, vec![failure(5)]).unwrap_err(), "a failure for record 5, but there are only 5 records");
-        let finished = |entries, failures| FinishedOut { values: column(entries), failures }.check(2);
+        let finished = |entries, failures| aggregate::Finished { values: column(entries), failures }.check(2);
         assert_eq!(finished(2, vec![failure(1)]).unwrap().failures[0].0, 1);
         assert_eq!(finished(3, vec![]).unwrap_err(), "3 values, expected 2");
         assert_eq!(finished(2, vec![failure(2)]).unwrap_err(), "a failure for group 2, but there are only 2 groups");
@@ -367,26 +298,27 @@ mod tests {
     #[test]
     fn a_reason_is_kept_up_to_its_limit_and_whole_letters_of_it() {
         let reason = format!("x{}", "\u{fc}".repeat(REASON_BYTES_MAX));
-        let out = AddedOut { accumulators: column(1), failures: vec![FailureOut { index: 0, reason: reason.clone() }] };
+        let out =
+            aggregate::Added { accumulators: column(1), failures: vec![Failure { index: 0, reason: reason.clone() }] };
         let kept = out.check(1, 1).unwrap().failures.remove(0).1;
         assert_eq!(kept.len(), REASON_BYTES_MAX - 1);
         assert!(reason.starts_with(&kept));
     }
 
     /// A column that is valid most of the time.
-    fn any_column(entries: usize) -> impl Strategy<Value = ColumnOut> {
+    fn any_column(entries: usize) -> impl Strategy<Value = ColumnResult> {
         let length = prop_oneof![8 => -1i32..4, 1 => Just(-2), 1 => any::<i32>()];
         let off = prop_oneof![6 => Just(0isize), 1 => -1isize..=1];
         (prop::collection::vec(length, entries), off.clone(), off).prop_map(|(mut lengths, entries_off, bytes_off)| {
             lengths.resize(lengths.len().saturating_add_signed(entries_off), 0);
             let bytes: usize = lengths.iter().map(|length| (*length).clamp(0, 3) as usize).sum();
-            ColumnOut { lengths, bytes: vec![b'x'; bytes.saturating_add_signed(bytes_off)] }
+            ColumnResult { lengths, bytes: vec![b'x'; bytes.saturating_add_signed(bytes_off)] }
         })
     }
 
     const RECORDS: u32 = 4;
 
-    fn any_mapped() -> impl Strategy<Value = MappedOut> {
+    fn any_mapped() -> impl Strategy<Value = map::Mapped> {
         let sources = prop::collection::vec(0..RECORDS + 1, 0..6).prop_map(|mut sources| {
             sources.sort_unstable();
             sources
@@ -397,12 +329,12 @@ mod tests {
                 let all = counts.iter().sum::<u32>() as usize;
                 (Just(counts), any_column(all), any_column(all))
             });
-            let headers = headers.prop_map(|(counts, names, values)| HeadersOut { counts, names, values });
+            let headers = headers.prop_map(|(counts, names, values)| HeadersResult { counts, names, values });
             let timestamps = prop::collection::vec(any::<i64>(), outputs);
             let columns = (prop::option::of(any_column(outputs)), prop::option::of(any_column(outputs)));
             let failures = prop::collection::vec((0..RECORDS + 1).prop_map(failure), 0..2);
             (Just(sources), prop::option::of(timestamps), columns, prop::option::of(headers), failures).prop_map(
-                |(sources, timestamps, (keys, values), headers, failures)| MappedOut {
+                |(sources, timestamps, (keys, values), headers, failures)| map::Mapped {
                     sources,
                     timestamps,
                     keys,

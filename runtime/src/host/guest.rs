@@ -5,14 +5,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use millstream_record::{Column, Columns};
-use wasmtime::component::{ComponentNamedList, Func, Lift, Lower};
+use wasmtime::Store;
 
-use super::abi::{Added, AddedOut, BatchIn, ColumnIn, Filtered, FilteredOut, Finished, FinishedOut, Mapped, MappedOut};
+use super::abi::{Added, Filtered, Finished, Mapped};
 use super::call_error::CallError;
 use super::engine::Engine;
 use super::guest_log::{GuestLog, LogContext};
 use super::instance::{Functions, Instance};
 use super::limits::CallLimits;
+use super::linker::HostState;
 use super::module::Module;
 
 /// The guest of one stage. It is used by one thread at a time, and by any partition, because it keeps nothing between
@@ -75,7 +76,7 @@ impl Guest {
     /// # Errors
     /// [`CallError`].
     pub fn filter(&mut self, batch: &Columns) -> Result<Filtered, CallError> {
-        let (out,): (FilteredOut,) = self.call(Functions::run, (BatchIn::from(batch),))?;
+        let out = self.call(|functions, store| functions.filter()?.call_run(store, batch.into()))?;
         out.check(batch.len()).map_err(|what| self.malformed(what))
     }
 
@@ -84,7 +85,7 @@ impl Guest {
     /// # Errors
     /// [`CallError`].
     pub fn map(&mut self, batch: &Columns) -> Result<Mapped, CallError> {
-        let (out,): (MappedOut,) = self.call(Functions::run, (BatchIn::from(batch),))?;
+        let out = self.call(|functions, store| functions.map()?.call_run(store, batch.into()))?;
         out.check(batch.len()).map_err(|what| self.malformed(what))
     }
 
@@ -93,8 +94,9 @@ impl Guest {
     /// # Errors
     /// [`CallError`].
     pub fn add(&mut self, batch: &Columns, groups: &[u32], accumulators: &Column) -> Result<Added, CallError> {
-        let parameters = (BatchIn::from(batch), groups, ColumnIn::from(accumulators));
-        let (out,): (AddedOut,) = self.call(Functions::add, parameters)?;
+        let out = self.call(|functions, store| {
+            functions.aggregate()?.call_add(store, batch.into(), groups, accumulators.into())
+        })?;
         out.check(batch.len(), accumulators.len()).map_err(|what| self.malformed(what))
     }
 
@@ -103,8 +105,8 @@ impl Guest {
     /// # Errors
     /// [`CallError`].
     pub fn finish(&mut self, keys: &Column, accumulators: &Column) -> Result<Finished, CallError> {
-        let parameters = (ColumnIn::from(keys), ColumnIn::from(accumulators));
-        let (out,): (FinishedOut,) = self.call(Functions::finish, parameters)?;
+        let out =
+            self.call(|functions, store| functions.aggregate()?.call_finish(store, keys.into(), accumulators.into()))?;
         out.check(keys.len()).map_err(|what| self.malformed(what))
     }
 
@@ -121,16 +123,11 @@ impl Guest {
     }
 
     /// Calls a function of the instance. If the call fails, the instance is dropped.
-    fn call<P, R>(
+    fn call<R>(
         &mut self,
-        function: impl FnOnce(&Functions) -> wasmtime::Result<Func>,
-        parameters: P,
-    ) -> Result<R, CallError>
-    where
-        P: ComponentNamedList + Lower,
-        R: ComponentNamedList + Lift + 'static,
-    {
-        self.started()?.call(function, parameters).inspect_err(|_| self.instance = None)
+        function: impl FnOnce(&Functions, &mut Store<HostState>) -> wasmtime::Result<R>,
+    ) -> Result<R, CallError> {
+        self.started()?.call(function).inspect_err(|_| self.instance = None)
     }
 
     /// Drops the instance, because one that breaks the rules must not be called again.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use wasmtime::component::{ComponentType, Lift};
+use super::bindings::host::Level;
 
 /// Number of log lines that a guest may write at once, and per second after that.
 const LOG_BURST: u32 = 20;
@@ -71,24 +71,6 @@ impl GuestLog {
             Level::Error => line!(error),
         }
     }
-}
-
-/// The level of a log line. Values are created only by lifting the calls of guests.
-#[derive(Clone, Copy, Debug, ComponentType, Lift)]
-#[component(enum)]
-#[repr(u8)]
-#[allow(dead_code)]
-pub(super) enum Level {
-    #[component(name = "trace")]
-    Trace,
-    #[component(name = "debug")]
-    Debug,
-    #[component(name = "info")]
-    Info,
-    #[component(name = "warn")]
-    Warn,
-    #[component(name = "error")]
-    Error,
 }
 
 /// Limits the rate of log lines.

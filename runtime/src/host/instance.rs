@@ -3,15 +3,16 @@
 
 use std::time::{Duration, Instant};
 
-use wasmtime::component::{self, ComponentExportIndex, ComponentNamedList, Func, Lift, Lower, TypedFunc};
+use wasmtime::component;
 use wasmtime::{Store, Trap};
 
+use super::bindings::{aggregate, filter, map};
 use super::call_error::{CallError, trap_text};
 use super::engine::Engine;
 use super::guest_log::GuestLog;
 use super::limits::{CallLimits, MemoryLimiter};
 use super::linker::HostState;
-use super::module::Module;
+use super::module::{Exports, Module};
 use super::ticker::TICK;
 
 /// Bytes that a call may return in addition to its columns: texts of failures, and the lists themselves.
@@ -51,22 +52,14 @@ impl Instance {
     }
 
     /// Calls a function within the limits. After an error, the instance must not be called again.
-    pub(super) fn call<P, R>(
+    pub(super) fn call<R>(
         &mut self,
-        function: impl FnOnce(&Functions) -> wasmtime::Result<Func>,
-        parameters: P,
-    ) -> Result<R, CallError>
-    where
-        P: ComponentNamedList + Lower,
-        R: ComponentNamedList + Lift + 'static,
-    {
+        function: impl FnOnce(&Functions, &mut Store<HostState>) -> wasmtime::Result<R>,
+    ) -> Result<R, CallError> {
         let begun = begin_call(&mut self.store, &self.limits);
         let returned = {
             let _ticking = self.engine.ticker().during_call();
-            // Parameters are borrowed, so the function is typed anew for each call.
-            function(&self.functions)
-                .and_then(|function| function.typed::<P, R>(&self.store))
-                .and_then(|function| function.call(&mut self.store, parameters))
+            function(&self.functions, &mut self.store)
         };
         returned.map_err(|error| self.explain(&error, begun))
     }
@@ -100,43 +93,33 @@ impl Instance {
 
 /// The functions of an instance, by the kind of its stage.
 pub(super) enum Functions {
-    Run(Func),
-    Aggregate { add: Func, finish: Func },
+    Filter(filter::Guest),
+    Map(map::Guest),
+    Aggregate(aggregate::Guest),
 }
 
 impl Functions {
     fn of(module: &Module, store: &mut Store<HostState>, instance: &component::Instance) -> wasmtime::Result<Self> {
-        let exports = &module.exports;
-        let mut function = |index: &ComponentExportIndex| instance.get_func(&mut *store, index).ok_or_else(wrong_kind);
-        Ok(match (&exports.run, &exports.add, &exports.finish) {
-            (Some(run), ..) => Self::Run(function(run)?),
-            (None, Some(add), Some(finish)) => Self::Aggregate { add: function(add)?, finish: function(finish)? },
-            _ => return Err(wrong_kind()),
+        Ok(match &module.exports {
+            Exports::Filter(exports) => Self::Filter(exports.load(store, instance)?),
+            Exports::Map(exports) => Self::Map(exports.load(store, instance)?),
+            Exports::Aggregate(exports) => Self::Aggregate(exports.load(store, instance)?),
         })
     }
 
-    /// Returns `run`, the function of a filter or map.
-    pub(super) fn run(&self) -> wasmtime::Result<Func> {
-        match self {
-            Self::Run(run) => Ok(*run),
-            Self::Aggregate { .. } => Err(wrong_kind()),
-        }
+    /// Returns the functions of a filter.
+    pub(super) fn filter(&self) -> wasmtime::Result<&filter::Guest> {
+        if let Self::Filter(functions) = self { Ok(functions) } else { Err(wrong_kind()) }
     }
 
-    /// Returns `add` of an aggregate.
-    pub(super) fn add(&self) -> wasmtime::Result<Func> {
-        match self {
-            Self::Aggregate { add, .. } => Ok(*add),
-            Self::Run(_) => Err(wrong_kind()),
-        }
+    /// Returns the functions of a map.
+    pub(super) fn map(&self) -> wasmtime::Result<&map::Guest> {
+        if let Self::Map(functions) = self { Ok(functions) } else { Err(wrong_kind()) }
     }
 
-    /// Returns `finish` of an aggregate.
-    pub(super) fn finish(&self) -> wasmtime::Result<Func> {
-        match self {
-            Self::Aggregate { finish, .. } => Ok(*finish),
-            Self::Run(_) => Err(wrong_kind()),
-        }
+    /// Returns the functions of an aggregate.
+    pub(super) fn aggregate(&self) -> wasmtime::Result<&aggregate::Guest> {
+        if let Self::Aggregate(functions) = self { Ok(functions) } else { Err(wrong_kind()) }
     }
 }
 
@@ -160,9 +143,6 @@ fn begin_call(store: &mut Store<HostState>, limits: &CallLimits) -> Instant {
     Instant::now()
 }
 
-/// The type of `configuration.configure`.
-type Configure<'a> = TypedFunc<(&'a [(String, String)],), (Result<(), String>,)>;
-
 /// Passes the parameters. A module that takes none has no function for them.
 fn configure(
     module: &Module,
@@ -170,16 +150,16 @@ fn configure(
     instance: &component::Instance,
     parameters: &[(String, String)],
 ) -> Result<(), CallError> {
-    let Some(index) = &module.exports.configure else {
+    let Some(configuration) = &module.configuration else {
         let Some((name, _)) = parameters.first() else { return Ok(()) };
         let reason = format!("there is no parameter {name:?}: the module takes none");
         return Err(CallError::Configure { reason });
     };
-    let typed = instance.get_typed_func(&mut *store, index);
-    let configure: Configure<'_> = typed.map_err(|error| CallError::instantiate(&error))?;
-    match configure.call(&mut *store, (parameters,)) {
-        Ok((Ok(()),)) => Ok(()),
-        Ok((Err(reason),)) => Err(CallError::Configure { reason }),
+    let loaded = configuration.load(&mut *store, instance).map_err(|error| CallError::instantiate(&error))?;
+    let parameters: Vec<(&str, &str)> = parameters.iter().map(|(name, value)| (&**name, &**value)).collect();
+    match loaded.call_configure(&mut *store, &parameters) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(reason)) => Err(CallError::Configure { reason }),
         Err(error) => {
             let said = store.data_mut().log.last_error.take();
             Err(CallError::Configure { reason: said.unwrap_or_else(|| trap_text(&error)) })

@@ -2,6 +2,7 @@
 //! files, or what becomes of a guest's results.
 
 mod abi;
+mod bindings;
 mod cache;
 mod call_error;
 mod component;

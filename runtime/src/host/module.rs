@@ -3,8 +3,9 @@
 
 use std::fmt;
 
-use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
+use wasmtime::component::{Component, InstancePre, Linker};
 
+use super::bindings::{aggregate, configuration, filter, map};
 use super::component::{self, ModuleError, first_lines, interface};
 use super::linker::HostState;
 use super::module_hash::ModuleHash;
@@ -17,15 +18,15 @@ pub struct Module {
     bytes: usize,
     pub(super) pre: InstancePre<HostState>,
     pub(super) exports: Exports,
+    /// `None` if the module takes no parameters.
+    pub(super) configuration: Option<configuration::GuestIndices>,
 }
 
-/// Positions of a component's exported functions.
-#[derive(Debug)]
-pub(super) struct Exports {
-    pub(super) configure: Option<ComponentExportIndex>,
-    pub(super) run: Option<ComponentExportIndex>,
-    pub(super) add: Option<ComponentExportIndex>,
-    pub(super) finish: Option<ComponentExportIndex>,
+/// Where a component's functions are, by the kind of its stage.
+pub(super) enum Exports {
+    Filter(filter::GuestIndices),
+    Map(map::GuestIndices),
+    Aggregate(aggregate::GuestIndices),
 }
 
 impl fmt::Debug for Module {
@@ -59,35 +60,25 @@ impl Module {
         component: &Component,
     ) -> Result<Self, ModuleError> {
         let kind = component::kind(engine, component)?;
-        let pre = linker.instantiate_pre(component).map_err(|error| signature(kind, &format!("{error:#}")))?;
-        let exports = Exports::of(component, kind)?;
-        Ok(Self { hash, kind, bytes, pre, exports })
-    }
-}
-
-impl Exports {
-    fn of(component: &Component, kind: StageKind) -> Result<Self, ModuleError> {
-        let function = |of: &str, name: &str| {
-            let interface = component.get_export_index(None, interface(of))?;
-            component.get_export_index(Some(&interface), name)
+        let not_matching = |error: wasmtime::Error| {
+            let reason = first_lines(&format!("{error:#}"));
+            ModuleError::Signature { kind, reason }
         };
-        let wanted = |name: &str| {
-            let found = function(kind.name(), name).map(Some);
-            found.ok_or_else(|| signature(kind, &format!("there is no function {name}")))
+        let pre = linker.instantiate_pre(component).map_err(not_matching)?;
+        let exports = match kind {
+            StageKind::Filter => filter::GuestIndices::new(&pre).map(Exports::Filter),
+            StageKind::Map => map::GuestIndices::new(&pre).map(Exports::Map),
+            StageKind::Aggregate => aggregate::GuestIndices::new(&pre).map(Exports::Aggregate),
         };
-        let mut exports =
-            Self { configure: function("configuration", "configure"), run: None, add: None, finish: None };
-        match kind {
-            StageKind::Filter | StageKind::Map => exports.run = wanted("run")?,
-            StageKind::Aggregate => {
-                exports.add = wanted("add")?;
-                exports.finish = wanted("finish")?;
-            }
-        }
-        Ok(exports)
+        let takes_parameters = component.get_export_index(None, interface("configuration")).is_some();
+        let configuration = takes_parameters.then(|| configuration::GuestIndices::new(&pre));
+        Ok(Self {
+            hash,
+            kind,
+            bytes,
+            exports: exports.map_err(not_matching)?,
+            configuration: configuration.transpose().map_err(not_matching)?,
+            pre,
+        })
     }
-}
-
-fn signature(kind: StageKind, reason: &str) -> ModuleError {
-    ModuleError::Signature { kind, reason: first_lines(reason) }
 }
