@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use millstream_broker::broker::fetch::{Fetch, FetchFrom};
 use millstream_broker::groups::{Group, GroupKind};
 use millstream_broker::log::partition::Partition;
 use millstream_broker::log::reader::ReadRange;
@@ -16,6 +17,7 @@ use millstream_broker::store::{StorageBackend, StoreOptions};
 use millstream_broker::{Broker, BrokerError, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Compression, Limits, split_batches};
 use millstream_tests::held::Held;
+use millstream_tests::hooked::{self, Call};
 use millstream_tests::instance::wait_until;
 use millstream_tests::running::{
     JOURNAL_BYTES, Limit, Rounds, Running, append, batch_of_one, new_member, read_from, text,
@@ -117,6 +119,50 @@ async fn retention_by_time_and_by_bytes_moves_the_log_start_and_frees_the_disk()
     running.produce(&aged, 0, 20_000, &[("k", Some("after"))]).await;
     let records = read_from(&running.broker, &aged.partitions()[0], Offset::new(100).unwrap()).await;
     assert_eq!((records.len(), records[0].offset), (1, 100));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_answer_costs_no_reads_of_the_partitions_after_it() {
+    const PARTITIONS: u32 = 20;
+    let data = tempfile::tempdir().unwrap();
+    let running = Running::open(data.path(), 0);
+    let topic = running.topic("t", PARTITIONS, TopicSettings::default()).await;
+    let value = "v".repeat(40_000);
+    for partition in 0..PARTITIONS {
+        for _ in 0..2 {
+            running.produce(&topic, partition, 0, &[("k", Some(&value))]).await;
+        }
+    }
+    running.seal().await;
+    running.stop().await;
+    // Nothing is in memory after a restart.
+    let reads = Arc::new(AtomicU64::new(0));
+    let counted = reads.clone();
+    let options = hooked::options(move |path, call| {
+        if call == Call::Read && path.extension().is_some_and(|extension| extension == "segment") {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    });
+    let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options);
+    let topic = running.broker.topic("t").unwrap();
+    let from =
+        |partition: &Arc<Partition>| FetchFrom { partition: partition.clone(), offset: Offset::ZERO, until: None };
+    let from: Vec<FetchFrom> = topic.partitions().iter().map(from).collect();
+    let fetch = async |bytes_max| {
+        let fetch = Fetch { from: from.clone(), bytes_min: 1, bytes_max, wait_max: Duration::ZERO };
+        let fetched = running.broker.fetch(&fetch).await;
+        fetched.into_iter().filter(|fetched| !fetched.slice.as_ref().unwrap().runs.is_empty()).count()
+    };
+    // Opens all segments, and reads their indices.
+    assert_eq!(fetch(10_000_000).await, PARTITIONS as usize);
+    let all = reads.swap(0, Ordering::SeqCst);
+    assert!(all >= u64::from(PARTITIONS), "{all} reads");
+    // There is room for the records of one partition and one of the second.
+    assert_eq!(fetch(130_000).await, 2);
+    let few = reads.load(Ordering::SeqCst);
+    assert!(few <= 4, "{few} reads for the records of two partitions");
     running.stop().await;
 }
 

@@ -100,22 +100,38 @@ impl Broker {
         }
     }
 
+    /// Reads all partitions, in their order, until the answer is full. Once the next batch of a partition did not fit,
+    /// the partitions after it are only read from memory: reading a block from disk only to find that its batches are too
+    /// large would cost more than reading the records.
     async fn read_all(&self, fetch: &Fetch) -> Vec<Fetched> {
         let mut room = fetch.bytes_max;
+        let mut is_full = false;
         let mut fetched = Vec::with_capacity(fetch.from.len());
         for from in &fetch.from {
-            let slice = self.read_within(from, room, fetch.bytes_max).await;
-            room = room.saturating_sub(slice.as_ref().map_or(0, Slice::bytes));
+            let slice =
+                if is_full { self.read_rest(from, room) } else { self.read_within(from, room, fetch.bytes_max).await };
+            if let Ok(slice) = &slice {
+                room = room.saturating_sub(slice.bytes());
+                is_full |= room < fetch.bytes_max && slice.next < from.until.unwrap_or(slice.end).min(slice.end);
+            }
             fetched.push(Fetched { partition: from.partition.clone(), slice });
         }
         fetched
+    }
+
+    /// Reads one partition of a fetch whose answer has only `room` left, if its records are in memory.
+    fn read_rest(&self, from: &FetchFrom, room: usize) -> Result<Slice, BrokerError> {
+        let FetchFrom { partition, offset, until } = from;
+        let range = ReadRange { from: *offset, until: *until, bytes_max: room, one_at_least: false };
+        let read = if room == 0 { None } else { self.read_in_memory(partition, range)? };
+        Ok(read.unwrap_or_else(|| nothing(from)))
     }
 
     /// Reads one partition of a fetch for whose answer `room` of `bytes_max` is left.
     async fn read_within(&self, from: &FetchFrom, room: usize, bytes_max: usize) -> Result<Slice, BrokerError> {
         let FetchFrom { partition, offset, until } = from;
         if room == 0 {
-            return Ok(Slice { runs: Vec::new(), next: *offset, start: partition.start(), end: partition.end() });
+            return Ok(nothing(from));
         }
         // The whole answer holds at least one batch, however large, unless `bytes_max` is 0.
         let one_at_least = room == bytes_max;
@@ -128,11 +144,7 @@ impl Broker {
     /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`] if the topic was deleted,
     /// [`BrokerError::Damaged`], [`BrokerError::UnreadableRecords`] or [`BrokerError::ShuttingDown`].
     pub async fn read(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<Slice, BrokerError> {
-        if partition.is_deleted() {
-            let topic = partition.name().topic.as_str().to_owned();
-            return Err(BrokerError::UnknownTopic { topic });
-        }
-        if let Some(slice) = partition.read_in_memory(self.store(), range)? {
+        if let Some(slice) = self.read_in_memory(partition, range)? {
             return Ok(slice);
         }
         let (store, of) = (self.store().clone(), partition.clone());
@@ -152,4 +164,19 @@ impl Broker {
             read => read,
         }
     }
+
+    /// Reads one partition, or returns `None` if a record is not in memory.
+    fn read_in_memory(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<Option<Slice>, BrokerError> {
+        if partition.is_deleted() {
+            let topic = partition.name().topic.as_str().to_owned();
+            return Err(BrokerError::UnknownTopic { topic });
+        }
+        partition.read_in_memory(self.store(), range)
+    }
+}
+
+/// Returns an answer without records.
+fn nothing(from: &FetchFrom) -> Slice {
+    let FetchFrom { partition, offset, .. } = from;
+    Slice { runs: Vec::new(), next: *offset, start: partition.start(), end: partition.end() }
 }
