@@ -293,5 +293,5 @@ pub fn text(bytes: Option<&bytes::Bytes>) -> Option<String> {
 
 /// A member that joins with these topics, and may take a minute to give partitions back.
 pub fn new_member(client_id: &str, topics: BTreeSet<TopicName>) -> NewMember {
-    NewMember { client_id: client_id.to_owned(), topics, rebalance_timeout: Duration::from_secs(60) }
+    NewMember { client_id: client_id.to_owned(), topics, rebalance_timeout: Duration::from_secs(60), assignor: None }
 }

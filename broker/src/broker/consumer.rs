@@ -14,6 +14,7 @@ use super::Broker;
 use super::caller::Caller;
 use super::fetch::{Fetch, FetchFrom, Fetched, WAIT_MAX};
 use crate::error::BrokerError;
+use crate::groups::assign::Assignor;
 use crate::groups::members::{MemberEvent, NewMember};
 use crate::groups::{Group, MemberId};
 use crate::log::partition::Partition;
@@ -37,6 +38,8 @@ pub(crate) struct Join {
     pub(crate) from_earliest: bool,
     /// How long the member may take to give partitions back.
     pub(crate) rebalance_timeout: Option<Duration>,
+    /// The assignor that the member asks for, if any.
+    pub(crate) assignor: Option<Assignor>,
 }
 
 /// An event of a member.
@@ -114,7 +117,8 @@ impl Consumer {
         let known = join.topics.iter().filter_map(|topic| broker.topic(topic.as_str()).ok());
         let joined = known.map(|topic| (topic.id(), topic.partition_count())).collect();
         let rebalance_timeout = join.rebalance_timeout.unwrap_or(REBALANCE_TIMEOUT_DEFAULT);
-        let new = NewMember { client_id: join.client_id, topics: join.topics, rebalance_timeout };
+        let Join { client_id, topics, assignor, .. } = join;
+        let new = NewMember { client_id, topics, rebalance_timeout, assignor };
         let (group, member, events) = broker.join_group(&join.group, new)?;
         Ok(Self {
             broker,

@@ -1,4 +1,4 @@
-//! Assigns partitions to members: balanced, with as few moves as possible. These are pure functions.
+//! Assigns partitions to members. These are pure functions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,12 +9,74 @@ use crate::name::TopicPartition;
 /// The partitions that each member reads.
 pub type Assignment = BTreeMap<MemberId, BTreeSet<TopicPartition>>;
 
-/// Assigns every partition to one member that subscribes to its topic.
-///
-/// `subscriptions` has the topics that each member reads, `current` the current assignment, and `partitions` the number
-/// of partitions of each topic. The loads of members that read the same topics differ by at most one partition, and a
-/// partition only moves if balance requires it (KIP-429's cooperative assignment, decided by the broker as in KIP-848).
-pub fn assign(
+/// A way of assigning partitions. The names are those of Kafka's server-side assignors (KIP-848).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Assignor {
+    /// The loads of members that read the same topics differ by at most one partition, and a partition only moves if
+    /// balance requires it (KIP-429's cooperative assignment).
+    #[default]
+    Uniform,
+    /// Each member gets consecutive partitions of each topic. Members that read several topics with the same number of
+    /// partitions get the same partitions of each, so that a member can join them.
+    Range,
+}
+
+impl Assignor {
+    /// All assignors. The default is the first one.
+    pub const ALL: [Self; 2] = [Self::Uniform, Self::Range];
+
+    /// Returns the assignor's name in Kafka's protocol.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uniform => "uniform",
+            Self::Range => "range",
+        }
+    }
+
+    /// Returns the assignor with this name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|assignor| assignor.name() == name)
+    }
+
+    /// Assigns every partition to one member that subscribes to its topic.
+    ///
+    /// `subscriptions` has the topics that each member reads, `current` the current assignment, and `partitions` the
+    /// number of partitions of each topic.
+    pub fn assign(
+        self,
+        subscriptions: &BTreeMap<MemberId, BTreeSet<TopicName>>,
+        current: &Assignment,
+        partitions: &BTreeMap<TopicName, u32>,
+    ) -> Assignment {
+        match self {
+            Self::Uniform => uniform(subscriptions, current, partitions),
+            Self::Range => range(subscriptions, partitions),
+        }
+    }
+}
+
+fn range(subscriptions: &BTreeMap<MemberId, BTreeSet<TopicName>>, partitions: &BTreeMap<TopicName, u32>) -> Assignment {
+    let mut target: Assignment = subscriptions.keys().map(|id| (*id, BTreeSet::new())).collect();
+    for (topic, count) in partitions {
+        let readers: Vec<MemberId> = eligible(subscriptions, topic).copied().collect();
+        let Ok(all) = u32::try_from(readers.len()) else { continue };
+        if all == 0 {
+            continue;
+        }
+        // The first members get one partition more if the partitions cannot be divided evenly.
+        let (share, more) = (count / all, count % all);
+        let mut next = 0;
+        for (reader, number) in readers.into_iter().zip(0..) {
+            let end = next + share + u32::from(number < more);
+            let owned = (next..end).map(|partition| TopicPartition { topic: topic.clone(), partition });
+            target.entry(reader).or_default().extend(owned);
+            next = end;
+        }
+    }
+    target
+}
+
+fn uniform(
     subscriptions: &BTreeMap<MemberId, BTreeSet<TopicName>>,
     current: &Assignment,
     partitions: &BTreeMap<TopicName, u32>,
@@ -103,7 +165,7 @@ mod tests {
             for members in rounds {
                 let members: Vec<usize> = members.into_iter().collect();
                 let subscriptions = everyone(&members, &["a", "b"]);
-                let target = assign(&subscriptions, &current, &partitions);
+                let target = Assignor::Uniform.assign(&subscriptions, &current, &partitions);
 
                 let total: usize = target.values().map(BTreeSet::len).sum();
                 let distinct: BTreeSet<_> = target.values().flatten().collect();
@@ -132,9 +194,44 @@ mod tests {
         let subscriptions =
             BTreeMap::from([(first, BTreeSet::from([topic("a")])), (second, BTreeSet::from([topic("a"), topic("b")]))]);
         let partitions = BTreeMap::from([(topic("a"), 2), (topic("b"), 4)]);
-        let target = assign(&subscriptions, &Assignment::new(), &partitions);
+        let target = Assignor::Uniform.assign(&subscriptions, &Assignment::new(), &partitions);
         assert_eq!(target[&first].len(), 2);
         assert_eq!(target[&second].len(), 4);
         assert!(target[&second].iter().all(|p| p.topic.as_str() == "b"));
+    }
+
+    #[test]
+    fn ranges_are_consecutive_and_the_same_in_each_topic() {
+        let subscriptions = everyone(&[1, 2, 3], &["a", "b"]);
+        let partitions = BTreeMap::from([(topic("a"), 8), (topic("b"), 8)]);
+        let target = Assignor::Range.assign(&subscriptions, &Assignment::new(), &partitions);
+        for (member, expected) in [(1, 0..3), (2, 3..6), (3, 6..8)] {
+            for name in ["a", "b"] {
+                let owned = target[&MemberId::numbered(member)].iter().filter(|p| p.topic.as_str() == name);
+                assert_eq!(owned.map(|p| p.partition).collect::<Vec<_>>(), expected.clone().collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn a_range_goes_only_to_those_who_read_the_topic() {
+        let [first, second] = [1, 2].map(MemberId::numbered);
+        let subscriptions =
+            BTreeMap::from([(first, BTreeSet::from([topic("a")])), (second, BTreeSet::from([topic("a"), topic("b")]))]);
+        let partitions = BTreeMap::from([(topic("a"), 1), (topic("b"), 2), (topic("unread"), 3)]);
+        let target = Assignor::Range.assign(&subscriptions, &Assignment::new(), &partitions);
+        let names = |id| target[&id].iter().map(TopicPartition::to_string).collect::<Vec<_>>();
+        // More members than partitions: the last ones get none.
+        assert_eq!(names(first).len(), 1);
+        assert_eq!(names(second).len(), 2);
+        assert!(target[&second].iter().all(|p| p.topic.as_str() == "b"));
+    }
+
+    #[test]
+    fn an_assignor_is_found_by_its_name() {
+        for assignor in Assignor::ALL {
+            assert_eq!(Assignor::by_name(assignor.name()), Some(assignor));
+        }
+        assert_eq!(Assignor::by_name("sticky"), None);
     }
 }

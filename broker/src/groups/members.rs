@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::assign::{Assignment, assign};
+use super::assign::{Assignment, Assignor};
 use super::member_id::MemberId;
 use crate::name::TopicName;
 use crate::name::TopicPartition;
@@ -58,6 +58,8 @@ pub struct NewMember {
     pub topics: BTreeSet<TopicName>,
     /// How long it may take to give partitions back.
     pub rebalance_timeout: Duration,
+    /// The assignor that it asks for. `None` if it leaves the choice to the group.
+    pub assignor: Option<Assignor>,
 }
 
 /// The context of a change.
@@ -76,6 +78,7 @@ struct Member {
     client_id: String,
     topics: BTreeSet<TopicName>,
     rebalance_timeout: Duration,
+    assignor: Option<Assignor>,
     /// The last generation in which the member had nothing left to give back.
     epoch: u64,
     /// The partitions that it may read and commit, with the incarnations of the topics.
@@ -106,11 +109,12 @@ impl Members {
         let id = MemberId::new(self.joined);
         // The channel is unbounded, but holds at most two events for each partition that moves.
         let (events, receiver) = mpsc::unbounded_channel();
-        let NewMember { client_id, topics, rebalance_timeout } = new;
+        let NewMember { client_id, topics, rebalance_timeout, assignor } = new;
         let member = Member {
             client_id,
             topics,
             rebalance_timeout,
+            assignor,
             epoch: of.generation,
             owned: BTreeMap::new(),
             revoking: BTreeSet::new(),
@@ -157,7 +161,7 @@ impl Members {
         let subscriptions = self.members.iter().map(|(id, member)| (*id, member.topics.clone())).collect();
         let counts = of.topics.iter().map(|(name, (_, count))| (name.clone(), *count)).collect();
         let current = std::mem::take(&mut self.target);
-        self.target = assign(&subscriptions, &current, &counts);
+        self.target = self.assignor().assign(&subscriptions, &current, &counts);
         self.topic_ids = of.topics.iter().map(|(name, (id, _))| (name.clone(), *id)).collect();
         // Partitions that no longer exist, or whose topic was deleted and created again under the same name, have no
         // owner, and nobody is asked to give them back.
@@ -169,6 +173,14 @@ impl Members {
             member.revoking.retain(|partition| member.owned.contains_key(partition));
         }
         self.reconcile(of.generation, of.now);
+    }
+
+    /// Returns the assignor that most members ask for (KIP-848). If two have the same number of votes, the first one of
+    /// [`Assignor::ALL`] is used, and so it is if no member asks for one.
+    fn assignor(&self) -> Assignor {
+        let votes = |assignor: &Assignor| self.members.values().filter(|m| m.assignor == Some(*assignor)).count();
+        let most = Assignor::ALL.into_iter().rev().max_by_key(votes);
+        most.unwrap_or_default()
     }
 
     /// Asks members to give back partitions that move, and assigns free partitions.
@@ -275,7 +287,8 @@ mod tests {
     }
 
     fn new(client_id: &str) -> NewMember {
-        NewMember { client_id: client_id.to_owned(), topics: BTreeSet::from([topic()]), rebalance_timeout: TIMEOUT }
+        let topics = BTreeSet::from([topic()]);
+        NewMember { client_id: client_id.to_owned(), topics, rebalance_timeout: TIMEOUT, assignor: None }
     }
 
     fn topic() -> TopicName {
@@ -363,6 +376,24 @@ mod tests {
             );
         }
         assert!(!members.is_rebalancing());
+    }
+
+    #[test]
+    fn the_assignor_that_most_members_ask_for_is_used() {
+        let (mut members, topics) = (Members::default(), topics(4));
+        let voter = |assignor| NewMember { assignor, ..new("c") };
+        let mut ids = Vec::new();
+        for (generation, assignor) in [Some(Assignor::Range), None, Some(Assignor::Uniform)].into_iter().enumerate() {
+            ids.push(members.join(voter(assignor), of(&topics, generation as u64)).0);
+        }
+        assert_eq!(members.assignor(), Assignor::Uniform, "two have one vote each");
+        ids.push(members.join(voter(Some(Assignor::Range)), of(&topics, 3)).0);
+        assert_eq!(members.assignor(), Assignor::Range);
+        let range = members.target.values().filter(|owned| !owned.is_empty());
+        assert!(range.into_iter().all(|owned| owned.len() == 1), "four members read four partitions");
+        members.leave(&ids[3], of(&topics, 4));
+        members.leave(&ids[0], of(&topics, 5));
+        assert_eq!(members.assignor(), Assignor::Uniform);
     }
 
     #[test]

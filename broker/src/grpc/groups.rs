@@ -455,5 +455,7 @@ fn to_join(join: v1::Join) -> Result<Join, Status> {
         0 => None,
         ms => Some(Duration::from_millis(ms.into())),
     };
-    Ok(Join { group, client_id: join.client_id, topics, from_earliest: join.from_earliest, rebalance_timeout })
+    let (client_id, from_earliest) = (join.client_id, join.from_earliest);
+    // The contract has no field for an assignor.
+    Ok(Join { group, client_id, topics, from_earliest, rebalance_timeout, assignor: None })
 }
