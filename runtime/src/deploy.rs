@@ -97,7 +97,7 @@ impl Stage {
 
 /// Consecutive stages that run without a topic between them.
 #[derive(Debug)]
-pub struct Segment {
+pub struct LoadedSubtopology {
     /// The pipeline's name.
     pub pipeline: Arc<str>,
     /// The stages, in the order in which they run.

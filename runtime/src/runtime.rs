@@ -3,12 +3,12 @@
 //! This file has the list of operations, and does one at a time. The folder does the work, one subject in each file,
 //! and knows nothing of this file.
 
-mod catalog;
 mod changes;
 mod commits;
 mod group;
 mod loader;
 mod pipeline;
+mod pipelines;
 mod queries;
 mod ready;
 mod run_state;
@@ -29,9 +29,9 @@ use millstream_record::Column;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use self::catalog::Catalog;
 use self::loader::Loader;
 pub use self::pipeline::Pipeline;
+use self::pipelines::Pipelines;
 pub use self::run_state::RunState;
 use self::supervisor::Supervisor;
 use self::topics::Topics;
@@ -148,12 +148,12 @@ impl Runtime {
     /// # Errors
     /// [`RuntimeError::UnknownPipeline`].
     pub fn pipeline(&self, name: &str) -> Result<Arc<Pipeline>, RuntimeError> {
-        self.0.catalog.get(name)
+        self.0.pipelines.get(name)
     }
 
     /// Returns all pipelines, ordered by name.
     pub fn pipelines(&self) -> Vec<Arc<Pipeline>> {
-        self.0.catalog.all()
+        self.0.pipelines.all()
     }
 
     /// Returns whether all sources of all running pipelines are read to their end and committed.
@@ -185,7 +185,7 @@ impl Runtime {
 
     /// Returns the pipelines and stages that run the module of an entry.
     pub fn module_uses(&self, entry: &ModuleEntry) -> Vec<(String, String)> {
-        self.0.catalog.module_uses(entry)
+        self.0.pipelines.module_uses(entry)
     }
 
     /// Pushes a module, like [`Modules::push`].
@@ -214,7 +214,7 @@ impl Runtime {
 struct Inner {
     broker: Broker,
     modules: Arc<Modules>,
-    catalog: Arc<Catalog>,
+    pipelines: Arc<Pipelines>,
     versions: Versions,
     supervisor: Supervisor,
     pool: Arc<WorkerPool>,
@@ -244,12 +244,12 @@ impl Inner {
             pool: pool.clone(),
             metrics: metrics.clone(),
         };
-        let catalog = Arc::new(Catalog::default());
+        let pipelines = Arc::new(Pipelines::default());
         let supervisor = Supervisor::new(broker.clone(), pool.clone());
         let versions = Versions {
             broker: broker.clone(),
             modules: modules.clone(),
-            catalog: catalog.clone(),
+            pipelines: pipelines.clone(),
             topics,
             loader,
             supervisor: supervisor.clone(),
@@ -257,7 +257,7 @@ impl Inner {
             metrics,
         };
         let (changing, stopped) = (tokio::sync::Mutex::default(), AtomicBool::new(false));
-        Ok(Self { broker, modules, catalog, versions, supervisor, pool, changing, stopped })
+        Ok(Self { broker, modules, pipelines, versions, supervisor, pool, changing, stopped })
     }
 }
 
@@ -301,7 +301,7 @@ impl Runtime {
         if let Some((pipeline, _)) = self.module_uses(&entry).into_iter().next() {
             return Err(RuntimeError::ModuleInUse { reference: entry.reference, pipeline });
         }
-        self.0.modules.remove(reference, &self.0.catalog.modules_in_use()).await
+        self.0.modules.remove(reference, &self.0.pipelines.modules_in_use()).await
     }
 
     /// Restarts the pipelines whose topics were altered.

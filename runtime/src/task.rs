@@ -12,7 +12,7 @@ use millstream_broker::{Offset, TopicPartition};
 use millstream_record::{BatchError, Columns, Limits, RecordBatch, split_batches};
 use tokio::sync::watch;
 
-use crate::deploy::{Segment, Stage};
+use crate::deploy::{LoadedSubtopology, Stage};
 use crate::encode::{OutputTopic, encode};
 use crate::failure::{DeadLetterOrigin, FailurePolicy, dead_letters};
 use crate::host::StageKind;
@@ -41,7 +41,7 @@ pub struct Task<L> {
     /// The log to read from and to commit to.
     pub log: L,
     /// The stages.
-    pub segment: Arc<Segment>,
+    pub subtopology: Arc<LoadedSubtopology>,
     /// The source partition.
     pub source: TopicPartition,
     /// The worker threads on which the stages run.
@@ -88,7 +88,7 @@ impl<L: Log> Task<L> {
                 Err(Ended::Stopped(stopped)) => return Err(stopped),
                 // The next pass continues from the last commit.
                 Err(Ended::NoRoom(reason)) => {
-                    tracing::warn!(pipeline = &*self.segment.pipeline, source = %self.source, reason, "a task is waiting for disk space");
+                    tracing::warn!(pipeline = &*self.subtopology.pipeline, source = %self.source, reason, "a task is waiting for disk space");
                 }
             }
             tokio::select! {
@@ -126,7 +126,7 @@ impl<L: Log> Task<L> {
                     outputs: ran.outputs,
                     state: ran.state,
                 };
-                in_flight.wait_for_room(&mut states).await.map_or_else(|error| self.ended(from, error), Ok)?;
+                in_flight.wait_for_slot(&mut states).await.map_or_else(|error| self.ended(from, error), Ok)?;
                 let queued = self.log.commit(step).await;
                 let Some(receipt) = self.going_on(from, queued)? else { break };
                 in_flight.push(number, receipt);
@@ -166,9 +166,9 @@ impl<L: Log> Task<L> {
         batches: ReadBatches,
         mut states: States,
     ) -> Option<(States, Result<Ran, String>)> {
-        let (segment, source, limits) = (self.segment.clone(), self.source.clone(), self.limits);
+        let (subtopology, source, limits) = (self.subtopology.clone(), self.source.clone(), self.limits);
         let job = move |guests: &mut Guests| {
-            let ran = Run { segment: &segment, source: &source, number, guests, states: &mut states }
+            let ran = Run { subtopology: &subtopology, source: &source, number, guests, states: &mut states }
                 .batches(from, batches, &limits);
             (states, ran)
         };
@@ -176,7 +176,7 @@ impl<L: Log> Task<L> {
     }
 
     fn states(&self) -> States {
-        let stages = self.segment.stages.iter();
+        let stages = self.subtopology.stages.iter();
         let state = |stage: &Arc<Stage>| {
             (stage.kind() == StageKind::Aggregate).then(|| {
                 let committed = self.log.accumulators(stage.store(), self.source.partition);
@@ -197,7 +197,7 @@ impl<L: Log> Task<L> {
     fn ended(&self, at: Offset, error: LogError) -> Result<(), Ended> {
         match error {
             LogError::Fenced(why) => {
-                tracing::debug!(pipeline = &*self.segment.pipeline, source = %self.source, why, "a task was replaced");
+                tracing::debug!(pipeline = &*self.subtopology.pipeline, source = %self.source, why, "a task was replaced");
                 Ok(())
             }
             LogError::ShuttingDown => Ok(()),
@@ -255,7 +255,7 @@ impl<R: Future<Output = Result<(), LogError>> + Unpin> InFlight<R> {
         Ok(())
     }
 
-    async fn wait_for_room(&mut self, states: &mut States) -> Result<(), LogError> {
+    async fn wait_for_slot(&mut self, states: &mut States) -> Result<(), LogError> {
         while self.0.len() >= IN_FLIGHT_MAX {
             let Some(oldest) = self.oldest() else { break };
             let answer = oldest.await;
@@ -302,7 +302,7 @@ fn decode(runs: &[Bytes], range: Range<Offset>, limits: &Limits) -> Result<(Colu
 
 /// One step on a worker thread.
 struct Run<'a> {
-    segment: &'a Arc<Segment>,
+    subtopology: &'a Arc<LoadedSubtopology>,
     source: &'a TopicPartition,
     number: u64,
     guests: &'a mut Guests,
@@ -337,8 +337,8 @@ impl Run<'_> {
     fn stages(&mut self, input: Columns, ran: &mut Ran) -> Result<(), Stopped> {
         let first = input.offsets.first().copied();
         let mut columns = input;
-        let segment = self.segment.clone();
-        for (index, stage) in segment.stages.iter().enumerate() {
+        let subtopology = self.subtopology.clone();
+        for (index, stage) in subtopology.stages.iter().enumerate() {
             let outcome = self
                 .stage(index, stage, columns, ran)
                 .map_err(|error| self.stopped(Some(stage), first.unwrap_or_default(), error.to_string()))?;
@@ -348,7 +348,7 @@ impl Run<'_> {
                 self.write(&columns, topic, ran)?;
             }
         }
-        segment.sinks.iter().try_for_each(|topic| self.write(&columns, topic, ran))
+        subtopology.sinks.iter().try_for_each(|topic| self.write(&columns, topic, ran))
     }
 
     fn stage(
@@ -394,11 +394,11 @@ impl Run<'_> {
                 Err(self.stopped(Some(stage), offset, failure.reason.clone()))
             }
             FailurePolicy::DeadLetter => {
-                let Some(topic) = &self.segment.dead_letters else {
+                let Some(topic) = &self.subtopology.dead_letters else {
                     unreachable!("a pipeline with dead letters has a topic for them")
                 };
                 let origin = DeadLetterOrigin {
-                    pipeline: &self.segment.pipeline,
+                    pipeline: &self.subtopology.pipeline,
                     stage: stage.name(),
                     module: &stage.settings().module.hash(),
                     topic: self.source.topic.as_str(),
@@ -450,13 +450,13 @@ mod tests {
         let mut states = States::new();
         let mut answers = VecDeque::new();
         for number in 0..IN_FLIGHT_MAX as u64 {
-            assert!(poll!(std::pin::pin!(in_flight.wait_for_room(&mut states))).is_ready(), "step {number}");
+            assert!(poll!(std::pin::pin!(in_flight.wait_for_slot(&mut states))).is_ready(), "step {number}");
             let (answer, receipt) = step();
             answers.push_back(answer);
             in_flight.push(number, receipt);
         }
         {
-            let mut waiting = std::pin::pin!(in_flight.wait_for_room(&mut states));
+            let mut waiting = std::pin::pin!(in_flight.wait_for_slot(&mut states));
             assert!(poll!(&mut waiting).is_pending());
             answers.pop_front().unwrap().send(Ok(())).unwrap();
             assert!(matches!(poll!(&mut waiting), std::task::Poll::Ready(Ok(()))));

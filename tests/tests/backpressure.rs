@@ -353,7 +353,7 @@ async fn one_connection_has_only_so_much_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_larger_than_a_connections_room_is_taken_all_the_same() {
+async fn a_request_larger_than_a_connections_limit_is_taken_all_the_same() {
     let settings = ServeSettings { connection_bytes_in_flight_max: 1, ..ServeSettings::default() };
     let served = Served::start(BrokerSettings::default(), settings).await;
     let admin = served.client("a").admin();
@@ -598,7 +598,7 @@ async fn a_producer_waits_until_a_full_disk_has_room_again() {
             ProducerSettings { idempotent, in_flight_max, batch_bytes: 100, retry_backoff_ms: 5, ..Default::default() };
         let producer = served.client("p").producer(settings);
         // Afterwards the server knows the producer.
-        drop(soon("room", producer.send(ProducerRecord::new("t", "first"))).await.unwrap());
+        drop(soon("the record is accepted", producer.send(ProducerRecord::new("t", "first"))).await.unwrap());
         soon("a flush", producer.flush()).await.unwrap();
         let begin = served.end_offset();
         free.store(0, Ordering::SeqCst);
@@ -606,7 +606,7 @@ async fn a_producer_waits_until_a_full_disk_has_room_again() {
         let mut deliveries = JoinSet::new();
         for number in 0..RECORDS {
             let record = ProducerRecord::new("t", number.to_string());
-            let delivery = soon("room for a record", producer.send(record)).await.unwrap();
+            let delivery = soon("the record is accepted", producer.send(record)).await.unwrap();
             deliveries.spawn(async move { (number, delivery.await) });
         }
         // More attempts than one refusal of each batch in flight would cause.

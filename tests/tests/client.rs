@@ -85,7 +85,7 @@ async fn fill(client: &Client, topic: &str, records: u64) {
 }
 
 async fn send(producer: &Producer, record: ProducerRecord) -> Delivery {
-    soon("room for a record", producer.send(record)).await.unwrap()
+    soon("the record is accepted", producer.send(record)).await.unwrap()
 }
 
 async fn store(producer: &Producer, record: ProducerRecord) -> Result<RecordMetadata, ClientError> {

@@ -148,20 +148,20 @@ fn time_randomness_and_storage_are_handed_in() {
 }
 
 /// The broker's modules from the lowest to the highest. Each may use those before it.
-const ROOMS: [&str; 12] =
+const FOLDERS: [&str; 12] =
     ["hash", "clock", "store", "name", "error", "metrics", "groups", "log", "broker", "net", "grpc", "lib"];
 
 #[test]
-fn the_brokers_rooms_know_only_what_is_below_them() {
+fn the_brokers_folders_know_only_what_is_below_them() {
     let mut files = Vec::new();
     rust_files(&root().join("broker/src"), &mut files);
     let mut upwards = Vec::new();
     let mut known = BTreeSet::new();
     for path in files {
         let file = path.strip_prefix(root().join("broker/src")).unwrap().to_string_lossy().into_owned();
-        let room = file.split(['/', '.']).next().unwrap();
-        let height = |room: &str| ROOMS.iter().position(|known| *known == room);
-        let here = height(room).unwrap_or_else(|| panic!("the module of {file} is missing in ROOMS"));
+        let folder = file.split(['/', '.']).next().unwrap();
+        let height = |folder: &str| FOLDERS.iter().position(|known| *known == folder);
+        let here = height(folder).unwrap_or_else(|| panic!("the module of {file} is missing in FOLDERS"));
         let text = std::fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
         for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
@@ -180,7 +180,7 @@ fn the_brokers_rooms_know_only_what_is_below_them() {
     for (above, below) in
         [("grpc", "broker"), ("broker", "log"), ("log", "groups"), ("log", "store"), ("groups", "store")]
     {
-        let height = |room| ROOMS.iter().position(|known| *known == room).unwrap();
+        let height = |folder| FOLDERS.iter().position(|known| *known == folder).unwrap();
         assert!(known.contains(&(height(above), height(below))), "no import of {below} was found in {above}");
     }
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::log::catalog::TOPIC_PREFIX;
+use crate::log::catalog_entries::TOPIC_PREFIX;
 use crate::log::topic::TopicMeta;
 use crate::store::place::TopicId;
 use crate::store::{self, FileSystem, KnownTopic, Report, StoreError, system_files};

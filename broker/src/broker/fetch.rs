@@ -93,8 +93,8 @@ impl Broker {
             if woken == Some(index) || end.has_changed().unwrap_or(true) {
                 end.mark_unchanged();
                 all_bytes -= bytes(fetched);
-                let room = fetch.bytes_max.saturating_sub(all_bytes);
-                fetched.slice = self.read_within(from, room, fetch.bytes_max).await;
+                let bytes_left = fetch.bytes_max.saturating_sub(all_bytes);
+                fetched.slice = self.read_within(from, bytes_left, fetch.bytes_max).await;
                 all_bytes += bytes(fetched);
             }
         }
@@ -104,38 +104,41 @@ impl Broker {
     /// the partitions after it are only read from memory: reading a block from disk only to find that its batches are too
     /// large would cost more than reading the records.
     async fn read_all(&self, fetch: &Fetch) -> Vec<Fetched> {
-        let mut room = fetch.bytes_max;
+        let mut bytes_left = fetch.bytes_max;
         let mut is_full = false;
         let mut fetched = Vec::with_capacity(fetch.from.len());
         for from in &fetch.from {
-            let slice =
-                if is_full { self.read_rest(from, room) } else { self.read_within(from, room, fetch.bytes_max).await };
+            let slice = if is_full {
+                self.read_rest(from, bytes_left)
+            } else {
+                self.read_within(from, bytes_left, fetch.bytes_max).await
+            };
             if let Ok(slice) = &slice {
-                room = room.saturating_sub(slice.bytes());
-                is_full |= room < fetch.bytes_max && slice.next < from.until.unwrap_or(slice.end).min(slice.end);
+                bytes_left = bytes_left.saturating_sub(slice.bytes());
+                is_full |= bytes_left < fetch.bytes_max && slice.next < from.until.unwrap_or(slice.end).min(slice.end);
             }
             fetched.push(Fetched { partition: from.partition.clone(), slice });
         }
         fetched
     }
 
-    /// Reads one partition of a fetch whose answer has only `room` left, if its records are in memory.
-    fn read_rest(&self, from: &FetchFrom, room: usize) -> Result<Slice, BrokerError> {
+    /// Reads one partition of a fetch whose answer may take only `bytes_left` more, if its records are in memory.
+    fn read_rest(&self, from: &FetchFrom, bytes_left: usize) -> Result<Slice, BrokerError> {
         let FetchFrom { partition, offset, until } = from;
-        let range = ReadRange { from: *offset, until: *until, bytes_max: room, one_at_least: false };
-        let read = if room == 0 { None } else { self.read_in_memory(partition, range)? };
+        let range = ReadRange { from: *offset, until: *until, bytes_max: bytes_left, one_at_least: false };
+        let read = if bytes_left == 0 { None } else { self.read_in_memory(partition, range)? };
         Ok(read.unwrap_or_else(|| nothing(from)))
     }
 
-    /// Reads one partition of a fetch for whose answer `room` of `bytes_max` is left.
-    async fn read_within(&self, from: &FetchFrom, room: usize, bytes_max: usize) -> Result<Slice, BrokerError> {
+    /// Reads one partition of a fetch whose answer may take `bytes_left` more of `bytes_max`.
+    async fn read_within(&self, from: &FetchFrom, bytes_left: usize, bytes_max: usize) -> Result<Slice, BrokerError> {
         let FetchFrom { partition, offset, until } = from;
-        if room == 0 {
+        if bytes_left == 0 {
             return Ok(nothing(from));
         }
         // The whole answer holds at least one batch, however large, unless `bytes_max` is 0.
-        let one_at_least = room == bytes_max;
-        self.read(partition, ReadRange { from: *offset, until: *until, bytes_max: room, one_at_least }).await
+        let one_at_least = bytes_left == bytes_max;
+        self.read(partition, ReadRange { from: *offset, until: *until, bytes_max: bytes_left, one_at_least }).await
     }
 
     /// Reads one partition, from memory if possible, otherwise on a thread that may block.

@@ -32,7 +32,7 @@ use self::quota::{QuotaSettings, Quotas};
 use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::groups::Groups;
-use crate::log::catalog::{NEXT_PRODUCER_ID, catalog_number, load_producer_epochs, load_topics};
+use crate::log::catalog_entries::{NEXT_PRODUCER_ID, catalog_number, load_producer_epochs, load_topics};
 use crate::log::cleaner::{Cleaner, CleanerOptions};
 use crate::log::commit::Commit;
 use crate::log::committer::Committer;

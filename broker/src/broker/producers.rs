@@ -2,7 +2,7 @@
 
 use super::Broker;
 use crate::error::BrokerError;
-use crate::log::catalog::{NEXT_PRODUCER_ID, producer_epoch_key};
+use crate::log::catalog_entries::{NEXT_PRODUCER_ID, producer_epoch_key};
 use crate::log::commit::Commit;
 use crate::name::{ProducerId, ProducerIdentity};
 use crate::store::CatalogChange;

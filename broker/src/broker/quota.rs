@@ -333,21 +333,21 @@ mod tests {
         assert_eq!(bucket.debt(later), Duration::from_millis(500));
     }
 
-    /// A client that takes pieces of any size whenever it has no debt gets its rate.
+    /// A client that takes parts of any size whenever it has no debt gets its rate.
     #[test]
     fn over_time_the_rate_holds() {
-        for piece in [1, 900, 5_000, 123_456] {
+        for part in [1, 900, 5_000, 123_456] {
             let begin = Instant::now();
             let bucket = Bucket::new(rate(10_000), begin);
             let (mut now, mut taken) = (begin, 0);
             while now < begin + Duration::from_secs(600) {
-                bucket.charge(piece, now);
-                taken += piece;
+                bucket.charge(part, now);
+                taken += part;
                 now += bucket.debt(now);
                 // Without this check, the loop would never end if the bucket never had a debt.
-                assert!(taken <= 10_000 * 602 + piece, "pieces of {piece}: {taken}");
+                assert!(taken <= 10_000 * 602 + part, "parts of {part}: {taken}");
             }
-            assert!(taken >= 10_000 * 600, "pieces of {piece}: {taken}");
+            assert!(taken >= 10_000 * 600, "parts of {part}: {taken}");
         }
     }
 

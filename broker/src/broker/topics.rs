@@ -10,7 +10,7 @@ use super::Broker;
 use super::operation::to_its_end;
 use crate::error::BrokerError;
 use crate::groups::Group;
-use crate::log::catalog::{NEXT_TOPIC_ID, catalog_number, to_json, topic_key};
+use crate::log::catalog_entries::{NEXT_TOPIC_ID, catalog_number, to_json, topic_key};
 use crate::log::commit::{Commit, OffsetChange};
 use crate::log::partition::Partition;
 use crate::log::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};

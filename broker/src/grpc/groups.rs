@@ -19,7 +19,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::calls::caller_of;
 use super::log::{answer, to_format};
-use super::records::PlainRoom;
+use super::records::PlainBudget;
 use super::status;
 use crate::broker::caller::Caller;
 use crate::broker::consumer::{Consumer, Event, Join};
@@ -359,22 +359,22 @@ impl Session {
     }
 
     fn hand_out(&mut self, fetched: Vec<(Fetched, Offset)>) {
-        let mut room = PlainRoom::up_to(self.credit_bytes);
+        let mut budget = PlainBudget::up_to(self.credit_bytes);
         for (fetched, from) in fetched {
             let name = fetched.partition.name().clone();
             let stored_bytes = match &fetched.slice {
                 // Records that do not fit are read again later.
-                Ok(_) if room.is_full() => continue,
+                Ok(_) if budget.is_full() => continue,
                 Ok(slice) => slice.bytes(),
                 Err(_) => 0,
             };
-            let (from, used) = (from.into(), room.used());
-            let records = answer(&self.broker, fetched, from, self.format, &self.limits, &mut room);
+            let (from, used) = (from.into(), budget.used());
+            let records = answer(&self.broker, fetched, from, self.format, &self.limits, &mut budget);
             let bytes = match self.format {
                 v1::Format::Batches => stored_bytes,
                 // The member gets no records, so it would never return credit for them.
                 v1::Format::Records if records.error.is_some() => 0,
-                v1::Format::Records => room.used() - used,
+                v1::Format::Records => budget.used() - used,
             };
             self.credit_bytes = self.credit_bytes.saturating_sub(bytes);
             if records.error.is_none() && records.next_offset == from {

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::calls::{admission_of, caller_of};
-use super::records::{PlainRoom, to_new_record, to_partition_records};
+use super::records::{PlainBudget, to_new_record, to_partition_records};
 use super::status;
 use crate::broker::caller::Caller;
 use crate::broker::fetch::{Fetch, FetchFrom, WAIT_MAX};
@@ -115,7 +115,7 @@ fn request_bytes(request: &v1::ProduceRequest) -> usize {
 impl Log for Service {
     async fn produce(&self, request: Request<v1::ProduceRequest>) -> Result<Response<v1::ProduceResponse>, Status> {
         let (caller, admission) = (caller_of(&request)?, admission_of(&request)?);
-        let (queued, _room) = charge_and_queue(&self.broker, &caller, &admission, request.into_inner()).await?;
+        let (queued, _in_flight) = charge_and_queue(&self.broker, &caller, &admission, request.into_inner()).await?;
         Ok(Response::new(queued.answer().await?))
     }
 
@@ -164,7 +164,7 @@ impl Log for Service {
         });
         let answers = ReceiverStream::new(queued).then(|queued| async {
             let answer = match queued? {
-                Ok((queued, _room)) => queued.answer().await,
+                Ok((queued, _in_flight)) => queued.answer().await,
                 Err(error) => Err(error),
             };
             Ok(answer.unwrap_or_else(|error| v1::ProduceResponse {
@@ -225,9 +225,9 @@ impl Log for Service {
         };
         let limits = self.broker.settings().limits;
         let mut partitions = refused;
-        let mut room = PlainRoom::default();
+        let mut budget = PlainBudget::default();
         for (fetched, offset) in fetched.into_iter().zip(offsets) {
-            partitions.push(answer(&self.broker, fetched, offset, format, &limits, &mut room));
+            partitions.push(answer(&self.broker, fetched, offset, format, &limits, &mut budget));
         }
         Ok(Response::new(v1::FetchResponse { partitions }))
     }
@@ -299,14 +299,14 @@ impl Consumer {
                 () = sender.closed() => return,
             };
             let mut partitions = Vec::new();
-            let mut room = PlainRoom::default();
+            let mut budget = PlainBudget::default();
             let mut failed = false;
             for (fetched, from) in fetched.into_iter().zip(&mut self.from) {
                 failed |= fetched.slice.is_err();
                 if fetched.slice.as_ref().is_ok_and(|slice| slice.next <= from.offset) {
                     continue;
                 }
-                let records = answer(&self.broker, fetched, from.offset.into(), self.format, &limits, &mut room);
+                let records = answer(&self.broker, fetched, from.offset.into(), self.format, &limits, &mut budget);
                 from.offset = i64::try_from(records.next_offset).ok().and_then(Offset::new).unwrap_or(from.offset);
                 partitions.push(records);
             }
@@ -327,11 +327,11 @@ pub(super) fn answer(
     from: u64,
     format: v1::Format,
     limits: &millstream_record::Limits,
-    room: &mut PlainRoom,
+    budget: &mut PlainBudget,
 ) -> v1::PartitionRecords {
     let topic = fetched.partition.name().topic.clone();
     let bytes = fetched.slice.as_ref().map_or(0, crate::log::reader::Slice::bytes);
-    let records = to_partition_records(fetched, from, format, limits, room);
+    let records = to_partition_records(fetched, from, format, limits, budget);
     if bytes > 0 {
         broker.metrics().fetched(&topic, records.next_offset.saturating_sub(from), bytes as u64);
     }

@@ -18,9 +18,9 @@ pub(super) fn to_new_record(record: &v1::Record) -> NewRecord<'_, impl Iterator<
     }
 }
 
-/// The room that is left for plain records in one answer, in bytes. A compressed batch that is small when stored may
+/// The budget that is left for plain records in one answer, in bytes. A compressed batch that is small when stored may
 /// not fit into a message as plain records.
-pub(super) struct PlainRoom {
+pub(super) struct PlainBudget {
     left: usize,
     used: usize,
 }
@@ -33,14 +33,14 @@ const PLAIN_BYTES_MAX: usize = millstream_api::MESSAGE_BYTES_MAX / 2;
 /// lengths. Each header is counted with the same overhead.
 const PLAIN_OVERHEAD_BYTES: usize = 64;
 
-impl Default for PlainRoom {
+impl Default for PlainBudget {
     fn default() -> Self {
         Self::up_to(PLAIN_BYTES_MAX)
     }
 }
 
-impl PlainRoom {
-    /// Creates room for up to `bytes`, but no more than one answer may hold.
+impl PlainBudget {
+    /// Creates a budget of up to `bytes`, but no more than one answer may hold.
     pub(super) fn up_to(bytes: usize) -> Self {
         Self { left: bytes.min(PLAIN_BYTES_MAX), used: 0 }
     }
@@ -55,7 +55,7 @@ impl PlainRoom {
         self.used > 0 && self.left < PLAIN_OVERHEAD_BYTES
     }
 
-    /// Takes room for a record of `bytes` and returns whether it fits. The first record of an answer always fits.
+    /// Takes `bytes` for a record and returns whether it fits. The first record of an answer always fits.
     fn take(&mut self, bytes: usize) -> bool {
         if bytes > self.left && self.used > 0 {
             return false;
@@ -72,7 +72,7 @@ pub(super) fn to_partition_records(
     from: u64,
     format: v1::Format,
     limits: &Limits,
-    room: &mut PlainRoom,
+    budget: &mut PlainBudget,
 ) -> v1::PartitionRecords {
     let name = fetched.partition.name();
     let mut answer = v1::PartitionRecords {
@@ -95,7 +95,7 @@ pub(super) fn to_partition_records(
     answer.log_end_offset = slice.end.into();
     match format {
         v1::Format::Batches => answer.batches = slice.runs,
-        v1::Format::Records => match plain(slice, from, limits, room) {
+        v1::Format::Records => match plain(slice, from, limits, budget) {
             Ok((records, next_offset)) => (answer.records, answer.next_offset) = (records, next_offset),
             Err(source) => answer.error = Some(status::to_error(&fetched.partition.corrupt(source))),
         },
@@ -104,7 +104,12 @@ pub(super) fn to_partition_records(
 }
 
 /// Returns the plain records that fit, and the offset from which to continue.
-fn plain(slice: Slice, from: u64, limits: &Limits, room: &mut PlainRoom) -> Result<(Vec<v1::Record>, u64), BatchError> {
+fn plain(
+    slice: Slice,
+    from: u64,
+    limits: &Limits,
+    budget: &mut PlainBudget,
+) -> Result<(Vec<v1::Record>, u64), BatchError> {
     let mut plain = Vec::new();
     let next = slice.next.into();
     for batch in slice.runs.into_iter().flat_map(split_batches) {
@@ -119,7 +124,7 @@ fn plain(slice: Slice, from: u64, limits: &Limits, room: &mut PlainRoom) -> Resu
             let headers: usize = record.headers.iter().map(|h| header_bytes(h) + PLAIN_OVERHEAD_BYTES).sum();
             let (key, value) =
                 (record.key.as_ref().map_or(0, |k| k.len()), record.value.as_ref().map_or(0, |v| v.len()));
-            if !room.take(PLAIN_OVERHEAD_BYTES + key + value + headers) {
+            if !budget.take(PLAIN_OVERHEAD_BYTES + key + value + headers) {
                 return Ok((plain, offset));
             }
             let headers = record.headers.into_iter().map(|h| v1::Header { name: h.name, value: h.value });

@@ -73,12 +73,12 @@ impl Committer {
         state: Arc<StateIndex>,
         domain: Arc<Domain>,
         metrics: BrokerMetrics,
-        journal: Replayed,
+        replayed: Replayed,
         sealer: SealerHandle,
         failure: watch::Sender<Option<Arc<StoreError>>>,
     ) -> Result<(CommitQueue, std::thread::JoinHandle<()>), StoreError> {
         let (sender, queue) = mpsc::unbounded_channel();
-        sealer.set_sealed_values(journal.sealed_to - journal.trim_from);
+        sealer.set_sealed_values(replayed.sealed_to - replayed.trim_from);
         let queue_store = store.clone();
         let committer = Self {
             store,
@@ -87,10 +87,10 @@ impl Committer {
             metrics,
             queue,
             set_aside: VecDeque::new(),
-            next_seq: journal.next_seq,
-            seal_from: journal.sealed_to,
-            unsealed_bytes: journal.bytes,
-            trim: journal.trim_from..journal.sealed_to,
+            next_seq: replayed.next_seq,
+            seal_from: replayed.sealed_to,
+            unsealed_bytes: replayed.bytes,
+            trim: replayed.trim_from..replayed.sealed_to,
             sealer,
             failure,
         };
@@ -136,8 +136,8 @@ impl Committer {
     /// Passes the journal so far to the sealer, once it is large enough and the previous part is sealed.
     fn seal(&mut self) {
         if self.sealer.is_due(self.unsealed_bytes) {
-            let (journal, frozen) = (self.seal_from..self.next_seq, self.state.freeze());
-            self.sealer.seal(SealJob { journal, bytes: self.unsealed_bytes, frozen });
+            let (values, frozen) = (self.seal_from..self.next_seq, self.state.freeze());
+            self.sealer.seal(SealJob { values, bytes: self.unsealed_bytes, frozen });
             self.seal_from = self.next_seq;
             self.unsealed_bytes = 0;
         }

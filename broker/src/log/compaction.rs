@@ -18,7 +18,7 @@ use crate::log::partition::Partition;
 use crate::log::queue::Ended;
 use crate::store::StoreError;
 use crate::store::place::Offset;
-use crate::store::segment::{Extent, Piece};
+use crate::store::segment::{Extent, Scanned};
 
 /// Maximum number of keys that one pass remembers, plus those of one batch: 64 MiB of memory. Records beyond this wait
 /// for the next pass.
@@ -129,8 +129,8 @@ fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<La
             break;
         }
         let segment = cleaner.store.registry().segment_of(extent)?;
-        segment.visit(extent, |bytes, piece| -> Result<(), StoreError> {
-            let Piece::Batch { at, header } = piece else { return Ok(()) };
+        segment.visit(extent, |bytes, scanned| -> Result<(), StoreError> {
+            let Scanned::Batch { at, header } = scanned else { return Ok(()) };
             if found.end < end {
                 return Ok(());
             }
@@ -171,12 +171,12 @@ impl Pass<'_> {
     fn extent(&mut self, extent: &Extent) -> Result<(), Ended> {
         let segment = self.cleaner.store.registry().segment_of(extent)?;
         let mut aborted = segment.aborted(extent).iter().peekable();
-        segment.visit(extent, |bytes, piece| {
-            let next = match &piece {
-                Piece::Batch { header, .. } => header.next_offset(),
-                Piece::Damaged { fault, .. } => fault.end.get(),
+        segment.visit(extent, |bytes, scanned| {
+            let next = match &scanned {
+                Scanned::Batch { header, .. } => header.next_offset(),
+                Scanned::Damaged { fault, .. } => fault.end.get(),
             };
-            self.piece(bytes, piece)?;
+            self.scanned(bytes, scanned)?;
             // A transaction stays with its marker, which may be in another extent now.
             while let Some(aborted) = aborted.next_if(|aborted| aborted.last_offset.get() < next) {
                 self.output.writer()?.push_aborted(*aborted);
@@ -189,13 +189,13 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn piece(&mut self, bytes: &Bytes, piece: Piece) -> Result<(), Ended> {
-        match piece {
-            Piece::Damaged { bytes: ref damaged, .. } => {
-                self.output.writer()?.push_piece(bytes, &piece)?;
+    fn scanned(&mut self, bytes: &Bytes, scanned: Scanned) -> Result<(), Ended> {
+        match scanned {
+            Scanned::Damaged { bytes: ref damaged, .. } => {
+                self.output.writer()?.push_scanned(bytes, &scanned)?;
                 self.output.wrote(damaged.len() as u64)
             }
-            Piece::Batch { at, header } => {
+            Scanned::Batch { at, header } => {
                 self.next_extent(&header)?;
                 let batch = batch_of(bytes, at, &header)?;
                 let kept = if self.is_past { Retained::All } else { self.retain(&batch)? };

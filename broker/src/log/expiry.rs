@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::catalog::producer_epoch_key;
+use super::catalog_entries::producer_epoch_key;
 use super::cleaner::Cleaner;
 use super::commit::{Commit, Fence, OffsetChange};
 use super::queue::{Ended, wait_for_each};

@@ -46,31 +46,31 @@ impl Index {
         }
     }
 
-    /// Returns the pieces that a read of up to `bytes_max` bytes from `offset` may access.
-    pub(super) fn pieces_from(&self, offset: Offset, end: Offset, bytes_max: usize) -> Vec<Piece> {
+    /// Returns the sources that a read of up to `bytes_max` bytes from `offset` may access.
+    pub(super) fn sources_from(&self, offset: Offset, end: Offset, bytes_max: usize) -> Vec<BatchSource> {
         let mut bytes = 0u64;
         let mut wanted = |base: Offset, len: u64| {
-            // Includes one piece more than fits, because the read may skip the beginning of the first piece.
+            // Includes one source more than fits, because the read may skip the beginning of the first source.
             let wanted = bytes <= bytes_max as u64 && base < end;
             bytes = bytes.saturating_add(len);
             wanted
         };
-        let mut pieces = Vec::new();
+        let mut sources = Vec::new();
         let first = self.extents.partition_point(|extent| extent.end <= offset);
         for extent in &self.extents[first..] {
             if !wanted(extent.base, extent.bytes) {
-                return pieces;
+                return sources;
             }
-            pieces.push(Piece::Extent(*extent));
+            sources.push(BatchSource::Extent(*extent));
         }
         let first = self.runs.partition_point(|run| run.end <= offset);
         for run in self.runs.range(first..) {
             if !wanted(run.base, u64::from(run.at.len)) {
-                return pieces;
+                return sources;
             }
-            pieces.push(Piece::Run(*run));
+            sources.push(BatchSource::Run(*run));
         }
-        pieces
+        sources
     }
 
     pub(super) fn assert_in_order(&self, name: &TopicPartition) {
@@ -88,7 +88,7 @@ impl Index {
 
 /// A contiguous part of a partition's records.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Piece {
+pub(super) enum BatchSource {
     Extent(Extent),
     Run(Run),
 }

@@ -2,7 +2,7 @@
 //!
 //! `committer.rs` shows the path of a write. It decides what is written, and the store (`crate::store`) writes it.
 
-pub(crate) mod catalog;
+pub(crate) mod catalog_entries;
 pub(crate) mod cleaner;
 pub mod commit;
 pub(crate) mod committer;

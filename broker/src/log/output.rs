@@ -66,7 +66,7 @@ impl<'a> Output<'a> {
         let segment = self.cleaner.store.registry().segment_of(extent)?;
         let writer = self.writer()?;
         writer.tombstones_due(extent.tombstones_due_ms);
-        segment.visit(extent, |bytes, piece| writer.push_piece(bytes, &piece))?;
+        segment.visit(extent, |bytes, scanned| writer.push_scanned(bytes, &scanned))?;
         segment.aborted(extent).iter().for_each(|aborted| writer.push_aborted(*aborted));
         self.wrote(extent.bytes)
     }

@@ -247,16 +247,16 @@ impl Partition {
     pub(crate) fn retained_from(&self, time_ms: Option<i64>, bytes_max: Option<u64>) -> Offset {
         let index = self.index.read();
         let mut start = index.start;
-        let pieces = index.extents.iter().map(|extent| (extent.end, extent.max_timestamp_ms, extent.bytes));
+        let parts = index.extents.iter().map(|extent| (extent.end, extent.max_timestamp_ms, extent.bytes));
         let runs = index.runs.iter().map(|run| (run.end, run.max_timestamp_ms, u64::from(run.at.len)));
-        let mut bytes: u64 = pieces.clone().chain(runs.clone()).map(|(_, _, bytes)| bytes).sum();
-        for (end, max_timestamp_ms, piece_bytes) in pieces.chain(runs) {
+        let mut bytes: u64 = parts.clone().chain(runs.clone()).map(|(_, _, bytes)| bytes).sum();
+        for (end, max_timestamp_ms, part_bytes) in parts.chain(runs) {
             let too_old = time_ms.is_some_and(|time_ms| max_timestamp_ms < time_ms);
-            let too_much = bytes_max.is_some_and(|max| bytes - piece_bytes >= max);
+            let too_much = bytes_max.is_some_and(|max| bytes - part_bytes >= max);
             if !too_old && !too_much {
                 break;
             }
-            bytes -= piece_bytes;
+            bytes -= part_bytes;
             start = end;
         }
         start

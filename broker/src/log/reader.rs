@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use millstream_record::{BATCH_HEADER_BYTES, BatchHeader, Limits, RecordBatch, split_batches};
 
-use super::index::Piece;
+use super::index::BatchSource;
 use super::partition::Partition;
 use crate::error::BrokerError;
 use crate::store::journal::Run;
@@ -59,15 +59,15 @@ impl Partition {
     /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::Damaged`], or [`BrokerError::Unreadable`] if the disk fails.
     pub fn read(&self, store: &Store, range: ReadRange) -> Result<Slice, BrokerError> {
         for _ in 0..MOVES_MAX {
-            let read = self.read_with(range, |piece, from, room| match piece {
-                Piece::Run(run) => self.read_run(store, &run, from).map(Some),
-                Piece::Extent(extent) => self.read_extent(store, &extent, from, room).map(Some),
+            let read = self.read_with(range, |source, from, bytes_left| match source {
+                BatchSource::Run(run) => self.read_run(store, &run, from).map(Some),
+                BatchSource::Extent(extent) => self.read_extent(store, &extent, from, bytes_left).map(Some),
             });
             match read {
                 // The records were sealed or merged meanwhile, so they are looked up again.
                 Err(ReadError::Moved) => {}
                 Err(ReadError::Broker(error)) => return Err(error),
-                Ok(slice) => return Ok(slice.expect("a blocking read finds every piece")),
+                Ok(slice) => return Ok(slice.expect("a blocking read finds every source")),
             }
         }
         Err(StoreError::Moved.into())
@@ -78,8 +78,8 @@ impl Partition {
     /// # Errors
     /// [`BrokerError::OffsetOutOfRange`].
     pub fn read_in_memory(&self, store: &Store, range: ReadRange) -> Result<Option<Slice>, BrokerError> {
-        let read = self.read_with(range, |piece, _, _| {
-            let Piece::Run(run) = piece else { return Ok(None) };
+        let read = self.read_with(range, |source, _, _| {
+            let BatchSource::Run(run) = source else { return Ok(None) };
             Ok(store.read_in_memory(run.at).map(|bytes| (bytes, run.end)))
         });
         read.map_err(|error| match error {
@@ -88,59 +88,59 @@ impl Partition {
         })
     }
 
-    /// Reads with `fetch`, which returns batches of a piece, beginning with the batch that holds the given offset, and
-    /// the offset up to which these are all of the piece's batches.
+    /// Reads with `fetch`, which returns batches of a source, beginning with the batch that holds the given offset, and
+    /// the offset up to which these are all of the source's batches.
     fn read_with(
         &self,
         ReadRange { from: offset, until, bytes_max, one_at_least }: ReadRange,
-        fetch: impl Fn(Piece, Offset, usize) -> Result<Option<(Bytes, Offset)>, ReadError>,
+        fetch: impl Fn(BatchSource, Offset, usize) -> Result<Option<(Bytes, Offset)>, ReadError>,
     ) -> Result<Option<Slice>, ReadError> {
         let end = self.end();
         let until = until.unwrap_or(end).min(end);
-        // The start and the pieces are taken under one lock, so that retention cannot remove records in between.
-        let (start, pieces) = {
+        // The start and the sources are taken under one lock, so that retention cannot remove records in between.
+        let (start, sources) = {
             let index = self.index.read();
-            (index.start, index.pieces_from(offset, until, bytes_max))
+            (index.start, index.sources_from(offset, until, bytes_max))
         };
         if offset < start || offset > end {
             return Err(self.out_of_range(offset).into());
         }
         let mut slice = Slice { runs: Vec::new(), next: offset, start, end };
-        let mut room = bytes_max;
-        'pieces: for piece in pieces {
-            let piece_end = match piece {
-                Piece::Extent(extent) => extent.end,
-                Piece::Run(run) => run.end,
+        let mut bytes_left = bytes_max;
+        'sources: for source in sources {
+            let source_end = match source {
+                BatchSource::Extent(extent) => extent.end,
+                BatchSource::Run(run) => run.end,
             };
-            while slice.next < piece_end {
-                let fetched = match fetch(piece, slice.next, room) {
+            while slice.next < source_end {
+                let fetched = match fetch(source, slice.next, bytes_left) {
                     Ok(Some(fetched)) => fetched,
                     // The batches read so far are returned.
-                    Ok(None) | Err(_) if !slice.runs.is_empty() => break 'pieces,
+                    Ok(None) | Err(_) if !slice.runs.is_empty() => break 'sources,
                     Ok(None) => return Ok(None),
                     Err(error) => return Err(error),
                 };
                 let (bytes, fetched_to) = fetched;
-                let taken = take_batches(&bytes, slice.next..until, room, one_at_least && slice.runs.is_empty())
+                let taken = take_batches(&bytes, slice.next..until, bytes_left, one_at_least && slice.runs.is_empty())
                     .map_err(|source| self.corrupt(source))?;
                 match taken {
                     Took::Batches(batches) => {
-                        room = room.saturating_sub(batches.bytes.len());
+                        bytes_left = bytes_left.saturating_sub(batches.bytes.len());
                         slice.next = batches.next;
                         if batches.all {
                             slice.next = slice.next.max(fetched_to.min(until));
                         }
                         slice.runs.push(batches.bytes);
                         if !batches.all {
-                            break 'pieces;
+                            break 'sources;
                         }
                     }
-                    Took::NoRoom => break 'pieces,
+                    Took::TooLarge => break 'sources,
                     // Compaction has removed all batches there.
                     Took::Nothing => slice.next = fetched_to.min(until).max(slice.next),
                 }
                 if slice.next >= until {
-                    break 'pieces;
+                    break 'sources;
                 }
             }
         }
@@ -167,9 +167,9 @@ impl Partition {
         store: &Store,
         extent: &Extent,
         from: Offset,
-        room: usize,
+        bytes_left: usize,
     ) -> Result<(Bytes, Offset), ReadError> {
-        self.sound(store.registry().segment_of(extent)?.read(extent, from, room)?)
+        self.sound(store.registry().segment_of(extent)?.read(extent, from, bytes_left)?)
     }
 
     fn sound(&self, read: Result<Sealed, BlockFault>) -> Result<(Bytes, Offset), ReadError> {
@@ -194,19 +194,19 @@ impl Partition {
 
     fn try_offset_at(&self, store: &Store, timestamp_ms: i64, limits: &Limits) -> Result<Offset, ReadError> {
         let (start, end) = (self.start(), self.end());
-        let candidates: Vec<Piece> = {
+        let candidates: Vec<BatchSource> = {
             let index = self.index.read();
             let extents = index.extents.iter().filter(|extent| extent.max_timestamp_ms >= timestamp_ms);
             let runs = index.runs.iter().filter(|run| run.max_timestamp_ms >= timestamp_ms);
-            extents.map(|extent| Piece::Extent(*extent)).chain(runs.map(|run| Piece::Run(*run))).collect()
+            extents.map(|extent| BatchSource::Extent(*extent)).chain(runs.map(|run| BatchSource::Run(*run))).collect()
         };
-        for piece in candidates {
-            let found = match piece {
-                Piece::Run(run) => {
+        for source in candidates {
+            let found = match source {
+                BatchSource::Run(run) => {
                     let (bytes, _) = self.read_run(store, &run, run.base)?;
                     self.first_at(bytes, start, timestamp_ms, limits)?
                 }
-                Piece::Extent(extent) => {
+                BatchSource::Extent(extent) => {
                     let mut found = None;
                     let segment = store.registry().segment_of(&extent)?;
                     for base in segment.blocks_at(&extent, start, timestamp_ms) {
@@ -287,7 +287,7 @@ fn first_at(
 enum Took {
     Batches(Batches),
     /// There is a batch of the wanted range, but it does not fit.
-    NoRoom,
+    TooLarge,
     /// There is no batch of the wanted range.
     Nothing,
 }
@@ -300,12 +300,12 @@ struct Batches {
     all: bool,
 }
 
-/// Slices the batches that hold `wanted` out of `batches`, which are back to back. Takes up to `room` bytes, but at
+/// Slices the batches that hold `wanted` out of `batches`, which are back to back. Takes up to `bytes_left` bytes, but at
 /// least one batch if `at_least_one` is set.
 fn take_batches(
     batches: &Bytes,
     wanted: Range<Offset>,
-    room: usize,
+    bytes_left: usize,
     at_least_one: bool,
 ) -> Result<Took, millstream_record::BatchError> {
     let mut begin = None;
@@ -322,7 +322,7 @@ fn take_batches(
         if next_offset > wanted.start.get() {
             let begin = *begin.get_or_insert(at);
             let first = at == begin && at_least_one;
-            if batch_end - begin > room && !first {
+            if batch_end - begin > bytes_left && !first {
                 all = false;
                 break;
             }
@@ -333,6 +333,6 @@ fn take_batches(
     Ok(match begin {
         None => Took::Nothing,
         Some(begin) if at > begin => Took::Batches(Batches { bytes: batches.slice(begin..at), next, all }),
-        Some(_) => Took::NoRoom,
+        Some(_) => Took::TooLarge,
     })
 }

@@ -30,7 +30,7 @@ use crate::log::state::Frozen;
 use crate::name::{GroupId, ProducerId};
 use crate::store::journal::{CommittedRow, Run};
 use crate::store::place::{Place, TopicId};
-use crate::store::segment::{Piece, SegmentMeta, SegmentWriter, pieces, sound_pieces};
+use crate::store::segment::{Scanned, SegmentMeta, SegmentWriter, scan, scan_sound};
 use crate::store::{Count, Namespace, SLICE_ROWS, Store, StoreError, Tables, spawn};
 
 /// A topic with at least this many bytes in a part of the journal gets its own segment. The others share one, so that
@@ -58,7 +58,7 @@ const STATE_ROW_BYTES: u64 = 256;
 #[derive(Debug)]
 pub(crate) struct SealJob {
     /// Sequence numbers of its values.
-    pub(crate) journal: Range<u64>,
+    pub(crate) values: Range<u64>,
     /// Size in bytes.
     pub(crate) bytes: u64,
     /// The changes to the state of aggregates in it.
@@ -235,7 +235,7 @@ impl Sealer {
 
     /// Seals a part of the journal. `swept` is the key up to which the table of producers was searched.
     fn seal(&self, job: SealJob, swept: &mut Vec<u8>) -> Result<(), Ended> {
-        let (plan, gone) = self.plan(job.journal.end);
+        let (plan, gone) = self.plan(job.values.end);
         let rows: usize = job.frozen.iter().map(Frozen::len).sum();
         let batch_bytes: u64 = plan.values().map(|topic| topic.bytes).sum();
         self.shared.progress.lock().total = batch_bytes + rows as u64 * STATE_ROW_BYTES;
@@ -247,11 +247,11 @@ impl Sealer {
         let written = self.producers(&numbered)?;
         self.forget_producers(SLICE_ROWS + 2 * written, swept)?;
         self.offsets()?;
-        self.state(job.frozen, job.journal.end)?;
-        upkeep.sealed_to = Some(job.journal.end);
+        self.state(job.frozen, job.values.end)?;
+        upkeep.sealed_to = Some(job.values.end);
         self.commit(upkeep)?;
         // Runs of partitions that also had sealed records were forgotten together with these.
-        numbered.values().for_each(|(partition, _)| partition.forget_gone(job.journal.end));
+        numbered.values().for_each(|(partition, _)| partition.forget_gone(job.values.end));
         self.shared.progress.lock().sealing = false;
         self.shared.moved.notify_all();
         Ok(())
@@ -297,7 +297,7 @@ impl Sealer {
             let mut headers = Vec::new();
             for run in runs {
                 let bytes = self.store.read(run.at)?;
-                headers.extend(pieces(&bytes, run.base..run.end).into_iter().filter_map(numbered_header));
+                headers.extend(scan(&bytes, run.base..run.end).into_iter().filter_map(numbered_header));
             }
             numbered.insert(partition.place(), (partition, headers));
         }
@@ -352,10 +352,10 @@ impl Sealer {
             let mut headers = Vec::new();
             for run in runs {
                 let (bytes, found) = match self.store.read_in_memory(run.at) {
-                    Some(bytes) => (bytes.clone(), sound_pieces(&bytes, run.base..run.end)),
+                    Some(bytes) => (bytes.clone(), scan_sound(&bytes, run.base..run.end)),
                     None => {
                         let bytes = self.store.read(run.at)?;
-                        (bytes.clone(), pieces(&bytes, run.base..run.end))
+                        (bytes.clone(), scan(&bytes, run.base..run.end))
                     }
                 };
                 copy_run(&mut writer, &bytes, found, &mut headers)?;
@@ -527,27 +527,27 @@ type PartitionRuns = (Arc<Partition>, Vec<Run>);
 /// The batches of idempotent producers in the part that is sealed, by partition and in offset order.
 type Numbered = BTreeMap<Place, (Arc<Partition>, Vec<BatchHeader>)>;
 
-fn numbered_header(piece: Piece) -> Option<BatchHeader> {
-    match piece {
-        Piece::Batch { header, .. } => ProducerId::new(header.producer_id).map(|_| header),
-        Piece::Damaged { .. } => None,
+fn numbered_header(scanned: Scanned) -> Option<BatchHeader> {
+    match scanned {
+        Scanned::Batch { header, .. } => ProducerId::new(header.producer_id).map(|_| header),
+        Scanned::Damaged { .. } => None,
     }
 }
 
-/// Copies the batches of a run, given piece by piece, and notes those of idempotent producers. A damaged batch is copied unchanged and marked
+/// Copies the batches of a run, given as the result of a scan, and notes those of idempotent producers. A damaged batch is copied unchanged and marked
 /// as damaged, so that only its own offsets are lost.
 fn copy_run(
     writer: &mut SegmentWriter,
     bytes: &Bytes,
-    found: Vec<Piece>,
+    found: Vec<Scanned>,
     numbered: &mut Vec<BatchHeader>,
 ) -> Result<(), StoreError> {
-    for piece in found {
-        writer.push_piece(bytes, &piece)?;
-        if let Piece::Damaged { fault, .. } = &piece {
+    for scanned in found {
+        writer.push_scanned(bytes, &scanned)?;
+        if let Scanned::Damaged { fault, .. } = &scanned {
             tracing::error!(first = %fault.base, end = %fault.end, reason = fault.reason, "damaged batch in the journal");
         }
-        numbered.extend(numbered_header(piece));
+        numbered.extend(numbered_header(scanned));
     }
     Ok(())
 }
@@ -638,7 +638,7 @@ mod tests {
         let (handle, _start) = sealer(JOURNAL_BYTES);
         assert!(!handle.is_due(99));
         assert!(handle.is_due(100));
-        handle.seal(SealJob { journal: 0..1, bytes: 100, frozen: Vec::new() });
+        handle.seal(SealJob { values: 0..1, bytes: 100, frozen: Vec::new() });
         assert!(!handle.is_due(1_000));
     }
 }

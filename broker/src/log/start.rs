@@ -18,7 +18,7 @@ use crate::name::{GroupId, TopicName};
 use crate::store::journal::{CommittedRow, OffsetEntry};
 use crate::store::place::{Offset, Place, TopicId};
 use crate::store::recovery::{Entry, Replayed, TopicExtents, location};
-use crate::store::segment::{Piece, pieces};
+use crate::store::segment::{Scanned, scan};
 use crate::store::{Store, StoreError, Tables};
 
 /// What is rebuilt, and from which sources.
@@ -184,8 +184,8 @@ impl Restoring<'_> {
 fn replay_producers(partition: &Partition, offsets: Range<Offset>, batches: &[u8], sound: bool, now_ms: i64) {
     let mut producers = partition.producers();
     if !sound {
-        for piece in pieces(&Bytes::copy_from_slice(batches), offsets) {
-            if let Piece::Batch { header, .. } = piece {
+        for scanned in scan(&Bytes::copy_from_slice(batches), offsets) {
+            if let Scanned::Batch { header, .. } = scanned {
                 producers.replay(&header, now_ms);
             }
         }

@@ -63,7 +63,7 @@ pub struct CheckedPipeline {
     pub spec: PipelineSpec,
     /// The module of each stage, in the order of the stages.
     pub modules: Vec<ModuleHash>,
-    /// The segments that the tasks run.
+    /// The subtopologies that the tasks run.
     pub plan: Plan,
     outputs: Vec<TopicName>,
     dead_letters: Option<TopicName>,
@@ -83,7 +83,7 @@ impl CheckedPipeline {
     }
 }
 
-/// Checks a pipeline against `world`, and plans its segments.
+/// Checks a pipeline against `world`, and plans its subtopologies.
 ///
 /// # Errors
 /// Everything that does not fit, each with its place in the file.

@@ -1,7 +1,7 @@
 //! The pipeline file that a user deploys: as written ([`PipelineSpec`]), and as it will run ([`CheckedPipeline`]).
 //!
 //! There are two steps. [`parse()`] considers only the text. [`check`] compares it with the topics, modules and
-//! pipelines of a [`World`], and plans the segments that tasks run. Each reports all mistakes that it finds, with line
+//! pipelines of a [`World`], and plans the subtopologies that tasks run. Each reports all mistakes that it finds, with line
 //! and column; [`read`] does both steps and reports the mistakes of both. This module does not read files, topics or
 //! modules, and does not depend on how stages run.
 
@@ -23,7 +23,7 @@ pub use parse::{
     parse,
 };
 pub use place::{Place, Placed};
-pub use plan::{Plan, Repartition, Segment, Sink, Source};
+pub use plan::{Plan, Repartition, Sink, Source, Subtopology};
 pub use spec::{DEAD_LETTERS_SUFFIX, PipelineSpec, REPARTITION_SUFFIX, StageSpec, Start};
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Divides a pipeline into the segments that tasks run.
+//! Divides a pipeline into the subtopologies that tasks run.
 //!
-//! All records of a key must reach an aggregate through one task. If this is not already the case, the segment ends
-//! before the aggregate and writes to an internal topic that is partitioned by key, which the next segment reads.
+//! All records of a key must reach an aggregate through one task. If this is not already the case, the subtopology ends
+//! before the aggregate and writes to an internal topic that is partitioned by key, which the next subtopology reads.
 
 use std::ops::Range;
 
@@ -11,17 +11,17 @@ use super::mistake::{Mistake, shortened};
 use super::spec::{PipelineSpec, REPARTITION_SUFFIX};
 use crate::host::StageKind;
 
-/// The segments of a pipeline. Records pass through them in this order.
+/// The subtopologies of a pipeline. Records pass through them in this order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
-    /// The segments, at least one.
-    pub segments: Vec<Segment>,
+    /// The subtopologies, at least one.
+    pub subtopologies: Vec<Subtopology>,
 }
 
 impl Plan {
-    /// Returns the topics between the segments, which the runtime creates and deletes.
+    /// Returns the topics between the subtopologies, which the runtime creates and deletes.
     pub fn repartitions(&self) -> impl Iterator<Item = &Repartition> {
-        self.segments.iter().filter_map(|segment| match &segment.sink {
+        self.subtopologies.iter().filter_map(|subtopology| match &subtopology.sink {
             Some(Sink::Repartition(repartition)) => Some(repartition),
             _ => None,
         })
@@ -32,8 +32,8 @@ impl Plan {
 /// the range run in order, each writes its output to its own `to` if it has one, and the output of the last goes to the
 /// sink.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Segment {
-    /// The sources of the segment. There is a task for each partition of each source.
+pub struct Subtopology {
+    /// The sources of the subtopology. There is a task for each partition of each source.
     pub sources: Vec<Source>,
     /// The range of the pipeline's stages. Empty if an aggregate is the first stage and there are several sources, in
     /// which case records go to the sink unchanged.
@@ -42,12 +42,12 @@ pub struct Segment {
     pub sink: Option<Sink>,
 }
 
-/// A source of a segment.
+/// A source of a subtopology.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Source {
     /// A topic that the pipeline file names.
     Topic(TopicName),
-    /// The topic that the previous segment writes.
+    /// The topic that the previous subtopology writes.
     Repartition(Repartition),
 }
 
@@ -61,7 +61,7 @@ impl Source {
     }
 }
 
-/// The destination of a segment.
+/// The destination of a subtopology.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Sink {
     /// The pipeline's `to`.
@@ -90,7 +90,7 @@ pub struct Repartition {
     pub partitions: u32,
 }
 
-/// Divides the pipeline into segments. `partitions` returns the number of partitions of a topic, `keys_moved` whether
+/// Divides the pipeline into subtopologies. `partitions` returns the number of partitions of a topic, `keys_moved` whether
 /// records of one key may be in two of them.
 ///
 /// `state_partitions` returns the number of partitions over which the running version of an aggregate keeps its state.
@@ -103,7 +103,7 @@ pub(super) fn plan(
     state_partitions: &dyn Fn(&str) -> Option<u32>,
     mistakes: &mut Vec<Mistake>,
 ) -> Plan {
-    let mut segments = Vec::new();
+    let mut subtopologies = Vec::new();
     let mut sources: Vec<Source> =
         spec.from.iter().filter_map(|topic| TopicName::new(&topic.value).ok()).map(Source::Topic).collect();
     let mut first = 0;
@@ -126,15 +126,15 @@ pub(super) fn plan(
             let repartition = Repartition { topic, partitions };
             let sink = Some(Sink::Repartition(repartition.clone()));
             let before = std::mem::replace(&mut sources, vec![Source::Repartition(repartition)]);
-            segments.push(Segment { sources: before, stages: first..index, sink });
+            subtopologies.push(Subtopology { sources: before, stages: first..index, sink });
             first = index;
             keys_changed = false;
         }
         keys_changed |= stage.kind.value == StageKind::Map && !stage.keeps_key;
     }
     let sink = spec.to.as_ref().and_then(|topic| TopicName::new(&topic.value).ok()).map(Sink::Topic);
-    segments.push(Segment { sources, stages: first..spec.stages.len(), sink });
-    Plan { segments }
+    subtopologies.push(Subtopology { sources, stages: first..spec.stages.len(), sink });
+    Plan { subtopologies }
 }
 
 fn partitions_of(source: &Source, partitions: &dyn Fn(&str) -> Option<u32>) -> Option<u32> {

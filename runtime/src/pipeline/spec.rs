@@ -9,7 +9,7 @@ use super::place::Placed;
 use crate::failure::FailurePolicy;
 use crate::host::{CallLimits, StageKind};
 
-/// Suffix of the topics that the runtime creates between two segments, `<pipeline>.<stage>.repartition`. Pipeline files
+/// Suffix of the topics that the runtime creates between two subtopologies, `<pipeline>.<stage>.repartition`. Pipeline files
 /// may not name such topics.
 pub const REPARTITION_SUFFIX: &str = ".repartition";
 

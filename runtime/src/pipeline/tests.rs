@@ -761,17 +761,17 @@ fn names_too_long_for_a_repartition_topic() {
 
 // The plan.
 
-/// Formats each segment as `sources | stages | sink`.
-fn segments(from: &str, stages: &str, world: &Tables) -> Vec<String> {
+/// Formats each subtopology as `sources | stages | sink`.
+fn subtopologies(from: &str, stages: &str, world: &Tables) -> Vec<String> {
     let text = format!("pipeline: p\nfrom: {from}\nstages:\n{stages}\nto: z\n");
     let checked = check_text(&text, world);
-    let segments = checked.plan.segments.iter();
-    segments
-        .map(|segment| {
-            let sources: Vec<_> = segment.sources.iter().map(|source| source.topic().as_str()).collect();
+    let subtopologies = checked.plan.subtopologies.iter();
+    subtopologies
+        .map(|subtopology| {
+            let sources: Vec<_> = subtopology.sources.iter().map(|source| source.topic().as_str()).collect();
             let stages: Vec<_> =
-                checked.spec.stages[segment.stages.clone()].iter().map(|s| s.name.value.as_str()).collect();
-            let sink = match &segment.sink {
+                checked.spec.stages[subtopology.stages.clone()].iter().map(|s| s.name.value.as_str()).collect();
+            let sink = match &subtopology.sink {
                 Some(Sink::Repartition(repartition)) => format!("{}/{}", repartition.topic, repartition.partitions),
                 Some(Sink::Topic(topic)) => topic.to_string(),
                 None => "-".to_owned(),
@@ -782,43 +782,43 @@ fn segments(from: &str, stages: &str, world: &Tables) -> Vec<String> {
 }
 
 #[test]
-fn stages_that_change_no_keys_are_one_segment() {
+fn stages_that_change_no_keys_are_one_subtopology() {
     let world = Tables::new();
-    assert_eq!(segments("[a, b]", "  - filter: f\n  - map: m", &world), ["a b | f m | z"]);
-    assert_eq!(segments("a", "  - aggregate: g", &world), ["a | g | z"]);
-    assert_eq!(segments("a", "  - filter: f\n  - aggregate: g\n  - map: m", &world), ["a | f g m | z"]);
-    assert_eq!(segments("a", "  - map: m\n    keeps-key: true\n  - aggregate: g", &world), ["a | m g | z"]);
+    assert_eq!(subtopologies("[a, b]", "  - filter: f\n  - map: m", &world), ["a b | f m | z"]);
+    assert_eq!(subtopologies("a", "  - aggregate: g", &world), ["a | g | z"]);
+    assert_eq!(subtopologies("a", "  - filter: f\n  - aggregate: g\n  - map: m", &world), ["a | f g m | z"]);
+    assert_eq!(subtopologies("a", "  - map: m\n    keeps-key: true\n  - aggregate: g", &world), ["a | m g | z"]);
 }
 
 #[test]
 fn a_map_before_an_aggregate_cuts() {
     let world = Tables::new();
     assert_eq!(
-        segments("a", "  - map: m\n  - filter: f\n  - aggregate: g", &world),
+        subtopologies("a", "  - map: m\n  - filter: f\n  - aggregate: g", &world),
         ["a | m f | p.g.repartition/4", "p.g.repartition | g | z"]
     );
     let stages = "  - aggregate: g\n  - map: m\n  - aggregate: h";
-    assert_eq!(segments("a", stages, &world), ["a | g m | p.h.repartition/4", "p.h.repartition | h | z"]);
+    assert_eq!(subtopologies("a", stages, &world), ["a | g m | p.h.repartition/4", "p.h.repartition | h | z"]);
 }
 
 #[test]
 fn an_aggregate_after_an_aggregate_does_not_cut() {
     let world = Tables::new();
-    assert_eq!(segments("a", "  - aggregate: g\n  - aggregate: h", &world), ["a | g h | z"]);
+    assert_eq!(subtopologies("a", "  - aggregate: g\n  - aggregate: h", &world), ["a | g h | z"]);
     let stages = "  - map: m\n  - aggregate: g\n  - filter: f\n  - aggregate: h";
-    assert_eq!(segments("a", stages, &world), ["a | m | p.g.repartition/4", "p.g.repartition | g f h | z"]);
+    assert_eq!(subtopologies("a", stages, &world), ["a | m | p.g.repartition/4", "p.g.repartition | g f h | z"]);
 }
 
 #[test]
 fn several_sources_cut_before_an_aggregate() {
     let world = Tables::new();
     assert_eq!(
-        segments("[a, b]", "  - aggregate: g\n  - aggregate: h", &world),
+        subtopologies("[a, b]", "  - aggregate: g\n  - aggregate: h", &world),
         ["a b |  | p.g.repartition/6", "p.g.repartition | g h | z"]
     );
     let stages = "  - filter: f\n  - aggregate: g\n  - map: m\n  - aggregate: h\n    name: last";
     assert_eq!(
-        segments("[a, b]", stages, &world),
+        subtopologies("[a, b]", stages, &world),
         [
             "a b | f | p.g.repartition/6",
             "p.g.repartition | g m | p.last.repartition/6",
@@ -832,7 +832,7 @@ fn a_repartition_topic_keeps_its_partitions() {
     let mut world = Tables::new();
     world.topics.insert("p.g.repartition", 3);
     assert_eq!(
-        segments("a", "  - map: m\n  - aggregate: g", &world),
+        subtopologies("a", "  - map: m\n  - aggregate: g", &world),
         ["a | m | p.g.repartition/3", "p.g.repartition | g | z"]
     );
 }
@@ -841,18 +841,18 @@ fn a_repartition_topic_keeps_its_partitions() {
 fn a_topic_whose_keys_have_moved_is_repartitioned_before_an_aggregate_and_only_there() {
     let world = Tables { keys_moved: &["a"], ..Tables::new() };
     let stages = "  - filter: f\n  - aggregate: g\n  - aggregate: h";
-    assert_eq!(segments("a", stages, &world), ["a | f | p.g.repartition/4", "p.g.repartition | g h | z"]);
-    assert_eq!(segments("a", "  - filter: f", &world), ["a | f | z"]);
-    assert_eq!(segments("b", "  - aggregate: g", &world), ["b | g | z"]);
+    assert_eq!(subtopologies("a", stages, &world), ["a | f | p.g.repartition/4", "p.g.repartition | g h | z"]);
+    assert_eq!(subtopologies("a", "  - filter: f", &world), ["a | f | z"]);
+    assert_eq!(subtopologies("b", "  - aggregate: g", &world), ["b | g | z"]);
 }
 
 #[test]
-fn the_last_segment_may_have_no_sink() {
+fn the_last_subtopology_may_have_no_sink() {
     let text = "pipeline: p\nfrom: a\nstages:\n  - map: m\n  - aggregate: g\n    to: y\n";
     let plan = check_text(text, &Tables::new()).plan;
-    assert_eq!(plan.segments[1].sink, None);
-    assert_eq!(plan.segments[1].stages, 1..2);
+    assert_eq!(plan.subtopologies[1].sink, None);
+    assert_eq!(plan.subtopologies[1].stages, 1..2);
     assert_eq!(plan.repartitions().map(|r| r.topic.to_string()).collect::<Vec<_>>(), ["p.g.repartition"]);
-    assert!(matches!(&plan.segments[0].sources[0], Source::Topic(topic) if topic.as_str() == "a"));
-    assert!(matches!(&plan.segments[1].sources[0], Source::Repartition(r) if r.partitions == 4));
+    assert!(matches!(&plan.subtopologies[0].sources[0], Source::Topic(topic) if topic.as_str() == "a"));
+    assert!(matches!(&plan.subtopologies[1].sources[0], Source::Repartition(r) if r.partitions == 4));
 }

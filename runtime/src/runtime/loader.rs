@@ -10,7 +10,7 @@ use super::ready::Ready;
 use super::stored::Stored;
 use super::topics::Topics;
 use super::world::AsStored;
-use crate::deploy::{Segment, Stage, StageSettings};
+use crate::deploy::{LoadedSubtopology, Stage, StageSettings};
 use crate::encode::OutputTopic;
 use crate::error::RuntimeError;
 use crate::host::{CallError, Engine, Guest, Module, ModuleHash};
@@ -19,8 +19,8 @@ use crate::modules::Modules;
 use crate::pipeline::{self, CheckedPipeline, Mistake, Mistakes, Source, StageSpec};
 use crate::pool::WorkerPool;
 
-/// A segment, and the topics that it reads.
-type SegmentAndTopics = (Arc<Segment>, Vec<Arc<Topic>>);
+/// A subtopology, and the topics that it reads.
+type SubtopologyAndTopics = (Arc<LoadedSubtopology>, Vec<Arc<Topic>>);
 
 /// Makes pipelines ready to run. Cheap to clone.
 #[derive(Clone)]
@@ -84,8 +84,8 @@ impl Loader {
         let name: Arc<str> = checked.spec.name.value.as_str().into();
         let stages = checked.spec.stages.iter().zip(modules);
         let stages = stages.map(|(spec, module)| self.stage(&name, spec, module)).collect::<Result<Vec<_>, _>>()?;
-        let segments = self.segments(&name, checked, &stages)?;
-        Ok(Ready { stages, segments })
+        let subtopologies = self.subtopologies(&name, checked, &stages)?;
+        Ok(Ready { stages, subtopologies })
     }
 
     fn stage(&self, pipeline: &Arc<str>, spec: &StageSpec, module: &Arc<Module>) -> Result<Arc<Stage>, BrokerError> {
@@ -103,25 +103,25 @@ impl Loader {
         Ok(Arc::new(Stage::new(pipeline, settings, metrics)))
     }
 
-    fn segments(
+    fn subtopologies(
         &self,
         pipeline: &Arc<str>,
         checked: &CheckedPipeline,
         stages: &[Arc<Stage>],
-    ) -> Result<Vec<SegmentAndTopics>, BrokerError> {
+    ) -> Result<Vec<SubtopologyAndTopics>, BrokerError> {
         let output = |topic: &TopicName| -> Result<OutputTopic, BrokerError> { self.topics.output(topic) };
         let source = |source: &Source| self.broker.topic(source.topic().as_str());
         let dead_letters = checked.dead_letters().map(output).transpose()?;
-        let mut segments = Vec::new();
-        for planned in &checked.plan.segments {
-            let segment = Segment {
+        let mut subtopologies = Vec::new();
+        for planned in &checked.plan.subtopologies {
+            let subtopology = LoadedSubtopology {
                 pipeline: pipeline.clone(),
                 stages: stages[planned.stages.clone()].to_vec(),
                 sinks: planned.sink.iter().map(|sink| output(sink.topic())).collect::<Result<_, _>>()?,
                 dead_letters: dead_letters.clone(),
             };
-            segments.push((Arc::new(segment), planned.sources.iter().map(source).collect::<Result<_, _>>()?));
+            subtopologies.push((Arc::new(subtopology), planned.sources.iter().map(source).collect::<Result<_, _>>()?));
         }
-        Ok(segments)
+        Ok(subtopologies)
     }
 }

@@ -119,7 +119,7 @@ impl Pipeline {
         self.ready.iter().flat_map(Ready::sources)
     }
 
-    /// Returns the repartition topics, which are those between two segments.
+    /// Returns the repartition topics, which are those between two subtopologies.
     pub(super) fn repartition_topics(&self) -> Vec<TopicName> {
         self.sources().filter(|topic| topic.meta().internal).map(|topic| topic.name().clone()).collect()
     }

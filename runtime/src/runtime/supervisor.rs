@@ -60,11 +60,11 @@ impl Supervisor {
     fn tasks(&self, pipeline: &Pipeline, ready: &Ready, stop: &watch::Receiver<bool>) -> JoinSet<Result<(), Stopped>> {
         let log = EmbeddedLog::new(self.broker.clone(), pipeline.group().clone());
         let mut tasks = JoinSet::new();
-        for (segment, sources) in &ready.segments {
+        for (subtopology, sources) in &ready.subtopologies {
             for partition in sources.iter().flat_map(|topic| topic.partitions()) {
                 let task = Task {
                     log: log.clone(),
-                    segment: segment.clone(),
+                    subtopology: subtopology.clone(),
                     source: partition.name().clone(),
                     pool: self.pool.clone(),
                     limits: self.broker.settings().limits,

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use millstream_broker::{Broker, TopicName};
 
-use super::catalog::Catalog;
 use super::changes::stage_changes;
 use super::commits;
 use super::group::{check_group, group, group_for};
 use super::loader::Loader;
 use super::pipeline::Pipeline;
+use super::pipelines::Pipelines;
 use super::ready::Ready;
 use super::stored::Stored;
 use super::supervisor::Supervisor;
@@ -37,7 +37,7 @@ pub struct Applied {
 pub(super) struct Versions {
     pub(super) broker: Broker,
     pub(super) modules: Arc<Modules>,
-    pub(super) catalog: Arc<Catalog>,
+    pub(super) pipelines: Arc<Pipelines>,
     pub(super) topics: Topics,
     pub(super) loader: Loader,
     pub(super) supervisor: Supervisor,
@@ -57,7 +57,7 @@ impl Versions {
                 tracing::error!(pipeline = name, reason, "a pipeline cannot be loaded");
             }
             let pipeline = Arc::new(Pipeline::new(group, stored, loaded));
-            self.catalog.insert(pipeline.clone());
+            self.pipelines.insert(pipeline.clone());
             self.topics.reserve(&pipeline);
             self.supervisor.begin(&pipeline);
         }
@@ -72,7 +72,7 @@ impl Versions {
         dry_run: bool,
     ) -> Result<Applied, RuntimeError> {
         let checked = self.check(yaml, paths)?;
-        let before = self.catalog.find(&checked.spec.name.value);
+        let before = self.pipelines.find(&checked.spec.name.value);
         let modules = self.loader.modules(&checked).await?;
         self.loader.try_modules(&checked, &modules).await?;
         check_group(&self.broker, &checked.spec)?;
@@ -107,7 +107,7 @@ impl Versions {
         pipeline.halt().await;
         pipeline.group().next_generation();
         self.broker.commit(commits::remove(&pipeline)).await?.await?;
-        self.catalog.remove(pipeline.name());
+        self.pipelines.remove(pipeline.name());
         self.topics.release(pipeline.name());
         for stage in pipeline.stages() {
             self.metrics.forget(pipeline.name(), stage.name());
@@ -121,8 +121,8 @@ impl Versions {
 
     /// Checks a file against the current topics, modules and pipelines.
     fn check(&self, yaml: &str, paths: &BTreeMap<String, String>) -> Result<CheckedPipeline, RuntimeError> {
-        let Self { broker, catalog, modules, .. } = self;
-        crate::pipeline::read(yaml, &Deployed { broker, catalog, modules, paths }).map_err(RuntimeError::Mistakes)
+        let Self { broker, pipelines, modules, .. } = self;
+        crate::pipeline::read(yaml, &Deployed { broker, pipelines, modules, paths }).map_err(RuntimeError::Mistakes)
     }
 
     /// Returns what will be stored of the next version, and how it differs from `before`.
@@ -185,7 +185,7 @@ impl Versions {
 
     /// Lists and starts a current version, in place of the old version, whose tasks have ended.
     fn install(&self, before: Option<Arc<Pipeline>>, pipeline: &Arc<Pipeline>) {
-        self.catalog.insert(pipeline.clone());
+        self.pipelines.insert(pipeline.clone());
         drop(before);
         self.pool.retire_guests();
         self.supervisor.begin(pipeline);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use millstream_broker::Broker;
 
-use super::catalog::Catalog;
 use super::pipeline::Pipeline;
+use super::pipelines::Pipelines;
 use crate::error::RuntimeError;
 use crate::host::{ModuleHash, StageKind};
 use crate::modules::Modules;
@@ -16,7 +16,7 @@ use crate::pipeline::{ModuleRef, OtherPipeline, World};
 /// The current topics, modules and pipelines, for a file that is being applied.
 pub(super) struct Deployed<'a> {
     pub(super) broker: &'a Broker,
-    pub(super) catalog: &'a Catalog,
+    pub(super) pipelines: &'a Pipelines,
     pub(super) modules: &'a Modules,
     /// The reference or hash under which each module that the file names by path was pushed.
     pub(super) paths: &'a BTreeMap<String, String>,
@@ -32,7 +32,7 @@ impl World for Deployed<'_> {
     }
 
     fn state_partitions(&self, pipeline: &str, stage: &str) -> Option<u32> {
-        self.catalog.find(pipeline)?.ready()?.state_partitions(stage)
+        self.pipelines.find(pipeline)?.ready()?.state_partitions(stage)
     }
 
     fn module(&self, reference: &ModuleRef) -> Result<(ModuleHash, StageKind), String> {
@@ -59,7 +59,7 @@ impl World for Deployed<'_> {
                 name: spec.name.value,
             }
         };
-        self.catalog.all().iter().map(other).collect()
+        self.pipelines.all().iter().map(other).collect()
     }
 
     fn topic_names(&self) -> Vec<String> {

@@ -10,7 +10,7 @@ use super::super::journal::{
     BATCHES, BLOB_HEADER_BYTES, CHUNK_BYTES, DROP_GROUP, DROP_STATE, ENTRY_HEADER_BYTES, MAGIC, OFFSET,
     OFFSET_FORMAT_4, RUN_HEADER_BYTES, RunHeader, STATE, STATE_FORMAT_4, entry_crc, read_run_header,
 };
-use super::super::segment::{BlockFault, Piece, pieces};
+use super::super::segment::{BlockFault, Scanned, scan};
 
 /// Maximum size of an entry in which a flipped bit is corrected, in bytes. Other damage may look like one flipped bit.
 /// This is the more likely the more bits an entry has; at this size the probability is 1 in 100,000.
@@ -241,10 +241,10 @@ fn run(body: &Bytes, sound: bool, fault: &mut Option<String>) -> Content {
         },
     };
     let (mut kept, mut lost) = (Vec::new(), Vec::new());
-    for piece in pieces(&batches, run.base..run.end) {
-        match piece {
-            Piece::Batch { at, header } => kept.push(batches.slice(at..at + header.batch_bytes)),
-            Piece::Damaged { fault, .. } => lost.push(fault),
+    for scanned in scan(&batches, run.base..run.end) {
+        match scanned {
+            Scanned::Batch { at, header } => kept.push(batches.slice(at..at + header.batch_bytes)),
+            Scanned::Damaged { fault, .. } => lost.push(fault),
         }
     }
     if !sound && lost.is_empty() && fault.is_none() {

@@ -25,7 +25,7 @@ use super::error::StoreError;
 use super::file_system::{FileSystem, system_files};
 use super::files::Files;
 use super::journal::{BATCHES, RunHeader};
-use super::segment::{BlockFault, Extent, FOLDER, OpenSegment, OwnedExtent, Piece, SegmentId, SegmentMeta};
+use super::segment::{BlockFault, Extent, FOLDER, OpenSegment, OwnedExtent, Scanned, SegmentId, SegmentMeta};
 use super::tables::{self, Tables};
 use super::{CATALOG, JOURNAL, LOG_STARTS, SEGMENTS, panics, recovery, sum};
 use crate::store::place::{Offset, TopicId};
@@ -349,10 +349,10 @@ impl Checked {
         let mut lost: Vec<(String, u32, BlockFault)> = Vec::new();
         for owned in &meta.extents {
             let Some(topic) = self.in_use(owned) else { continue };
-            segment.visit(&owned.extent, |_, piece| -> Result<(), StoreError> {
-                match piece {
-                    Piece::Batch { header, .. } => self.report.count(header.batch_bytes),
-                    Piece::Damaged { fault, .. } => lost.push((topic.clone(), owned.partition, fault)),
+            segment.visit(&owned.extent, |_, scanned| -> Result<(), StoreError> {
+                match scanned {
+                    Scanned::Batch { header, .. } => self.report.count(header.batch_bytes),
+                    Scanned::Damaged { fault, .. } => lost.push((topic.clone(), owned.partition, fault)),
                 }
                 Ok(())
             })?;

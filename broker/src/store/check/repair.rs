@@ -8,7 +8,7 @@ use super::super::error::StoreError;
 use super::super::files::Files;
 use super::super::journal::{BlobWriter, CHUNK_BYTES};
 use super::super::recovery::segment_row;
-use super::super::segment::{FOLDER, Piece, SegmentId, SegmentMeta, SegmentWriter};
+use super::super::segment::{FOLDER, Scanned, SegmentId, SegmentMeta, SegmentWriter};
 use super::super::{JOURNAL, SEGMENTS, tables};
 use super::journal::Content;
 use super::rebuild::{rebuild, replace};
@@ -168,8 +168,8 @@ fn write_anew(files: &Files, id: SegmentId, found: &SegmentFound) -> Result<Opti
         writer.begin(owned.topic, owned.partition, extent.base, extent.compacted);
         writer.tombstones_due(extent.tombstones_due_ms);
         if let Some(segment) = &found.open {
-            segment.visit(extent, |bytes, piece| match piece {
-                Piece::Batch { at, header } if Offset::new(header.base_offset) >= Some(extent.base) => {
+            segment.visit(extent, |bytes, scanned| match scanned {
+                Scanned::Batch { at, header } if Offset::new(header.base_offset) >= Some(extent.base) => {
                     writer.push(&bytes[at..at + header.batch_bytes], &header)
                 }
                 _ => Ok(()),

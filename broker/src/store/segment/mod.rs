@@ -23,7 +23,7 @@ mod layout;
 mod read;
 mod write;
 
-pub(crate) use read::{BlockFault, OpenSegment, Piece, Sealed, pieces, sound_part, sound_pieces};
+pub(crate) use read::{BlockFault, OpenSegment, Scanned, Sealed, scan, scan_sound, sound_part};
 pub(crate) use write::SegmentWriter;
 
 use layout::{ExtentEntry, decode_extents};
@@ -174,7 +174,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::layout::extent_bytes;
-    use super::read::{Piece, pieces, sound_part};
+    use super::read::{Scanned, scan, sound_part};
     use super::*;
     use crate::seeded::seeded;
     use crate::store::LEADER_EPOCH;
@@ -257,10 +257,10 @@ mod tests {
             }
         }
 
-        /// Whatever the damage to a block, the pieces cover each byte exactly once and in order, and each piece
+        /// Whatever the damage to a block, the parts cover each byte exactly once and in order, and each part
         /// reported as sound is a valid batch.
         #[test]
-        fn a_block_of_any_bytes_is_told_piece_by_piece(
+        fn a_block_of_any_bytes_is_told_part_by_part(
             batches in prop::collection::vec((1usize..4, wrong()), 1..6),
             cut in any::<prop::sample::Index>(), from in 90i64..120,
         ) {
@@ -271,15 +271,15 @@ mod tests {
             let range = Offset::new(100).unwrap()..end;
             let damaged = Bytes::from(damaged);
             let (mut at, mut next) = (0, range.start);
-            for piece in pieces(&damaged, range.clone()) {
-                match piece {
-                    Piece::Batch { at: begin, header } => {
+            for scanned in scan(&damaged, range.clone()) {
+                match scanned {
+                    Scanned::Batch { at: begin, header } => {
                         prop_assert_eq!(begin, at);
                         prop_assert!(header.base_offset >= next.get() && header.next_offset() <= end.get());
                         at += header.batch_bytes;
                         next = Offset::new(header.next_offset()).unwrap();
                     }
-                    Piece::Damaged { bytes, fault } => {
+                    Scanned::Damaged { bytes, fault } => {
                         prop_assert_eq!((bytes.start, fault.base), (at, next));
                         prop_assert!(fault.end >= fault.base && !fault.reason.is_empty());
                         (at, next) = (bytes.end, fault.end);
@@ -292,7 +292,7 @@ mod tests {
                 prop_assert!(part.bytes.is_empty() || BatchHeader::parse(&part.bytes).is_ok());
             }
             if damaged.len() == whole && batches.iter().all(|(_, wrong)| matches!(wrong, Wrong::Nothing)) {
-                let all_sound = pieces(&damaged, range).iter().all(|piece| matches!(piece, Piece::Batch { .. }));
+                let all_sound = scan(&damaged, range).iter().all(|scanned| matches!(scanned, Scanned::Batch { .. }));
                 prop_assert!(all_sound, "an intact block is reported as damaged");
             }
         }

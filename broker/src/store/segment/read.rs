@@ -196,7 +196,7 @@ impl OpenSegment {
     pub(crate) fn visit<E: From<StoreError>>(
         &self,
         extent: &Extent,
-        mut visit: impl FnMut(&Bytes, Piece) -> Result<(), E>,
+        mut visit: impl FnMut(&Bytes, Scanned) -> Result<(), E>,
     ) -> Result<(), E> {
         let blocks = self.blocks(extent);
         let mut pos = extent.pos;
@@ -204,14 +204,14 @@ impl OpenSegment {
             let end = blocks.get(index + 1).map_or(extent.end, |next| next.base);
             let read = || Ok::<_, StoreError>(Bytes::from(self.bytes_at(pos, block.bytes as usize)?));
             let mut bytes = read()?;
-            let mut found = pieces(&bytes, block.base..end);
-            if found.iter().any(|piece| matches!(piece, Piece::Damaged { .. })) {
+            let mut found = scan(&bytes, block.base..end);
+            if found.iter().any(|scanned| matches!(scanned, Scanned::Damaged { .. })) {
                 bytes = read()?;
-                found = pieces(&bytes, block.base..end);
+                found = scan(&bytes, block.base..end);
             }
             pos += u64::from(block.bytes);
-            for piece in found {
-                visit(&bytes, piece)?;
+            for scanned in found {
+                visit(&bytes, scanned)?;
             }
         }
         Ok(())
@@ -305,13 +305,13 @@ impl<'a> IndexParts<'a> {
 pub(crate) fn sound_part(block: &Bytes, offsets: Range<Offset>, from: Offset) -> Result<Sealed, BlockFault> {
     let end = offsets.end;
     let mut found: Option<Range<usize>> = None;
-    for piece in pieces(block, offsets) {
-        match piece {
-            Piece::Batch { at, header } if header.next_offset() > from.get() => {
+    for scanned in scan(block, offsets) {
+        match scanned {
+            Scanned::Batch { at, header } if header.next_offset() > from.get() => {
                 let begin = found.map_or(at, |found| found.start);
                 found = Some(begin..at + header.batch_bytes);
             }
-            Piece::Damaged { fault, .. } if fault.end > from => {
+            Scanned::Damaged { fault, .. } if fault.end > from => {
                 return match found {
                     Some(found) => Ok(Sealed { bytes: block.slice(found), end: fault.base }),
                     None => Err(fault),
@@ -325,7 +325,7 @@ pub(crate) fn sound_part(block: &Bytes, offsets: Range<Offset>, from: Offset) ->
 
 /// A part of a sequence of batches.
 #[derive(Clone, Debug)]
-pub(crate) enum Piece {
+pub(crate) enum Scanned {
     /// An intact batch at this position.
     Batch { at: usize, header: BatchHeader },
     /// Bytes without an intact batch.
@@ -333,40 +333,40 @@ pub(crate) enum Piece {
 }
 
 /// Walks contiguous record batches that are known to be sound, because they are in memory as they were committed. Their
-/// checksums are not computed again. Where their headers do not lead to the end, all is checked as in [`pieces`].
-pub(crate) fn sound_pieces(bytes: &Bytes, offsets: Range<Offset>) -> Vec<Piece> {
+/// checksums are not computed again. Where their headers do not lead to the end, everything is checked as in [`scan`].
+pub(crate) fn scan_sound(bytes: &Bytes, offsets: Range<Offset>) -> Vec<Scanned> {
     let mut found = Vec::new();
     let (mut at, mut next) = (0, offsets.start.get());
     while at < bytes.len() {
         match BatchHeader::parse(&bytes[at..]) {
             Ok(header) if header.base_offset == next && header.next_offset() <= offsets.end.get() => {
                 next = header.next_offset();
-                found.push(Piece::Batch { at, header });
+                found.push(Scanned::Batch { at, header });
                 at += header.batch_bytes;
             }
-            _ => return pieces(bytes, offsets),
+            _ => return scan(bytes, offsets),
         }
     }
     found
 }
 
-/// Splits consecutive batches with the offsets `offsets` into pieces, in order. There may be gaps between them, where
+/// Splits consecutive batches with the offsets `offsets` into parts, in order. There may be gaps between them, where
 /// compaction or a repair removed batches. Neither the length nor the offsets of a damaged batch are trusted: the walk
 /// continues at the next intact batch from which lengths and offsets lead to the end.
-pub(crate) fn pieces(bytes: &Bytes, offsets: Range<Offset>) -> Vec<Piece> {
+pub(crate) fn scan(bytes: &Bytes, offsets: Range<Offset>) -> Vec<Scanned> {
     let mut found = Vec::new();
     let mut walk = Walk { bytes, end: offsets.end, leads_from: usize::MAX };
     let (mut at, mut next) = (0, offsets.start);
     while at < bytes.len() {
         match walk.sound(at, next) {
             Ok(header) => {
-                found.push(Piece::Batch { at, header });
+                found.push(Scanned::Batch { at, header });
                 at += header.batch_bytes;
                 next = Offset::new(header.next_offset()).unwrap_or(next);
             }
             Err(reason) => {
                 let (resume, base) = walk.resume(at, next).unwrap_or((bytes.len(), offsets.end));
-                found.push(Piece::Damaged { bytes: at..resume, fault: BlockFault { base: next, end: base, reason } });
+                found.push(Scanned::Damaged { bytes: at..resume, fault: BlockFault { base: next, end: base, reason } });
                 (at, next) = (resume, base);
             }
         }

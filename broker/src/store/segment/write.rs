@@ -11,7 +11,7 @@ use super::super::error::StoreError;
 use super::super::files::{Backend, Files};
 use super::layout::{AbortedEntry, BlockEntry, ExtentEntry, Footer, Header};
 use super::{
-    AbortedTransaction, BLOCK_BYTES, Block, Extent, FOLDER, MAGIC, OwnedExtent, Piece, SegmentFile, SegmentId,
+    AbortedTransaction, BLOCK_BYTES, Block, Extent, FOLDER, MAGIC, OwnedExtent, Scanned, SegmentFile, SegmentId,
     SegmentMeta, VERSION,
 };
 use crate::store::place::{Offset, TopicId};
@@ -102,11 +102,11 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Appends a piece of `bytes` to the open extent: a batch, or bytes without an intact batch.
-    pub(crate) fn push_piece(&mut self, bytes: &[u8], piece: &Piece) -> Result<(), StoreError> {
-        match piece {
-            Piece::Batch { at, header } => self.push(&bytes[*at..at + header.batch_bytes], header),
-            Piece::Damaged { bytes: range, fault } => self.push_damaged(&bytes[range.clone()], fault.base),
+    /// Appends a scanned part of `bytes` to the open extent: a batch, or bytes without an intact batch.
+    pub(crate) fn push_scanned(&mut self, bytes: &[u8], scanned: &Scanned) -> Result<(), StoreError> {
+        match scanned {
+            Scanned::Batch { at, header } => self.push(&bytes[*at..at + header.batch_bytes], header),
+            Scanned::Damaged { bytes: range, fault } => self.push_damaged(&bytes[range.clone()], fault.base),
         }
     }
 

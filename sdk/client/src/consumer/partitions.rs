@@ -46,10 +46,10 @@ impl Partitions {
     }
 }
 
-type Answers = Pin<Box<dyn Stream<Item = Piece> + Send>>;
+type Answers = Pin<Box<dyn Stream<Item = StreamEvent> + Send>>;
 
 /// A message of a stream, or its end. The number is the index of the stream.
-enum Piece {
+enum StreamEvent {
     Opened,
     Records(Box<v1::ConsumeResponse>),
     Ended(usize),
@@ -236,15 +236,15 @@ async fn stream_all(shared: &Shared, partitions: &mut Partitions, channels: &mut
         let Some(next) = unless_closing(shared, next).await else { return Stop::Closing };
         match next {
             None => return Stop::Done,
-            Some(Piece::Opened) => shared.found(),
-            Some(Piece::Records(answer)) => {
+            Some(StreamEvent::Opened) => shared.found(),
+            Some(StreamEvent::Records(answer)) => {
                 for records in answer.partitions {
                     if let Err(error) = take(shared, partitions, records) {
                         return Stop::Failed(error);
                     }
                 }
             }
-            Some(Piece::Ended(index)) if shared.settings.until_end => {
+            Some(StreamEvent::Ended(index)) if shared.settings.until_end => {
                 let (topic, numbers) = &keys[index];
                 for number in numbers {
                     partitions.readings.remove(&(topic.clone(), *number));
@@ -253,12 +253,12 @@ async fn stream_all(shared: &Shared, partitions: &mut Partitions, channels: &mut
                     return Stop::Done;
                 }
             }
-            Some(Piece::Ended(_)) => {
+            Some(StreamEvent::Ended(_)) => {
                 let server = shared.client.server().to_owned();
                 let reason = "the server ended the stream".to_owned();
                 return Stop::Lost(ClientError::Unavailable { server, reason });
             }
-            Some(Piece::Lost(status)) => {
+            Some(StreamEvent::Lost(status)) => {
                 let error = ClientError::from_status(shared.client.server(), &status);
                 return if error.is_retriable() { Stop::Lost(error) } else { Stop::Failed(error) };
             }
@@ -266,18 +266,21 @@ async fn stream_all(shared: &Shared, partitions: &mut Partitions, channels: &mut
     }
 }
 
-/// Opens a Consume stream and returns its pieces until its end.
-fn open(channel: Channel, request: v1::ConsumeRequest, index: usize) -> impl Stream<Item = Piece> + Send {
+/// Opens a Consume stream and returns its events until its end.
+fn open(channel: Channel, request: v1::ConsumeRequest, index: usize) -> impl Stream<Item = StreamEvent> + Send {
     let mut client = LogClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let opened = async move { client.consume(request).await };
     stream::once(opened).flat_map(move |opened| match opened {
-        Err(status) => stream::iter([Piece::Lost(status)]).left_stream(),
+        Err(status) => stream::iter([StreamEvent::Lost(status)]).left_stream(),
         Ok(answers) => {
-            let pieces = answers.into_inner().map(|answer| match answer {
-                Ok(answer) => Piece::Records(Box::new(answer)),
-                Err(status) => Piece::Lost(status),
+            let events = answers.into_inner().map(|answer| match answer {
+                Ok(answer) => StreamEvent::Records(Box::new(answer)),
+                Err(status) => StreamEvent::Lost(status),
             });
-            stream::iter([Piece::Opened]).chain(pieces).chain(stream::iter([Piece::Ended(index)])).right_stream()
+            stream::iter([StreamEvent::Opened])
+                .chain(events)
+                .chain(stream::iter([StreamEvent::Ended(index)]))
+                .right_stream()
         }
     })
 }

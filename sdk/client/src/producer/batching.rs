@@ -12,15 +12,15 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::delivery::{Batch, Delivery};
-use super::{CLOSED, ProducerSettings, ROOM_BYTES, Shared, lone_batch_bytes, now_ms, record_bytes, room_units};
+use super::{CLOSED, ProducerSettings, Shared, UNIT_BYTES, lone_batch_bytes, now_ms, record_bytes, units_of};
 use crate::error::ClientError;
 
 /// Maximum batch size of a topic without this setting, in bytes: the server's default, slightly more than 1 MiB.
 const BATCH_BYTES_MAX_DEFAULT: usize = 1_048_588;
 
-/// Room that is reserved for a new batch, in units of [`ROOM_BYTES`]. The room doubles as the batch grows, so that a
+/// Buffer memory that is reserved for a new batch, in units of [`UNIT_BYTES`]. The reservation doubles as the batch grows, so that a
 /// few records in many partitions do not fill the buffer, and full batches rarely have to ask for more.
-const FIRST_ROOM: u32 = 2;
+const FIRST_UNITS: u32 = 2;
 
 /// A record to encode, owned or borrowed.
 pub(super) trait Encode {
@@ -36,8 +36,8 @@ pub(super) enum Appended {
     Done(Delivery),
     /// The batch was full and has been sealed: try again.
     Sealed,
-    /// This much room is needed first, in units of [`ROOM_BYTES`].
-    NoRoom(u32),
+    /// This much buffer memory must be reserved first, in units of [`UNIT_BYTES`].
+    BufferFull(u32),
 }
 
 /// A topic as the server last described it.
@@ -123,13 +123,13 @@ impl Topic {
         self.stale.store(true, Ordering::Relaxed);
     }
 
-    /// Encodes a record into the open batch of its partition. `granted` is room that was reserved for the record; it
+    /// Encodes a record into the open batch of its partition. `granted` is what was reserved for the record; it
     /// now belongs to the batch.
     #[inline]
     pub(super) fn append(&self, shared: &Shared, record: &impl Encode, granted: u32) -> Result<Appended, ClientError> {
         let record_bytes = record_bytes(record.key(), record.value(), record.headers());
         let partition = self.choose(record).and_then(|number| self.check_size(record_bytes, shared).map(|()| number));
-        let number = partition.inspect_err(|_| shared.give_room(granted))?;
+        let number = partition.inspect_err(|_| shared.release(granted))?;
         self.partitions[number as usize].append(
             shared,
             &self.sticky,
@@ -194,8 +194,8 @@ struct Open {
     builder: BatchBuilder,
     /// Set while the builder contains records.
     batch: Option<Arc<Batch>>,
-    /// Room reserved for the batch, in units of [`ROOM_BYTES`].
-    room: u32,
+    /// Buffer memory reserved for the batch, in units of [`UNIT_BYTES`].
+    reserved: u32,
     /// Size of the last batch in bytes, which the next batch reserves.
     expected_bytes: usize,
     /// The sender has ended.
@@ -204,8 +204,13 @@ struct Open {
 
 impl Partition {
     fn new(topic: Arc<str>, number: u32, compression: Compression) -> Self {
-        let open =
-            Open { builder: BatchBuilder::new(compression), batch: None, room: 0, expected_bytes: 0, closed: false };
+        let open = Open {
+            builder: BatchBuilder::new(compression),
+            batch: None,
+            reserved: 0,
+            expected_bytes: 0,
+            closed: false,
+        };
         Self { topic, number, open: Mutex::new(open) }
     }
 
@@ -223,19 +228,19 @@ impl Partition {
         if open.closed {
             return Err(CLOSED);
         }
-        open.room += granted;
+        open.reserved += granted;
         let bytes = open.builder.encoded_bytes() + record_bytes;
         if bytes > batch_bytes && open.batch.is_some() {
             self.seal(&mut open, shared);
             sticky.finished(self.number);
             return Ok(Appended::Sealed);
         }
-        if bytes > open.room as usize * ROOM_BYTES
-            && let Some(more) = open.more_room(bytes, shared)
+        if bytes > open.reserved as usize * UNIT_BYTES
+            && let Some(more) = open.more_units(bytes, shared)
         {
-            match shared.try_take_room(more) {
-                Some(units) => open.room += units,
-                None => return Ok(Appended::NoRoom(more)),
+            match shared.try_reserve(more) {
+                Some(units) => open.reserved += units,
+                None => return Ok(Appended::BufferFull(more)),
             }
         }
         let timestamp_ms = record.timestamp_ms().unwrap_or_else(now_ms);
@@ -271,18 +276,18 @@ impl Partition {
         open.expected_bytes = open.builder.encoded_bytes();
         let next = BatchBuilder::with_capacity(shared.settings.compression, open.expected_bytes);
         let builder = std::mem::replace(&mut open.builder, next);
-        let room = std::mem::take(&mut open.room);
-        shared.outbox.push(Event::Sealed(Sealed { batch, builder, room }));
+        let reserved = std::mem::take(&mut open.reserved);
+        shared.outbox.push(Event::Sealed(Sealed { batch, builder, reserved }));
     }
 }
 
 impl Open {
-    /// Returns the room to reserve for a batch of `bytes`: as much again as it has, or what is missing if that is more.
+    /// Returns what to reserve for a batch of `bytes`: as much again as it has, or what is missing if that is more.
     /// Returns `None` if the batch already has the whole buffer.
-    fn more_room(&self, bytes: usize, shared: &Shared) -> Option<u32> {
-        let all = room_units(shared.settings.buffer_bytes_max) as u32;
-        let missing = u32::try_from(bytes.div_ceil(ROOM_BYTES)).unwrap_or(u32::MAX).saturating_sub(self.room);
-        let wanted = missing.max(self.room).max(FIRST_ROOM).min(all.saturating_sub(self.room));
+    fn more_units(&self, bytes: usize, shared: &Shared) -> Option<u32> {
+        let all = units_of(shared.settings.buffer_bytes_max) as u32;
+        let missing = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).saturating_sub(self.reserved);
+        let wanted = missing.max(self.reserved).max(FIRST_UNITS).min(all.saturating_sub(self.reserved));
         (wanted > 0).then_some(wanted)
     }
 }
@@ -292,7 +297,7 @@ impl Open {
 pub(super) struct Sealed {
     pub(super) batch: Arc<Batch>,
     pub(super) builder: BatchBuilder,
-    pub(super) room: u32,
+    pub(super) reserved: u32,
 }
 
 /// A message to the sender.
@@ -319,14 +324,14 @@ impl Event {
     }
 }
 
-/// Queue of events for the sender, in order. The room of the buffer limits its size.
+/// Queue of events for the sender, in order. The buffer's size limits its length.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     /// `None` once the sender has ended.
     events: Mutex<Events>,
     pub(super) wake: Notify,
     closed: AtomicBool,
-    /// Number of callers that wait for room. Batches do not linger while there are any.
+    /// Number of callers that wait for buffer memory. Batches do not linger while there are any.
     hurried: AtomicUsize,
 }
 
@@ -382,7 +387,7 @@ impl Outbox {
     }
 }
 
-/// Exists while a caller waits for room.
+/// Exists while a caller waits for buffer memory.
 pub(super) struct Hurry<'a>(&'a Outbox);
 
 impl Drop for Hurry<'_> {
@@ -391,8 +396,8 @@ impl Drop for Hurry<'_> {
     }
 }
 
-// The first room of a batch is enough for the header and a record of a few bytes.
-const _: () = assert!(BATCH_HEADER_BYTES < ROOM_BYTES * FIRST_ROOM as usize);
+// The first reservation of a batch is enough for the header and a record of a few bytes.
+const _: () = assert!(BATCH_HEADER_BYTES < UNIT_BYTES * FIRST_UNITS as usize);
 
 #[cfg(test)]
 mod tests {
@@ -431,7 +436,7 @@ mod tests {
             match topic.append(shared, record, 0).unwrap() {
                 Appended::Done(delivery) => return delivery,
                 Appended::Sealed => {}
-                Appended::NoRoom(units) => panic!("no room for {units}"),
+                Appended::BufferFull(units) => panic!("{units} units are missing"),
             }
         }
     }
@@ -458,7 +463,7 @@ mod tests {
         for mut sealed in sealed {
             let bytes = sealed.builder.finish().unwrap().into_bytes().len();
             assert!((4_700..=5_000).contains(&bytes), "{bytes}");
-            assert!(sealed.room as usize * ROOM_BYTES >= bytes);
+            assert!(sealed.reserved as usize * UNIT_BYTES >= bytes);
         }
     }
 
@@ -492,14 +497,14 @@ mod tests {
     }
 
     #[test]
-    fn a_record_over_the_topics_limit_is_refused_and_its_room_returned() {
+    fn a_record_over_the_topics_limit_is_refused_and_its_reservation_returned() {
         let shared = shared(ProducerSettings::default());
         let topic = topic(1, Some(2_000), &shared);
-        let before = shared.room.available_permits();
-        let granted = shared.try_take_room(3).unwrap();
+        let before = shared.free_units.available_permits();
+        let granted = shared.try_reserve(3).unwrap();
         let refused = topic.append(&shared, &RecordRef::new(&[0; 2_000]), granted);
         assert!(matches!(refused, Err(ClientError::RecordTooLarge { bytes_max: 2_000, .. })));
-        assert_eq!(shared.room.available_permits(), before);
+        assert_eq!(shared.free_units.available_permits(), before);
         // The record is larger than the batch size but allowed, so it is sent in its own batch.
         drop(append(&topic, &shared, &RecordRef::new(&[0; 1_900])));
     }
@@ -509,14 +514,14 @@ mod tests {
         let shared = shared(ProducerSettings { buffer_bytes_max: 16 << 10, ..Default::default() });
         let topic = topic(4, None, &shared);
         let mut taken: HashMap<u32, usize> = HashMap::new();
-        let no_room = loop {
+        let missing_units = loop {
             match topic.append(&shared, &RecordRef::keyed(&taken.len().to_be_bytes(), &[0; 500]), 0).unwrap() {
                 Appended::Done(delivery) => *taken.entry(delivery.partition()).or_default() += 500,
                 Appended::Sealed => {}
-                Appended::NoRoom(units) => break units,
+                Appended::BufferFull(units) => break units,
             }
         };
-        assert!(no_room >= FIRST_ROOM);
+        assert!(missing_units >= FIRST_UNITS);
         assert!(taken.values().sum::<usize>() <= 16 << 10);
     }
 

@@ -30,7 +30,7 @@ use crate::client::Client;
 use crate::error::ClientError;
 
 /// Unit in which the buffer is counted, in bytes, because a semaphore counts in 32 bits.
-const ROOM_BYTES: usize = 1024;
+const UNIT_BYTES: usize = 1024;
 
 /// Settings for batching, waiting and retrying.
 #[derive(Clone, Debug)]
@@ -122,8 +122,8 @@ struct Shared {
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
     /// Held during a lookup, so that each topic is looked up only once.
     describing: tokio::sync::Mutex<()>,
-    /// Free room in the buffer, in units of [`ROOM_BYTES`].
-    room: Semaphore,
+    /// Free buffer memory, in units of [`UNIT_BYTES`].
+    free_units: Semaphore,
     outbox: Outbox,
     closed: AtomicBool,
     /// The reason for the current retries, until an answer arrives.
@@ -160,7 +160,7 @@ impl Producer {
     /// Accepts a record only if that is possible without waiting.
     ///
     /// # Errors
-    /// [`ClientError::BufferFull`] if the buffer has no room or the topic was not used before; otherwise see
+    /// [`ClientError::BufferFull`] if the buffer is full or the topic was not used before; otherwise see
     /// [`Producer::send`].
     pub fn try_send(&self, record: &ProducerRecord) -> Result<Delivery, ClientError> {
         let shared = &self.0.shared;
@@ -168,17 +168,17 @@ impl Producer {
         shared.check_open()?;
         let topic = shared.known_topic(&record.topic).ok_or_else(full)?;
         let mut granted = 0;
-        // One attempt for a full batch, one for the next batch, and one with the room for it.
+        // One attempt for a full batch, one for the next batch, and one with memory reserved for it.
         for _ in 0..4 {
             match topic.append(shared, record, std::mem::take(&mut granted))? {
                 Appended::Done(delivery) => return Ok(delivery),
                 Appended::Sealed => {}
-                Appended::NoRoom(units) => {
-                    granted = shared.try_take_room(units).ok_or_else(full)?;
+                Appended::BufferFull(units) => {
+                    granted = shared.try_reserve(units).ok_or_else(full)?;
                 }
             }
         }
-        shared.give_room(granted);
+        shared.release(granted);
         Err(full())
     }
 
@@ -287,7 +287,7 @@ const CLOSED: ClientError = ClientError::Closed { what: "producer" };
 impl Shared {
     fn new(client: Client, settings: ProducerSettings) -> Self {
         Self {
-            room: Semaphore::new(room_units(settings.buffer_bytes_max)),
+            free_units: Semaphore::new(units_of(settings.buffer_bytes_max)),
             client,
             settings,
             topics: RwLock::default(),
@@ -305,36 +305,36 @@ impl Shared {
     async fn append(&self, topic: &Topic, record: &impl Encode) -> Result<Delivery, ClientError> {
         let mut granted = 0;
         loop {
-            self.check_open().inspect_err(|_| self.give_room(granted))?;
+            self.check_open().inspect_err(|_| self.release(granted))?;
             match topic.append(self, record, std::mem::take(&mut granted))? {
                 Appended::Done(delivery) => return Ok(delivery),
                 // Yield, because the sender may run on this thread and should get a full batch immediately.
                 Appended::Sealed => tokio::task::yield_now().await,
-                Appended::NoRoom(units) => granted = self.take_room(units).await?,
+                Appended::BufferFull(units) => granted = self.reserve(units).await?,
             }
         }
     }
 
-    async fn take_room(&self, units: u32) -> Result<u32, ClientError> {
-        if let Some(units) = self.try_take_room(units) {
+    async fn reserve(&self, units: u32) -> Result<u32, ClientError> {
+        if let Some(units) = self.try_reserve(units) {
             return Ok(units);
         }
-        // Lingering batches also occupy room.
+        // Lingering batches also occupy the buffer.
         let _hurry = self.outbox.hurry();
-        let permit = self.room.acquire_many(units).await.map_err(|_| CLOSED)?;
+        let permit = self.free_units.acquire_many(units).await.map_err(|_| CLOSED)?;
         permit.forget();
         Ok(units)
     }
 
-    fn try_take_room(&self, units: u32) -> Option<u32> {
-        let permit = self.room.try_acquire_many(units).ok()?;
+    fn try_reserve(&self, units: u32) -> Option<u32> {
+        let permit = self.free_units.try_acquire_many(units).ok()?;
         permit.forget();
         Some(units)
     }
 
-    fn give_room(&self, units: u32) {
+    fn release(&self, units: u32) {
         if units > 0 {
-            self.room.add_permits(units as usize);
+            self.free_units.add_permits(units as usize);
         }
     }
 
@@ -343,8 +343,8 @@ impl Shared {
     }
 }
 
-fn room_units(bytes: usize) -> usize {
-    (bytes / ROOM_BYTES).clamp(1, u32::MAX as usize >> 4)
+fn units_of(bytes: usize) -> usize {
+    (bytes / UNIT_BYTES).clamp(1, u32::MAX as usize >> 4)
 }
 
 /// Returns the time of the system clock, in ms since the epoch.

@@ -69,7 +69,7 @@ struct Pending {
     seq: u64,
     batch: Arc<Batch>,
     encoded: RecordBatch,
-    room: u32,
+    reserved: u32,
     /// The batch was sent with sequence numbers, which it keeps.
     numbered: bool,
     /// The batch was sent and its answer was lost, so it may be stored.
@@ -163,17 +163,17 @@ impl Sender {
             self.lingering.pop_front();
         }
         let Some(encoded) = sealed.builder.finish() else {
-            return self.shared.give_room(sealed.room);
+            return self.shared.release(sealed.reserved);
         };
         let seq = self.next_seq;
         self.next_seq += 1;
         self.outstanding.insert(seq);
-        let Sealed { batch, room, .. } = sealed;
-        self.queue.push_back(Pending { seq, batch, encoded, room, numbered: false, in_doubt: false });
+        let Sealed { batch, reserved, .. } = sealed;
+        self.queue.push_back(Pending { seq, batch, encoded, reserved, numbered: false, in_doubt: false });
     }
 
     /// Whether a batch could be sent immediately.
-    fn has_room(&self, batch: &Batch) -> bool {
+    fn fits_in_flight(&self, batch: &Batch) -> bool {
         self.queue.is_empty() && self.refused.is_empty() && self.retry_at.is_none() && self.may_send(batch)
     }
 
@@ -186,15 +186,15 @@ impl Sender {
 
     /// Seals batches that have lingered long enough. A batch that cannot be sent yet stays open and grows.
     fn seal_lingering(&mut self, closed: bool) {
-        // Answers free room. If none are expected, only sealing the open batches can free room.
+        // Answers free buffer memory. If none are expected, only sealing the open batches can free it.
         let now_or_never = closed || self.outstanding.is_empty() && self.shared.outbox.is_hurried();
-        let mut room = self.shared.settings.in_flight_max.max(1).saturating_sub(self.in_flight.len());
+        let mut free_slots = self.shared.settings.in_flight_max.max(1).saturating_sub(self.in_flight.len());
         while let Some((_, batch)) = self.lingering.front() {
             let due = batch.opened_at + self.linger() <= Instant::now();
-            if !(now_or_never || due && room > 0 && self.has_room(batch)) {
+            if !(now_or_never || due && free_slots > 0 && self.fits_in_flight(batch)) {
                 break;
             }
-            room = room.saturating_sub(1);
+            free_slots = free_slots.saturating_sub(1);
             if let Some((partition, batch)) = self.lingering.pop_front() {
                 partition.seal_if(&batch, &self.shared);
             }
@@ -207,7 +207,7 @@ impl Sender {
 
     /// Returns the time of the next action that is not triggered by an event.
     fn next_deadline(&self) -> Option<Instant> {
-        let linger = self.lingering.front().filter(|(_, batch)| self.has_room(batch));
+        let linger = self.lingering.front().filter(|(_, batch)| self.fits_in_flight(batch));
         let linger = linger.map(|(_, batch)| batch.opened_at + self.linger());
         let waiting = self.queue.front().map(|pending| self.deadline(pending));
         let in_flight = self.in_flight.front().map(|pending| self.deadline(pending));
@@ -492,7 +492,7 @@ impl Sender {
             self.first_failure = Some(error.clone());
         }
         self.outstanding.remove(&pending.seq);
-        self.shared.give_room(pending.room);
+        self.shared.release(pending.reserved);
         pending.batch.complete(outcome);
     }
 
@@ -526,7 +526,7 @@ impl Drop for Sender {
         }
         self.events.drain(..).for_each(Event::refuse);
         self.shared.outbox.end();
-        self.shared.room.close();
+        self.shared.free_units.close();
     }
 }
 
@@ -585,7 +585,7 @@ mod tests {
             let batch = Batch::open("t".into(), partition);
             let mut builder = BatchBuilder::new(Compression::None);
             builder.push(0, None, Some(b"x"), []);
-            self.0.enqueue(Sealed { batch: batch.clone(), builder, room: 0 });
+            self.0.enqueue(Sealed { batch: batch.clone(), builder, reserved: 0 });
             batch
         }
 
@@ -634,7 +634,7 @@ mod tests {
             assert_eq!(sender.0.may_send(&Batch::open("t".into(), 0)), !idempotent);
             assert!(sender.0.may_send(&Batch::open("t".into(), 1)), "another partition has its own");
             sender.stored(0);
-            assert!(sender.0.may_send(&Batch::open("t".into(), 0)), "an answer makes room");
+            assert!(sender.0.may_send(&Batch::open("t".into(), 0)), "an answer ends a wait");
         }
         let mut sender = Scripted::start(false);
         let most = sender.0.shared.settings.in_flight_max;

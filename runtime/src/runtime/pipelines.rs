@@ -13,11 +13,11 @@ use crate::modules::ModuleEntry;
 
 /// The deployed pipelines.
 #[derive(Default)]
-pub(super) struct Catalog {
+pub(super) struct Pipelines {
     pipelines: RwLock<BTreeMap<String, Arc<Pipeline>>>,
 }
 
-impl Catalog {
+impl Pipelines {
     /// Returns a pipeline by name, or [`RuntimeError::UnknownPipeline`].
     pub(super) fn get(&self, name: &str) -> Result<Arc<Pipeline>, RuntimeError> {
         self.find(name).ok_or_else(|| RuntimeError::UnknownPipeline { pipeline: name.to_owned() })
