@@ -37,7 +37,7 @@ use crate::log::cleaner::{Cleaner, CleanerOptions};
 use crate::log::commit::Commit;
 use crate::log::committer::Committer;
 use crate::log::domain::Domain;
-use crate::log::expiry::IdleClock;
+use crate::log::idle_clock::IdleClock;
 use crate::log::producers::{ProducerEpochs, ProducerIds};
 use crate::log::queue::{CommitQueue, Receipt};
 use crate::log::readers::Readers;

@@ -20,10 +20,6 @@ use crate::store::StoreError;
 use crate::store::place::Offset;
 use crate::store::segment::{Extent, Scanned};
 
-/// Maximum number of keys that one pass remembers, plus those of one batch: 64 MiB of memory. Records beyond this wait
-/// for the next pass.
-pub(super) const KEYS_MAX: usize = 1 << 20;
-
 /// The hash of a record's key: the 128 bits of a SipHash-1-3 whose own key is drawn at random for each pass.
 ///
 /// If two record keys had the same hash, compaction could remove the last record of one of them. The chance that a pass

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use super::expiry::IdleClock;
+use super::idle_clock::IdleClock;
 use super::producers::ProducerEpochs;
 use super::topic::Topic;
 use crate::clock::Clock;

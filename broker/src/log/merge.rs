@@ -5,10 +5,10 @@
 //! [`JOIN_SEGMENTS_MAX`] times as long and writes their bytes once more, like a level of a log-structured merge tree,
 //! until they are [`SHORT_BYTES`] long.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use crate::log::cleaner::Cleaner;
+use crate::log::cleaner::{Cleaner, Live};
 use crate::log::output::Output;
 use crate::log::partition::Partition;
 use crate::log::queue::Ended;
@@ -36,13 +36,6 @@ const JOIN_SEGMENTS_MAX: usize = 12;
 
 /// Maximum number of sets of such segments that are examined in a round. Each takes about a millisecond.
 const SETS_MAX: usize = 100;
-
-/// Number of extents in use above which short ones are joined. This many take about 5 MB of memory and about 10 ms of a
-/// start.
-pub(super) const EXTENTS_MAX: usize = 1 << 16;
-
-/// The extents in use of each segment, with their partitions.
-pub(super) type Live = HashMap<SegmentId, Vec<(Arc<Partition>, Extent)>>;
 
 /// The properties of a segment that decide whether it is merged.
 struct Weighed {
