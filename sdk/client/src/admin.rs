@@ -14,8 +14,9 @@ use millstream_api::v1::topics_client::TopicsClient;
 use millstream_api::{MESSAGE_BYTES_MAX, v1};
 use tonic::{Response, Status};
 
-use crate::client::{Channel, Client, Position};
+use crate::client::{Channel, Client};
 use crate::error::ClientError;
+use crate::position::Position;
 
 /// Size of the pieces in which a module is uploaded, in bytes.
 const UPLOAD_CHUNK_BYTES: usize = 1 << 20;
@@ -29,6 +30,13 @@ const UPLOAD_CHUNK_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct Admin {
     client: Client,
+}
+
+impl Client {
+    /// Returns a client for managing topics, groups, modules, pipelines and state, and for single reads and writes.
+    pub fn admin(&self) -> Admin {
+        Admin::new(self.clone())
+    }
 }
 
 impl Admin {

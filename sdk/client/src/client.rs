@@ -1,19 +1,17 @@
-//! The server address, and connections to the server.
+//! The server address, and connections to the server. This file must not know what the connections are used for:
+//! `admin.rs`, `producer/` and `consumer/` each add the method of [`Client`] that leads to them.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use millstream_api::{CLIENT_ID_METADATA, CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, v1};
+use millstream_api::{CLIENT_ID_METADATA, CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
-use crate::admin::Admin;
-use crate::consumer::{Consumer, ConsumerSettings};
 use crate::error::ClientError;
-use crate::producer::{Producer, ProducerSettings};
 
 /// Maximum time to connect to the server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -123,31 +121,6 @@ impl Client {
         &self.0.server
     }
 
-    /// Returns a client for managing topics, groups, modules, pipelines and state, and for single reads and writes.
-    pub fn admin(&self) -> Admin {
-        Admin::new(self.clone())
-    }
-
-    /// Creates a producer, which has its own connection.
-    ///
-    /// # Panics
-    /// Panics if called outside a tokio runtime.
-    pub fn producer(&self, settings: ProducerSettings) -> Producer {
-        Producer::start(self.clone(), settings)
-    }
-
-    /// Creates a consumer, which has its own connection. It immediately connects in the background, and joins its group
-    /// if it has one. Errors of that are returned by its first call to `next`.
-    ///
-    /// # Errors
-    /// [`ClientError::InvalidArgument`] if the settings contradict each other.
-    ///
-    /// # Panics
-    /// Panics if called outside a tokio runtime.
-    pub fn consumer(&self, settings: ConsumerSettings) -> Result<Consumer, ClientError> {
-        Consumer::start(self.clone(), settings)
-    }
-
     /// Returns the shared connection for short calls.
     pub(crate) fn channel(&self) -> Channel {
         self.0.shared.get_or_init(|| self.own_channel()).clone()
@@ -174,44 +147,6 @@ fn client_id(id: &str) -> Result<MetadataValue<Ascii>, ClientError> {
         what: "client_id",
         reason: format!("{id:?} is not allowed: use 1 to 249 of the characters a-z A-Z 0-9 . _ -"),
     })
-}
-
-/// A position in the partitions of a topic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Position {
-    /// The first record that is still stored.
-    Earliest,
-    /// After the last record.
-    #[default]
-    Latest,
-    /// The record with this offset.
-    Offset(u64),
-    /// The first record whose timestamp is at or after this time, in ms since the epoch.
-    TimestampMs(i64),
-}
-
-impl From<Position> for v1::Position {
-    fn from(position: Position) -> Self {
-        use v1::position::At;
-        let at = match position {
-            Position::Earliest => At::Earliest(true),
-            Position::Latest => At::Latest(true),
-            Position::Offset(offset) => At::Offset(offset),
-            Position::TimestampMs(timestamp_ms) => At::TimestampMs(timestamp_ms),
-        };
-        Self { at: Some(at) }
-    }
-}
-
-impl From<Position> for v1::reset_group_request::To {
-    fn from(position: Position) -> Self {
-        match position {
-            Position::Earliest => Self::Earliest(true),
-            Position::Latest => Self::Latest(true),
-            Position::Offset(offset) => Self::Offset(offset),
-            Position::TimestampMs(timestamp_ms) => Self::TimestampMs(timestamp_ms),
-        }
-    }
 }
 
 #[cfg(test)]

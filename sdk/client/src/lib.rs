@@ -41,12 +41,14 @@ mod backoff;
 mod client;
 mod consumer;
 mod error;
+mod position;
 mod producer;
 
 pub use admin::Admin;
-pub use client::{Client, ClientSettings, Position};
+pub use client::{Client, ClientSettings};
 pub use consumer::{Assignment, CommitMode, ConsumedRecord, Consumer, ConsumerSettings, RecordSet, RecordSetIter};
 pub use error::ClientError;
 pub use millstream_api::v1;
 pub use millstream_record::{BatchError, Compression, Header, RecordView};
+pub use position::Position;
 pub use producer::{Delivery, Producer, ProducerRecord, ProducerSettings, RecordMetadata, RecordRef, TopicProducer};

@@ -23,8 +23,9 @@ use tonic::Streaming;
 
 use super::shared::{Assigned, Fetched, Shared, UpTo, dirty, to_offsets};
 use crate::backoff::Backoff;
-use crate::client::{Channel, Position};
+use crate::client::Channel;
 use crate::error::ClientError;
+use crate::position::Position;
 
 /// Maximum time for an orderly leave.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);

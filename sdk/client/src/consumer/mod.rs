@@ -20,8 +20,9 @@ use tokio::task::JoinHandle;
 pub use self::records::{ConsumedRecord, RecordSet, RecordSetIter};
 pub use self::shared::Assignment;
 use self::shared::{Assigned, Shared, UpTo, to_offsets};
-use crate::client::{Client, Position};
+use crate::client::Client;
 use crate::error::ClientError;
+use crate::position::Position;
 
 /// When offsets are committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +203,20 @@ struct Current {
     records: vec::IntoIter<Result<ConsumedRecord, ClientError>>,
     next_batch: usize,
     next_offset: u64,
+}
+
+impl Client {
+    /// Creates a consumer, which has its own connection. It immediately connects in the background, and joins its group
+    /// if it has one. Errors of that are returned by its first call to `next`.
+    ///
+    /// # Errors
+    /// [`ClientError::InvalidArgument`] if the settings contradict each other.
+    ///
+    /// # Panics
+    /// Panics if called outside a tokio runtime.
+    pub fn consumer(&self, settings: ConsumerSettings) -> Result<Consumer, ClientError> {
+        Consumer::start(self.clone(), settings)
+    }
 }
 
 impl Consumer {

@@ -15,8 +15,9 @@ use tonic::Status;
 
 use super::shared::{Assigned, Fetched, Shared, UpTo, to_offsets};
 use crate::backoff::Backoff;
-use crate::client::{Channel, Position};
+use crate::client::Channel;
 use crate::error::ClientError;
+use crate::position::Position;
 
 /// Maximum number of streams on one connection, half of what the server allows. Partitions that start at the same
 /// offset share a stream.

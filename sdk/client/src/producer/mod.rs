@@ -130,6 +130,16 @@ struct Shared {
     trouble: Mutex<Option<String>>,
 }
 
+impl Client {
+    /// Creates a producer, which has its own connection.
+    ///
+    /// # Panics
+    /// Panics if called outside a tokio runtime.
+    pub fn producer(&self, settings: ProducerSettings) -> Producer {
+        Producer::start(self.clone(), settings)
+    }
+}
+
 impl Producer {
     pub(crate) fn start(client: Client, settings: ProducerSettings) -> Self {
         let shared = Arc::new(Shared::new(client, settings));
