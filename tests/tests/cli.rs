@@ -179,6 +179,12 @@ fn a_topic_is_altered_and_shown_as_it_is_then() {
     assert_eq!(described["settings"]["cleanup"], "compact");
     assert_eq!(described["settings"]["delete_retention_ms"], 3_600_000);
     assert_eq!(described["partition_list"].as_array().unwrap().len(), 3);
+    // A topic that is created again under the same name has another id.
+    let made = || json_of(&server, &["topic", "create", "other"])["id"].as_str().unwrap().to_owned();
+    let first = made();
+    assert!(server.run(&["topic", "describe", "other"]).ok().contains(&first));
+    server.run(&["topic", "delete", "other"]).ok();
+    assert_ne!(first, made());
 
     fails(server.run(&["topic", "alter", "t"]), 2, &["nothing to alter"]);
     fails(server.run(&["topic", "alter", "t", "--retention", "7"]), 2, &["--retention", "such as 7d"]);

@@ -298,6 +298,7 @@ fn fields(topic: &v1::Topic) -> Table {
     let batch_bytes_max = settings.batch_bytes_max.map(|bytes| text::size(bytes.into()));
     let mut fields = vec![
         ("topic", named(topic)),
+        ("id", topic.topic_id.clone()),
         ("partitions", text::count(topic.partitions.into())),
         ("records", text::count(topic.records)),
         ("size", text::size(topic.bytes)),
@@ -367,6 +368,7 @@ fn to_json(topic: &v1::Topic) -> Value {
     let settings = topic.settings.unwrap_or_default();
     json!({
         "name": topic.name,
+        "id": topic.topic_id,
         "partitions": topic.partitions,
         "records": topic.records,
         "bytes": topic.bytes,
