@@ -163,6 +163,13 @@ async fn a_full_answer_costs_no_reads_of_the_partitions_after_it() {
     assert_eq!(fetch(130_000).await, 2);
     let few = reads.load(Ordering::SeqCst);
     assert!(few <= 4, "{few} reads for the records of two partitions");
+    // The answer is also complete if the client asks for more bytes than it has room for.
+    let all =
+        Fetch { from: from.clone(), bytes_min: 130_000, bytes_max: 130_000, wait_max: Duration::from_secs(3_600) };
+    let fetched = tokio::time::timeout(Duration::from_secs(60), running.broker.fetch(&all)).await;
+    assert!(
+        fetched.expect("a full answer is not waited for").iter().any(|of| !of.slice.as_ref().unwrap().runs.is_empty())
+    );
     running.stop().await;
 }
 

@@ -432,6 +432,40 @@ async fn added_partitions_are_produced_consumed_and_processed_exactly_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn partitions_for_many_groups_are_added_in_commits_of_bounded_size() {
+    const GROUPS: u64 = 25;
+    const ADDED: u64 = 999;
+    let (server, client, _data) = started();
+    let admin = client.admin();
+    admin.create_topic("t", Some(1), Default::default()).await.unwrap();
+    let group = |number: u64| format!("a group with a name of some length, number {number}");
+    let mut members = Vec::new();
+    for number in 0..GROUPS {
+        members.push(client.consumer(ConsumerSettings::topic("t").group(group(number))).unwrap());
+        let described = async || admin.describe_group(&group(number)).await;
+        soon("the group has begun", async {
+            while !described().await.is_ok_and(|group| group.offsets.iter().any(|of| of.committed_offset.is_some())) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+    let count = |name: &str| {
+        let page = server.metrics();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok());
+        line.unwrap_or_else(|| panic!("{name} is missing: {page}"))
+    };
+    let (commits, bytes) = (count("millstream_commits_total"), count("millstream_commit_bytes_total"));
+    admin.alter_topic(to_partitions("t", ADDED as u32 + 1)).await.unwrap();
+    let (commits, bytes) =
+        (count("millstream_commits_total") - commits, count("millstream_commit_bytes_total") - bytes);
+    assert!(commits >= 3 && bytes / commits < 2_000_000, "{bytes} bytes in {commits} commits");
+    // Each group has an offset in each partition.
+    let offsets = admin.describe_group(&group(GROUPS - 1)).await.unwrap().offsets;
+    assert_eq!(offsets.iter().filter(|of| of.committed_offset == Some(0)).count() as u64, ADDED + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn groups_that_began_at_the_latest_miss_nothing_of_added_partitions() {
     let (mut server, client, _data) = started();
     let admin = client.admin();
@@ -642,7 +676,7 @@ async fn deleted_in_use(client: &Client) {
             partitions,
             max_wait_ms: 60_000,
             min_bytes: u32::MAX,
-            max_bytes: 1,
+            max_bytes: u32::MAX,
             ..Default::default()
         };
         loop {

@@ -50,6 +50,13 @@ pub struct Fetched {
     pub slice: Result<Slice, BrokerError>,
 }
 
+impl FetchFrom {
+    /// Returns whether records to be read follow those of `slice`.
+    fn has_more(&self, slice: &Result<Slice, BrokerError>) -> bool {
+        slice.as_ref().is_ok_and(|slice| slice.next < self.until.unwrap_or(slice.end).min(slice.end))
+    }
+}
+
 impl Broker {
     /// Executes a [`Fetch`]. The result has an empty slice for each partition without new records.
     pub async fn fetch(&self, fetch: &Fetch) -> Vec<Fetched> {
@@ -65,7 +72,10 @@ impl Broker {
                 |(f, from): (&Fetched, &FetchFrom)| f.slice.as_ref().is_ok_and(|slice| slice.next > from.offset);
             let only_holes = bytes == 0 && fetched.iter().zip(&fetch.from).any(is_passed);
             let failed = fetched.iter().any(|f| f.slice.is_err());
-            if bytes >= fetch.bytes_min || only_holes || failed || ends.is_empty() || Instant::now() >= deadline {
+            // More records would not fit, however long the fetch waits.
+            let is_full = bytes > 0 && fetched.iter().zip(&fetch.from).any(|(f, from)| from.has_more(&f.slice));
+            let is_complete = bytes >= fetch.bytes_min || is_full || only_holes || failed;
+            if is_complete || ends.is_empty() || Instant::now() >= deadline {
                 return fetched;
             }
             let changed = select_all(ends.iter_mut().map(|end| Box::pin(end.changed())));
@@ -113,10 +123,8 @@ impl Broker {
             } else {
                 self.read_within(from, bytes_left, fetch.bytes_max).await
             };
-            if let Ok(slice) = &slice {
-                bytes_left = bytes_left.saturating_sub(slice.bytes());
-                is_full |= bytes_left < fetch.bytes_max && slice.next < from.until.unwrap_or(slice.end).min(slice.end);
-            }
+            bytes_left = bytes_left.saturating_sub(slice.as_ref().map_or(0, Slice::bytes));
+            is_full |= bytes_left < fetch.bytes_max && from.has_more(&slice);
             fetched.push(Fetched { partition: from.partition.clone(), slice });
         }
         fetched

@@ -9,7 +9,6 @@ use uuid::Uuid;
 use super::Broker;
 use super::operation::to_its_end;
 use crate::error::BrokerError;
-use crate::groups::Group;
 use crate::log::catalog_entries::{NEXT_TOPIC_ID, catalog_number, to_json, topic_key};
 use crate::log::commit::{Commit, OffsetChange};
 use crate::log::partition::Partition;
@@ -102,11 +101,14 @@ impl Broker {
         // The offsets of many groups and partitions may exceed what one commit should contain. If the alteration is
         // interrupted, offsets of partitions that do not exist do no harm.
         let mut offsets = self.offsets_of_added(&before, partitions);
-        while offsets.len() > OFFSETS_A_COMMIT_MAX {
-            let part = offsets.split_off(offsets.len() - OFFSETS_A_COMMIT_MAX);
+        loop {
+            let part: Vec<OffsetChange> = offsets.by_ref().take(OFFSETS_A_COMMIT_MAX).collect();
+            if part.len() < OFFSETS_A_COMMIT_MAX {
+                self.commit(Commit { catalog, offsets: part, ..Commit::default() }).await?.await?;
+                break;
+            }
             self.commit(Commit { offsets: part, ..Commit::default() }).await?.await?;
         }
-        self.commit(Commit { catalog, offsets, ..Commit::default() }).await?.await?;
         let topic = Arc::new(before.altered(meta));
         self.0.topics.write().insert(name.clone(), topic.clone());
         if partitions > current {
@@ -131,21 +133,20 @@ impl Broker {
     /// Returns offsets that make every group that reads the topic start new partitions at the first record. A group
     /// that started at the latest record must not miss records that are written before its members learn of the
     /// partitions.
-    fn offsets_of_added(&self, topic: &Arc<Topic>, partitions: u32) -> Vec<OffsetChange> {
-        let added = topic.partition_count()..partitions;
-        if added.is_empty() {
-            return Vec::new();
-        }
+    fn offsets_of_added(&self, topic: &Arc<Topic>, partitions: u32) -> impl Iterator<Item = OffsetChange> + use<> {
+        let (topic, added) = (topic.clone(), topic.partition_count()..partitions);
         let mut groups = self.0.groups.all();
         groups.retain(|group| group.members().reads(topic.name()) || group.has_committed(topic.id()));
-        let offset = |group: &Arc<Group>, partition| OffsetChange {
-            group: group.clone(),
-            topic: topic.clone(),
-            partition,
-            to: Some(Offset::ZERO.into()),
-            expected: None,
-        };
-        groups.iter().flat_map(|group| added.clone().map(|partition| offset(group, partition))).collect()
+        groups.into_iter().flat_map(move |group| {
+            let topic = topic.clone();
+            added.clone().map(move |partition| OffsetChange {
+                group: group.clone(),
+                topic: topic.clone(),
+                partition,
+                to: Some(Offset::ZERO.into()),
+                expected: None,
+            })
+        })
     }
 
     /// Returns a receiver that is notified when a topic was altered.
