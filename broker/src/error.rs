@@ -1,4 +1,4 @@
-//! Why the broker refuses a request. `grpc/status.rs` maps these to gRPC's codes.
+//! The reasons for which the broker refuses a request. `grpc/status.rs` maps them to gRPC's codes.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::name::{GroupId, InvalidGroupId, InvalidName, ProducerId, TopicName, T
 use crate::store::place::Offset;
 use crate::store::{DiskFull, StoreError};
 
-/// What was wrong, with which value, and what to do.
+/// The reason for which the broker refuses a request, with the value that was wrong and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum BrokerError {
     /// A name outside Kafka's rule.
@@ -38,13 +38,13 @@ pub enum BrokerError {
         what: &'static str,
         /// The value as given.
         value: String,
-        /// What is allowed.
+        /// The allowed values.
         allowed: String,
     },
     /// No such topic.
     #[error("there is no topic {topic:?}")]
     UnknownTopic {
-        /// The name as asked.
+        /// The name in the request.
         topic: String,
     },
     /// The topic has fewer partitions.
@@ -52,9 +52,9 @@ pub enum BrokerError {
     UnknownPartition {
         /// The topic.
         topic: TopicName,
-        /// The partition as asked.
+        /// The partition in the request.
         partition: u32,
-        /// How many there are.
+        /// The number of partitions that the topic has.
         partitions: u32,
     },
     /// A topic of that name exists.
@@ -68,7 +68,7 @@ pub enum BrokerError {
     TopicInUse {
         /// The topic.
         topic: TopicName,
-        /// Who uses it.
+        /// The pipelines that use the topic.
         pipelines: Vec<String>,
     },
     /// More partitions would move keys away from their state.
@@ -79,11 +79,11 @@ pub enum BrokerError {
     PartitionsInUse {
         /// The topic.
         topic: TopicName,
-        /// How many were asked for.
+        /// The requested number of partitions.
         partitions: u32,
-        /// How many there are.
+        /// The number of partitions that the topic has.
         current: u32,
-        /// Who uses it.
+        /// The pipeline that uses the topic.
         pipeline: String,
         /// The aggregate stage.
         stage: String,
@@ -104,7 +104,7 @@ pub enum BrokerError {
         topic: TopicName,
         /// The partition.
         partition: u32,
-        /// Which record of the request, from 0.
+        /// The record's index in the request, from 0.
         index: usize,
     },
     /// A record's timestamp that its topic does not allow.
@@ -117,11 +117,11 @@ pub enum BrokerError {
         topic: TopicName,
         /// The partition.
         partition: u32,
-        /// Which record of its batch, from 0.
+        /// The record's index in its batch, from 0.
         index: usize,
         /// In ms since the epoch.
         timestamp_ms: i64,
-        /// What is allowed.
+        /// The allowed values.
         allowed: String,
     },
     /// A record batch that is not sound.
@@ -205,7 +205,7 @@ pub enum BrokerError {
         found: i32,
         /// The oldest that is remembered.
         oldest: i32,
-        /// How many batches of a producer are remembered.
+        /// The number of batches of a producer that the partition remembers.
         remembered: usize,
     },
     /// The broker never handed that id out.
@@ -224,7 +224,7 @@ pub enum BrokerError {
         topic: TopicName,
         /// The partition.
         partition: u32,
-        /// The offset as asked.
+        /// The offset in the request.
         offset: i128,
         /// Log start offset.
         start: Offset,
@@ -251,7 +251,7 @@ pub enum BrokerError {
     /// No such group.
     #[error("there is no group {group:?}")]
     UnknownGroup {
-        /// The name as asked.
+        /// The name in the request.
         group: String,
     },
     /// A consumer asks for a pipeline's group, or the other way round.
@@ -267,7 +267,7 @@ pub enum BrokerError {
     GroupInUse {
         /// The group.
         group: GroupId,
-        /// Who uses it, and what to do about it.
+        /// The user of the group, and what to do about it.
         by: String,
     },
     /// The sender's generation is over.
@@ -295,12 +295,12 @@ pub enum BrokerError {
         topic_id: u32,
         /// The partition.
         partition: u32,
-        /// Where the step began; `None` where it expected no committed offset.
+        /// The offset at which the step began, or `None` if it expected no committed offset.
         expected: Option<Offset>,
-        /// Where the group stands.
+        /// The group's committed offset.
         current: Option<Offset>,
     },
-    /// A request of somebody who is no member of the group.
+    /// The sender of the request is not a member of the group.
     #[error("group {group}: {member} is not a member, or no longer one; join the group again")]
     UnknownMember {
         /// The group.
@@ -361,11 +361,11 @@ pub enum BrokerError {
         partition.topic, partition.partition
     )]
     UnreadableRecords {
-        /// Where they are.
+        /// The location of the records.
         partition: TopicPartition,
-        /// The first that was asked for.
+        /// The first offset of the read.
         offset: Offset,
-        /// What the disk says.
+        /// The error of the disk.
         source: Arc<StoreError>,
     },
 }
@@ -385,7 +385,7 @@ fn them(pipelines: &[String]) -> &'static str {
     if pipelines.len() == 1 { "the pipeline" } else { "these pipelines" }
 }
 
-/// What brings writes back.
+/// Returns what must happen until writes are accepted again.
 fn until(error: &StoreError) -> &'static str {
     if error.is_disk_full() { " until there is room on the disk and it is started again; reads go on" } else { "" }
 }

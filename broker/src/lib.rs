@@ -10,6 +10,7 @@ pub mod error;
 pub mod groups;
 pub mod grpc;
 pub mod hash;
+pub mod kafka;
 pub mod log;
 pub mod metrics;
 pub mod name;

@@ -35,6 +35,7 @@ struct Inner {
     refused_disk_full: Counter,
     connections: Gauge,
     connections_refused: Counter,
+    kafka_requests_refused: Counter,
 }
 
 impl fmt::Debug for BrokerMetrics {
@@ -59,6 +60,7 @@ impl BrokerMetrics {
             refused_disk_full: Counter::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
+            kafka_requests_refused: Counter::default(),
         };
         let mut add = |name: &str, help: &str, family: &Family<TopicLabels, Counter>| {
             registry.register(format!("millstream_topic_{name}"), help, family.clone());
@@ -87,6 +89,11 @@ impl BrokerMetrics {
             "Connections that were closed at once because too many were open",
             inner.connections_refused.clone(),
         );
+        registry.register(
+            "millstream_kafka_requests_refused",
+            "Connections of Kafka clients that were closed because of what they sent",
+            inner.kafka_requests_refused.clone(),
+        );
         Self(Arc::new(inner))
     }
 
@@ -96,6 +103,10 @@ impl BrokerMetrics {
 
     pub(crate) fn disconnected(&self) {
         self.0.connections.dec();
+    }
+
+    pub(crate) fn refused_kafka_request(&self) {
+        self.0.kafka_requests_refused.inc();
     }
 
     pub(crate) fn refused_connection(&self) {

@@ -21,6 +21,8 @@ pub struct Server {
     pub grpc: String,
     /// `127.0.0.1:port` of the HTTP listener.
     pub http: String,
+    /// `127.0.0.1:port` of the listener for Kafka's protocol, if there is one.
+    kafka: Option<String>,
 }
 
 /// Returns the path of this build's `millstream` program.
@@ -82,6 +84,7 @@ impl Server {
         Self {
             grpc: address("gRPC "),
             http: address("HTTP "),
+            kafka: line.contains("Kafka ").then(|| address("Kafka ")),
             program: program.to_owned(),
             data: data.to_owned(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
@@ -95,6 +98,14 @@ impl Server {
     /// Never, because the address is valid.
     pub fn client(&self) -> Client {
         Client::new(&self.grpc).expect("the address is valid")
+    }
+
+    /// Returns the address for clients that speak Kafka's protocol.
+    ///
+    /// # Panics
+    /// Panics if the server was started without `--kafka-address`.
+    pub fn kafka(&self) -> &str {
+        self.kafka.as_deref().expect("the server serves Kafka's protocol")
     }
 
     /// Returns the process id.

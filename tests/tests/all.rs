@@ -18,6 +18,7 @@ mod grpc;
 mod guests;
 mod idempotence;
 mod invariants;
+mod kafka;
 mod measure;
 mod readme;
 mod retention;

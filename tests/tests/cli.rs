@@ -631,7 +631,8 @@ fn a_pipeline_whose_records_are_gone_says_so_and_how_to_go_on() {
     wait_until("the pipeline stops", || reason().contains("offset 1 is out of range, 2 to 3 are there"));
     assert!(reason().contains("reset the offsets of group word-counts in topic lines to the earliest"), "{}", reason());
     let described = server.run(&["pipeline", "describe", "word-counts"]).ok();
-    let (reset, resume) = ("group reset word-counts --topic lines --to earliest", "pipeline resume word-counts");
+    let reset = "group reset word-counts --topic lines --partition 0 --to earliest";
+    let resume = "pipeline resume word-counts";
     for command in [reset, resume] {
         assert!(described.contains(&format!("`millstream {command}`")), "{described}");
         server.run(&command.split(' ').collect::<Vec<_>>()).ok();
@@ -652,6 +653,10 @@ fn a_stopped_pipeline_says_why_where_and_at_which_offset() {
     wait_until("the pipeline stops", || json_of(&server, &["pipeline", "list"])[0]["state"] == "stopped");
     let text = server.run(&["pipeline", "describe", "p"]).ok();
     assert!(text.contains("stage delayed, topic in, partition 0, offset 1: "), "{text}");
+    assert!(
+        text.contains("to leave it out, first run `millstream group reset p --topic in --partition 0 --to 2`"),
+        "{text}"
+    );
     assert_eq!(server.run(&["consume", "out", "--from", "earliest", "--until-end"]).ok(), "{\"delay\":20}\n");
     // Continues after the failed record.
     let reset = ["group", "reset", "p", "--topic", "in", "--partition", "0", "--to", "2"];
@@ -898,6 +903,9 @@ fn an_address_in_use_is_named() {
     let mut command = Command::new(millstream());
     let ran = run(command.args(["serve", "--log", "=,=", "--data"]).arg(folder.path().join("other")), "");
     fails(ran, 1, &["--log \"=,=\" is neither a level"]);
+    let mut command = Command::new(millstream());
+    let ran = run(command.args(["serve", "--log", "warn,debgu", "--data"]).arg(folder.path().join("other")), "");
+    fails(ran, 1, &["--log \"warn,debgu\" is neither a level", "error, warn, info, debug, trace"]);
 }
 
 #[test]

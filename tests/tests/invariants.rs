@@ -86,6 +86,11 @@ fn redb_is_known_to_the_store_alone() {
 }
 
 #[test]
+fn kafkas_messages_are_known_to_its_edge_alone() {
+    is_named_only_in("kafka_protocol", &CRATES, &["broker/src/kafka/"]);
+}
+
+#[test]
 fn wasmtime_is_known_to_the_host_alone() {
     is_named_only_in("wasmtime", &CRATES, &["runtime/src/host/"]);
     is_named_only_in("wit_component", &CRATES, &["runtime/src/host/"]);
@@ -148,8 +153,8 @@ fn time_randomness_and_storage_are_handed_in() {
 }
 
 /// The broker's modules from the lowest to the highest. Each may use those before it.
-const FOLDERS: [&str; 12] =
-    ["hash", "clock", "store", "name", "error", "metrics", "groups", "log", "broker", "net", "grpc", "lib"];
+const FOLDERS: [&str; 13] =
+    ["hash", "clock", "store", "name", "error", "metrics", "groups", "log", "broker", "net", "grpc", "kafka", "lib"];
 
 #[test]
 fn the_brokers_folders_know_only_what_is_below_them() {

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use millstream_record::split_batches;
+
 use super::Broker;
 use crate::error::BrokerError;
 use crate::log::partition::Partition;
+use crate::log::reader::ReadRange;
 use crate::store::place::Offset;
 
 /// A position in a partition.
@@ -38,5 +41,28 @@ impl Broker {
                 self.readers().run(find).await.unwrap_or(Err(BrokerError::ShuttingDown))
             }
         }
+    }
+
+    /// Returns the timestamp of the record at an offset or, if compaction has removed that record, of the one after it.
+    /// Returns `None` at the end of the log.
+    ///
+    /// # Errors
+    /// As [`Broker::read`], and [`BrokerError::Batch`] for a batch that does not parse.
+    pub async fn timestamp_of(&self, partition: &Arc<Partition>, offset: Offset) -> Result<Option<i64>, BrokerError> {
+        let range = ReadRange { from: offset, until: None, bytes_max: 1, one_at_least: true };
+        let Some(run) = self.read(partition, range).await?.runs.into_iter().next() else { return Ok(None) };
+        let limits = self.settings().limits;
+        let find = || {
+            for batch in split_batches(run) {
+                for record in &batch?.records(&limits)? {
+                    let record = record?;
+                    if record.offset >= offset.get() {
+                        return Ok(Some(record.timestamp_ms));
+                    }
+                }
+            }
+            Ok(None)
+        };
+        find().map_err(|source| partition.corrupt(source))
     }
 }

@@ -151,16 +151,40 @@ async fn describe(name: &str, output: &OutputArgs, client: &Client) -> anyhow::R
 
 /// Returns the commands that start a stopped pipeline again.
 fn how_to_go_on(pipeline: &v1::Pipeline) -> String {
-    let v1::Pipeline { name, from, .. } = pipeline;
-    let topic = match &from[..] {
-        [topic] => topic,
-        _ => "TOPIC",
+    let v1::Pipeline { name, reason, .. } = pipeline;
+    let resume = format!("`millstream pipeline resume {name}`");
+    let Some(Place { topic, partition, offset }) = Place::in_reason(reason) else {
+        return format!("{resume} tries again");
     };
-    format!(
-        "`millstream pipeline resume {name}` tries again; to leave records out, reset the offsets before that:\n  \
-         `millstream group reset {name} --topic {topic} --to earliest` goes on at the first record that is still stored,\n  \
-         `millstream group reset {name} --topic {topic} --to latest` at the next record that arrives"
-    )
+    let reset = format!("millstream group reset {name} --topic {topic} --partition {partition}");
+    if reason.contains(RECORDS_DELETED) {
+        format!("to continue at the first record that is still stored, run `{reset} --to earliest`, and then {resume}")
+    } else {
+        let next = offset + 1;
+        format!("{resume} tries the record again; to leave it out, first run `{reset} --to {next}`")
+    }
+}
+
+/// Part of the reason of a pipeline whose source records were deleted by retention before it read them.
+const RECORDS_DELETED: &str = "the records were deleted before they were read";
+
+/// The record at which a pipeline stopped.
+#[derive(Debug, PartialEq)]
+struct Place<'a> {
+    topic: &'a str,
+    partition: u32,
+    offset: u64,
+}
+
+impl<'a> Place<'a> {
+    /// Returns the first place that a pipeline's reason names, if it names one.
+    fn in_reason(reason: &'a str) -> Option<Self> {
+        let (_, rest) = reason.split_once("topic ")?;
+        let (topic, rest) = rest.split_once(", partition ")?;
+        let (partition, rest) = rest.split_once(", offset ")?;
+        let digits = rest.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(rest.len());
+        Some(Self { topic, partition: partition.parse().ok()?, offset: rest[..digits].parse().ok()? })
+    }
 }
 
 fn fields(pipeline: &v1::Pipeline) -> Table {
@@ -241,4 +265,22 @@ fn stage_to_json(stage: &v1::Stage) -> Value {
         "failures": stage.failures,
         "keys": stage.keys,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_names_the_place_of_a_record() {
+        let reason = "stage delayed, topic in, partition 3, offset 41: the value is not the expected JSON";
+        assert_eq!(Place::in_reason(reason), Some(Place { topic: "in", partition: 3, offset: 41 }));
+        let reason = "topic lines, partition 0, offset 1: topic lines, partition 0: offset 1 is out of range";
+        assert_eq!(Place::in_reason(reason), Some(Place { topic: "lines", partition: 0, offset: 1 }));
+        for reason in
+            ["", "the module cannot be loaded", "topic t, partition x, offset 1", "topic t, partition 1, offset "]
+        {
+            assert_eq!(Place::in_reason(reason), None, "{reason}");
+        }
+    }
 }

@@ -49,6 +49,10 @@ pub(crate) struct Args {
     /// The address of the HTTP endpoints for health and metrics; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7071", value_parser = amount::address)]
     pub(crate) http: SocketAddr,
+    /// The address for clients that speak Kafka's protocol; port 0 selects a free port. Producing and fetching are served,
+    /// consumer groups and transactions are not yet [default: not served]
+    #[arg(long, value_name = "ADDRESS", value_parser = amount::address)]
+    pub(crate) kafka_address: Option<SocketAddr>,
     /// Format of the log on stderr
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
@@ -115,6 +119,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     // use. Clients that connect already wait until the server is ready.
     let grpc = listen(args.grpc, "--grpc").await?;
     let http = listen(args.http, "--http").await?;
+    let kafka = match args.kafka_address {
+        Some(address) => Some(listen(address, "--kafka-address").await?),
+        None => None,
+    };
     let mut registry = Registry::default();
     let (broker, runtime) = open(&args, quotas, &mut registry).await?;
     let module_bytes_max = EngineSettings::default().module_bytes_max;
@@ -133,6 +141,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     allow_files(settings.connections_max);
     let grpc = tokio::spawn(millstream_broker::grpc::serve(routes, grpc, broker.clone(), settings, until_stopped()));
     let http = tokio::spawn(http::serve(http, state, until_stopped()));
+    let kafka_address = kafka.as_ref().map(TcpListener::local_addr).transpose()?;
+    let kafka = kafka.zip(kafka_address).map(|(listener, address)| {
+        let settings = args.bounds.kafka_settings(address);
+        tokio::spawn(millstream_broker::kafka::serve(listener, broker.clone(), settings, until_stopped()))
+    });
 
     // The signal handlers are installed before the line below, whose reader may stop the server at once.
     let stop_signal = stop_signal()?;
@@ -141,7 +154,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let version = env!("CARGO_PKG_VERSION");
     let mut out = io::stdout();
     // An error is ignored, because the server keeps running when the reader of its stdout is gone.
-    let _ = writeln!(out, "millstream {version} serves {data}: gRPC {grpc_address}, HTTP {http_address}");
+    let kafka_of_line = kafka_address.map(|address| format!(", Kafka {address}")).unwrap_or_default();
+    let _ =
+        writeln!(out, "millstream {version} serves {data}: gRPC {grpc_address}, HTTP {http_address}{kafka_of_line}");
     tracing::info!(%grpc_address, %http_address, %data, started_ms = begun.elapsed().as_millis() as u64, "ready");
 
     let failure = tokio::select! {
@@ -156,11 +171,18 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         runtime.stop().await;
     }
     broker.begin_stop();
-    let ended = async { (grpc.await, http.await) };
+    let kafka_ended = async {
+        match kafka {
+            Some(kafka) => kafka.await,
+            None => Ok(()),
+        }
+    };
+    let ended = async { (grpc.await, http.await, kafka_ended.await) };
     match tokio::time::timeout(Duration::from_secs(STOP_SECONDS_MAX), ended).await {
-        Ok((grpc, http)) => {
+        Ok((grpc, http, kafka)) => {
             grpc.context("the gRPC server panicked")?.map_err(|error| anyhow::anyhow!("gRPC: {error}"))?;
             http.context("the HTTP server panicked")?.context("HTTP")?;
+            kafka.context("the server of Kafka's protocol panicked")?;
         }
         Err(_) => tracing::warn!("calls are still open after {STOP_SECONDS_MAX} s: stopping without waiting for them"),
     }
@@ -223,9 +245,19 @@ fn allow_files(connections_max: usize) {
 }
 
 fn start_logging(args: &Args) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log).with_context(|| {
-        format!("--log {:?} is neither a level (error, warn, info, debug, trace) nor a filter", args.log)
-    })?;
+    let wrong = || {
+        format!(
+            "--log {:?} is neither a level (error, warn, info, debug, trace) nor levels by module, such as \
+             warn,millstream_runtime=debug",
+            args.log
+        )
+    };
+    let filter = EnvFilter::try_new(&args.log).with_context(wrong)?;
+    // A word that is no level would be taken for a module that logs everything, and nothing else would be logged.
+    let is_level = |part: &str| part.parse::<tracing::level_filters::LevelFilter>().is_ok();
+    if !args.log.split(',').all(|part| part.contains(['=', '[']) || is_level(part.trim())) {
+        anyhow::bail!(wrong());
+    }
     // The server continues without a log if stderr is closed.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);

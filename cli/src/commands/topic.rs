@@ -267,7 +267,7 @@ async fn list(output: &OutputArgs, client: &Client) -> anyhow::Result<ExitCode> 
                 text::count(topic.partitions.into()),
                 text::count(topic.records),
                 text::size(topic.bytes),
-                retention(&topic.settings.unwrap_or_default()),
+                retention(topic, &topic.settings.unwrap_or_default()),
             ]);
         }
         out.table(&table)?;
@@ -304,7 +304,7 @@ fn fields(topic: &v1::Topic) -> Table {
         ("size", text::size(topic.bytes)),
         ("segments", text::count(topic.segments.into())),
         ("cleanup", cleanup(&settings).to_owned()),
-        ("retention", retention(&settings)),
+        ("retention", retention(topic, &settings)),
     ];
     if settings.cleanup() != v1::Cleanup::Delete {
         let kept = settings.delete_retention_ms.map_or_else(|| "the server's default".into(), text::milliseconds);
@@ -358,7 +358,11 @@ fn cleanup(settings: &v1::TopicSettings) -> &'static str {
     }
 }
 
-fn retention(settings: &v1::TopicSettings) -> String {
+fn retention(topic: &v1::Topic, settings: &v1::TopicSettings) -> String {
+    // A repartition topic keeps only what its pipeline has not read.
+    if topic.internal {
+        return "until read".into();
+    }
     let limits = [settings.retention_ms.map(text::milliseconds), settings.retention_bytes.map(text::size)];
     let limits: Vec<_> = limits.into_iter().flatten().collect();
     if limits.is_empty() { "everything".into() } else { limits.join(", ") }

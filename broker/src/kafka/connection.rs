@@ -1,0 +1,161 @@
+//! One connection: reads requests and writes their answers, in the same order. Later requests are read while earlier ones
+//! are being answered.
+
+use bytes::{Bytes, BytesMut};
+use kafka_protocol::messages::ApiKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
+
+use super::Edge;
+use super::api::{self, Answer, Header};
+use crate::broker::caller::Caller;
+use crate::broker::quota::ClientId;
+use crate::name::shortened;
+use crate::net::connection::{Connection, Peer};
+
+/// Maximum number of requests of a connection that wait for their answer. Kafka's clients send up to five.
+const REQUESTS_MAX: usize = 16;
+
+/// Maximum size of a request that holds no records, in bytes. Ten thousand partitions take less than half of it.
+const COLD_REQUEST_BYTES_MAX: usize = 2 << 20;
+
+/// Bytes of a request's header before the client id: key, version, correlation id.
+const FIXED_HEADER_BYTES: usize = 8;
+
+/// Serves a connection until the peer closes it, sends what is no request, or the broker stops.
+pub(super) async fn run(connection: Connection, edge: Edge) {
+    let peer = connection.peer().clone();
+    let (reading, writing) = tokio::io::split(connection);
+    let (answers, queue) = mpsc::channel(REQUESTS_MAX);
+    let writer = tokio::spawn(write(writing, queue));
+    let mut requests = Requests { reading, peer, edge: edge.clone() };
+    loop {
+        let next = tokio::select! {
+            next = requests.next() => next,
+            () = answers.closed() => break,
+            () = edge.broker.stopped() => break,
+        };
+        match next {
+            Ok(Some(answer)) => {
+                if answers.send(answer).await.is_err() {
+                    break;
+                }
+            }
+            Ok(None) => break,
+            Err(refused) => {
+                edge.broker.metrics().refused_kafka_request();
+                tracing::warn!(peer = %requests.peer.ip, refused, "a connection of a Kafka client was closed");
+                break;
+            }
+        }
+    }
+    drop(answers);
+    // The writer ends with the connection. It does not panic.
+    let _ = writer.await;
+}
+
+/// Writes answers in their order. Ends when there are no more of them, or if the peer is gone.
+async fn write(mut writing: WriteHalf<Connection>, mut queue: mpsc::Receiver<Answer>) {
+    while let Some(answer) = queue.recv().await {
+        match answer.await {
+            Ok(Some(answer)) => {
+                if writing.write_all(&answer).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) => {}
+            Err(reason) => {
+                tracing::error!(reason, "a request of a Kafka client could not be answered");
+                break;
+            }
+        }
+    }
+    // The peer may have closed the connection already.
+    let _ = writing.shutdown().await;
+}
+
+/// The requests of a connection.
+struct Requests {
+    reading: ReadHalf<Connection>,
+    peer: Peer,
+    edge: Edge,
+}
+
+impl Requests {
+    /// Reads the next request, and begins to answer it. Returns `None` at the end of the connection.
+    ///
+    /// # Errors
+    /// A description for the log of what the peer sent.
+    async fn next(&mut self) -> Result<Option<Answer>, String> {
+        let Ok(length) = self.reading.read_i32().await else { return Ok(None) };
+        let most = self.edge.settings.request_bytes_max;
+        let length = usize::try_from(length).ok().filter(|length| (FIXED_HEADER_BYTES + 2..=most).contains(length));
+        let length = length.ok_or_else(|| format!("a request has an impossible length, or is over {most} bytes"))?;
+        let Some(mut header) = self.read(FIXED_HEADER_BYTES + 2).await else { return Ok(None) };
+        let [key, version] = [0, 2].map(|at| i16::from_be_bytes([header[at], header[at + 1]]));
+        let correlation_id = i32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+        let header_of = Header { key, version, correlation_id };
+        let named = i16::from_be_bytes([header[8], header[9]]);
+        let name_bytes = usize::try_from(named).unwrap_or(0);
+        if name_bytes > length - header.len() {
+            return Err(format!("key {key}, version {version}: the client id is longer than the request"));
+        }
+        let Some(name) = self.read(name_bytes).await else { return Ok(None) };
+        let name = String::from_utf8_lossy(&name).into_owned();
+        let told = |reason: String| format!("client {:?}, key {key}, version {version}: {reason}", shortened(&name));
+        let served = api::served(header_of).map_err(told)?;
+        let rest = length - FIXED_HEADER_BYTES - 2 - name_bytes;
+        // Kafka's client ids are free text. Quotas apply to those that follow the rule for names, and to addresses.
+        let client = ClientId::new(&name).unwrap_or_else(|_| self.peer.ip.into());
+        let caller = Caller::new(self.edge.broker.clone(), client, self.peer.in_flight.clone());
+        let in_flight = if served.key == ApiKey::Produce {
+            match caller.may_read(rest).await {
+                Some(permit) => Some(permit),
+                None => return Ok(None),
+            }
+        } else if rest > COLD_REQUEST_BYTES_MAX {
+            return Err(told(format!("{rest} bytes are over {COLD_REQUEST_BYTES_MAX}")));
+        } else {
+            None
+        };
+        let Some(mut body) = self.read(rest).await else { return Ok(None) };
+        // From the first flexible version on, headers end with tagged fields.
+        if served.key.request_header_version(version) >= 2 {
+            skip_tagged_fields(&mut body).ok_or_else(|| told("its header cannot be read".to_owned()))?;
+        }
+        header.clear();
+        api::begin(&self.edge, &caller, header_of, served, body, in_flight).await.map(Some).map_err(told)
+    }
+
+    /// Reads this many bytes. Returns `None` if the connection ends before.
+    async fn read(&mut self, bytes: usize) -> Option<Bytes> {
+        let mut read = BytesMut::zeroed(bytes);
+        self.reading.read_exact(&mut read).await.ok()?;
+        Some(read.freeze())
+    }
+}
+
+/// Skips the tagged fields of a header (KIP-482).
+fn skip_tagged_fields(body: &mut Bytes) -> Option<()> {
+    let count = varint(body)?;
+    for _ in 0..count {
+        varint(body)?;
+        let bytes = usize::try_from(varint(body)?).ok().filter(|bytes| *bytes <= body.len())?;
+        drop(body.split_to(bytes));
+    }
+    Some(())
+}
+
+/// Reads an unsigned variable-length integer of at most 32 bits.
+fn varint(body: &mut Bytes) -> Option<u32> {
+    let mut value = 0;
+    for at in 0..5 {
+        let byte = *body.first()?;
+        drop(body.split_to(1));
+        value |= u32::from(byte & 0x7f) << (7 * at);
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}

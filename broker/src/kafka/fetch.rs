@@ -1,0 +1,124 @@
+//! Fetch (key 1): record batches as they are stored. There are no fetch sessions (KIP-227): each request names all
+//! partitions, which clients do when the answer has the session id 0.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, TopicName};
+
+use super::{Edge, error_code};
+use crate::broker::caller::Caller;
+use crate::broker::fetch::{Fetch, FetchFrom, Fetched, WAIT_MAX};
+use crate::error::BrokerError;
+use crate::store::place::Offset;
+
+/// Maximum size of the batches in one answer, in bytes: Kafka's `fetch.max.bytes` by default.
+const FETCH_BYTES_MAX: usize = 55 << 20;
+
+/// The offset of a log that is unknown.
+const NO_OFFSET: i64 = -1;
+
+/// A partition of a request: where its answer belongs, and what is read.
+struct Wanted {
+    topic: usize,
+    index: i32,
+    offset: i64,
+    bytes_max: usize,
+    from: Result<FetchFrom, BrokerError>,
+}
+
+pub(super) async fn answer(edge: &Edge, caller: &Caller, request: FetchRequest) -> FetchResponse {
+    let mut topics: Vec<(TopicName, Vec<PartitionData>)> = Vec::with_capacity(request.topics.len());
+    let mut wanted = Vec::new();
+    for (at, topic) in request.topics.into_iter().enumerate() {
+        for partition in topic.partitions {
+            let from = fetch_from(edge, &topic.topic, partition.partition, partition.fetch_offset);
+            let bytes_max = usize::try_from(partition.partition_max_bytes).unwrap_or(0);
+            let (index, offset) = (partition.partition, partition.fetch_offset);
+            wanted.push(Wanted { topic: at, index, offset, bytes_max, from });
+        }
+        topics.push((topic.topic, Vec::new()));
+    }
+    let positive = |number: i32| usize::try_from(number).unwrap_or(0);
+    let refused = wanted.iter().any(|wanted| wanted.from.is_err());
+    let from: Vec<FetchFrom> = wanted.iter().filter_map(|wanted| wanted.from.as_ref().ok().cloned()).collect();
+    let wait_max = Duration::from_millis(positive(request.max_wait_ms) as u64).min(WAIT_MAX);
+    // A client with one partition may limit that one alone.
+    let of_partitions: usize = wanted.iter().map(|wanted| wanted.bytes_max).fold(0, usize::saturating_add);
+    let fetch = Fetch {
+        from,
+        bytes_min: positive(request.min_bytes),
+        bytes_max: positive(request.max_bytes).min(FETCH_BYTES_MAX).min(of_partitions),
+        // Errors are reported without waiting for records.
+        wait_max: if refused { Duration::ZERO } else { wait_max },
+    };
+    let fetched = tokio::select! {
+        fetched = caller.fetch(&fetch) => fetched,
+        () = edge.broker.stopped() => Vec::new(),
+    };
+    let mut fetched = fetched.into_iter();
+    for Wanted { topic, index, offset, from, .. } in wanted {
+        let read = match from {
+            Err(error) => Err(error),
+            Ok(_) => fetched.next().ok_or(BrokerError::ShuttingDown),
+        };
+        topics[topic].1.push(data(edge, index, offset, read));
+    }
+    let responses = topics.into_iter();
+    let responses = responses
+        .map(|(name, partitions)| FetchableTopicResponse::default().with_topic(name).with_partitions(partitions));
+    FetchResponse::default().with_responses(responses.collect())
+}
+
+fn fetch_from(edge: &Edge, topic: &TopicName, partition: i32, offset: i64) -> Result<FetchFrom, BrokerError> {
+    let topic = edge.broker.topic(topic)?;
+    let unknown = || BrokerError::UnknownTopic { topic: topic.name().as_str().to_owned() };
+    let partition = topic.partition(u32::try_from(partition).map_err(|_| unknown())?)?;
+    let offset = match Offset::new(offset) {
+        Some(offset) => offset,
+        None => return Err(partition.out_of_range(Offset::ZERO)),
+    };
+    Ok(FetchFrom { partition: partition.clone(), offset, until: None })
+}
+
+/// Returns the answer for one partition, and counts its records in the metrics.
+fn data(edge: &Edge, index: i32, from: i64, read: Result<Fetched, BrokerError>) -> PartitionData {
+    let data = PartitionData::default()
+        .with_partition_index(index)
+        .with_high_watermark(NO_OFFSET)
+        .with_last_stable_offset(NO_OFFSET)
+        .with_log_start_offset(NO_OFFSET)
+        .with_preferred_read_replica(BrokerId(-1))
+        .with_records(Some(Bytes::new()));
+    let (partition, slice) = match read.map(|Fetched { partition, slice }| (partition, slice)) {
+        Ok((partition, Ok(slice))) => (partition, slice),
+        Ok((partition, Err(error))) => {
+            return data
+                .with_error_code(error_code::code(&error))
+                .with_high_watermark(partition.end().get())
+                .with_log_start_offset(partition.start().get());
+        }
+        Err(error) => return data.with_error_code(error_code::code(&error)),
+    };
+    let bytes = slice.bytes();
+    let mut runs = slice.runs.into_iter();
+    let records = match (runs.next(), runs.len()) {
+        (None, _) => Bytes::new(),
+        (Some(run), 0) => run,
+        (Some(first), _) => {
+            let mut records = BytesMut::with_capacity(bytes);
+            records.extend_from_slice(&first);
+            runs.for_each(|run| records.extend_from_slice(&run));
+            records.freeze()
+        }
+    };
+    if bytes > 0 {
+        let records = slice.next.get().abs_diff(from);
+        edge.broker.metrics().fetched(&partition.name().topic, records, bytes as u64);
+    }
+    data.with_high_watermark(slice.end.get())
+        .with_last_stable_offset(slice.end.get())
+        .with_log_start_offset(slice.start.get())
+        .with_records(Some(records))
+}

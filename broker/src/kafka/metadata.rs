@@ -1,0 +1,75 @@
+//! Metadata (key 3): this node, and topics with their partitions. Creates topics that do not exist, if the server and the
+//! client allow it.
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::metadata_response::{
+    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+};
+use kafka_protocol::messages::{BrokerId, MetadataRequest, MetadataResponse};
+use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
+
+use super::{Edge, NODE_ID, error_code};
+use crate::error::BrokerError;
+use crate::log::topic::{Topic, TopicSettings};
+use crate::name::TopicName;
+use crate::store::LEADER_EPOCH;
+
+pub(super) async fn answer(edge: &Edge, request: MetadataRequest, version: i16) -> MetadataResponse {
+    // Version 0 asks for all topics with an empty list, later versions with none.
+    let all = request.topics.as_ref().is_none_or(|topics| version == 0 && topics.is_empty());
+    let mut topics = Vec::new();
+    if all {
+        topics.extend(edge.broker.topics().iter().map(|topic| described(topic)));
+    }
+    for wanted in request.topics.into_iter().flatten() {
+        topics.push(match &wanted.name {
+            Some(name) => match find(edge, name, request.allow_auto_topic_creation || version < 4).await {
+                Ok(topic) => described(&topic),
+                Err(error) => refused(error_code::code(&error)).with_name(wanted.name),
+            },
+            None => match edge.broker.topics().iter().find(|topic| topic.uuid() == wanted.topic_id) {
+                Some(topic) => described(topic),
+                None => refused(ResponseError::UnknownTopicId.code()).with_topic_id(wanted.topic_id),
+            },
+        });
+    }
+    let node =
+        MetadataResponseBroker::default().with_node_id(BrokerId(NODE_ID)).with_host(edge.host()).with_port(edge.port());
+    MetadataResponse::default().with_brokers(vec![node]).with_controller_id(BrokerId(NODE_ID)).with_topics(topics)
+}
+
+/// Finds a topic, and creates it if that is allowed.
+async fn find(edge: &Edge, name: &str, may_create: bool) -> Result<std::sync::Arc<Topic>, BrokerError> {
+    let valid = TopicName::new(name)?;
+    match edge.broker.topic(name) {
+        Err(BrokerError::UnknownTopic { .. }) if may_create && edge.settings.auto_create_topics => {}
+        found => return found,
+    }
+    let partitions = edge.settings.partitions_default;
+    match edge.broker.create_topic(&valid, partitions, TopicSettings::default(), false).await {
+        // Another client was faster.
+        Err(BrokerError::TopicExists { .. }) => edge.broker.topic(name),
+        created => created,
+    }
+}
+
+fn refused(code: i16) -> MetadataResponseTopic {
+    MetadataResponseTopic::default().with_error_code(code).with_topic_id(Uuid::nil())
+}
+
+fn described(topic: &Topic) -> MetadataResponseTopic {
+    let partition = |number: u32| {
+        MetadataResponsePartition::default()
+            .with_partition_index(number as i32)
+            .with_leader_id(BrokerId(NODE_ID))
+            .with_leader_epoch(LEADER_EPOCH)
+            .with_replica_nodes(vec![BrokerId(NODE_ID)])
+            .with_isr_nodes(vec![BrokerId(NODE_ID)])
+    };
+    MetadataResponseTopic::default()
+        .with_name(Some(StrBytes::from_string(topic.name().as_str().to_owned()).into()))
+        .with_topic_id(topic.uuid())
+        .with_is_internal(topic.meta().internal)
+        .with_partitions((0..topic.partition_count()).map(partition).collect())
+}

@@ -1,0 +1,93 @@
+//! Kafka's wire protocol: one more edge over the broker. This folder translates between Kafka's messages and the domain, and
+//! has one file for each API.
+//!
+//! Served so far: connecting, metadata with auto-creation of topics, producing (idempotent producers included), fetching and
+//! offsets. Consumer groups, transactions and administration are missing, and are not advertised.
+
+mod api;
+mod api_versions;
+mod connection;
+mod error_code;
+mod fetch;
+mod guarded;
+mod init_producer_id;
+mod list_offsets;
+mod metadata;
+mod produce;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use kafka_protocol::protocol::StrBytes;
+use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
+
+use crate::broker::Broker;
+use crate::net::listener::{self, NetSettings};
+
+/// The settings of the listener for Kafka's protocol.
+#[derive(Clone, Debug)]
+pub struct KafkaSettings {
+    /// The host that clients are told to connect to.
+    pub advertised_host: String,
+    /// The port that clients are told to connect to.
+    pub advertised_port: u16,
+    /// Maximum number of open connections. Further ones are closed at once.
+    pub connections_max: usize,
+    /// Maximum total size of the produce requests of one connection that wait for their commit, in bytes.
+    pub connection_bytes_in_flight_max: usize,
+    /// Maximum size of a request, in bytes: Kafka's `socket.request.max.bytes`.
+    pub request_bytes_max: usize,
+    /// How long a peer may leave its socket full, in ms.
+    pub stall_max_ms: u64,
+    /// Whether a topic that a client asks for is created if it does not exist: Kafka's `auto.create.topics.enable`.
+    pub auto_create_topics: bool,
+    /// Number of partitions of topics that are created without one: Kafka's `num.partitions`.
+    pub partitions_default: u32,
+}
+
+/// What the APIs need to answer a request.
+#[derive(Clone)]
+struct Edge {
+    broker: Broker,
+    settings: Arc<KafkaSettings>,
+}
+
+impl Edge {
+    /// Returns the advertised host.
+    fn host(&self) -> StrBytes {
+        StrBytes::from_string(self.settings.advertised_host.clone())
+    }
+
+    /// Returns the advertised port.
+    fn port(&self) -> i32 {
+        self.settings.advertised_port.into()
+    }
+}
+
+/// The number of the only node.
+const NODE_ID: i32 = 0;
+
+/// Serves Kafka's protocol until `stop` completes. Then waits until the accepted requests are answered.
+pub async fn serve(listener: TcpListener, broker: Broker, settings: KafkaSettings, stop: impl Future<Output = ()>) {
+    let net = NetSettings {
+        connections_max: settings.connections_max,
+        connection_bytes_in_flight_max: settings.connection_bytes_in_flight_max,
+        stall_max: Duration::from_millis(settings.stall_max_ms),
+    };
+    let mut connections = Box::pin(listener::accept(listener, &net, broker.metrics().clone()));
+    let edge = Edge { broker, settings: Arc::new(settings) };
+    let open = TaskTracker::new();
+    let accepted = async {
+        while let Some(Ok(connection)) = connections.next().await {
+            open.spawn(connection::run(connection, edge.clone()));
+        }
+    };
+    tokio::select! {
+        () = accepted => {}
+        () = stop => {}
+    }
+    open.close();
+    open.wait().await;
+}

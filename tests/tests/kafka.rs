@@ -1,0 +1,360 @@
+//! Kafka's protocol: every version of every API is answered, batches are stored as they came, and nothing that a client
+//! sends harms others.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::{
+    ApiVersionsRequest, ApiVersionsResponse, BrokerId, FetchRequest, FetchResponse, InitProducerIdRequest,
+    InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest, MetadataResponse, ProduceRequest,
+    ProduceResponse, RequestHeader, ResponseHeader, TopicName,
+};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
+use millstream_record::{BatchBuilder, Compression, Limits, split_batches};
+use millstream_tests::server::Server;
+use tempfile::TempDir;
+
+/// A server that serves Kafka's protocol.
+fn started() -> (Server, TempDir) {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start_with(data.path(), &["--kafka-address", "127.0.0.1:0"]);
+    (server, data)
+}
+
+/// A connection that sends and receives single messages.
+struct Client(TcpStream);
+
+impl Client {
+    fn of(server: &Server) -> Self {
+        let stream = TcpStream::connect(server.kafka()).unwrap();
+        // The limit is meant for tests that hang.
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        Self(stream)
+    }
+
+    /// Sends a request.
+    fn send<R: Request>(&mut self, version: i16, correlation_id: i32, request: &R) {
+        let mut bytes = BytesMut::new();
+        let header = RequestHeader::default()
+            .with_request_api_key(R::KEY)
+            .with_request_api_version(version)
+            .with_correlation_id(correlation_id)
+            .with_client_id(Some(StrBytes::from_static_str("test")));
+        header.encode(&mut bytes, R::header_version(version)).unwrap();
+        request.encode(&mut bytes, version).unwrap();
+        self.send_frame(&bytes);
+    }
+
+    fn send_frame(&mut self, frame: &[u8]) {
+        let mut bytes = BytesMut::new();
+        bytes.put_i32(frame.len() as i32);
+        bytes.put_slice(frame);
+        self.0.write_all(&bytes).unwrap();
+    }
+
+    /// Receives the next answer, without its length.
+    fn receive(&mut self) -> Bytes {
+        let mut length = [0; 4];
+        self.0.read_exact(&mut length).unwrap();
+        let mut bytes = vec![0; i32::from_be_bytes(length) as usize];
+        self.0.read_exact(&mut bytes).unwrap();
+        bytes.into()
+    }
+
+    /// Receives the answer to a request, and checks its header.
+    fn answer<A: Decodable + HeaderVersion>(&mut self, version: i16, correlation_id: i32) -> A {
+        let mut bytes = self.receive();
+        let header = ResponseHeader::decode(&mut bytes, A::header_version(version)).unwrap();
+        assert_eq!(header.correlation_id, correlation_id);
+        let answer = A::decode(&mut bytes, version).unwrap();
+        assert!(!bytes.has_remaining(), "{} bytes follow the answer", bytes.remaining());
+        answer
+    }
+
+    fn call<R: Request>(&mut self, version: i16, request: &R) -> R::Response {
+        self.send(version, i32::from(version), request);
+        self.answer(version, i32::from(version))
+    }
+
+    /// Waits until the server closes the connection. Returns whether it does so without an answer.
+    fn closes(&mut self) -> bool {
+        match self.0.read(&mut [0]) {
+            Ok(read) => read == 0,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+fn text(name: &'static str) -> StrBytes {
+    StrBytes::from_static_str(name)
+}
+
+fn topic(name: &'static str) -> TopicName {
+    TopicName(text(name))
+}
+
+fn batch(timestamp_ms: i64, value: &str) -> Bytes {
+    let mut builder = BatchBuilder::new(Compression::None);
+    builder.push(timestamp_ms, Some(b"k"), Some(value.as_bytes()), [("h", Some(&b"1"[..])), ("h", None)]);
+    builder.finish().unwrap().into_bytes()
+}
+
+fn produce_request(name: &'static str, partition: i32, records: Bytes) -> ProduceRequest {
+    let partition = PartitionProduceData::default().with_index(partition).with_records(Some(records));
+    let data = TopicProduceData::default().with_name(topic(name)).with_partition_data(vec![partition]);
+    ProduceRequest::default().with_acks(-1).with_timeout_ms(30_000).with_topic_data(vec![data])
+}
+
+fn fetch_request(name: &'static str, offset: i64) -> FetchRequest {
+    let partition = FetchPartition::default().with_fetch_offset(offset).with_partition_max_bytes(1 << 20);
+    let wanted = FetchTopic::default().with_topic(topic(name)).with_partitions(vec![partition]);
+    FetchRequest::default()
+        .with_replica_id(BrokerId(-1))
+        .with_min_bytes(1)
+        .with_max_bytes(1 << 20)
+        .with_topics(vec![wanted])
+}
+
+fn list_request(name: &'static str, timestamp: i64) -> ListOffsetsRequest {
+    let partition = ListOffsetsPartition::default().with_timestamp(timestamp);
+    let wanted = ListOffsetsTopic::default().with_name(topic(name)).with_partitions(vec![partition]);
+    ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(vec![wanted])
+}
+
+fn versions_request(version: i16) -> ApiVersionsRequest {
+    match version {
+        0..3 => ApiVersionsRequest::default(),
+        _ => ApiVersionsRequest::default()
+            .with_client_software_name(text("test"))
+            .with_client_software_version(text("1.0")),
+    }
+}
+
+#[test]
+fn every_version_that_is_advertised_is_answered() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    let mut tried = 0;
+    let advertised = client.call(0, &versions_request(0)).api_keys;
+    for api in &advertised {
+        // Version 0 to 2 of Produce are advertised for the sake of librdkafka, and no client sends them.
+        let from = if api.api_key == ProduceRequest::KEY { 3 } else { api.min_version };
+        for version in from..=api.max_version {
+            tried += 1;
+            match api.api_key {
+                ApiVersionsRequest::KEY => {
+                    let answer: ApiVersionsResponse = client.call(version, &versions_request(version));
+                    assert_eq!((answer.error_code, answer.api_keys.len()), (0, advertised.len()));
+                }
+                MetadataRequest::KEY => {
+                    let wanted = MetadataRequestTopic::default().with_name(Some(topic("t")));
+                    let request = MetadataRequest::default().with_topics(Some(vec![wanted]));
+                    let answer: MetadataResponse = client.call(version, &request);
+                    let found = &answer.topics[0];
+                    assert_eq!((found.error_code, found.partitions.len(), answer.brokers[0].node_id.0), (0, 1, 0));
+                    assert_eq!(format!("127.0.0.1:{}", answer.brokers[0].port), server.kafka());
+                }
+                ProduceRequest::KEY => {
+                    create(&mut client, "t");
+                    let value = format!("version {version}");
+                    let request = produce_request("t", 0, batch(i64::from(version), &value));
+                    let answer: ProduceResponse = client.call(version, &request);
+                    let stored = &answer.responses[0].partition_responses[0];
+                    assert_eq!((stored.error_code, stored.base_offset), (0, i64::from(version) - 3));
+                }
+                FetchRequest::KEY => {
+                    create(&mut client, "f");
+                    if version == from {
+                        client.call(9, &produce_request("f", 0, batch(7, "fetched")));
+                    }
+                    let answer: FetchResponse = client.call(version, &fetch_request("f", 0));
+                    let read = &answer.responses[0].partitions[0];
+                    assert_eq!((read.error_code, read.high_watermark), (0, 1), "version {version}");
+                    assert_eq!(values(read.records.clone().unwrap()), ["fetched"]);
+                }
+                ListOffsetsRequest::KEY => {
+                    create(&mut client, "l");
+                    if version == from {
+                        client.call(9, &produce_request("l", 0, batch(50, "first")));
+                        client.call(9, &produce_request("l", 0, batch(60, "second")));
+                    }
+                    for (timestamp, offset, found_ms) in
+                        [(-2, 0, -1), (-1, 2, -1), (51, 1, 60), (50, 0, 50), (61, -1, -1), (-3, 1, 60)]
+                    {
+                        let answer: ListOffsetsResponse = client.call(version, &list_request("l", timestamp));
+                        let found = &answer.topics[0].partitions[0];
+                        assert_eq!(
+                            (found.error_code, found.offset, found.timestamp),
+                            (0, offset, found_ms),
+                            "version {version}, {timestamp}"
+                        );
+                    }
+                }
+                InitProducerIdRequest::KEY => {
+                    let request = InitProducerIdRequest::default().with_transaction_timeout_ms(60_000);
+                    let request = request.with_transactional_id(None);
+                    let answer: InitProducerIdResponse = client.call(version, &request);
+                    assert!(
+                        answer.error_code == 0 && answer.producer_id.0 >= 0 && answer.producer_epoch == 0,
+                        "{answer:?}"
+                    );
+                }
+                other => panic!("no test for key {other}"),
+            }
+        }
+    }
+    assert!(tried > 40, "{tried} versions");
+}
+
+/// Asks for a topic, which creates it.
+fn create(client: &mut Client, name: &'static str) {
+    let wanted = MetadataRequestTopic::default().with_name(Some(topic(name)));
+    client.call(9, &MetadataRequest::default().with_topics(Some(vec![wanted])).with_allow_auto_topic_creation(true));
+}
+
+fn values(records: Bytes) -> Vec<String> {
+    let mut values = Vec::new();
+    for batch in split_batches(records) {
+        for record in &batch.unwrap().records(&Limits::default()).unwrap() {
+            values.push(String::from_utf8(record.unwrap().value.unwrap().to_vec()).unwrap());
+        }
+    }
+    values
+}
+
+#[test]
+fn a_version_of_api_versions_that_is_not_served_is_answered_in_version_0() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    // A flexible header and a body that this server does not know.
+    let mut frame = BytesMut::new();
+    frame.put_slice(&[0, 18, 0, 99, 0, 0, 0, 7, 0, 1, b'c', 0, 9, 9, 9]);
+    client.send_frame(&frame);
+    let answer: ApiVersionsResponse = client.answer(0, 7);
+    assert_eq!(answer.error_code, ResponseError::UnsupportedVersion.code());
+    assert_eq!(answer.api_keys.iter().map(|api| api.api_key).collect::<Vec<_>>(), [18]);
+    // The connection stays open.
+    assert_eq!(client.call(3, &versions_request(3)).error_code, 0);
+}
+
+#[test]
+fn records_of_both_protocols_are_the_same() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    create(&mut client, "t");
+    let sent = batch(1_000, "from Kafka");
+    client.call(9, &produce_request("t", 0, sent.clone()));
+    server.run_with_input(&["produce", "t"], "from gRPC\n").ok();
+    assert_eq!(server.run(&["consume", "t", "--from", "earliest", "--until-end"]).ok(), "from Kafka\nfrom gRPC\n");
+    let answer: FetchResponse = client.call(12, &fetch_request("t", 0));
+    let records = answer.responses[0].partitions[0].records.clone().unwrap();
+    assert_eq!(values(records.clone()), ["from Kafka", "from gRPC"]);
+    // The batch is stored as it came, with its duplicate headers. Only the base offset and the leader epoch are the log's.
+    assert_eq!(records[16..sent.len()], sent[16..]);
+}
+
+#[test]
+fn errors_have_kafkas_codes_and_concern_one_partition() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    create(&mut client, "t");
+    let produced = |answer: ProduceResponse| answer.responses[0].partition_responses[0].error_code;
+    let unknown = ResponseError::UnknownTopicOrPartition.code();
+    assert_eq!(produced(client.call(9, &produce_request("missing", 0, batch(0, "v")))), unknown);
+    assert_eq!(produced(client.call(9, &produce_request("t", 7, batch(0, "v")))), unknown);
+    assert_eq!(produced(client.call(9, &produce_request("t", -1, batch(0, "v")))), unknown);
+    let mut damaged = BytesMut::from(&batch(0, "v")[..]);
+    damaged[70] ^= 1;
+    let corrupt = ResponseError::CorruptMessage.code();
+    assert_eq!(produced(client.call(9, &produce_request("t", 0, damaged.freeze()))), corrupt);
+    let acks = produce_request("t", 0, batch(0, "v")).with_acks(2);
+    assert_eq!(produced(client.call(9, &acks)), ResponseError::InvalidRequiredAcks.code());
+    let fetched: FetchResponse = client.call(12, &fetch_request("t", 5));
+    assert_eq!(fetched.responses[0].partitions[0].error_code, ResponseError::OffsetOutOfRange.code());
+    let transactional = InitProducerIdRequest::default().with_transactional_id(Some(text("tx").into()));
+    let refused: InitProducerIdResponse = client.call(4, &transactional);
+    assert_eq!(refused.error_code, ResponseError::TransactionalIdAuthorizationFailed.code());
+    // Nothing was stored.
+    let list: ListOffsetsResponse = client.call(5, &list_request("t", -1));
+    assert_eq!(list.topics[0].partitions[0].offset, 0);
+}
+
+#[test]
+fn answers_come_in_the_order_of_the_requests_and_acks_0_has_none() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    create(&mut client, "t");
+    for number in 0..10 {
+        let acks = if number % 2 == 0 { -1 } else { 0 };
+        client.send(9, number, &produce_request("t", 0, batch(0, &number.to_string())).with_acks(acks));
+    }
+    client.send(12, 10, &fetch_request("t", 0));
+    for number in (0..10).step_by(2) {
+        let answer: ProduceResponse = client.answer(9, number);
+        assert_eq!(answer.responses[0].partition_responses[0].base_offset, i64::from(number));
+    }
+    let fetched: FetchResponse = client.answer(12, 10);
+    let all: Vec<_> = (0..10).map(|number| number.to_string()).collect();
+    // The last record has no acknowledgement, so it may not be there yet.
+    let read = values(fetched.responses[0].partitions[0].records.clone().unwrap());
+    assert!(read.len() >= 9 && all.starts_with(&read), "{read:?}");
+}
+
+#[test]
+fn what_is_no_request_ends_its_connection_alone() {
+    let (server, _data) = started();
+    let mut other = Client::of(&server);
+    create(&mut other, "t");
+    let header = |key: i16, version: i16| {
+        let mut bytes = BytesMut::new();
+        bytes.put_i16(key);
+        bytes.put_i16(version);
+        bytes.put_slice(&[0, 0, 0, 1, 0, 1, b'c']);
+        bytes
+    };
+    let with = |key: i16, version: i16, body: &[u8]| [&header(key, version)[..], body].concat();
+    let frames = [
+        // Unknown APIs, and versions that are not served.
+        with(999, 0, &[]),
+        with(-1, 0, &[]),
+        with(0, 2, &[0; 20]),
+        with(1, 99, &[0; 20]),
+        // Counts and lengths that exceed the request.
+        with(3, 4, &[0x7f, 0xff, 0xff, 0xff, 0]),
+        with(3, 12, &[0, 0xff, 0xff, 0xff, 0xff, 0x0f]),
+        with(
+            1,
+            4,
+            &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0x7f, 0xff, 0xff, 0xff],
+        ),
+        // A client id and tagged fields that are longer than the request.
+        [&header(3, 4)[..8], &[0x7f, 0xff]].concat(),
+        with(3, 12, &[1, 1, 0xff, 0x7f]),
+        // A body that is cut off.
+        with(2, 5, &[0xff, 0xff]),
+    ];
+    for frame in &frames {
+        let mut client = Client::of(&server);
+        client.send_frame(frame);
+        assert!(client.closes(), "{frame:?}");
+    }
+    for length in [-1i32, 0, 3, i32::MAX] {
+        let mut client = Client::of(&server);
+        client.0.write_all(&length.to_be_bytes()).unwrap();
+        assert!(client.closes(), "length {length}");
+    }
+    // Half a request, and then silence.
+    let mut silent = Client::of(&server);
+    silent.0.write_all(&[0, 0, 1, 0, 0, 3]).unwrap();
+    assert_eq!(other.call(3, &versions_request(3)).error_code, 0);
+    let metrics = server.metrics();
+    let refused = format!("millstream_kafka_requests_refused_total {}", frames.len() + 4);
+    assert!(metrics.contains(&refused), "{metrics}");
+}
