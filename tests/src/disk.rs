@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use millstream_broker::store::{Entry, FileSystem, Lock, Open, StorageBackend, StoreOptions};
+use millstream_broker::store::{Entry, FileSystem, Lock, Open, StorageBackend, StoreFile, StoreOptions};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -568,7 +568,7 @@ impl Disk {
 }
 
 impl FileSystem for Disk {
-    fn open(&self, path: &Path, how: Open) -> Result<Box<dyn StorageBackend>> {
+    fn open(&self, path: &Path, how: Open) -> Result<Box<dyn StoreFile>> {
         let found = self.look(|state| state.find(path))?;
         let number = match (found, how) {
             (Some(_), Open::New) => return Err(ErrorKind::AlreadyExists.into()),
@@ -589,7 +589,7 @@ impl FileSystem for Disk {
         Ok(Box::new(file))
     }
 
-    fn scratch(&self, folder: &Path) -> Result<Box<dyn StorageBackend>> {
+    fn scratch(&self, folder: &Path) -> Result<Box<dyn StoreFile>> {
         let number = self.look(|state| {
             state.folder_mut(folder)?;
             let number = state.next;
@@ -727,6 +727,8 @@ impl OpenFile {
         self.disk.begin(self.kind, call, format_args!("{call:?} {} {what}", self.path.display()))
     }
 }
+
+impl StoreFile for OpenFile {}
 
 impl StorageBackend for OpenFile {
     fn len(&self) -> Result<u64> {

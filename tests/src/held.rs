@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millstream_broker::store::{StorageBackend, StoreOptions};
+use millstream_broker::store::{StorageBackend, StoreFile, StoreOptions};
 use parking_lot::{Condvar, Mutex};
 
 /// A disk whose syncs block while it is held.
@@ -62,7 +62,7 @@ impl Held {
 }
 
 struct HeldDisk {
-    disk: Box<dyn StorageBackend>,
+    disk: Box<dyn StoreFile>,
     held: Held,
 }
 
@@ -71,6 +71,8 @@ impl std::fmt::Debug for HeldDisk {
         f.write_str("HeldDisk")
     }
 }
+
+impl StoreFile for HeldDisk {}
 
 impl StorageBackend for HeldDisk {
     fn len(&self) -> Result<u64, std::io::Error> {

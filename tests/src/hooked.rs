@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use millstream_broker::store::{Entry, FileSystem, Lock, Open, StorageBackend, StoreOptions, system_files};
+use millstream_broker::store::{Entry, FileSystem, Lock, Open, StorageBackend, StoreFile, StoreOptions, system_files};
 
 pub use crate::disk::Call;
 
@@ -14,7 +14,7 @@ type Hook = dyn Fn(&Path, Call) -> io::Result<()> + Send + Sync;
 /// Returns options for a store on a disk that calls `hook` with the file's path before each call.
 pub fn options(hook: impl Fn(&Path, Call) -> io::Result<()> + Send + Sync + 'static) -> StoreOptions {
     let hook: Arc<Hook> = Arc::new(hook);
-    let wrap = move |path: &Path, disk: Box<dyn StorageBackend>| -> Box<dyn StorageBackend> {
+    let wrap = move |path: &Path, disk: Box<dyn StoreFile>| -> Box<dyn StoreFile> {
         Box::new(HookedFile { path: path.into(), disk, hook: hook.clone() })
     };
     StoreOptions { wrap: Some(Arc::new(wrap)), ..StoreOptions::default() }
@@ -37,10 +37,10 @@ impl std::fmt::Debug for TellingFileSystem {
 }
 
 impl FileSystem for TellingFileSystem {
-    fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn StorageBackend>> {
+    fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn StoreFile>> {
         self.system.open(path, how)
     }
-    fn scratch(&self, folder: &Path) -> io::Result<Box<dyn StorageBackend>> {
+    fn scratch(&self, folder: &Path) -> io::Result<Box<dyn StoreFile>> {
         self.system.scratch(folder)
     }
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
@@ -83,7 +83,7 @@ pub fn is_thread(name: &str) -> bool {
 
 struct HookedFile {
     path: Box<Path>,
-    disk: Box<dyn StorageBackend>,
+    disk: Box<dyn StoreFile>,
     hook: Arc<Hook>,
 }
 
@@ -98,6 +98,8 @@ impl std::fmt::Debug for HookedFile {
         write!(f, "HookedFile({})", self.path.display())
     }
 }
+
+impl StoreFile for HookedFile {}
 
 impl StorageBackend for HookedFile {
     fn len(&self) -> io::Result<u64> {

@@ -22,7 +22,7 @@ use millstream_api::v1::{ErrorCode, Format, member_request, position, reset_grou
 use millstream_api::{ERROR_TRAILER, MESSAGE_BYTES_MAX, v1};
 use millstream_broker::clock::SystemClock;
 use millstream_broker::log::topic::TopicSettings;
-use millstream_broker::store::{StorageBackend, StoreError, StoreOptions};
+use millstream_broker::store::{StorageBackend, StoreError, StoreFile, StoreOptions};
 use millstream_broker::{Broker, BrokerError, BrokerSettings, TopicName};
 use millstream_client::{ClientError, ProducerRecord, ProducerSettings};
 use millstream_record::{BatchBuilder, Compression, RecordBatch};
@@ -1017,7 +1017,7 @@ fn a_folder_of_something_else_is_not_written_to() {
 /// A disk with space for a limited number of written bytes. Each write uses some of it, even if it overwrites.
 #[derive(Debug)]
 struct FullDisk {
-    disk: Box<dyn StorageBackend>,
+    disk: Box<dyn StoreFile>,
     room: Arc<AtomicU64>,
 }
 
@@ -1027,6 +1027,8 @@ impl FullDisk {
         taken.map(drop).map_err(|_| std::io::ErrorKind::StorageFull.into())
     }
 }
+
+impl StoreFile for FullDisk {}
 
 impl StorageBackend for FullDisk {
     fn len(&self) -> std::io::Result<u64> {

@@ -13,7 +13,7 @@ use millstream_broker::log::partition::Partition;
 use millstream_broker::log::reader::ReadRange;
 use millstream_broker::log::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
 use millstream_broker::name::TopicPartition;
-use millstream_broker::store::{StorageBackend, StoreOptions};
+use millstream_broker::store::{StorageBackend, StoreFile, StoreOptions};
 use millstream_broker::{Broker, BrokerError, GroupId, Offset, TopicName};
 use millstream_record::{BatchBuilder, Compression, Limits, split_batches};
 use millstream_tests::held::Held;
@@ -572,7 +572,9 @@ async fn who_takes_a_group_up_while_it_is_deleted_keeps_what_it_commits() {
 
 /// A file whose reads fail.
 #[derive(Debug)]
-struct Unreadable(Box<dyn StorageBackend>);
+struct Unreadable(Box<dyn StoreFile>);
+
+impl StoreFile for Unreadable {}
 
 impl StorageBackend for Unreadable {
     fn len(&self) -> Result<u64, std::io::Error> {
@@ -598,7 +600,7 @@ impl StorageBackend for Unreadable {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_segment_that_cannot_be_read_keeps_no_others_from_compaction_and_merging() {
     let data = tempfile::tempdir().unwrap();
-    let wrap = |path: &Path, file: Box<dyn StorageBackend>| -> Box<dyn StorageBackend> {
+    let wrap = |path: &Path, file: Box<dyn StoreFile>| -> Box<dyn StoreFile> {
         let is_first = path.file_name().is_some_and(|name| name == "0000000000000000.segment");
         if is_first { Box::new(Unreadable(file)) } else { file }
     };

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
+use rustix::buffer::spare_capacity;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,19 @@ pub enum Open {
     Database,
     /// For writing, as a new file. It is an error if the file exists.
     New,
+}
+
+/// An open file.
+pub trait StoreFile: StorageBackend {
+    /// Reads `len` bytes at `offset` into new memory.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::UnexpectedEof`] if the file ends before, or the error of the disk.
+    fn read_new(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        self.read(offset, &mut bytes)?;
+        Ok(bytes)
+    }
 }
 
 /// The kind of file system entry at a path.
@@ -57,14 +71,14 @@ pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`io::ErrorKind::NotFound`] or [`io::ErrorKind::AlreadyExists`], depending on `how`, or the error of the disk.
-    fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn StorageBackend>>;
+    fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn StoreFile>>;
 
     /// Creates an unnamed temporary file on the disk of `folder`. It is removed when it is dropped or when the process
     /// ends, even by a crash.
     ///
     /// # Errors
     /// The error of the disk.
-    fn scratch(&self, folder: &Path) -> io::Result<Box<dyn StorageBackend>>;
+    fn scratch(&self, folder: &Path) -> io::Result<Box<dyn StoreFile>>;
 
     /// Returns the kind of entry at a path, or `None` if there is none.
     ///
@@ -189,7 +203,7 @@ pub fn system_files() -> Arc<dyn FileSystem> {
 struct SystemFiles;
 
 impl FileSystem for SystemFiles {
-    fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn StorageBackend>> {
+    fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn StoreFile>> {
         let mut options = OpenOptions::new();
         options.read(true).write(how != Open::Read);
         let file = match how {
@@ -206,7 +220,7 @@ impl FileSystem for SystemFiles {
         }
     }
 
-    fn scratch(&self, folder: &Path) -> io::Result<Box<dyn StorageBackend>> {
+    fn scratch(&self, folder: &Path) -> io::Result<Box<dyn StoreFile>> {
         Ok(Box::new(PlainFile(tempfile::tempfile_in(folder)?)))
     }
 
@@ -316,3 +330,24 @@ impl StorageBackend for PlainFile {
         self.0.write_all_at(data, offset)
     }
 }
+
+impl StoreFile for PlainFile {
+    /// Does not fill the memory with zeros first, which took 7 % of the CPU time of a reader of cold data.
+    fn read_new(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset + bytes.len() as u64;
+            // The capacity may be more than was asked for.
+            let left = len - bytes.len();
+            match rustix::io::pread(&self.0, spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) if read > left => bytes.truncate(len),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+impl StoreFile for FileBackend {}

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use redb::StorageBackend;
 
 use super::error::StoreError;
-use super::file_system::{FileSystem, Open};
+use super::file_system::{FileSystem, Open, StoreFile};
 
 /// Wraps a file of the store, for tests that inject failures. Called with the file's path each time a file is opened.
-pub type WrapFile = Arc<dyn Fn(&Path, Box<dyn StorageBackend>) -> Box<dyn StorageBackend> + Send + Sync>;
+pub type WrapFile = Arc<dyn Fn(&Path, Box<dyn StoreFile>) -> Box<dyn StoreFile> + Send + Sync>;
 
 /// The folder of a store.
 #[derive(Clone)]
@@ -119,7 +119,7 @@ impl Files {
         Ok(self.wrapped(&path, file))
     }
 
-    fn wrapped(&self, path: &Path, file: Box<dyn StorageBackend>) -> Backend {
+    fn wrapped(&self, path: &Path, file: Box<dyn StoreFile>) -> Backend {
         Backend(match &self.wrap {
             None => file,
             Some(wrap) => wrap(path, file),
@@ -129,7 +129,7 @@ impl Files {
 
 /// An open file. redb's API requires a concrete backend type, so this wraps the trait objects that the store uses.
 #[derive(Debug)]
-pub(super) struct Backend(pub(super) Box<dyn StorageBackend>);
+pub(super) struct Backend(pub(super) Box<dyn StoreFile>);
 
 impl StorageBackend for Backend {
     fn len(&self) -> Result<u64, io::Error> {
@@ -149,5 +149,12 @@ impl StorageBackend for Backend {
     }
     fn close(&self) -> Result<(), io::Error> {
         self.0.close()
+    }
+}
+
+impl Backend {
+    /// See [`StoreFile::read_new`].
+    pub(super) fn read_new(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        self.0.read_new(offset, len)
     }
 }

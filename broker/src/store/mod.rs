@@ -43,7 +43,7 @@ use directory::DirectoryLock;
 /// The content of the format file of a data directory of this version.
 pub use directory::FORMAT as DATA_FORMAT;
 pub use error::StoreError;
-pub use file_system::{Entry, FileSystem, Lock, Open, system_files};
+pub use file_system::{Entry, FileSystem, Lock, Open, StoreFile, system_files};
 use files::Files;
 pub use files::WrapFile;
 pub(crate) use journal::Location;

@@ -6,9 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::StorageBackend;
-
-use super::super::file_system::{FileSystem, Open, parent, system_files};
+use super::super::file_system::{FileSystem, Open, StoreFile, parent, system_files};
 use super::super::segment;
 use super::{BackupError, BackupFile, FileName, MANIFEST_FILE, Manifest, sync_folder};
 
@@ -21,7 +19,7 @@ pub struct BackupFolder {
     path: PathBuf,
     /// Whether the folder was created here rather than found empty.
     made: bool,
-    open: Option<(String, Box<dyn StorageBackend>)>,
+    open: Option<(String, Box<dyn StoreFile>)>,
     files: BTreeMap<String, BackupFile>,
     finished: bool,
 }

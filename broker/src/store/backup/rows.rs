@@ -14,12 +14,12 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{ReadTransaction, ReadableTable, StorageBackend, TableDefinition, TableHandle, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
 use super::super::error::StoreError;
-use super::super::file_system::{FileSystem, Open};
+use super::super::file_system::{FileSystem, Open, StoreFile};
 use super::super::{CATALOG, JOURNAL, LOG_STARTS, MARKS, SEGMENTS, tables};
 use super::format_4::Row;
 use super::{BackupError, BackupFile};
@@ -166,7 +166,7 @@ const TRANSACTION_BYTES: u64 = 32 << 20;
 
 /// A file of a backup that is read sequentially and checked against the manifest.
 pub(super) struct CheckedFile<'a> {
-    from: Box<dyn StorageBackend>,
+    from: Box<dyn StoreFile>,
     /// The read-ahead buffer, and how many of its bytes were consumed.
     ahead: (Vec<u8>, usize),
     path: PathBuf,

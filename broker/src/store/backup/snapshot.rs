@@ -34,6 +34,7 @@ use bytes::{Bytes, BytesMut};
 use redb::{ReadTransaction, ReadableDatabase, StorageBackend};
 
 use super::super::error::StoreError;
+use super::super::file_system::StoreFile;
 use super::super::pause::Pause;
 use super::super::registry::Pin;
 use super::super::segment::SegmentFile;
@@ -61,7 +62,7 @@ pub struct Piece {
 /// Everything that a store held at one moment. The module documentation explains what keeping a snapshot costs.
 pub struct Snapshot {
     store: Arc<Store>,
-    journal: Box<dyn StorageBackend>,
+    journal: Box<dyn StoreFile>,
     journal_bytes: u64,
     tables: ReadTransaction,
     segments: Vec<SegmentFile>,
@@ -144,7 +145,7 @@ fn begin_reads(store: &Store) -> Result<(ReadTransaction, ReadTransaction), Stor
 }
 
 fn copy_journal(
-    journal: &dyn StorageBackend,
+    journal: &dyn StoreFile,
     bytes: u64,
     store: &Store,
     emit: &mut dyn FnMut(Piece) -> ControlFlow<()>,

@@ -583,7 +583,7 @@ fn known_run(found: &Found) -> Option<RunHeader> {
 
 /// Returns files whose databases are repaired in memory only when they are opened.
 fn overlaid(system: &Arc<dyn FileSystem>, folder: &Path) -> Files {
-    let wrap = |_: &Path, file| Box::new(Overlay::new(file)) as Box<dyn redb::StorageBackend>;
+    let wrap = |_: &Path, file| Box::new(Overlay::new(file)) as Box<dyn super::StoreFile>;
     Files::new(system, folder, Some(Arc::new(wrap)))
 }
 

@@ -7,12 +7,14 @@ use std::io;
 use parking_lot::Mutex;
 use redb::StorageBackend;
 
+use super::super::file_system::StoreFile;
+
 /// Size of the pages in which changes are kept, in bytes. It is redb's own page size.
 const PAGE_BYTES: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Overlay {
-    file: Box<dyn StorageBackend>,
+    file: Box<dyn StoreFile>,
     changes: Mutex<Changes>,
 }
 
@@ -25,7 +27,7 @@ struct Changes {
 }
 
 impl Overlay {
-    pub(super) fn new(file: Box<dyn StorageBackend>) -> Self {
+    pub(super) fn new(file: Box<dyn StoreFile>) -> Self {
         Self { file, changes: Mutex::default() }
     }
 
@@ -62,6 +64,8 @@ fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, std::ops::Range<
         })
     })
 }
+
+impl StoreFile for Overlay {}
 
 impl StorageBackend for Overlay {
     fn len(&self) -> io::Result<u64> {

@@ -218,9 +218,14 @@ impl OpenSegment {
     }
 
     fn bytes_at(&self, pos: u64, len: usize) -> Result<Vec<u8>, StoreError> {
-        let mut bytes = vec![0; len];
-        self.read_at(pos, &mut bytes)?;
-        Ok(bytes)
+        match self.file.read_new(pos, len) {
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                let mut bytes = vec![0; len];
+                self.read_at(pos, &mut bytes)?;
+                Ok(bytes)
+            }
+            read => read.map_err(|source| self.failed(source)),
+        }
     }
 
     /// Reads a fixed layout.
