@@ -4,7 +4,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse};
 
-use super::api::APIS;
+use super::api::{APIS, Api};
 
 /// The version from which a client names its software (KIP-511).
 const NAMED_FROM: i16 = 3;
@@ -15,7 +15,7 @@ pub(super) fn answer(request: &ApiVersionsRequest, version: i16) -> ApiVersionsR
     {
         return ApiVersionsResponse::default().with_error_code(ResponseError::InvalidRequest.code());
     }
-    let version = |api: super::api::Api| {
+    let version = |api: Api| {
         ApiVersion::default()
             .with_api_key(api.key as i16)
             .with_min_version(api.advertised_from)

@@ -7,7 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
 use super::Edge;
-use super::api::{self, Answer, Header};
+use super::api::{self, Header};
+use super::dispatch::{self, Answer};
 use crate::broker::caller::Caller;
 use crate::broker::quota::ClientId;
 use crate::name::shortened;
@@ -124,7 +125,7 @@ impl Requests {
             skip_tagged_fields(&mut body).ok_or_else(|| told("its header cannot be read".to_owned()))?;
         }
         header.clear();
-        api::begin(&self.edge, &caller, header_of, served, body, in_flight).await.map(Some).map_err(told)
+        dispatch::begin(&self.edge, &caller, header_of, served, body, in_flight).await.map(Some).map_err(told)
     }
 
     /// Reads this many bytes. Returns `None` if the connection ends before.

@@ -7,6 +7,7 @@
 mod api;
 mod api_versions;
 mod connection;
+mod dispatch;
 mod error_code;
 mod fetch;
 mod guarded;
