@@ -135,7 +135,7 @@ impl Broker {
     /// partitions.
     fn offsets_of_added(&self, topic: &Arc<Topic>, partitions: u32) -> impl Iterator<Item = OffsetChange> + use<> {
         let (topic, added) = (topic.clone(), topic.partition_count()..partitions);
-        let mut groups = self.0.groups.all();
+        let mut groups = if added.is_empty() { Vec::new() } else { self.0.groups.all() };
         groups.retain(|group| group.members().reads(topic.name()) || group.has_committed(topic.id()));
         groups.into_iter().flat_map(move |group| {
             let topic = topic.clone();

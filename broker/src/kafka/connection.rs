@@ -20,8 +20,8 @@ const REQUESTS_MAX: usize = 16;
 /// Maximum size of a request that holds no records, in bytes. Ten thousand partitions take less than half of it.
 const COLD_REQUEST_BYTES_MAX: usize = 2 << 20;
 
-/// Bytes of a request's header before the client id: key, version, correlation id.
-const FIXED_HEADER_BYTES: usize = 8;
+/// Bytes of a request's header before the client id: key, version, correlation id and the length of the client id.
+const FIXED_HEADER_BYTES: usize = 10;
 
 /// Serves a connection until the peer closes it, sends what is no request, or the broker stops.
 pub(super) async fn run(connection: Connection, edge: Edge) {
@@ -51,7 +51,7 @@ pub(super) async fn run(connection: Connection, edge: Edge) {
         }
     }
     drop(answers);
-    // The writer ends with the connection. It does not panic.
+    // The writer ends with the connection. If an answer panics, only this connection ends.
     let _ = writer.await;
 }
 
@@ -90,22 +90,22 @@ impl Requests {
     async fn next(&mut self) -> Result<Option<Answer>, String> {
         let Ok(length) = self.reading.read_i32().await else { return Ok(None) };
         let most = self.edge.settings.request_bytes_max;
-        let length = usize::try_from(length).ok().filter(|length| (FIXED_HEADER_BYTES + 2..=most).contains(length));
+        let length = usize::try_from(length).ok().filter(|length| (FIXED_HEADER_BYTES..=most).contains(length));
         let length = length.ok_or_else(|| format!("a request has an impossible length, or is over {most} bytes"))?;
-        let Some(mut header) = self.read(FIXED_HEADER_BYTES + 2).await else { return Ok(None) };
+        let Some(header) = self.read(FIXED_HEADER_BYTES).await else { return Ok(None) };
         let [key, version] = [0, 2].map(|at| i16::from_be_bytes([header[at], header[at + 1]]));
         let correlation_id = i32::from_be_bytes([header[4], header[5], header[6], header[7]]);
         let header_of = Header { key, version, correlation_id };
         let named = i16::from_be_bytes([header[8], header[9]]);
         let name_bytes = usize::try_from(named).unwrap_or(0);
-        if name_bytes > length - header.len() {
+        if name_bytes > length - FIXED_HEADER_BYTES {
             return Err(format!("key {key}, version {version}: the client id is longer than the request"));
         }
         let Some(name) = self.read(name_bytes).await else { return Ok(None) };
         let name = String::from_utf8_lossy(&name).into_owned();
         let told = |reason: String| format!("client {:?}, key {key}, version {version}: {reason}", shortened(&name));
         let served = api::served(header_of).map_err(told)?;
-        let rest = length - FIXED_HEADER_BYTES - 2 - name_bytes;
+        let rest = length - FIXED_HEADER_BYTES - name_bytes;
         // Kafka's client ids are free text. Quotas apply to those that follow the rule for names, and to addresses.
         let client = ClientId::new(&name).unwrap_or_else(|_| self.peer.ip.into());
         let caller = Caller::new(self.edge.broker.clone(), client, self.peer.in_flight.clone());
@@ -124,7 +124,6 @@ impl Requests {
         if served.key.request_header_version(version) >= 2 {
             skip_tagged_fields(&mut body).ok_or_else(|| told("its header cannot be read".to_owned()))?;
         }
-        header.clear();
         dispatch::begin(&self.edge, &caller, header_of, served, body, in_flight).await.map(Some).map_err(told)
     }
 
@@ -147,7 +146,7 @@ fn skip_tagged_fields(body: &mut Bytes) -> Option<()> {
     Some(())
 }
 
-/// Reads an unsigned variable-length integer of at most 32 bits.
+/// Reads an unsigned variable-length integer of at most 32 bits. `kafka-protocol` keeps its own reader private.
 fn varint(body: &mut Bytes) -> Option<u32> {
     let mut value = 0;
     for at in 0..5 {

@@ -72,14 +72,12 @@ pub(super) async fn answer(edge: &Edge, caller: &Caller, request: FetchRequest) 
 }
 
 fn fetch_from(edge: &Edge, topic: &TopicName, partition: i32, offset: i64) -> Result<FetchFrom, BrokerError> {
-    let topic = edge.broker.topic(topic)?;
-    let unknown = || BrokerError::UnknownTopic { topic: topic.name().as_str().to_owned() };
-    let partition = topic.partition(u32::try_from(partition).map_err(|_| unknown())?)?;
+    let (_, partition) = edge.partition(topic, partition)?;
     let offset = match Offset::new(offset) {
         Some(offset) => offset,
         None => return Err(partition.out_of_range(Offset::ZERO)),
     };
-    Ok(FetchFrom { partition: partition.clone(), offset, until: None })
+    Ok(FetchFrom { partition, offset, until: None })
 }
 
 /// Returns the answer for one partition, and counts its records in the metrics.

@@ -51,9 +51,7 @@ pub(super) async fn answer(edge: &Edge, request: ListOffsetsRequest, version: i1
 /// Kafka's error code.
 async fn find(edge: &Edge, topic: &TopicName, partition: i32, timestamp: i64) -> Result<(i64, i64), i16> {
     let code = |error: BrokerError| error_code::code(&error);
-    let topic = edge.broker.topic(topic).map_err(code)?;
-    let unknown = ResponseError::UnknownTopicOrPartition.code();
-    let partition = topic.partition(u32::try_from(partition).map_err(|_| unknown)?).map_err(code)?;
+    let (_, partition) = edge.partition(topic, partition).map_err(code)?;
     let at_ms = match timestamp {
         LATEST => return Ok((partition.end().get(), NONE)),
         EARLIEST => return Ok((partition.start().get(), NONE)),
@@ -64,7 +62,7 @@ async fn find(edge: &Edge, topic: &TopicName, partition: i32, timestamp: i64) ->
         at_ms if at_ms >= 0 => at_ms,
         _ => return Err(ResponseError::UnsupportedVersion.code()),
     };
-    let offset = edge.broker.offset_at(partition, Position::Timestamp(at_ms)).await.map_err(code)?;
-    let found = edge.broker.timestamp_of(partition, offset).await.map_err(code)?;
+    let offset = edge.broker.offset_at(&partition, Position::Timestamp(at_ms)).await.map_err(code)?;
+    let found = edge.broker.timestamp_of(&partition, offset).await.map_err(code)?;
     Ok(found.map_or((NONE, NONE), |timestamp_ms| (offset.get(), timestamp_ms)))
 }

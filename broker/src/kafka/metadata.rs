@@ -24,7 +24,7 @@ pub(super) async fn answer(edge: &Edge, request: MetadataRequest, version: i16) 
     }
     for wanted in request.topics.into_iter().flatten() {
         topics.push(match &wanted.name {
-            Some(name) => match find(edge, name, request.allow_auto_topic_creation || version < 4).await {
+            Some(name) => match find(edge, name, request.allow_auto_topic_creation).await {
                 Ok(topic) => described(&topic),
                 Err(error) => refused(error_code::code(&error)).with_name(wanted.name),
             },

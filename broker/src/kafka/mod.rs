@@ -25,6 +25,9 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use crate::broker::Broker;
+use crate::error::BrokerError;
+use crate::log::partition::Partition;
+use crate::log::topic::Topic;
 use crate::net::listener::{self, NetSettings};
 
 /// The settings of the listener for Kafka's protocol.
@@ -59,6 +62,17 @@ impl Edge {
     /// Returns the advertised host.
     fn host(&self) -> StrBytes {
         StrBytes::from_string(self.settings.advertised_host.clone())
+    }
+
+    /// Returns a partition by its topic's name and its number.
+    ///
+    /// # Errors
+    /// [`BrokerError::UnknownTopic`], also for a negative number, or [`BrokerError::UnknownPartition`].
+    fn partition(&self, topic: &str, partition: i32) -> Result<(Arc<Topic>, Arc<Partition>), BrokerError> {
+        let topic = self.broker.topic(topic)?;
+        let unknown = |_| BrokerError::UnknownTopic { topic: topic.name().as_str().to_owned() };
+        let partition = topic.partition(u32::try_from(partition).map_err(unknown)?)?.clone();
+        Ok((topic, partition))
     }
 
     /// Returns the advertised port.

@@ -77,12 +77,10 @@ async fn queue_partition(
     partition: i32,
     records: Option<bytes::Bytes>,
 ) -> Result<Receipt, Refused> {
-    let topic = edge.broker.topic(topic)?;
-    let unknown = || BrokerError::UnknownTopic { topic: topic.name().as_str().to_owned() };
-    let partition = u32::try_from(partition).map_err(|_| unknown())?;
+    let (topic, partition) = edge.partition(topic, partition)?;
     let records = records.filter(|records| !records.is_empty());
     let records = records.ok_or_else(|| BrokerError::Protocol("the request has no records".to_owned()))?;
-    let (receipt, _) = edge.broker.produce_bytes(&topic, partition, records).await?;
+    let (receipt, _) = edge.broker.produce_bytes(&topic, partition.name().partition, records).await?;
     Ok(receipt)
 }
 

@@ -267,7 +267,7 @@ async fn list(output: &OutputArgs, client: &Client) -> anyhow::Result<ExitCode> 
                 text::count(topic.partitions.into()),
                 text::count(topic.records),
                 text::size(topic.bytes),
-                retention(topic, &topic.settings.unwrap_or_default()),
+                retention(topic),
             ]);
         }
         out.table(&table)?;
@@ -304,7 +304,7 @@ fn fields(topic: &v1::Topic) -> Table {
         ("size", text::size(topic.bytes)),
         ("segments", text::count(topic.segments.into())),
         ("cleanup", cleanup(&settings).to_owned()),
-        ("retention", retention(topic, &settings)),
+        ("retention", retention(topic)),
     ];
     if settings.cleanup() != v1::Cleanup::Delete {
         let kept = settings.delete_retention_ms.map_or_else(|| "the server's default".into(), text::milliseconds);
@@ -358,11 +358,12 @@ fn cleanup(settings: &v1::TopicSettings) -> &'static str {
     }
 }
 
-fn retention(topic: &v1::Topic, settings: &v1::TopicSettings) -> String {
+fn retention(topic: &v1::Topic) -> String {
     // A repartition topic keeps only what its pipeline has not read.
     if topic.internal {
         return "until read".into();
     }
+    let settings = topic.settings.unwrap_or_default();
     let limits = [settings.retention_ms.map(text::milliseconds), settings.retention_bytes.map(text::size)];
     let limits: Vec<_> = limits.into_iter().flatten().collect();
     if limits.is_empty() { "everything".into() } else { limits.join(", ") }

@@ -76,9 +76,7 @@ impl BoundsArgs {
             ..default
         }
     }
-}
 
-impl BoundsArgs {
     /// Returns the settings of the listener for Kafka's protocol, which is at `address`.
     pub(super) fn kafka_settings(&self, address: SocketAddr) -> KafkaSettings {
         let ServeSettings {
