@@ -308,6 +308,48 @@ pub enum BrokerError {
         /// The member's id as sent.
         member: String,
     },
+    /// A member that joins by another protocol than the members that the group has.
+    #[error(
+        "group {group} has members that joined by another protocol; all members use the same one (group.protocol, \
+         gRPC's Join counts as consumer): stop the others first, or choose another group"
+    )]
+    OtherMembers {
+        /// The group.
+        group: GroupId,
+    },
+    /// A request of a member by Kafka's classic protocol.
+    #[error("group {group}: {source}")]
+    Member {
+        /// The group.
+        group: GroupId,
+        /// The reason.
+        source: MemberError,
+    },
+    /// A session timeout outside the server's bounds.
+    #[error(
+        "group {group}: a session timeout of {session_timeout_ms} ms is not allowed; use {min_ms} to {max_ms} \
+         (session.timeout.ms)"
+    )]
+    InvalidSessionTimeout {
+        /// The group.
+        group: GroupId,
+        /// As sent.
+        session_timeout_ms: i32,
+        /// The lowest.
+        min_ms: u64,
+        /// The highest.
+        max_ms: u64,
+    },
+    /// A commit with too much metadata.
+    #[error("group {group}: the metadata of an offset has {bytes} bytes, and {bytes_max} are allowed")]
+    MetadataTooLarge {
+        /// The group.
+        group: GroupId,
+        /// The size of the metadata.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
     /// A request of an earlier member epoch.
     #[error(
         "group {group}: member {member} sent member epoch {epoch}, and its epoch is {current}; send the request again once \
@@ -367,6 +409,54 @@ pub enum BrokerError {
         offset: Offset,
         /// The error of the disk.
         source: Arc<StoreError>,
+    },
+}
+
+/// The reason for which a request of a member by Kafka's classic protocol is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    /// The sender is not a member.
+    #[error("{member:?} is not a member, or no longer one; join the group again")]
+    UnknownMember {
+        /// The member's id as sent.
+        member: String,
+    },
+    /// A new member must join again with the id that it is given (KIP-394).
+    #[error("join again with the member id {member}")]
+    MemberIdRequired {
+        /// The id.
+        member: Arc<str>,
+    },
+    /// Another member took over the static id (KIP-345).
+    #[error("member {member:?} no longer has the group instance id {instance:?}: another member joined with it")]
+    FencedInstance {
+        /// The static id.
+        instance: String,
+        /// The member's id as sent.
+        member: String,
+    },
+    /// The sender's generation is over.
+    #[error("generation {generation} is not the group's current one, which is {current}; join the group again")]
+    IllegalGeneration {
+        /// The sender's.
+        generation: i32,
+        /// The group's.
+        current: i32,
+    },
+    /// The members are joining again.
+    #[error("the group is rebalancing; join it again")]
+    Rebalancing,
+    /// The member has no protocol in common with the others.
+    #[error("{reason}; all members of a group need one protocol in common (partition.assignment.strategy)")]
+    Inconsistent {
+        /// What differs.
+        reason: String,
+    },
+    /// The group has as many members as it may have.
+    #[error("the group is full: {bound}")]
+    Full {
+        /// The bound that would be exceeded.
+        bound: String,
     },
 }
 

@@ -19,6 +19,8 @@ mod guests;
 mod idempotence;
 mod invariants;
 mod kafka;
+mod kafka_client;
+mod kafka_groups;
 mod measure;
 mod readme;
 mod retention;

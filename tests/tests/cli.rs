@@ -50,7 +50,7 @@ fn fails(ran: Ran, code: i32, words: &[&str]) {
 
 /// Waits for a condition. The limit is meant for tests that hang.
 #[track_caller]
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < limit, "condition not met within a minute: {what}");
@@ -70,10 +70,10 @@ fn guest_file(name: &str) -> String {
 }
 
 /// A command that keeps running. It is killed when dropped.
-struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Running {
-    fn start(server: &Server, arguments: &[&str]) -> Self {
+    pub(crate) fn start(server: &Server, arguments: &[&str]) -> Self {
         let mut command = Command::new(millstream());
         command.env("MILLSTREAM_SERVER", &server.grpc).args(arguments);
         Self(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())

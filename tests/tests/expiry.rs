@@ -274,7 +274,7 @@ async fn a_commit_of_a_member_counts_only_while_the_member_owns_the_partition() 
     assert!(matches!(refused, Err(BrokerError::UnknownMember { .. })), "{refused:?}");
     assert_eq!(group.committed(topic.id(), 0), Offset::new(3));
     wait_until("the third member owns the partition", || {
-        group.members().owns(&third, topic.id(), topic.partitions()[0].name())
+        group.members().consumer.owns(&third, topic.id(), topic.partitions()[0].name())
     })
     .await;
     server.stop().await;

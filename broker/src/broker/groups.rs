@@ -7,14 +7,16 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use super::Broker;
-use crate::error::BrokerError;
+use crate::error::{BrokerError, MemberError};
+use crate::groups::classic::Claim;
 use crate::groups::members::{Circumstances, KnownTopics, MemberEvent, NewMember};
-use crate::groups::{Group, GroupKind, MemberId};
+use crate::groups::{CommittedOffset, Group, GroupKind, MemberId, StoredOffset};
 use crate::log::commit::{Commit, Fence, OffsetChange};
 use crate::log::partition::Partition;
 use crate::log::queue::Receipt;
+use crate::log::topic::Topic;
 use crate::name::{GroupId, TopicName, TopicPartition};
-use crate::store::place::Offset;
+use crate::store::place::{Offset, TopicId};
 
 /// The position of a group in a partition.
 #[derive(Clone, Debug)]
@@ -52,6 +54,15 @@ impl Broker {
         partitions.into_iter().map(offset).collect()
     }
 
+    /// Returns the committed offsets of a group, by partition.
+    pub fn stored_offsets(&self, group: &Group) -> Vec<(TopicPartition, StoredOffset)> {
+        let named = |(topic, partition, _): (TopicId, u32, Offset)| {
+            let name = self.partition_by_id(topic, partition)?.name().clone();
+            Some((name, group.stored_offset(topic, partition)?))
+        };
+        group.all_committed().into_iter().filter_map(named).collect()
+    }
+
     /// Adds a member to a consumer group.
     ///
     /// # Errors
@@ -70,18 +81,21 @@ impl Broker {
             if group.is_removed() {
                 continue;
             }
+            if !members.classic.is_empty() {
+                return Err(BrokerError::OtherMembers { group: id.clone() });
+            }
+            let members = &mut members.consumer;
             let mut topics = self.known_topics(&members.topics());
             topics.extend(self.known_topics(&new.topics));
             group.set_active(self.0.domain.idle.now_ms());
             let (member, events) = members.join(new, circumstances(&group, &topics));
-            drop(members);
-            return Ok((group, member, events));
+            return Ok((group.clone(), member, events));
         }
     }
 
     /// Removes a member. Its partitions are assigned to the others.
     pub fn leave_group(&self, group: &Group, member: &MemberId) {
-        let mut members = group.members();
+        let members = &mut group.members().consumer;
         if members.contains(member) {
             let topics = self.known_topics(&members.topics());
             members.leave(member, circumstances(group, &topics));
@@ -91,7 +105,7 @@ impl Broker {
 
     /// Removes the members that hold partitions beyond their deadlines. Their partitions are assigned to the others.
     pub fn remove_overdue(&self, group: &Group) {
-        let mut members = group.members();
+        let members = &mut group.members().consumer;
         if members.is_overdue(Instant::now()) {
             let topics = self.known_topics(&members.topics());
             members.remove_overdue(circumstances(group, &topics));
@@ -101,7 +115,7 @@ impl Broker {
 
     /// Notes that a member gave partitions back.
     pub fn revoked(&self, group: &Group, member: &MemberId, partitions: &[TopicPartition]) {
-        group.members().revoked(member, partitions, group.generation(), Instant::now());
+        group.members().consumer.revoked(member, partitions, group.generation(), Instant::now());
     }
 
     /// Queues a member's offsets to commit. All of them are refused unless the member owns all of the partitions when
@@ -131,6 +145,50 @@ impl Broker {
                 // The group expired or was deleted after it was looked up.
                 Err(_) if group.is_removed() => {}
                 set => return set,
+            }
+        }
+    }
+
+    /// Commits the offsets of a client of Kafka's protocol, which says which member it is, or that it is none. Creates the
+    /// group for one that is none.
+    ///
+    /// # Errors
+    /// [`BrokerError::Member`], [`BrokerError::UnknownTopic`] if a topic was deleted meanwhile, [`BrokerError::GroupInUse`]
+    /// for the group of a running pipeline, [`BrokerError::Storage`].
+    pub async fn commit_as_claimed(
+        &self,
+        id: &GroupId,
+        claim: &Claim,
+        offsets: &[(Arc<Topic>, u32, CommittedOffset)],
+    ) -> Result<(), BrokerError> {
+        loop {
+            let group = match self.0.groups.get(id.as_str()) {
+                Ok(group) => group,
+                Err(_) if claim.generation < 0 => self.0.groups.get_or_create(id, GroupKind::Consumer)?,
+                Err(_) => {
+                    let source = MemberError::IllegalGeneration { generation: claim.generation, current: 0 };
+                    return Err(BrokerError::Member { group: id.clone(), source });
+                }
+            };
+            let fence = match group.kind() {
+                GroupKind::Pipeline => unused(&group)?,
+                GroupKind::Consumer => {
+                    Fence::Claim { group: group.clone(), claim: claim.clone(), in_transaction: false }
+                }
+            };
+            let change = |(topic, partition, to): &(Arc<Topic>, u32, CommittedOffset)| OffsetChange {
+                group: group.clone(),
+                topic: topic.clone(),
+                partition: *partition,
+                to: Some(to.clone()),
+                expected: None,
+            };
+            let offsets = offsets.iter().map(change).collect();
+            let commit = Commit { offsets, fence: Some(fence), ..Commit::default() };
+            match self.commit(commit).await?.await {
+                // The group expired or was deleted after it was looked up.
+                Err(_) if group.is_removed() => {}
+                committed => return committed.map(drop),
             }
         }
     }
@@ -184,9 +242,30 @@ impl Broker {
         self.commit(Commit { drop_groups: vec![group], fence, ..Commit::default() }).await?.await.map(drop)
     }
 
+    /// Removes committed offsets of a group. The group must not read the topics, which the caller checks.
+    ///
+    /// # Errors
+    /// [`BrokerError::GroupInUse`] for the group of a running pipeline, [`BrokerError::UnknownTopic`] if a topic was deleted
+    /// meanwhile, [`BrokerError::Storage`].
+    pub async fn delete_offsets(&self, group: &Arc<Group>, offsets: &[(Arc<Topic>, u32)]) -> Result<(), BrokerError> {
+        let fence = match group.kind() {
+            GroupKind::Pipeline => Some(unused(group)?),
+            GroupKind::Consumer => None,
+        };
+        let removal = |(topic, partition): &(Arc<Topic>, u32)| OffsetChange {
+            group: group.clone(),
+            topic: topic.clone(),
+            partition: *partition,
+            to: None,
+            expected: None,
+        };
+        let offsets = offsets.iter().map(removal).collect();
+        self.commit(Commit { offsets, fence, ..Commit::default() }).await?.await.map(drop)
+    }
+
     pub(super) fn topics_changed(&self, topic: &TopicName) {
         for group in self.0.groups.all() {
-            let mut members = group.members();
+            let members = &mut group.members().consumer;
             if members.reads(topic) {
                 let topics = self.known_topics(&members.topics());
                 members.rebalance(circumstances(&group, &topics));

@@ -2,6 +2,7 @@
 
 pub(crate) mod caller;
 pub mod check;
+pub mod classic;
 mod collector;
 pub(crate) mod consumer;
 pub mod fetch;
@@ -24,6 +25,7 @@ use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, watch};
 
+use self::classic::GroupSettings;
 use self::collector::BrokerCollector;
 pub use self::groups::GroupOffset;
 use self::in_flight::BytesInFlight;
@@ -84,6 +86,8 @@ pub struct BrokerSettings {
     /// How long a group without members must have committed nothing until it is deleted with its offsets. Offsets of
     /// this age in topics that no member of their group reads are deleted too.
     pub offsets_retention_ms: u64,
+    /// The bounds of groups.
+    pub groups: GroupSettings,
 }
 
 impl Default for BrokerSettings {
@@ -96,6 +100,7 @@ impl Default for BrokerSettings {
             disk_reserve_bytes: None,
             producer_expiry_ms: PRODUCER_EXPIRY_MS_DEFAULT,
             offsets_retention_ms: OFFSETS_RETENTION_MS_DEFAULT,
+            groups: GroupSettings::default(),
         }
     }
 }

@@ -4,11 +4,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
+use super::classic::Claim;
 use super::member_id::MemberId;
-use super::members::Members;
+use super::membership::Membership;
 use super::offsets::{CommittedOffset, Offsets, StoredOffset};
-use crate::error::BrokerError;
+use crate::error::{BrokerError, MemberError};
 use crate::name::{GroupId, TopicPartition};
 use crate::store::place::{Offset, TopicId};
 
@@ -27,7 +29,7 @@ impl GroupKind {
         [Self::Consumer, Self::Pipeline].into_iter().find(|known| *known as u8 == kind)
     }
 
-    pub(super) fn owner(self) -> &'static str {
+    pub(crate) fn owner(self) -> &'static str {
         match self {
             Self::Consumer => "consumers",
             Self::Pipeline => "a pipeline",
@@ -71,7 +73,8 @@ pub struct Group {
     kind: GroupKind,
     generation: AtomicU64,
     offsets: Offsets,
-    members: Mutex<Members>,
+    members: Mutex<Membership>,
+    deadline_changed: Notify,
     /// When the group last had a member or committed something, in milliseconds since the epoch by the idle clock.
     active_at_ms: AtomicI64,
     pipeline: Mutex<Option<PipelineState>>,
@@ -93,6 +96,7 @@ impl Group {
             generation: AtomicU64::new(0),
             offsets: Offsets::default(),
             members: Mutex::default(),
+            deadline_changed: Notify::new(),
             active_at_ms: AtomicI64::new(i64::MIN),
             pipeline: Mutex::default(),
             removed: AtomicBool::new(false),
@@ -144,8 +148,13 @@ impl Group {
     // ---- membership
 
     /// Locks and returns the members of a consumer group.
-    pub fn members(&self) -> parking_lot::MutexGuard<'_, Members> {
+    pub fn members(&self) -> parking_lot::MutexGuard<'_, Membership> {
         self.members.lock()
+    }
+
+    /// Is notified when a deadline of the members may have become earlier.
+    pub(crate) fn deadline_changed(&self) -> &Notify {
+        &self.deadline_changed
     }
 
     /// Returns the state of the pipeline, if the group belongs to a pipeline.
@@ -185,7 +194,7 @@ impl Group {
         epoch: Option<u64>,
         mut partitions: impl Iterator<Item = (TopicId, &'p TopicPartition)>,
     ) -> Result<(), BrokerError> {
-        let members = self.members.lock();
+        let members = &self.members.lock().consumer;
         let Some(current) = members.epoch(member) else {
             return Err(BrokerError::UnknownMember { group: self.id.clone(), member: member.to_string() });
         };
@@ -206,6 +215,26 @@ impl Group {
                 partition: partition.partition,
             }),
         }
+    }
+
+    /// Refuses a commit by a client that is not a member of the current generation. The committer calls this, so that it
+    /// notices a rebalance that began meanwhile.
+    pub(crate) fn check_claim(&self, claim: &Claim, in_transaction: bool) -> Result<(), BrokerError> {
+        if self.is_removed() {
+            return Err(BrokerError::UnknownGroup { group: self.id.to_string() });
+        }
+        let members = self.members.lock();
+        let checked = if members.consumer.is_empty() {
+            members.classic.check_commit(claim, in_transaction)
+        } else {
+            Err(MemberError::UnknownMember { member: claim.member.clone() })
+        };
+        checked.map_err(|source| self.refused(source))
+    }
+
+    /// Returns the error for a request of a member that is refused.
+    pub(crate) fn refused(&self, source: MemberError) -> BrokerError {
+        BrokerError::Member { group: self.id.clone(), source }
     }
 
     // ---- offsets

@@ -1,12 +1,14 @@
 //! Groups: which readers read which partitions, and their committed offsets. A group has offsets (`offsets.rs`) and one
-//! kind of membership: either consumers, to which the broker assigns partitions (`members.rs`, with the assignment in
-//! `assign.rs`), or a pipeline, whose tasks the runtime assigns. Offsets, lag, describe and reset are the same for
-//! both.
+//! kind of membership: consumers to which the broker assigns partitions (`members.rs`, with the assignment in
+//! `assign.rs`), clients that assign partitions among themselves (`classic.rs`), or a pipeline, whose tasks the runtime
+//! assigns. Offsets, lag, describe and reset are the same for all.
 
 pub mod assign;
+pub mod classic;
 mod group;
 mod member_id;
 pub mod members;
+mod membership;
 mod offsets;
 
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use parking_lot::RwLock;
 
 pub use group::{Group, GroupKind, IdleSince, PipelineState};
 pub use member_id::MemberId;
+pub use membership::{MemberDescription, Membership, MembershipState};
 pub use offsets::{CommittedOffset, METADATA_BYTES_MAX, StoredOffset};
 
 use crate::error::BrokerError;

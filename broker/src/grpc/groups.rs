@@ -27,7 +27,7 @@ use crate::broker::fetch::Fetched;
 use crate::broker::position::Position;
 use crate::broker::{Broker, GroupOffset};
 use crate::error::BrokerError;
-use crate::groups::{Group, GroupKind, MemberId};
+use crate::groups::{Group, GroupKind, MemberDescription, MembershipState};
 use crate::hash::HashMap;
 use crate::name::{self, GroupId, TopicName, TopicPartition};
 use crate::store::place::Offset;
@@ -89,20 +89,20 @@ impl Groups for Service {
     ) -> Result<Response<v1::DescribeGroupResponse>, Status> {
         let group = self.broker.groups().get(&request.into_inner().name)?;
         let members = group.members().describe();
-        let mut readers: HashMap<&TopicPartition, &MemberId> = HashMap::default();
-        for (member_id, _, partitions) in &members {
-            readers.extend(partitions.iter().map(|partition| (partition, member_id)));
+        let mut readers: HashMap<&TopicPartition, &String> = HashMap::default();
+        for member in &members {
+            readers.extend(member.partitions.iter().map(|partition| (partition, &member.member_id)));
         }
         let offsets = self.broker.group_offsets(&group);
         let offsets = offsets.iter().map(|offset| {
             let reader = readers.get(&offset.partition).copied();
-            to_group_offset(offset, reader.map(MemberId::to_string))
+            to_group_offset(offset, reader.cloned())
         });
         let offsets = offsets.collect();
-        let member = |(member_id, client_id, partitions): &(MemberId, String, Vec<TopicPartition>)| v1::Member {
-            member_id: member_id.to_string(),
-            client_id: client_id.clone(),
-            partitions: partitions.iter().map(to_partition).collect(),
+        let member = |member: &MemberDescription| v1::Member {
+            member_id: member.member_id.clone(),
+            client_id: member.client_id.clone(),
+            partitions: member.partitions.iter().map(to_partition).collect(),
         };
         let members = members.iter().map(member).collect();
         Ok(Response::new(v1::DescribeGroupResponse { group: Some(to_group(&self.broker, &group)), members, offsets }))
@@ -162,10 +162,10 @@ fn to_group(broker: &Broker, group: &Group) -> v1::Group {
     let (kind, state, members) = match group.kind() {
         GroupKind::Consumer => {
             let members = group.members();
-            let state = match (members.is_empty(), members.is_rebalancing()) {
-                (true, _) => "empty",
-                (false, true) => "rebalancing",
-                (false, false) => "stable",
+            let state = match members.state() {
+                MembershipState::Empty => "empty",
+                MembershipState::Rebalancing => "rebalancing",
+                MembershipState::Stable => "stable",
             };
             (v1::GroupKind::Consumer, state.to_owned(), members.len())
         }

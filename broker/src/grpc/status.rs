@@ -53,7 +53,10 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
     use v1::ErrorCode as E;
     match error {
         BrokerError::InvalidName { .. } | BrokerError::InvalidGroupId(_) => (E::InvalidName, Code::InvalidArgument),
-        BrokerError::InvalidArgument { .. } | BrokerError::Protocol(_) => (E::InvalidRequest, Code::InvalidArgument),
+        BrokerError::InvalidArgument { .. }
+        | BrokerError::InvalidSessionTimeout { .. }
+        | BrokerError::MetadataTooLarge { .. }
+        | BrokerError::Protocol(_) => (E::InvalidRequest, Code::InvalidArgument),
         BrokerError::UnknownTopic { .. } => (E::UnknownTopic, Code::NotFound),
         BrokerError::UnknownTopicId { .. } => (E::UnknownTopicId, Code::NotFound),
         BrokerError::UnknownPartition { .. } => (E::UnknownPartition, Code::NotFound),
@@ -72,10 +75,11 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         BrokerError::BatchTooLarge { .. } => (E::BatchTooLarge, Code::InvalidArgument),
         BrokerError::OffsetOutOfRange { .. } => (E::OffsetOutOfRange, Code::OutOfRange),
         BrokerError::UnknownGroup { .. } => (E::UnknownGroup, Code::NotFound),
-        BrokerError::GroupOfOtherKind { .. } => (E::InUse, Code::FailedPrecondition),
+        BrokerError::GroupOfOtherKind { .. } | BrokerError::OtherMembers { .. } => (E::InUse, Code::FailedPrecondition),
         BrokerError::StaleGeneration { .. }
         | BrokerError::StaleOffset { .. }
         | BrokerError::UnknownMember { .. }
+        | BrokerError::Member { .. }
         | BrokerError::StaleMemberEpoch { .. }
         | BrokerError::NotAssigned { .. } => (E::StaleGeneration, Code::Aborted),
         BrokerError::OutOfOrderSequence { .. } => (E::OutOfOrderSequence, Code::FailedPrecondition),

@@ -14,20 +14,38 @@ pub(super) struct Api {
     pub(super) to: i16,
 }
 
+impl Api {
+    /// Returns whether a version is served.
+    pub(super) fn serves(self, version: i16) -> bool {
+        (self.from..=self.to).contains(&version)
+    }
+}
+
 const fn api(key: ApiKey, from: i16, to: i16) -> Api {
     Api { key, advertised_from: from, from, to }
 }
 
 /// All served APIs.
-pub(super) const APIS: [Api; 6] = [
+pub(super) const APIS: [Api; 17] = [
     // librdkafka before 2.11.1 sends uncompressed batches to a broker that does not advertise version 0. No client uses it:
     // record batches of version 2 came with version 3 of this API.
     Api { key: ApiKey::Produce, advertised_from: 0, from: 3, to: 11 },
     api(ApiKey::Fetch, 4, 12),
     api(ApiKey::ListOffsets, 1, 7),
     api(ApiKey::Metadata, 0, 12),
+    api(ApiKey::OffsetCommit, 2, 9),
+    api(ApiKey::OffsetFetch, 1, 9),
+    api(ApiKey::FindCoordinator, 0, 6),
+    api(ApiKey::JoinGroup, 0, 9),
+    api(ApiKey::Heartbeat, 0, 4),
+    api(ApiKey::LeaveGroup, 0, 5),
+    api(ApiKey::SyncGroup, 0, 5),
+    api(ApiKey::DescribeGroups, 0, 6),
+    api(ApiKey::ListGroups, 0, 5),
     api(ApiKey::ApiVersions, 0, 4),
     api(ApiKey::InitProducerId, 0, 4),
+    api(ApiKey::DeleteGroups, 0, 2),
+    api(ApiKey::OffsetDelete, 0, 0),
 ];
 
 /// The fields of a request's header that are needed to answer it.
@@ -48,7 +66,7 @@ pub(super) fn served(header: Header) -> Result<Api, String> {
         return Err(format!("the API with key {key} is not served"));
     };
     // A version of ApiVersions that is not served is answered with the versions that are.
-    if (api.from..=api.to).contains(&version) || api.key == ApiKey::ApiVersions {
+    if api.serves(version) || api.key == ApiKey::ApiVersions {
         return Ok(api);
     }
     Err(format!("version {version} of {:?} is not served: use {} to {}", api.key, api.from, api.to))

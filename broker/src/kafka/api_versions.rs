@@ -4,13 +4,14 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse};
 
+use super::Call;
 use super::api::{APIS, Api};
 
 /// The version from which a client names its software (KIP-511).
 const NAMED_FROM: i16 = 3;
 
-pub(super) fn answer(request: &ApiVersionsRequest, version: i16) -> ApiVersionsResponse {
-    if version >= NAMED_FROM
+pub(super) async fn answer(call: &Call, request: ApiVersionsRequest) -> ApiVersionsResponse {
+    if call.version >= NAMED_FROM
         && !(is_software(&request.client_software_name) && is_software(&request.client_software_version))
     {
         return ApiVersionsResponse::default().with_error_code(ResponseError::InvalidRequest.code());

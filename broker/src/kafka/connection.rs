@@ -6,9 +6,9 @@ use kafka_protocol::messages::ApiKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
-use super::Edge;
 use super::api::{self, Header};
 use super::dispatch::{self, Answer};
+use super::{Call, Edge};
 use crate::broker::caller::Caller;
 use crate::broker::quota::ClientId;
 use crate::name::shortened;
@@ -108,9 +108,15 @@ impl Requests {
         let rest = length - FIXED_HEADER_BYTES - name_bytes;
         // Kafka's client ids are free text. Quotas apply to those that follow the rule for names, and to addresses.
         let client = ClientId::new(&name).unwrap_or_else(|_| self.peer.ip.into());
-        let caller = Caller::new(self.edge.broker.clone(), client, self.peer.in_flight.clone());
+        let call = Call {
+            caller: Caller::new(self.edge.broker.clone(), client, self.peer.in_flight.clone()),
+            edge: self.edge.clone(),
+            version,
+            client_id: name.as_str().into(),
+            client_host: self.peer.ip,
+        };
         let in_flight = if served.key == ApiKey::Produce {
-            match caller.may_read(rest).await {
+            match call.caller.may_read(rest).await {
                 Some(permit) => Some(permit),
                 None => return Ok(None),
             }
@@ -124,7 +130,7 @@ impl Requests {
         if served.key.request_header_version(version) >= 2 {
             skip_tagged_fields(&mut body).ok_or_else(|| told("its header cannot be read".to_owned()))?;
         }
-        dispatch::begin(&self.edge, &caller, header_of, served, body, in_flight).await.map(Some).map_err(told)
+        dispatch::begin(call, header_of, served, body, in_flight).await.map(Some).map_err(told)
     }
 
     /// Reads this many bytes. Returns `None` if the connection ends before.

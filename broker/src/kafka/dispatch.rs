@@ -3,17 +3,17 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, FetchRequest, InitProducerIdRequest, ListOffsetsRequest, MetadataRequest,
-    ProduceRequest, ResponseHeader,
-};
+use kafka_protocol::messages::{self, ApiKey, ProduceRequest, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::api::{Api, Header};
 use super::guarded::Guarded;
-use super::{Edge, api_versions, fetch, init_producer_id, list_offsets, metadata, produce};
-use crate::broker::caller::Caller;
+use super::{
+    Call, api_versions, delete_groups, describe_groups, fetch, find_coordinator, heartbeat, init_producer_id,
+    join_group, leave_group, list_groups, list_offsets, metadata, offset_commit, offset_delete, offset_fetch, produce,
+    sync_group,
+};
 
 /// The encoded answer to a request, or `None` if the client does not wait for one. An error is a defect of the server, which
 /// ends the connection.
@@ -25,56 +25,63 @@ pub(super) type Answer = BoxFuture<'static, Result<Option<Bytes>, String>>;
 /// # Errors
 /// A description for the log, if the request cannot be read.
 pub(super) async fn begin(
-    edge: &Edge,
-    caller: &Caller,
+    call: Call,
     header: Header,
     api: Api,
     body: Bytes,
     in_flight: Option<OwnedSemaphorePermit>,
 ) -> Result<Answer, String> {
-    let (edge, caller, version) = (edge.clone(), caller.clone(), header.version);
-    Ok(match api.key {
-        ApiKey::Produce => {
-            let request: ProduceRequest = decode(body, version)?;
-            let queued = produce::queue(&edge, &caller, request, in_flight).await;
-            async move {
-                match queued.answer().await {
-                    Some(answer) => encode(header, &answer),
-                    None => Ok(None),
+    let version = header.version;
+    // The APIs whose requests are answered one after the other.
+    macro_rules! apis {
+        ($($key:ident: $request:ident by $api:ident),* $(,)?) => {
+            match api.key {
+                ApiKey::Produce => {
+                    let request: ProduceRequest = decode(body, version)?;
+                    let queued = produce::queue(&call, request, in_flight).await;
+                    async move {
+                        match queued.answer().await {
+                            Some(answer) => encode(header, &answer),
+                            None => Ok(None),
+                        }
+                    }
+                    .boxed()
                 }
+                // The client may not know version 4 of the answer, so it gets version 0 (KIP-511).
+                ApiKey::ApiVersions if !api.serves(version) => {
+                    let header = Header { version: 0, ..header };
+                    async move { encode(header, &api_versions::unsupported()) }.boxed()
+                }
+                $(ApiKey::$key => {
+                    let request: messages::$request = decode(body, version)?;
+                    async move { encode(header, &$api::answer(&call, request).await) }.boxed()
+                })*
+                key => return Err(format!("{key:?} is not served")),
             }
-            .boxed()
-        }
-        ApiKey::Fetch => {
-            let request: FetchRequest = decode(body, version)?;
-            async move { encode(header, &fetch::answer(&edge, &caller, request).await) }.boxed()
-        }
-        ApiKey::ListOffsets => {
-            let request: ListOffsetsRequest = decode(body, version)?;
-            async move { encode(header, &list_offsets::answer(&edge, request, version).await) }.boxed()
-        }
-        ApiKey::Metadata => {
-            let request: MetadataRequest = decode(body, version)?;
-            async move { encode(header, &metadata::answer(&edge, request, version).await) }.boxed()
-        }
-        ApiKey::InitProducerId => {
-            let request: InitProducerIdRequest = decode(body, version)?;
-            async move { encode(header, &init_producer_id::answer(&edge, request).await) }.boxed()
-        }
-        _ if !(api.from..=api.to).contains(&version) => {
-            // The client may not know version 4 of the answer, so it gets version 0 (KIP-511).
-            let header = Header { version: 0, ..header };
-            async move { encode(header, &api_versions::unsupported()) }.boxed()
-        }
-        _ => {
-            let request: ApiVersionsRequest = decode(body, version)?;
-            async move { encode(header, &api_versions::answer(&request, version)) }.boxed()
-        }
+        };
+    }
+    Ok(apis! {
+        Fetch: FetchRequest by fetch,
+        ListOffsets: ListOffsetsRequest by list_offsets,
+        Metadata: MetadataRequest by metadata,
+        OffsetCommit: OffsetCommitRequest by offset_commit,
+        OffsetFetch: OffsetFetchRequest by offset_fetch,
+        FindCoordinator: FindCoordinatorRequest by find_coordinator,
+        JoinGroup: JoinGroupRequest by join_group,
+        Heartbeat: HeartbeatRequest by heartbeat,
+        LeaveGroup: LeaveGroupRequest by leave_group,
+        SyncGroup: SyncGroupRequest by sync_group,
+        DescribeGroups: DescribeGroupsRequest by describe_groups,
+        ListGroups: ListGroupsRequest by list_groups,
+        ApiVersions: ApiVersionsRequest by api_versions,
+        InitProducerId: InitProducerIdRequest by init_producer_id,
+        DeleteGroups: DeleteGroupsRequest by delete_groups,
+        OffsetDelete: OffsetDeleteRequest by offset_delete,
     })
 }
 
 /// Decodes a message, whose counts are checked before anything is allocated for them.
-fn decode<M: Decodable>(mut body: Bytes, version: i16) -> Result<M, String> {
+pub(super) fn decode<M: Decodable>(mut body: Bytes, version: i16) -> Result<M, String> {
     M::decode(&mut Guarded::new(&body), version).map_err(|error| error.to_string())?;
     M::decode(&mut body, version).map_err(|error| error.to_string())
 }

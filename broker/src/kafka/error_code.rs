@@ -4,7 +4,17 @@
 use kafka_protocol::ResponseError;
 use millstream_record::BatchError;
 
-use crate::error::BrokerError;
+use crate::error::{BrokerError, MemberError};
+
+/// Returns the code of an error in the APIs of groups. Clients look for the coordinator again where it may be back.
+pub(super) fn of_group(error: &BrokerError) -> i16 {
+    match error {
+        BrokerError::ShuttingDown => ResponseError::NotCoordinator.code(),
+        BrokerError::DiskFull(_) => ResponseError::CoordinatorNotAvailable.code(),
+        BrokerError::Storage(_) => ResponseError::NotCoordinator.code(),
+        error => code(error),
+    }
+}
 
 /// Returns the code of an error.
 pub(super) fn code(error: &BrokerError) -> i16 {
@@ -35,6 +45,10 @@ fn response_error(error: &BrokerError) -> ResponseError {
         BrokerError::Damaged { .. } => Kafka::CorruptMessage,
         BrokerError::UnknownGroup { .. } => Kafka::GroupIdNotFound,
         BrokerError::GroupOfOtherKind { .. } => Kafka::InconsistentGroupProtocol,
+        BrokerError::OtherMembers { .. } => Kafka::InconsistentGroupProtocol,
+        BrokerError::Member { source, .. } => member(source),
+        BrokerError::InvalidSessionTimeout { .. } => Kafka::InvalidSessionTimeout,
+        BrokerError::MetadataTooLarge { .. } => Kafka::OffsetMetadataTooLarge,
         BrokerError::GroupInUse { .. } => Kafka::NonEmptyGroup,
         BrokerError::StaleGeneration { .. } => Kafka::IllegalGeneration,
         BrokerError::UnknownMember { .. } => Kafka::UnknownMemberId,
@@ -48,6 +62,18 @@ fn response_error(error: &BrokerError) -> ResponseError {
         BrokerError::Storage(_) | BrokerError::Unreadable(_) | BrokerError::UnreadableRecords { .. } => {
             Kafka::KafkaStorageError
         }
+    }
+}
+
+fn member(error: &MemberError) -> ResponseError {
+    match error {
+        MemberError::UnknownMember { .. } => ResponseError::UnknownMemberId,
+        MemberError::MemberIdRequired { .. } => ResponseError::MemberIdRequired,
+        MemberError::FencedInstance { .. } => ResponseError::FencedInstanceId,
+        MemberError::IllegalGeneration { .. } => ResponseError::IllegalGeneration,
+        MemberError::Rebalancing => ResponseError::RebalanceInProgress,
+        MemberError::Inconsistent { .. } => ResponseError::InconsistentGroupProtocol,
+        MemberError::Full { .. } => ResponseError::GroupMaxSizeReached,
     }
 }
 

@@ -7,8 +7,7 @@ use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
 use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, TopicName};
 
-use super::{Edge, error_code};
-use crate::broker::caller::Caller;
+use super::{Call, Edge, error_code};
 use crate::broker::fetch::{Fetch, FetchFrom, Fetched, WAIT_MAX};
 use crate::error::BrokerError;
 use crate::store::place::Offset;
@@ -28,7 +27,8 @@ struct Wanted {
     from: Result<FetchFrom, BrokerError>,
 }
 
-pub(super) async fn answer(edge: &Edge, caller: &Caller, request: FetchRequest) -> FetchResponse {
+pub(super) async fn answer(call: &Call, request: FetchRequest) -> FetchResponse {
+    let Call { edge, caller, .. } = call;
     let mut topics: Vec<(TopicName, Vec<PartitionData>)> = Vec::with_capacity(request.topics.len());
     let mut wanted = Vec::new();
     for (at, topic) in request.topics.into_iter().enumerate() {
@@ -73,9 +73,8 @@ pub(super) async fn answer(edge: &Edge, caller: &Caller, request: FetchRequest) 
 
 fn fetch_from(edge: &Edge, topic: &TopicName, partition: i32, offset: i64) -> Result<FetchFrom, BrokerError> {
     let (_, partition) = edge.partition(topic, partition)?;
-    let offset = match Offset::new(offset) {
-        Some(offset) => offset,
-        None => return Err(partition.out_of_range(Offset::ZERO)),
+    let Some(offset) = Offset::new(offset) else {
+        return Err(partition.out_of_range(offset));
     };
     Ok(FetchFrom { partition, offset, until: None })
 }

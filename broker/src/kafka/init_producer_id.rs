@@ -3,10 +3,10 @@
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{InitProducerIdRequest, InitProducerIdResponse};
 
-use super::{Edge, error_code};
+use super::{Call, error_code};
 use crate::name::{ProducerId, ProducerIdentity};
 
-pub(super) async fn answer(edge: &Edge, request: InitProducerIdRequest) -> InitProducerIdResponse {
+pub(super) async fn answer(call: &Call, request: InitProducerIdRequest) -> InitProducerIdResponse {
     let refused = |code: i16| {
         InitProducerIdResponse::default().with_error_code(code).with_producer_id((-1).into()).with_producer_epoch(-1)
     };
@@ -16,7 +16,7 @@ pub(super) async fn answer(edge: &Edge, request: InitProducerIdRequest) -> InitP
     }
     let current =
         ProducerId::new(request.producer_id.0).map(|id| ProducerIdentity { id, epoch: request.producer_epoch });
-    match edge.broker.init_producer(current).await {
+    match call.broker().init_producer(current).await {
         Ok(given) => {
             InitProducerIdResponse::default().with_producer_id(given.id.get().into()).with_producer_epoch(given.epoch)
         }

@@ -4,7 +4,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use kafka_protocol::messages::{ListOffsetsRequest, ListOffsetsResponse, TopicName};
 
-use super::{Edge, error_code};
+use super::{Call, Edge, error_code};
 use crate::broker::position::Position;
 use crate::error::BrokerError;
 use crate::store::LEADER_EPOCH;
@@ -22,13 +22,13 @@ const NO_EPOCH: i32 = -1;
 /// The first version with leader epochs (KIP-320).
 const EPOCHS_FROM: i16 = 4;
 
-pub(super) async fn answer(edge: &Edge, request: ListOffsetsRequest, version: i16) -> ListOffsetsResponse {
-    let has_epochs = version >= EPOCHS_FROM;
+pub(super) async fn answer(call: &Call, request: ListOffsetsRequest) -> ListOffsetsResponse {
+    let has_epochs = call.version >= EPOCHS_FROM;
     let mut topics = Vec::with_capacity(request.topics.len());
     for topic in request.topics {
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for wanted in &topic.partitions {
-            let found = find(edge, &topic.name, wanted.partition_index, wanted.timestamp).await;
+            let found = find(&call.edge, &topic.name, wanted.partition_index, wanted.timestamp).await;
             let answer = ListOffsetsPartitionResponse::default().with_partition_index(wanted.partition_index);
             partitions.push(match found {
                 Ok((offset, timestamp)) => answer

@@ -6,18 +6,18 @@ use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
 use kafka_protocol::messages::{BrokerId, MetadataRequest, MetadataResponse};
-use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
-use super::{Edge, NODE_ID, error_code};
+use super::{Call, Edge, NODE_ID, error_code, text};
 use crate::error::BrokerError;
 use crate::log::topic::{Topic, TopicSettings};
 use crate::name::TopicName;
 use crate::store::LEADER_EPOCH;
 
-pub(super) async fn answer(edge: &Edge, request: MetadataRequest, version: i16) -> MetadataResponse {
+pub(super) async fn answer(call: &Call, request: MetadataRequest) -> MetadataResponse {
+    let Call { edge, version, .. } = call;
     // Version 0 asks for all topics with an empty list, later versions with none.
-    let all = request.topics.as_ref().is_none_or(|topics| version == 0 && topics.is_empty());
+    let all = request.topics.as_ref().is_none_or(|topics| *version == 0 && topics.is_empty());
     let mut topics = Vec::new();
     if all {
         topics.extend(edge.broker.topics().iter().map(|topic| described(topic)));
@@ -68,7 +68,7 @@ fn described(topic: &Topic) -> MetadataResponseTopic {
             .with_isr_nodes(vec![BrokerId(NODE_ID)])
     };
     MetadataResponseTopic::default()
-        .with_name(Some(StrBytes::from_string(topic.name().as_str().to_owned()).into()))
+        .with_name(Some(text(topic.name().as_str()).into()))
         .with_topic_id(topic.uuid())
         .with_is_internal(topic.meta().internal)
         .with_partitions((0..topic.partition_count()).map(partition).collect())

@@ -1,21 +1,35 @@
 //! Kafka's wire protocol: one more edge over the broker. This folder translates between Kafka's messages and the domain, and
 //! has one file for each API.
 //!
-//! Served so far: connecting, metadata with auto-creation of topics, producing (idempotent producers included), fetching and
-//! offsets. Consumer groups, transactions and administration are missing, and are not advertised.
+//! Served so far: connecting, metadata with auto-creation of topics, producing (idempotent producers included), fetching,
+//! offsets and groups by the classic protocol. Transactions, the consumer protocol and the administration of topics are
+//! missing, and are not advertised.
 
 mod api;
 mod api_versions;
 mod connection;
+mod consumer_protocol;
+mod delete_groups;
+mod describe_groups;
 mod dispatch;
 mod error_code;
 mod fetch;
+mod find_coordinator;
 mod guarded;
+mod heartbeat;
 mod init_producer_id;
+mod join_group;
+mod leave_group;
+mod list_groups;
 mod list_offsets;
 mod metadata;
+mod offset_commit;
+mod offset_delete;
+mod offset_fetch;
 mod produce;
+mod sync_group;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +39,7 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use crate::broker::Broker;
+use crate::broker::caller::Caller;
 use crate::error::BrokerError;
 use crate::log::partition::Partition;
 use crate::log::topic::Topic;
@@ -61,7 +76,7 @@ struct Edge {
 impl Edge {
     /// Returns the advertised host.
     fn host(&self) -> StrBytes {
-        StrBytes::from_string(self.settings.advertised_host.clone())
+        text(self.settings.advertised_host.clone())
     }
 
     /// Returns a partition by its topic's name and its number.
@@ -79,6 +94,28 @@ impl Edge {
     fn port(&self) -> i32 {
         self.settings.advertised_port.into()
     }
+}
+
+/// A request on its way: who sent it, and what is needed to answer it.
+struct Call {
+    edge: Edge,
+    caller: Caller,
+    /// The version of the API.
+    version: i16,
+    /// What the client calls itself.
+    client_id: Arc<str>,
+    client_host: IpAddr,
+}
+
+impl Call {
+    fn broker(&self) -> &Broker {
+        &self.edge.broker
+    }
+}
+
+/// Returns text as Kafka's messages hold it.
+fn text(text: impl Into<String>) -> StrBytes {
+    StrBytes::from_string(text.into())
 }
 
 /// The number of the only node.

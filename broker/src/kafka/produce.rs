@@ -3,11 +3,9 @@
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::{ProduceRequest, ProduceResponse, TopicName};
-use kafka_protocol::protocol::StrBytes;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Edge, error_code};
-use crate::broker::caller::Caller;
+use super::{Call, Edge, error_code, text};
 use crate::error::BrokerError;
 use crate::log::queue::Receipt;
 
@@ -43,12 +41,8 @@ impl From<BrokerError> for Refused {
 }
 
 /// Queues the records of a request.
-pub(super) async fn queue(
-    edge: &Edge,
-    caller: &Caller,
-    request: ProduceRequest,
-    in_flight: Option<OwnedSemaphorePermit>,
-) -> Queued {
+pub(super) async fn queue(call: &Call, request: ProduceRequest, in_flight: Option<OwnedSemaphorePermit>) -> Queued {
+    let Call { edge, caller, .. } = call;
     let bytes = request.topic_data.iter().flat_map(|topic| &topic.partition_data);
     let bytes: usize = bytes.filter_map(|partition| partition.records.as_ref()).map(bytes::Bytes::len).sum();
     let charged = caller.charge(bytes).await;
@@ -104,7 +98,7 @@ impl Queued {
                         .with_error_code(code)
                         .with_base_offset(NO_OFFSET)
                         .with_log_start_offset(NO_OFFSET)
-                        .with_error_message(Some(StrBytes::from_string(message))),
+                        .with_error_message(Some(text(message))),
                 });
             }
             responses.push(TopicProduceResponse::default().with_name(name).with_partition_responses(answers));

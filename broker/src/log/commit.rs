@@ -8,6 +8,7 @@ use millstream_record::RecordBatch;
 use super::partition::Partition;
 use super::topic::Topic;
 use crate::error::BrokerError;
+use crate::groups::classic::Claim;
 use crate::groups::{CommittedOffset, Group, IdleSince, MemberId};
 use crate::store::journal::CHUNK_BYTES;
 use crate::store::place::{Offset, TopicId};
@@ -121,6 +122,16 @@ pub enum Fence {
         /// The member epoch in the request, if the sender's protocol has one (KIP-848).
         epoch: Option<u64>,
     },
+    /// The sender must be a member of the current generation of the group, or the group must have no members if the sender
+    /// claims to be none.
+    Claim {
+        /// The group.
+        group: Arc<Group>,
+        /// Who the sender says that it is.
+        claim: Claim,
+        /// Whether the offsets are part of a transaction.
+        in_transaction: bool,
+    },
     /// The group must be unused: see [`Group::is_expired`].
     Expired {
         /// The group.
@@ -134,7 +145,10 @@ impl Fence {
     /// Returns the group.
     pub fn group(&self) -> &Arc<Group> {
         match self {
-            Self::Generation { group, .. } | Self::Member { group, .. } | Self::Expired { group, .. } => group,
+            Self::Generation { group, .. }
+            | Self::Member { group, .. }
+            | Self::Claim { group, .. }
+            | Self::Expired { group, .. } => group,
         }
     }
 
@@ -149,6 +163,7 @@ impl Fence {
                 });
                 group.check_member(member, *epoch, partitions)
             }
+            Self::Claim { group, claim, in_transaction } => group.check_claim(claim, *in_transaction),
             Self::Expired { group, before } if group.is_expired(*before) => Ok(()),
             Self::Expired { group, .. } => {
                 let by = "it was used again".to_owned();

@@ -288,21 +288,15 @@ impl Partition {
     pub fn offset_in_range(&self, offset: u64) -> Result<Offset, BrokerError> {
         let in_range = i64::try_from(offset).ok().and_then(Offset::new);
         let in_range = in_range.filter(|offset| (self.start()..=self.end()).contains(offset));
-        in_range.ok_or_else(|| BrokerError::OffsetOutOfRange {
-            topic: self.name.topic.clone(),
-            partition: self.name.partition,
-            offset: i128::from(offset),
-            start: self.start(),
-            end: self.end(),
-        })
+        in_range.ok_or_else(|| self.out_of_range(i128::from(offset)))
     }
 
-    /// Returns the error for an offset that is out of range.
-    pub fn out_of_range(&self, offset: Offset) -> BrokerError {
+    /// Returns the error for an offset that is out of range, as the client sent it.
+    pub fn out_of_range(&self, offset: impl Into<i128>) -> BrokerError {
         BrokerError::OffsetOutOfRange {
             topic: self.name.topic.clone(),
             partition: self.name.partition,
-            offset: i128::from(offset.get()),
+            offset: offset.into(),
             start: self.start(),
             end: self.end(),
         }

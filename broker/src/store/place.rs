@@ -48,6 +48,12 @@ impl fmt::Display for Offset {
     }
 }
 
+impl From<Offset> for i128 {
+    fn from(offset: Offset) -> Self {
+        offset.0.into()
+    }
+}
+
 impl From<Offset> for u64 {
     fn from(offset: Offset) -> Self {
         offset.0.unsigned_abs()

@@ -1,0 +1,57 @@
+//! FindCoordinator (key 10): this node coordinates all groups and transactions.
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::find_coordinator_response::Coordinator;
+use kafka_protocol::messages::{BrokerId, FindCoordinatorRequest, FindCoordinatorResponse};
+use kafka_protocol::protocol::StrBytes;
+
+use super::{Call, NODE_ID, text};
+
+/// The first version that asks for several coordinators (KIP-699).
+const SEVERAL_FROM: i16 = 4;
+
+/// The kind of key that is the id of a group.
+const GROUP: i8 = 0;
+
+pub(super) async fn answer(call: &Call, request: FindCoordinatorRequest) -> FindCoordinatorResponse {
+    let edge = &call.edge;
+    if call.version >= SEVERAL_FROM {
+        let coordinator = |key: StrBytes| {
+            let answer = Coordinator::default();
+            let answer = match refused(request.key_type, &key) {
+                Some((code, reason)) => answer
+                    .with_error_code(code.code())
+                    .with_error_message(Some(text(reason)))
+                    .with_node_id(BrokerId(-1))
+                    .with_port(-1),
+                None => answer.with_node_id(BrokerId(NODE_ID)).with_host(edge.host()).with_port(edge.port()),
+            };
+            answer.with_key(key)
+        };
+        let coordinators = request.coordinator_keys.into_iter().map(coordinator).collect();
+        return FindCoordinatorResponse::default().with_coordinators(coordinators);
+    }
+    let answer = FindCoordinatorResponse::default();
+    match refused(request.key_type, &request.key) {
+        Some((code, reason)) => answer
+            .with_error_code(code.code())
+            .with_error_message(Some(text(reason)))
+            .with_node_id(BrokerId(-1))
+            .with_port(-1),
+        None => answer.with_node_id(BrokerId(NODE_ID)).with_host(edge.host()).with_port(edge.port()),
+    }
+}
+
+/// Returns why there is no coordinator.
+fn refused(key_type: i8, key: &StrBytes) -> Option<(ResponseError, String)> {
+    match key_type {
+        GROUP if key.is_empty() => {
+            Some((ResponseError::InvalidGroupId, "the id of a group is empty: choose one (group.id)".to_owned()))
+        }
+        GROUP => None,
+        other => Some((
+            ResponseError::InvalidRequest,
+            format!("key type {other} has no coordinator here: 0 (groups) has one"),
+        )),
+    }
+}

@@ -1,0 +1,83 @@
+//! A client of Kafka's protocol that sends and receives single messages.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use kafka_protocol::messages::{RequestHeader, ResponseHeader};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
+use millstream_tests::server::Server;
+
+/// A connection that sends and receives single messages.
+#[derive(Debug)]
+pub(crate) struct Client(TcpStream);
+
+impl Client {
+    /// Connects to a server.
+    pub(crate) fn of(server: &Server) -> Self {
+        let stream = TcpStream::connect(server.kafka()).unwrap();
+        // The limit is meant for tests that hang.
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        Self(stream)
+    }
+
+    /// Sends a request.
+    pub(crate) fn send<R: Request>(&mut self, version: i16, correlation_id: i32, request: &R) {
+        let mut bytes = BytesMut::new();
+        let header = RequestHeader::default()
+            .with_request_api_key(R::KEY)
+            .with_request_api_version(version)
+            .with_correlation_id(correlation_id)
+            .with_client_id(Some(StrBytes::from_static_str("test")));
+        header.encode(&mut bytes, R::header_version(version)).unwrap();
+        request.encode(&mut bytes, version).unwrap();
+        self.send_frame(&bytes);
+    }
+
+    /// Sends a frame, with its length before it.
+    pub(crate) fn send_frame(&mut self, frame: &[u8]) {
+        let mut bytes = BytesMut::new();
+        bytes.put_i32(frame.len() as i32);
+        bytes.put_slice(frame);
+        self.send_bytes(&bytes);
+    }
+
+    /// Sends bytes as they are.
+    pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).unwrap();
+    }
+
+    /// Receives the next answer, without its length.
+    pub(crate) fn receive(&mut self) -> Bytes {
+        let mut length = [0; 4];
+        self.0.read_exact(&mut length).unwrap();
+        let mut bytes = vec![0; i32::from_be_bytes(length) as usize];
+        self.0.read_exact(&mut bytes).unwrap();
+        bytes.into()
+    }
+
+    /// Receives the answer to a request, and checks its header.
+    pub(crate) fn answer<A: Decodable + HeaderVersion>(&mut self, version: i16, correlation_id: i32) -> A {
+        let mut bytes = self.receive();
+        let header = ResponseHeader::decode(&mut bytes, A::header_version(version)).unwrap();
+        assert_eq!(header.correlation_id, correlation_id);
+        let answer = A::decode(&mut bytes, version).unwrap();
+        assert!(!bytes.has_remaining(), "{} bytes follow the answer", bytes.remaining());
+        answer
+    }
+
+    /// Sends a request and receives its answer.
+    pub(crate) fn call<R: Request>(&mut self, version: i16, request: &R) -> R::Response {
+        self.send(version, i32::from(version), request);
+        self.answer(version, i32::from(version))
+    }
+
+    /// Waits until the server closes the connection. Returns whether it does so without an answer.
+    pub(crate) fn closes(&mut self) -> bool {
+        match self.0.read(&mut [0]) {
+            Ok(read) => read == 0,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+}

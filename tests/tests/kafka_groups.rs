@@ -1,0 +1,569 @@
+//! Groups by Kafka's classic protocol: members join, get assignments and leave, sessions end, offsets are committed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
+use kafka_protocol::messages::leave_group_request::MemberIdentity;
+use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
+use kafka_protocol::messages::offset_delete_request::{OffsetDeleteRequestPartition, OffsetDeleteRequestTopic};
+use kafka_protocol::messages::offset_fetch_request::{
+    OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics,
+};
+use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
+use kafka_protocol::messages::{
+    ConsumerProtocolAssignment, ConsumerProtocolSubscription, DeleteGroupsRequest, DescribeGroupsRequest,
+    FindCoordinatorRequest, GroupId, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
+    ListGroupsRequest, OffsetCommitRequest, OffsetDeleteRequest, OffsetFetchRequest, SyncGroupRequest,
+    SyncGroupResponse,
+};
+use kafka_protocol::protocol::{Encodable, Request, StrBytes};
+use millstream_tests::server::Server;
+
+use crate::cli::{Running, wait_until};
+use crate::kafka::{create, started, topic};
+use crate::kafka_client::Client;
+
+const UNKNOWN_MEMBER: i16 = ResponseError::UnknownMemberId.code();
+const REBALANCING: i16 = ResponseError::RebalanceInProgress.code();
+
+fn text(text: &str) -> StrBytes {
+    StrBytes::from_string(text.to_owned())
+}
+
+fn group_id(id: &str) -> GroupId {
+    text(id).into()
+}
+
+/// What a consumer says about itself: it subscribes to topic `t`.
+fn subscription() -> Bytes {
+    let mut bytes = bytes::BytesMut::from(&[0, 1][..]);
+    ConsumerProtocolSubscription::default().with_topics(vec![text("t")]).encode(&mut bytes, 1).unwrap();
+    bytes.freeze()
+}
+
+/// Partition 0 of topic `t`.
+fn assignment() -> Bytes {
+    use kafka_protocol::messages::consumer_protocol_assignment::TopicPartition;
+    let mut bytes = bytes::BytesMut::from(&[0, 1][..]);
+    let assigned = TopicPartition::default().with_topic(topic("t")).with_partitions(vec![0]);
+    ConsumerProtocolAssignment::default().with_assigned_partitions(vec![assigned]).encode(&mut bytes, 1).unwrap();
+    bytes.freeze()
+}
+
+/// A member of a group, over a connection of its own.
+struct Member {
+    client: Client,
+    group: String,
+    id: StrBytes,
+    instance: Option<StrBytes>,
+    protocols: Vec<&'static str>,
+    session_ms: i32,
+    generation: i32,
+    leader: StrBytes,
+}
+
+impl Member {
+    fn of(server: &Server, group: &str) -> Self {
+        Self {
+            client: Client::of(server),
+            group: group.to_owned(),
+            id: StrBytes::default(),
+            instance: None,
+            protocols: vec!["range"],
+            session_ms: 30_000,
+            generation: -1,
+            leader: StrBytes::default(),
+        }
+    }
+
+    fn with_instance(mut self, instance: &str) -> Self {
+        self.instance = Some(text(instance));
+        self
+    }
+
+    fn join_request(&self) -> JoinGroupRequest {
+        let protocol =
+            |name: &&str| JoinGroupRequestProtocol::default().with_name(text(name)).with_metadata(subscription());
+        JoinGroupRequest::default()
+            .with_group_id(group_id(&self.group))
+            .with_session_timeout_ms(self.session_ms)
+            .with_rebalance_timeout_ms(20_000)
+            .with_member_id(self.id.clone())
+            .with_group_instance_id(self.instance.clone())
+            .with_protocol_type(text("consumer"))
+            .with_protocols(self.protocols.iter().map(protocol).collect())
+    }
+
+    /// Sends a request to join. [`Self::joined`] receives the answer.
+    fn send_join(&mut self) {
+        if self.id.is_empty() && self.instance.is_none() {
+            let given: JoinGroupResponse = self.client.call(9, &self.join_request());
+            assert_eq!(given.error_code, ResponseError::MemberIdRequired.code());
+            self.id = given.member_id;
+        }
+        let request = self.join_request();
+        self.client.send(9, 9, &request);
+    }
+
+    fn joined(&mut self) -> JoinGroupResponse {
+        let joined: JoinGroupResponse = self.client.answer(9, 9);
+        if joined.error_code == 0 {
+            (self.id, self.generation, self.leader) =
+                (joined.member_id.clone(), joined.generation_id, joined.leader.clone());
+        }
+        joined
+    }
+
+    fn join(&mut self) -> JoinGroupResponse {
+        self.send_join();
+        self.joined()
+    }
+
+    fn leads(&self) -> bool {
+        self.leader == self.id
+    }
+
+    /// Sends a request for the assignment. The leader assigns each of `members` its own id.
+    fn send_sync(&mut self, members: &[StrBytes]) {
+        let assignments = members.iter().map(|member| {
+            let assignment = if member.is_empty() { Bytes::new() } else { assignment() };
+            SyncGroupRequestAssignment::default().with_member_id(member.clone()).with_assignment(assignment)
+        });
+        let request = SyncGroupRequest::default()
+            .with_group_id(group_id(&self.group))
+            .with_generation_id(self.generation)
+            .with_member_id(self.id.clone())
+            .with_group_instance_id(self.instance.clone())
+            .with_protocol_type(Some(text("consumer")))
+            .with_protocol_name(Some(text(self.protocols[0])))
+            .with_assignments(assignments.collect());
+        self.client.send(5, 5, &request);
+    }
+
+    fn synced(&mut self) -> SyncGroupResponse {
+        self.client.answer(5, 5)
+    }
+
+    fn sync(&mut self, members: &[StrBytes]) -> SyncGroupResponse {
+        self.send_sync(members);
+        self.synced()
+    }
+
+    fn heartbeat(&mut self) -> i16 {
+        let request = HeartbeatRequest::default()
+            .with_group_id(group_id(&self.group))
+            .with_generation_id(self.generation)
+            .with_member_id(self.id.clone())
+            .with_group_instance_id(self.instance.clone());
+        self.client.call(4, &request).error_code
+    }
+
+    /// Sends heartbeats until one is answered with this code.
+    fn beat_until(&mut self, code: i16) {
+        for _ in 0..2_000 {
+            if self.heartbeat() == code {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("no heartbeat was answered with {code}");
+    }
+
+    fn leave(&mut self) -> i16 {
+        let member = MemberIdentity::default().with_member_id(self.id.clone());
+        let member = member.with_group_instance_id(self.instance.clone());
+        let request = LeaveGroupRequest::default().with_group_id(group_id(&self.group)).with_members(vec![member]);
+        self.client.call(5, &request).members[0].error_code
+    }
+
+    /// Commits an offset of partition 0 of topic `t`.
+    fn commit(&mut self, offset: i64) -> i16 {
+        let request = commit_request(&self.group, offset)
+            .with_generation_id_or_member_epoch(self.generation)
+            .with_member_id(self.id.clone())
+            .with_group_instance_id(self.instance.clone());
+        self.client.call(8, &request).topics[0].partitions[0].error_code
+    }
+}
+
+/// Joins members at once, and gives each of them an assignment.
+fn join_all(members: &mut [Member]) {
+    members.iter_mut().for_each(Member::send_join);
+    let joined: Vec<_> = members.iter_mut().map(Member::joined).collect();
+    assert!(joined.iter().all(|joined| joined.error_code == 0), "{joined:?}");
+    let ids: Vec<_> = members.iter().map(|member| member.id.clone()).collect();
+    for member in members.iter_mut() {
+        let assigned = if member.leads() { &ids[..] } else { &[] };
+        member.send_sync(assigned);
+    }
+    for member in members {
+        let synced = member.synced();
+        assert_eq!((synced.error_code, synced.assignment), (0, assignment()));
+    }
+}
+
+fn commit_request(group: &str, offset: i64) -> OffsetCommitRequest {
+    let partition = OffsetCommitRequestPartition::default()
+        .with_committed_offset(offset)
+        .with_committed_metadata(Some(text("note")));
+    let of_topic = OffsetCommitRequestTopic::default().with_name(topic("t")).with_partitions(vec![partition]);
+    OffsetCommitRequest::default()
+        .with_group_id(group_id(group))
+        .with_generation_id_or_member_epoch(-1)
+        .with_topics(vec![of_topic])
+}
+
+/// Returns the committed offset of partition 0 of topic `t`.
+fn committed(client: &mut Client, group: &str) -> i64 {
+    let wanted = OffsetFetchRequestTopic::default().with_name(topic("t")).with_partition_indexes(vec![0]);
+    let request = OffsetFetchRequest::default().with_group_id(group_id(group)).with_topics(Some(vec![wanted]));
+    client.call(5, &request).topics[0].partitions[0].committed_offset
+}
+
+/// Asks one version of an API of groups, and checks the answer.
+pub(crate) fn answers(client: &mut Client, key: i16, version: i16, group: &str) {
+    create(client, "t");
+    let join = |client: &mut Client, version: i16| {
+        let protocol = JoinGroupRequestProtocol::default().with_name(text("range")).with_metadata(subscription());
+        let request = JoinGroupRequest::default()
+            .with_group_id(group_id(group))
+            .with_session_timeout_ms(30_000)
+            .with_protocol_type(text("consumer"))
+            .with_protocols(vec![protocol]);
+        let request = if version > 0 { request.with_rebalance_timeout_ms(30_000) } else { request };
+        let joined = client.call(version, &request);
+        match version {
+            0..4 => joined,
+            _ => {
+                assert_eq!(joined.error_code, ResponseError::MemberIdRequired.code());
+                client.call(version, &request.with_member_id(joined.member_id))
+            }
+        }
+    };
+    match key {
+        FindCoordinatorRequest::KEY => {
+            if version < 4 {
+                let found = client.call(version, &FindCoordinatorRequest::default().with_key(text(group)));
+                assert_eq!((found.error_code, found.node_id.0, &*found.host), (0, 0, "127.0.0.1"));
+            } else {
+                let keys = vec![text(group), text("")];
+                let found = client.call(version, &FindCoordinatorRequest::default().with_coordinator_keys(keys));
+                let codes: Vec<_> = found.coordinators.iter().map(|found| found.error_code).collect();
+                assert_eq!(codes, [0, ResponseError::InvalidGroupId.code()]);
+            }
+        }
+        JoinGroupRequest::KEY => {
+            let joined = join(client, version);
+            assert_eq!((joined.error_code, joined.generation_id, joined.members.len()), (0, 1, 1));
+            assert_eq!((&joined.leader, joined.protocol_name.as_deref()), (&joined.member_id, Some("range")));
+            assert_eq!(joined.members[0].metadata, subscription());
+        }
+        SyncGroupRequest::KEY => {
+            let joined = join(client, 3);
+            let assigned = SyncGroupRequestAssignment::default()
+                .with_member_id(joined.member_id.clone())
+                .with_assignment(assignment());
+            let request = SyncGroupRequest::default()
+                .with_group_id(group_id(group))
+                .with_generation_id(joined.generation_id)
+                .with_member_id(joined.member_id)
+                .with_assignments(vec![assigned]);
+            let synced = client.call(version, &request);
+            assert_eq!((synced.error_code, synced.assignment), (0, assignment()));
+        }
+        HeartbeatRequest::KEY => {
+            let joined = join(client, 3);
+            let request = HeartbeatRequest::default()
+                .with_group_id(group_id(group))
+                .with_generation_id(joined.generation_id)
+                .with_member_id(joined.member_id);
+            assert_eq!(client.call(version, &request).error_code, 0);
+        }
+        LeaveGroupRequest::KEY => {
+            let joined = join(client, 3);
+            let request = LeaveGroupRequest::default().with_group_id(group_id(group));
+            if version < 3 {
+                let request = request.with_member_id(joined.member_id);
+                assert_eq!(client.call(version, &request).error_code, 0);
+                assert_eq!(client.call(version, &request).error_code, UNKNOWN_MEMBER);
+            } else {
+                let leaving = MemberIdentity::default().with_member_id(joined.member_id);
+                let left = client.call(version, &request.with_members(vec![leaving.clone(), leaving]));
+                let codes: Vec<_> = left.members.iter().map(|member| member.error_code).collect();
+                assert_eq!((left.error_code, codes), (0, vec![0, UNKNOWN_MEMBER]));
+            }
+        }
+        OffsetCommitRequest::KEY => {
+            let answer = client.call(version, &commit_request(group, 3));
+            assert_eq!(answer.topics[0].partitions[0].error_code, 0);
+            assert_eq!(committed(client, group), 3);
+        }
+        OffsetFetchRequest::KEY => {
+            client.call(8, &commit_request(group, 5));
+            let fetch = |client: &mut Client, all: bool| {
+                if version < 8 {
+                    let wanted = OffsetFetchRequestTopic::default().with_name(topic("t"));
+                    let wanted = (!all).then(|| vec![wanted.with_partition_indexes(vec![0, 7])]);
+                    let request = OffsetFetchRequest::default().with_group_id(group_id(group)).with_topics(wanted);
+                    let partitions = &client.call(version, &request).topics[0].partitions;
+                    partitions.iter().map(|of| (of.committed_offset, of.metadata.clone(), of.error_code)).collect()
+                } else {
+                    let wanted = OffsetFetchRequestTopics::default().with_name(topic("t"));
+                    let wanted = (!all).then(|| vec![wanted.with_partition_indexes(vec![0, 7])]);
+                    let of_group = OffsetFetchRequestGroup::default().with_group_id(group_id(group));
+                    let request = OffsetFetchRequest::default().with_groups(vec![of_group.with_topics(wanted)]);
+                    let partitions = &client.call(version, &request).groups[0].topics[0].partitions;
+                    partitions
+                        .iter()
+                        .map(|of| (of.committed_offset, of.metadata.clone(), of.error_code))
+                        .collect::<Vec<_>>()
+                }
+            };
+            let stored = (5, Some(text("note")), 0);
+            assert_eq!(fetch(client, false), [stored.clone(), (-1, Some(text("")), 0)]);
+            // From version 2, all offsets of a group can be asked for.
+            if version >= 2 {
+                assert_eq!(fetch(client, true), [stored]);
+            }
+        }
+        DescribeGroupsRequest::KEY => {
+            join(client, 3);
+            let groups = vec![group_id(group), group_id("unknown")];
+            let described = client.call(version, &DescribeGroupsRequest::default().with_groups(groups)).groups;
+            assert_eq!((described[0].error_code, &*described[0].group_state), (0, "CompletingRebalance"));
+            assert_eq!((&*described[0].protocol_data, described[0].members.len()), ("range", 1));
+            assert_eq!(
+                (&*described[0].members[0].client_id, &*described[0].members[0].client_host),
+                ("test", "/127.0.0.1")
+            );
+            let unknown = if version < 6 { 0 } else { ResponseError::GroupIdNotFound.code() };
+            assert_eq!((described[1].error_code, &*described[1].group_state), (unknown, "Dead"));
+        }
+        ListGroupsRequest::KEY => {
+            join(client, 3);
+            let listed = client.call(version, &ListGroupsRequest::default()).groups;
+            let own = listed.iter().find(|listed| *listed.group_id == *group).unwrap();
+            assert_eq!(&*own.protocol_type, "consumer");
+            if version >= 5 {
+                assert_eq!((&*own.group_state, &*own.group_type), ("CompletingRebalance", "Classic"));
+                let stable = ListGroupsRequest::default().with_states_filter(vec![text("Stable")]);
+                assert!(client.call(version, &stable).groups.iter().all(|listed| *listed.group_id != *group));
+            }
+        }
+        DeleteGroupsRequest::KEY => {
+            client.call(8, &commit_request(group, 5));
+            let groups = vec![group_id(group), group_id("unknown")];
+            let deleted = client.call(version, &DeleteGroupsRequest::default().with_groups_names(groups)).results;
+            let codes: Vec<_> = deleted.iter().map(|result| result.error_code).collect();
+            assert_eq!(codes, [0, ResponseError::GroupIdNotFound.code()]);
+            assert_eq!(committed(client, group), -1);
+        }
+        OffsetDeleteRequest::KEY => {
+            client.call(8, &commit_request(group, 5));
+            let partition = OffsetDeleteRequestPartition::default();
+            let of_topic = OffsetDeleteRequestTopic::default().with_name(topic("t")).with_partitions(vec![partition]);
+            let request = OffsetDeleteRequest::default().with_group_id(group_id(group)).with_topics(vec![of_topic]);
+            let deleted = client.call(version, &request);
+            assert_eq!((deleted.error_code, deleted.topics[0].partitions[0].error_code), (0, 0));
+            assert_eq!(committed(client, group), -1);
+        }
+        other => panic!("no test for key {other}"),
+    }
+}
+
+#[test]
+fn members_share_a_group_and_take_over_from_each_other() {
+    let (server, _data) = started();
+    let mut first = Member::of(&server, "g");
+    create(&mut first.client, "t");
+    let joined = first.join();
+    assert_eq!((joined.error_code, joined.generation_id, joined.members.len()), (0, 1, 1));
+    assert!(first.leads());
+    let ids = [first.id.clone()];
+    assert_eq!(first.sync(&ids).error_code, 0);
+    assert_eq!((first.heartbeat(), first.commit(3)), (0, 0));
+
+    // A second member begins a rebalance. The first one hears of it, and leads again.
+    let mut second = Member::of(&server, "g");
+    second.send_join();
+    first.beat_until(REBALANCING);
+    // What was read before the rebalance can be committed in it.
+    assert_eq!(first.commit(4), 0);
+    let joined = first.join();
+    assert_eq!((joined.generation_id, joined.members.len()), (2, 2));
+    assert_eq!(second.joined().members.len(), 0);
+    // Members wait for the leader's assignment.
+    second.send_sync(&[]);
+    let ids = [second.id.clone()];
+    assert_eq!(first.sync(&ids).assignment, Bytes::new());
+    assert_eq!(second.synced().assignment, assignment());
+
+    // Both protocols show the same group.
+    let described = server.run(&["group", "describe", "g"]).ok();
+    assert!(described.contains(&*second.id) && described.contains("stable"), "{described}");
+    let request = DescribeGroupsRequest::default().with_groups(vec![group_id("g")]);
+    let group = first.client.call(5, &request).groups.remove(0);
+    assert_eq!((&*group.group_state, &*group.protocol_data, group.members.len()), ("Stable", "range", 2));
+    let of =
+        |id: &StrBytes| group.members.iter().find(|member| member.member_id == *id).unwrap().member_assignment.clone();
+    assert_eq!((of(&first.id), of(&second.id)), (Bytes::new(), assignment()));
+
+    // Nobody else may change the group's offsets now.
+    let outside = first.client.call(8, &commit_request("g", 0)).topics[0].partitions[0].error_code;
+    assert_eq!(outside, UNKNOWN_MEMBER);
+    let refused = server.run(&["group", "reset", "g", "--topic", "t", "--to", "earliest"]).err;
+    assert!(refused.contains("2 active members"), "{refused}");
+    let deleted = first.client.call(2, &DeleteGroupsRequest::default().with_groups_names(vec![group_id("g")]));
+    assert_eq!(deleted.results[0].error_code, ResponseError::NonEmptyGroup.code());
+
+    // The leader leaves, and the other one leads the next generation.
+    assert_eq!(first.leave(), 0);
+    second.beat_until(REBALANCING);
+    second.join();
+    assert!(second.leads());
+    assert_eq!(first.commit(9), UNKNOWN_MEMBER);
+    second.generation -= 1;
+    assert_eq!(second.commit(9), ResponseError::IllegalGeneration.code());
+    assert_eq!(committed(&mut second.client, "g"), 4);
+}
+
+#[test]
+fn a_member_that_sends_nothing_is_removed() {
+    let (server, _data) = started();
+    let mut members = [Member::of(&server, "g"), Member::of(&server, "g")];
+    create(&mut members[0].client, "t");
+    members.iter_mut().for_each(|member| member.session_ms = 6_000);
+    members[0].send_join();
+    members[0].joined();
+    let [first, second] = &mut members;
+    second.send_join();
+    first.beat_until(REBALANCING);
+    // The first member says nothing more. Its partitions are the second one's once its session, or the time to join, is over.
+    let joined = second.joined();
+    assert_eq!((joined.error_code, joined.members.len()), (0, 1));
+    assert_eq!(first.heartbeat(), UNKNOWN_MEMBER);
+    // And if nobody is left, the group is empty.
+    wait_until("the group is empty", || server.run(&["group", "describe", "g"]).ok().contains("empty"));
+}
+
+#[test]
+fn a_static_member_that_returns_keeps_its_partitions() {
+    let (server, _data) = started();
+    let mut members = [Member::of(&server, "g").with_instance("one"), Member::of(&server, "g").with_instance("two")];
+    create(&mut members[0].client, "t");
+    join_all(&mut members[..1]);
+    members[1].send_join();
+    members[0].beat_until(REBALANCING);
+    join_again(&mut members);
+    let [mut leader, mut other] = members;
+    if !leader.leads() {
+        (leader, other) = (other, leader);
+    }
+    let generation = other.generation;
+
+    // A member is started again: it has another id, and its assignment, without a rebalance.
+    let instance = other.instance.clone().unwrap();
+    let mut returned = Member::of(&server, "g").with_instance(&instance);
+    let joined = returned.join();
+    assert_eq!((joined.error_code, joined.generation_id, &joined.leader), (0, generation, &leader.id));
+    assert_ne!(returned.id, other.id);
+    assert_eq!(returned.sync(&[]).assignment, assignment());
+    assert_eq!((leader.heartbeat(), returned.heartbeat()), (0, 0));
+    // Its former self is fenced.
+    let fenced = ResponseError::FencedInstanceId.code();
+    assert_eq!((other.heartbeat(), other.commit(1), other.leave()), (fenced, fenced, fenced));
+
+    // The leader is started again: it knows that it leads, and that the assignment stays.
+    let instance = leader.instance.clone().unwrap();
+    let mut returned_leader = Member::of(&server, "g").with_instance(&instance);
+    let joined = returned_leader.join();
+    assert_eq!((joined.generation_id, joined.skip_assignment, joined.members.len()), (generation, true, 2));
+    assert!(returned_leader.leads());
+    assert_eq!(returned_leader.sync(&[]).assignment, assignment());
+
+    // An administrator removes a static member by its static id.
+    let leaving = MemberIdentity::default().with_group_instance_id(Some(instance));
+    let request = LeaveGroupRequest::default().with_group_id(group_id("g")).with_members(vec![leaving]);
+    assert_eq!(returned.client.call(5, &request).members[0].error_code, 0);
+    returned.beat_until(REBALANCING);
+}
+
+/// Lets the members of a group that rebalances join, and gives each of them an assignment. The last one has sent its
+/// request already.
+fn join_again(members: &mut [Member]) {
+    let (last, others) = members.split_last_mut().unwrap();
+    others.iter_mut().for_each(Member::send_join);
+    others.iter_mut().for_each(|member| assert_eq!(member.joined().error_code, 0));
+    assert_eq!(last.joined().error_code, 0);
+    let ids: Vec<_> = members.iter().map(|member| member.id.clone()).collect();
+    for member in members.iter_mut() {
+        let assigned = if member.leads() { &ids[..] } else { &[] };
+        member.send_sync(assigned);
+    }
+    for member in members {
+        assert_eq!(member.synced().assignment, assignment());
+    }
+}
+
+#[test]
+fn members_of_different_kinds_do_not_mix() {
+    let (server, _data) = started();
+    let mut first = Member::of(&server, "g");
+    create(&mut first.client, "t");
+    join_all(std::slice::from_mut(&mut first));
+    // Another assignor.
+    let mut other = Member::of(&server, "g");
+    other.protocols = vec!["roundrobin"];
+    let refused: JoinGroupResponse = other.client.call(9, &other.join_request());
+    assert_eq!(refused.error_code, ResponseError::InconsistentGroupProtocol.code());
+    // A consumer over gRPC.
+    let refused = server.run(&["consume", "t", "--group", "g", "--max", "1"]).err;
+    assert!(refused.contains("joined by another protocol"), "{refused}");
+    // And the other way round: the group is a gRPC consumer's.
+    let consumer = Running::start(&server, &["consume", "t", "--group", "h"]);
+    wait_until("the consumer has joined", || server.run(&["group", "list"]).ok().contains("\nh "));
+    let member = Member::of(&server, "h");
+    let refused: JoinGroupResponse = other.client.call(9, &member.join_request());
+    assert_eq!(refused.error_code, ResponseError::InconsistentGroupProtocol.code());
+    drop(consumer);
+    // Sessions outside the server's bounds, and no group at all.
+    other.session_ms = 10;
+    let refused: JoinGroupResponse = other.client.call(9, &other.join_request());
+    assert_eq!(refused.error_code, ResponseError::InvalidSessionTimeout.code());
+    let refused: JoinGroupResponse = other.client.call(9, &Member::of(&server, "").join_request());
+    assert_eq!(refused.error_code, ResponseError::InvalidGroupId.code());
+}
+
+#[test]
+fn offsets_are_one_thing_for_all_protocols() {
+    let (mut server, _data) = started();
+    let mut client = Client::of(&server);
+    create(&mut client, "t");
+    server.run_with_input(&["produce", "t"], "a\nb\nc\n").ok();
+    client.call(8, &commit_request("g", 2));
+    assert_eq!(server.run(&["consume", "t", "--group", "g", "--until-end"]).ok(), "c\n");
+    assert_eq!(committed(&mut client, "g"), 3);
+    server.run(&["group", "reset", "g", "--topic", "t", "--to", "earliest"]).ok();
+    assert_eq!(committed(&mut client, "g"), 0);
+    let codes =
+        |client: &mut Client, request: &OffsetCommitRequest| client.call(8, request).topics[0].partitions[0].error_code;
+    let mut large = commit_request("g", 1);
+    large.topics[0].partitions[0].committed_metadata = Some(text(&"x".repeat(5_000)));
+    assert_eq!(codes(&mut client, &large), ResponseError::OffsetMetadataTooLarge.code());
+    let mut unknown = commit_request("g", 1);
+    unknown.topics[0].name = topic("missing");
+    assert_eq!(codes(&mut client, &unknown), ResponseError::UnknownTopicOrPartition.code());
+    let member = commit_request("g", 1).with_generation_id_or_member_epoch(4).with_member_id(text("gone"));
+    assert_eq!(codes(&mut client, &member), UNKNOWN_MEMBER);
+    let unknown = commit_request("unknown", 1).with_generation_id_or_member_epoch(4).with_member_id(text("gone"));
+    assert_eq!(codes(&mut client, &unknown), ResponseError::IllegalGeneration.code());
+    // A client of Kafka's may commit any offset, as in Kafka.
+    assert_eq!(codes(&mut client, &commit_request("g", 1_000)), 0);
+    assert_eq!(committed(&mut client, "g"), 1_000);
+    // Offsets survive a restart.
+    server.kill();
+    server.restart();
+    assert_eq!(committed(&mut Client::of(&server), "g"), 1_000);
+}
