@@ -94,6 +94,14 @@ pub enum BrokerError {
         /// The topic.
         topic: TopicName,
     },
+    /// Records of a topic that keeps the last one of each key cannot be deleted by offset.
+    #[error(
+        "topic {topic} is compacted, so its records are not deleted by offset: produce a record with the key and a null value"
+    )]
+    RecordsKept {
+        /// The topic.
+        topic: TopicName,
+    },
     /// A record without a key in a topic that keeps the last record of each key.
     #[error(
         "topic {topic}, partition {partition}: record {index} of the request (from 0) has no key, and the topic is \

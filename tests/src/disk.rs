@@ -691,6 +691,10 @@ impl FileSystem for Disk {
         Ok(state.room_bytes.map_or(u64::MAX, |room| room.saturating_sub(state.used_bytes())))
     }
 
+    fn total_bytes(&self, _: &Path) -> Result<u64> {
+        Ok(self.0.lock().room_bytes.unwrap_or(u64::MAX))
+    }
+
     fn is_mount_point(&self, _: &Path) -> bool {
         false
     }

@@ -71,6 +71,10 @@ impl FileSystem for TellingFileSystem {
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         self.system.free_bytes(path)
     }
+
+    fn total_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.system.total_bytes(path)
+    }
     fn is_mount_point(&self, path: &Path) -> bool {
         self.system.is_mount_point(path)
     }

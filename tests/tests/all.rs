@@ -19,6 +19,7 @@ mod guests;
 mod idempotence;
 mod invariants;
 mod kafka;
+mod kafka_admin;
 mod kafka_client;
 mod kafka_groups;
 mod measure;

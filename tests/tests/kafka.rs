@@ -17,8 +17,8 @@ use millstream_record::{BatchBuilder, Compression, Limits, split_batches};
 use millstream_tests::server::Server;
 use tempfile::TempDir;
 
+use crate::kafka_admin;
 use crate::kafka_client::Client;
-use crate::kafka_groups;
 
 /// A server that serves Kafka's protocol.
 pub(crate) fn started() -> (Server, TempDir) {
@@ -35,19 +35,19 @@ pub(crate) fn topic(name: &'static str) -> TopicName {
     TopicName(text(name))
 }
 
-fn batch(timestamp_ms: i64, value: &str) -> Bytes {
+pub(crate) fn batch(timestamp_ms: i64, value: &str) -> Bytes {
     let mut builder = BatchBuilder::new(Compression::None);
     builder.push(timestamp_ms, Some(b"k"), Some(value.as_bytes()), [("h", Some(&b"1"[..])), ("h", None)]);
     builder.finish().unwrap().into_bytes()
 }
 
-fn produce_request(name: &'static str, partition: i32, records: Bytes) -> ProduceRequest {
+pub(crate) fn produce_request(name: &'static str, partition: i32, records: Bytes) -> ProduceRequest {
     let partition = PartitionProduceData::default().with_index(partition).with_records(Some(records));
     let data = TopicProduceData::default().with_name(topic(name)).with_partition_data(vec![partition]);
     ProduceRequest::default().with_acks(-1).with_timeout_ms(30_000).with_topic_data(vec![data])
 }
 
-fn fetch_request(name: &'static str, offset: i64) -> FetchRequest {
+pub(crate) fn fetch_request(name: &'static str, offset: i64) -> FetchRequest {
     let partition = FetchPartition::default().with_fetch_offset(offset).with_partition_max_bytes(1 << 20);
     let wanted = FetchTopic::default().with_topic(topic(name)).with_partitions(vec![partition]);
     FetchRequest::default()
@@ -57,7 +57,7 @@ fn fetch_request(name: &'static str, offset: i64) -> FetchRequest {
         .with_topics(vec![wanted])
 }
 
-fn list_request(name: &'static str, timestamp: i64) -> ListOffsetsRequest {
+pub(crate) fn list_request(name: &'static str, timestamp: i64) -> ListOffsetsRequest {
     let partition = ListOffsetsPartition::default().with_timestamp(timestamp);
     let wanted = ListOffsetsTopic::default().with_name(topic(name)).with_partitions(vec![partition]);
     ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(vec![wanted])
@@ -109,7 +109,16 @@ fn every_version_that_is_advertised_is_answered() {
                     if version == from {
                         client.call(9, &produce_request("f", 0, batch(7, "fetched")));
                     }
-                    let answer: FetchResponse = client.call(version, &fetch_request("f", 0));
+                    let mut request = fetch_request("f", 0);
+                    if version >= 13 {
+                        request.topics[0].topic = TopicName::default();
+                        request.topics[0].topic_id = uuid(&mut client, "f");
+                        request.replica_id = BrokerId::default();
+                    }
+                    if version >= 15 {
+                        request.replica_id = BrokerId(-1);
+                    }
+                    let answer: FetchResponse = client.call(version, &request);
                     let read = &answer.responses[0].partitions[0];
                     assert_eq!((read.error_code, read.high_watermark), (0, 1), "version {version}");
                     assert_eq!(values(read.records.clone().unwrap()), ["fetched"]);
@@ -142,13 +151,19 @@ fn every_version_that_is_advertised_is_answered() {
                     );
                 }
                 other => {
-                    let group = format!("versions of {other}-{version}");
-                    kafka_groups::answers(&mut client, other, version, &group);
+                    let unique = format!("version-{version}-of-{other}");
+                    kafka_admin::answers(&mut client, other, version, &unique);
                 }
             }
         }
     }
     assert!(tried > 100, "{tried} versions");
+}
+
+/// Returns the UUID of a topic.
+fn uuid(client: &mut Client, name: &'static str) -> uuid::Uuid {
+    let wanted = MetadataRequestTopic::default().with_name(Some(topic(name)));
+    client.call(12, &MetadataRequest::default().with_topics(Some(vec![wanted]))).topics[0].topic_id
 }
 
 /// Asks for a topic, which creates it.
@@ -157,7 +172,7 @@ pub(crate) fn create(client: &mut Client, name: &'static str) {
     client.call(9, &MetadataRequest::default().with_topics(Some(vec![wanted])).with_allow_auto_topic_creation(true));
 }
 
-fn values(records: Bytes) -> Vec<String> {
+pub(crate) fn values(records: Bytes) -> Vec<String> {
     let mut values = Vec::new();
     for batch in split_batches(records) {
         for record in &batch.unwrap().records(&Limits::default()).unwrap() {

@@ -275,8 +275,9 @@ impl Broker {
 
     fn known_topics(&self, topics: &BTreeSet<TopicName>) -> KnownTopics {
         let known = self.0.topics.read();
-        let known =
-            |name: &TopicName| known.get(name).map(|topic| (name.clone(), (topic.id(), topic.partition_count())));
+        let known = |name: &TopicName| {
+            known.get(name.as_str()).map(|topic| (name.clone(), (topic.id(), topic.partition_count())))
+        };
         topics.iter().filter_map(known).collect()
     }
 }

@@ -24,6 +24,7 @@ use millstream_record::Limits;
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, watch};
+use uuid::Uuid;
 
 use self::classic::GroupSettings;
 use self::collector::BrokerCollector;
@@ -34,7 +35,7 @@ use self::quota::{QuotaSettings, Quotas};
 use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::groups::Groups;
-use crate::log::catalog_entries::{NEXT_PRODUCER_ID, catalog_number, load_producer_epochs, load_topics};
+use crate::log::catalog_entries::{CLUSTER_ID, NEXT_PRODUCER_ID, catalog_number, load_producer_epochs, load_topics};
 use crate::log::cleaner::{Cleaner, CleanerOptions};
 use crate::log::commit::Commit;
 use crate::log::committer::Committer;
@@ -46,11 +47,12 @@ use crate::log::readers::Readers;
 use crate::log::sealer::sealer;
 use crate::log::start::Restoring;
 use crate::log::state::StateIndex;
-use crate::log::topic::{Topic, TopicUse};
+use crate::log::topic::TopicUse;
+use crate::log::topics::Topics;
 use crate::metrics::BrokerMetrics;
 use crate::name::TopicName;
 use crate::store::panics::caught;
-use crate::store::{Store, StoreError, StoreOptions};
+use crate::store::{CatalogChange, Store, StoreError, StoreOptions};
 
 /// Default limit of the bytes that wait for the committer: half a second of a slow disk. Further writes wait.
 const QUEUED_BYTES_MAX_DEFAULT: usize = 64 << 20;
@@ -130,7 +132,7 @@ struct Inner {
     settings: BrokerSettings,
     clock: Arc<dyn Clock>,
     store: Arc<Store>,
-    topics: Arc<RwLock<BTreeMap<TopicName, Arc<Topic>>>>,
+    topics: Arc<RwLock<Topics>>,
     /// Topics that must not be deleted, by the pipeline that uses them.
     in_use: RwLock<BTreeMap<String, BTreeMap<TopicName, TopicUse>>>,
     /// Counts alterations of topics, so that caches of topic data are refreshed.
@@ -138,6 +140,7 @@ struct Inner {
     /// Held while topics are created, altered or deleted, because the catalog and `topics` change together.
     changing_topics: tokio::sync::Mutex<()>,
     producer_ids: ProducerIds,
+    cluster_id: tokio::sync::OnceCell<Uuid>,
     groups: Arc<Groups>,
     domain: Arc<Domain>,
     state: Arc<StateIndex>,
@@ -237,6 +240,7 @@ impl Broker {
             altered: watch::Sender::new(0),
             changing_topics: tokio::sync::Mutex::default(),
             producer_ids,
+            cluster_id: tokio::sync::OnceCell::new(),
             groups,
             domain,
             state,
@@ -269,6 +273,27 @@ impl Broker {
     /// Returns the data directory.
     pub fn store(&self) -> &Arc<Store> {
         &self.0.store
+    }
+
+    /// Returns the UUID of the data directory. It is made when it is first asked for.
+    ///
+    /// # Errors
+    /// [`BrokerError::Storage`], [`BrokerError::Unreadable`].
+    pub async fn cluster_id(&self) -> Result<Uuid, BrokerError> {
+        let id = self.0.cluster_id.get_or_try_init(|| async {
+            if let Some(stored) = self.0.store.catalog_get(CLUSTER_ID)? {
+                let parsed = std::str::from_utf8(&stored).ok().and_then(|text| Uuid::parse_str(text).ok());
+                return parsed.ok_or_else(|| {
+                    let reason = format!("{stored:?} is not a UUID");
+                    StoreError::Corrupt { what: format!("catalog entry {CLUSTER_ID:?}"), reason }.into()
+                });
+            }
+            let id = Uuid::new_v4();
+            let catalog = vec![CatalogChange::put(CLUSTER_ID, id.to_string().into_bytes())];
+            self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
+            Ok(id)
+        });
+        id.await.copied()
     }
 
     /// Returns the threads that read records which are not in memory.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millstream_record::{BatchHeader, RecordBatch};
+use millstream_record::{BatchHeader, RecordBatch, TimestampType};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Broker;
@@ -22,6 +22,8 @@ pub struct Queued {
     pub partition: u32,
     /// Number of records.
     pub records: u32,
+    /// The timestamp of all records, if the topic gives them that of their arrival.
+    pub append_time_ms: Option<i64>,
 }
 
 impl Broker {
@@ -54,8 +56,8 @@ impl Broker {
         } else {
             self.validator(topic).batches(partition, bytes)?
         };
-        let records = batches.iter().map(RecordBatch::record_count).sum();
-        Ok((self.append(to, batches).await?, Queued { partition, records }))
+        let queued = queued(partition, &batches);
+        Ok((self.append(to, batches).await?, queued))
     }
 
     /// As [`Broker::produce_bytes`], but for batches that were built in this process. Blocks while compressed batches
@@ -99,7 +101,7 @@ impl Broker {
         let mut commit = Commit::default();
         let mut queued = Vec::with_capacity(built.len());
         for (partition, batches) in built {
-            queued.push(Queued { partition, records: batches.iter().map(RecordBatch::record_count).sum() });
+            queued.push(self::queued(partition, &batches));
             commit.appends.push(Append { partition: topic.partition(partition)?.clone(), batches });
         }
         Ok((self.commit(commit).await?, queued))
@@ -115,6 +117,15 @@ impl Broker {
         }
         let append = Append { partition: partition.clone(), batches };
         self.commit(Commit { appends: vec![append], ..Commit::default() }).await
+    }
+}
+
+fn queued(partition: u32, batches: &[RecordBatch]) -> Queued {
+    let at_arrival = |batch: &&RecordBatch| batch.timestamp_type() == TimestampType::LogAppendTime;
+    Queued {
+        partition,
+        records: batches.iter().map(RecordBatch::record_count).sum(),
+        append_time_ms: batches.first().filter(at_arrival).map(RecordBatch::max_timestamp_ms),
     }
 }
 

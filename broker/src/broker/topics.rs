@@ -10,7 +10,7 @@ use super::Broker;
 use super::operation::to_its_end;
 use crate::error::BrokerError;
 use crate::log::catalog_entries::{NEXT_TOPIC_ID, catalog_number, to_json, topic_key};
-use crate::log::commit::{Commit, OffsetChange};
+use crate::log::commit::{Commit, OffsetChange, Upkeep};
 use crate::log::partition::Partition;
 use crate::log::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};
 use crate::name::TopicName;
@@ -36,6 +36,24 @@ impl Broker {
         to_its_end(async move { broker.create(&name, partitions, settings, internal).await }).await
     }
 
+    /// Checks whether a topic can be created.
+    ///
+    /// # Errors
+    /// As [`Broker::create_topic`].
+    pub fn check_new_topic(
+        &self,
+        name: &TopicName,
+        partitions: u32,
+        settings: &TopicSettings,
+    ) -> Result<(), BrokerError> {
+        check_partitions(partitions, 1)?;
+        settings.check(self.0.settings.journal_bytes_max)?;
+        if self.0.topics.read().get(name.as_str()).is_some() {
+            return Err(BrokerError::TopicExists { topic: name.clone() });
+        }
+        Ok(())
+    }
+
     async fn create(
         &self,
         name: &TopicName,
@@ -43,12 +61,8 @@ impl Broker {
         settings: TopicSettings,
         internal: bool,
     ) -> Result<Arc<Topic>, BrokerError> {
-        check_partitions(partitions, 1)?;
-        settings.check(self.0.settings.journal_bytes_max)?;
         let _changing = self.0.changing_topics.lock().await;
-        if self.0.topics.read().contains_key(name) {
-            return Err(BrokerError::TopicExists { topic: name.clone() });
-        }
+        self.check_new_topic(name, partitions, &settings)?;
         let id = catalog_number(&self.0.store, NEXT_TOPIC_ID)?.unwrap_or(1);
         let created_at_ms = self.0.clock.now_ms();
         let uuid = Uuid::new_v4();
@@ -59,7 +73,7 @@ impl Broker {
         ];
         self.commit(Commit { catalog, ..Commit::default() }).await?.await?;
         let topic = Arc::new(Topic::new(name.clone(), meta));
-        self.0.topics.write().insert(name.clone(), topic.clone());
+        self.0.topics.write().insert(topic.clone());
         self.topics_changed(name);
         Ok(topic)
     }
@@ -72,13 +86,16 @@ impl Broker {
     /// [`BrokerError::UnknownTopic`], [`BrokerError::TopicInternal`], [`BrokerError::PartitionsInUse`],
     /// [`BrokerError::InvalidArgument`], [`BrokerError::Storage`]. In each case nothing was changed.
     pub async fn alter_topic(&self, name: &TopicName, change: &TopicAlteration) -> Result<Arc<Topic>, BrokerError> {
-        let (broker, name, change) = (self.clone(), name.clone(), *change);
+        let (broker, name, change) = (self.clone(), name.clone(), change.clone());
         to_its_end(async move { broker.alter(&name, &change).await }).await
     }
 
-    async fn alter(&self, name: &TopicName, change: &TopicAlteration) -> Result<Arc<Topic>, BrokerError> {
-        let _changing = self.0.changing_topics.lock().await;
-        let before = self.topic(name.as_str())?;
+    /// Checks whether a topic can be altered. Returns its catalog entry afterwards.
+    ///
+    /// # Errors
+    /// As [`Broker::alter_topic`].
+    pub fn check_alteration(&self, before: &Topic, change: &TopicAlteration) -> Result<TopicMeta, BrokerError> {
+        let name = before.name();
         if before.meta().internal {
             return Err(BrokerError::TopicInternal { topic: name.clone() });
         }
@@ -93,7 +110,14 @@ impl Broker {
         // This also applies if nothing is stored yet, because producers that do not know the new partitions continue
         // with the old ones.
         let keys_moved = before.meta().keys_moved || partitions > current;
-        let meta = TopicMeta { partitions, settings, keys_moved, ..before.meta().clone() };
+        Ok(TopicMeta { partitions, settings, keys_moved, ..before.meta().clone() })
+    }
+
+    async fn alter(&self, name: &TopicName, change: &TopicAlteration) -> Result<Arc<Topic>, BrokerError> {
+        let _changing = self.0.changing_topics.lock().await;
+        let before = self.topic(name.as_str())?;
+        let (partitions, current) = (change.partitions.unwrap_or(before.partition_count()), before.partition_count());
+        let meta = self.check_alteration(&before, change)?;
         if meta == *before.meta() {
             return Ok(before);
         }
@@ -110,7 +134,7 @@ impl Broker {
             self.commit(Commit { offsets: part, ..Commit::default() }).await?.await?;
         }
         let topic = Arc::new(before.altered(meta));
-        self.0.topics.write().insert(name.clone(), topic.clone());
+        self.0.topics.write().insert(topic.clone());
         if partitions > current {
             self.topics_changed(name);
         }
@@ -202,6 +226,39 @@ impl Broker {
         Ok(())
     }
 
+    /// Deletes the records of a partition before an offset, `None` for the end: its log start offset moves there. Returns
+    /// the log start offset, which may be further.
+    ///
+    /// # Errors
+    /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::TopicInternal`], [`BrokerError::RecordsKept`],
+    /// [`BrokerError::Storage`].
+    pub async fn delete_records(
+        &self,
+        topic: &Topic,
+        partition: &Arc<Partition>,
+        before: Option<Offset>,
+    ) -> Result<Offset, BrokerError> {
+        if topic.meta().internal {
+            return Err(BrokerError::TopicInternal { topic: topic.name().clone() });
+        }
+        if !topic.meta().settings.cleanup.deletes() {
+            return Err(BrokerError::RecordsKept { topic: topic.name().clone() });
+        }
+        let end = partition.end();
+        let before = before.unwrap_or(end);
+        if before > end {
+            return Err(partition.out_of_range(before));
+        }
+        if before > partition.start() {
+            let queue = self.0.queue.read().clone().ok_or(BrokerError::ShuttingDown)?;
+            let log_starts = vec![(partition.clone(), before)];
+            let deleted = queue.push_upkeep(Upkeep { log_starts, ..Upkeep::default() });
+            drop(queue);
+            deleted.await?;
+        }
+        Ok(partition.start())
+    }
+
     /// Sets which topics a pipeline uses, and how. They cannot be deleted, and alterations that their use forbids are
     /// refused. An empty map ends the use.
     pub fn set_topics_in_use(&self, pipeline: &str, topics: BTreeMap<TopicName, TopicUse>) {
@@ -234,6 +291,11 @@ impl Broker {
         }
     }
 
+    /// Returns a topic by its UUID.
+    pub fn topic_by_uuid(&self, uuid: Uuid) -> Option<Arc<Topic>> {
+        self.0.topics.read().by_uuid(uuid).cloned()
+    }
+
     /// Returns all topics, sorted by name.
     pub fn topics(&self) -> Vec<Arc<Topic>> {
         self.0.topics.read().values().cloned().collect()
@@ -241,8 +303,7 @@ impl Broker {
 
     pub(super) fn partition_by_id(&self, topic: TopicId, partition: u32) -> Option<Arc<Partition>> {
         let topics = self.0.topics.read();
-        let topic = topics.values().find(|candidate| candidate.id() == topic)?;
-        topic.partitions().get(partition as usize).cloned()
+        topics.by_id(topic)?.partitions().get(partition as usize).cloned()
     }
 }
 

@@ -63,9 +63,10 @@ struct Pending {
 impl Pending {
     async fn answer(self) -> Result<v1::ProduceResponse, BrokerError> {
         let committed = self.receipt.await?;
-        let appended = committed.base_offsets.iter().zip(self.queued).map(|(base, Queued { partition, records })| {
-            v1::Appended { partition, base_offset: (*base).into(), record_count: records }
-        });
+        let appended =
+            committed.base_offsets.iter().zip(self.queued).map(|(base, Queued { partition, records, .. })| {
+                v1::Appended { partition, base_offset: (*base).into(), record_count: records }
+            });
         Ok(v1::ProduceResponse { appended: appended.collect(), error: None })
     }
 }

@@ -64,6 +64,7 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         BrokerError::TopicInUse { .. }
         | BrokerError::PartitionsInUse { .. }
         | BrokerError::TopicInternal { .. }
+        | BrokerError::RecordsKept { .. }
         | BrokerError::GroupInUse { .. } => (E::InUse, Code::FailedPrecondition),
         BrokerError::InvalidTimestamp { .. } => (E::InvalidTimestamp, Code::InvalidArgument),
         BrokerError::NullKey { .. } => (E::InvalidBatch, Code::InvalidArgument),

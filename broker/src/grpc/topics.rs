@@ -28,6 +28,7 @@ impl Topics for Service {
         let request = request.into_inner();
         let name = TopicName::new(&request.name)?;
         let settings = to_settings(&request.settings.unwrap_or_default())?;
+        settings.check_consistent()?;
         let topic = self.broker.create_topic(&name, request.partitions.unwrap_or(1), settings, false).await?;
         Ok(Response::new(v1::CreateTopicResponse { topic: Some(to_topic(&topic)) }))
     }
@@ -64,7 +65,9 @@ impl Topics for Service {
     ) -> Result<Response<v1::AlterTopicResponse>, Status> {
         let request = request.into_inner();
         let name = TopicName::new(&request.name)?;
-        let topic = self.broker.alter_topic(&name, &to_alteration(&request)?).await?;
+        let alteration = to_alteration(&request)?;
+        alteration.settings(&self.broker.topic(name.as_str())?.meta().settings).check_consistent()?;
+        let topic = self.broker.alter_topic(&name, &alteration).await?;
         Ok(Response::new(v1::AlterTopicResponse { topic: Some(to_topic(&topic)) }))
     }
 
@@ -96,7 +99,7 @@ fn to_set(settings: &v1::TopicSettings) -> Result<TopicAlteration, BrokerError> 
         batch_bytes_max: set(settings.batch_bytes_max.map(|bytes| bytes as usize)),
         timestamp_before_max_ms: set(settings.timestamp_before_max_ms),
         timestamp_after_max_ms: set(settings.timestamp_after_max_ms),
-        partitions: None,
+        ..TopicAlteration::default()
     })
 }
 

@@ -7,12 +7,15 @@ use kafka_protocol::messages::{self, ApiKey, ProduceRequest, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::acls::{create_acls, delete_acls, describe_acls};
 use super::api::{Api, Header};
 use super::guarded::Guarded;
 use super::{
-    Call, api_versions, delete_groups, describe_groups, fetch, find_coordinator, heartbeat, init_producer_id,
-    join_group, leave_group, list_groups, list_offsets, metadata, offset_commit, offset_delete, offset_fetch, produce,
-    sync_group,
+    Call, alter_configs, api_versions, create_partitions, create_topics, delete_groups, delete_records, delete_topics,
+    describe_cluster, describe_configs, describe_groups, describe_log_dirs, describe_topic_partitions, fetch,
+    find_coordinator, heartbeat, incremental_alter_configs, init_producer_id, join_group, leave_group,
+    list_config_resources, list_groups, list_offsets, metadata, offset_commit, offset_delete, offset_fetch,
+    offset_for_leader_epoch, produce, sasl_handshake, sync_group,
 };
 
 /// The encoded answer to a request, or `None` if the client does not wait for one. An error is a defect of the server, which
@@ -75,6 +78,22 @@ pub(super) async fn begin(
         ListGroups: ListGroupsRequest by list_groups,
         ApiVersions: ApiVersionsRequest by api_versions,
         InitProducerId: InitProducerIdRequest by init_producer_id,
+        SaslHandshake: SaslHandshakeRequest by sasl_handshake,
+        CreateTopics: CreateTopicsRequest by create_topics,
+        DeleteTopics: DeleteTopicsRequest by delete_topics,
+        DeleteRecords: DeleteRecordsRequest by delete_records,
+        OffsetForLeaderEpoch: OffsetForLeaderEpochRequest by offset_for_leader_epoch,
+        DescribeAcls: DescribeAclsRequest by describe_acls,
+        CreateAcls: CreateAclsRequest by create_acls,
+        DeleteAcls: DeleteAclsRequest by delete_acls,
+        DescribeConfigs: DescribeConfigsRequest by describe_configs,
+        AlterConfigs: AlterConfigsRequest by alter_configs,
+        DescribeLogDirs: DescribeLogDirsRequest by describe_log_dirs,
+        CreatePartitions: CreatePartitionsRequest by create_partitions,
+        IncrementalAlterConfigs: IncrementalAlterConfigsRequest by incremental_alter_configs,
+        DescribeCluster: DescribeClusterRequest by describe_cluster,
+        ListConfigResources: ListConfigResourcesRequest by list_config_resources,
+        DescribeTopicPartitions: DescribeTopicPartitionsRequest by describe_topic_partitions,
         DeleteGroups: DeleteGroupsRequest by delete_groups,
         OffsetDelete: OffsetDeleteRequest by offset_delete,
     })

@@ -30,9 +30,10 @@ fn response_error(error: &BrokerError) -> ResponseError {
         BrokerError::InvalidArgument { .. } => Kafka::InvalidRequest,
         BrokerError::UnknownTopic { .. } | BrokerError::UnknownPartition { .. } => Kafka::UnknownTopicOrPartition,
         BrokerError::TopicExists { .. } => Kafka::TopicAlreadyExists,
-        BrokerError::TopicInUse { .. } | BrokerError::PartitionsInUse { .. } | BrokerError::TopicInternal { .. } => {
-            Kafka::PolicyViolation
-        }
+        BrokerError::TopicInUse { .. }
+        | BrokerError::PartitionsInUse { .. }
+        | BrokerError::TopicInternal { .. }
+        | BrokerError::RecordsKept { .. } => Kafka::PolicyViolation,
         BrokerError::NullKey { .. } => Kafka::InvalidRecord,
         BrokerError::InvalidTimestamp { .. } => Kafka::InvalidTimestamp,
         BrokerError::Batch { source, .. } => batch(source),

@@ -4,12 +4,16 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::fetch_request::FetchPartition;
 use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
 use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, TopicName};
+use uuid::Uuid;
 
-use super::{Call, Edge, error_code};
+use super::{Call, Edge, check_leader_epoch, error_code};
 use crate::broker::fetch::{Fetch, FetchFrom, Fetched, WAIT_MAX};
 use crate::error::BrokerError;
+use crate::log::topic::Topic;
 use crate::store::place::Offset;
 
 /// Maximum size of the batches in one answer, in bytes: Kafka's `fetch.max.bytes` by default.
@@ -18,27 +22,43 @@ const FETCH_BYTES_MAX: usize = 55 << 20;
 /// The offset of a log that is unknown.
 const NO_OFFSET: i64 = -1;
 
+/// The id of a request without a session.
+const NO_SESSION: i32 = 0;
+
+/// The first version in which topics are named by their UUIDs (KIP-516).
+const UUIDS_FROM: i16 = 13;
+
 /// A partition of a request: where its answer belongs, and what is read.
 struct Wanted {
     topic: usize,
     index: i32,
     offset: i64,
     bytes_max: usize,
-    from: Result<FetchFrom, BrokerError>,
+    /// What is read, or Kafka's error code.
+    from: Result<FetchFrom, i16>,
 }
 
 pub(super) async fn answer(call: &Call, request: FetchRequest) -> FetchResponse {
     let Call { edge, caller, .. } = call;
-    let mut topics: Vec<(TopicName, Vec<PartitionData>)> = Vec::with_capacity(request.topics.len());
+    if request.session_id != NO_SESSION {
+        return FetchResponse::default().with_error_code(ResponseError::FetchSessionIdNotFound.code());
+    }
+    let mut topics: Vec<(TopicName, Uuid, Vec<PartitionData>)> = Vec::with_capacity(request.topics.len());
     let mut wanted = Vec::new();
     for (at, topic) in request.topics.into_iter().enumerate() {
+        let found = if call.version < UUIDS_FROM {
+            edge.broker.topic(&topic.topic).map_err(|error| error_code::code(&error))
+        } else {
+            let found = edge.broker.topic_by_uuid(topic.topic_id);
+            found.ok_or(ResponseError::UnknownTopicId.code())
+        };
         for partition in topic.partitions {
-            let from = fetch_from(edge, &topic.topic, partition.partition, partition.fetch_offset);
+            let from = found.clone().and_then(|topic| fetch_from(&topic, &partition));
             let bytes_max = usize::try_from(partition.partition_max_bytes).unwrap_or(0);
             let (index, offset) = (partition.partition, partition.fetch_offset);
             wanted.push(Wanted { topic: at, index, offset, bytes_max, from });
         }
-        topics.push((topic.topic, Vec::new()));
+        topics.push((topic.topic, topic.topic_id, Vec::new()));
     }
     let positive = |number: i32| usize::try_from(number).unwrap_or(0);
     let refused = wanted.iter().any(|wanted| wanted.from.is_err());
@@ -61,26 +81,31 @@ pub(super) async fn answer(call: &Call, request: FetchRequest) -> FetchResponse 
     for Wanted { topic, index, offset, from, .. } in wanted {
         let read = match from {
             Err(error) => Err(error),
-            Ok(_) => fetched.next().ok_or(BrokerError::ShuttingDown),
+            Ok(_) => {
+                let stopping = error_code::code(&BrokerError::ShuttingDown);
+                fetched.next().ok_or(stopping)
+            }
         };
-        topics[topic].1.push(data(edge, index, offset, read));
+        topics[topic].2.push(data(edge, index, offset, read));
     }
     let responses = topics.into_iter();
-    let responses = responses
-        .map(|(name, partitions)| FetchableTopicResponse::default().with_topic(name).with_partitions(partitions));
+    let responses = responses.map(|(name, uuid, partitions)| {
+        let topic = FetchableTopicResponse::default().with_partitions(partitions);
+        if call.version < UUIDS_FROM { topic.with_topic(name) } else { topic.with_topic_id(uuid) }
+    });
     FetchResponse::default().with_responses(responses.collect())
 }
 
-fn fetch_from(edge: &Edge, topic: &TopicName, partition: i32, offset: i64) -> Result<FetchFrom, BrokerError> {
-    let (_, partition) = edge.partition(topic, partition)?;
-    let Some(offset) = Offset::new(offset) else {
-        return Err(partition.out_of_range(offset));
-    };
+fn fetch_from(topic: &Topic, wanted: &FetchPartition) -> Result<FetchFrom, i16> {
+    let partition = u32::try_from(wanted.partition).ok().and_then(|number| topic.partition(number).ok());
+    let partition = partition.ok_or(ResponseError::UnknownTopicOrPartition.code())?.clone();
+    check_leader_epoch(wanted.current_leader_epoch)?;
+    let offset = Offset::new(wanted.fetch_offset).ok_or(ResponseError::OffsetOutOfRange.code())?;
     Ok(FetchFrom { partition, offset, until: None })
 }
 
 /// Returns the answer for one partition, and counts its records in the metrics.
-fn data(edge: &Edge, index: i32, from: i64, read: Result<Fetched, BrokerError>) -> PartitionData {
+fn data(edge: &Edge, index: i32, from: i64, read: Result<Fetched, i16>) -> PartitionData {
     let data = PartitionData::default()
         .with_partition_index(index)
         .with_high_watermark(NO_OFFSET)
@@ -96,7 +121,7 @@ fn data(edge: &Edge, index: i32, from: i64, read: Result<Fetched, BrokerError>) 
                 .with_high_watermark(partition.end().get())
                 .with_log_start_offset(partition.start().get());
         }
-        Err(error) => return data.with_error_code(error_code::code(&error)),
+        Err(code) => return data.with_error_code(code),
     };
     let bytes = slice.bytes();
     let mut runs = slice.runs.into_iter();

@@ -4,7 +4,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use kafka_protocol::messages::{ListOffsetsRequest, ListOffsetsResponse, TopicName};
 
-use super::{Call, Edge, error_code};
+use super::{Call, Edge, check_leader_epoch, error_code};
 use crate::broker::position::Position;
 use crate::error::BrokerError;
 use crate::store::LEADER_EPOCH;
@@ -14,6 +14,10 @@ const LATEST: i64 = -1;
 const EARLIEST: i64 = -2;
 /// Stands for the record with the largest timestamp (KIP-734).
 const MAX_TIMESTAMP: i64 = -3;
+/// Stands for the log start offset on this server's disk (KIP-405), which is the log start offset.
+const EARLIEST_LOCAL: i64 = -4;
+/// Stands for the last offset in remote storage (KIP-1005). There is none.
+const LATEST_TIERED: i64 = -5;
 
 /// The answer where there is no offset or no timestamp.
 const NONE: i64 = -1;
@@ -28,7 +32,10 @@ pub(super) async fn answer(call: &Call, request: ListOffsetsRequest) -> ListOffs
     for topic in request.topics {
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for wanted in &topic.partitions {
-            let found = find(&call.edge, &topic.name, wanted.partition_index, wanted.timestamp).await;
+            let found = match check_leader_epoch(wanted.current_leader_epoch) {
+                Ok(()) => find(&call.edge, &topic.name, wanted.partition_index, wanted.timestamp).await,
+                Err(code) => Err(code),
+            };
             let answer = ListOffsetsPartitionResponse::default().with_partition_index(wanted.partition_index);
             partitions.push(match found {
                 Ok((offset, timestamp)) => answer
@@ -54,7 +61,8 @@ async fn find(edge: &Edge, topic: &TopicName, partition: i32, timestamp: i64) ->
     let (_, partition) = edge.partition(topic, partition).map_err(code)?;
     let at_ms = match timestamp {
         LATEST => return Ok((partition.end().get(), NONE)),
-        EARLIEST => return Ok((partition.start().get(), NONE)),
+        EARLIEST | EARLIEST_LOCAL => return Ok((partition.start().get(), NONE)),
+        LATEST_TIERED => return Ok((NONE, NONE)),
         MAX_TIMESTAMP => match partition.size().max_timestamp_ms {
             Some(max_timestamp_ms) => max_timestamp_ms,
             None => return Ok((NONE, NONE)),

@@ -8,7 +8,7 @@ use kafka_protocol::messages::metadata_response::{
 use kafka_protocol::messages::{BrokerId, MetadataRequest, MetadataResponse};
 use uuid::Uuid;
 
-use super::{Call, Edge, NODE_ID, error_code, text};
+use super::{CLUSTER_OPERATIONS, Call, Edge, NODE_ID, TOPIC_OPERATIONS, error_code, text};
 use crate::error::BrokerError;
 use crate::log::topic::{Topic, TopicSettings};
 use crate::name::TopicName;
@@ -28,15 +28,26 @@ pub(super) async fn answer(call: &Call, request: MetadataRequest) -> MetadataRes
                 Ok(topic) => described(&topic),
                 Err(error) => refused(error_code::code(&error)).with_name(wanted.name),
             },
-            None => match edge.broker.topics().iter().find(|topic| topic.uuid() == wanted.topic_id) {
-                Some(topic) => described(topic),
+            None => match edge.broker.topic_by_uuid(wanted.topic_id) {
+                Some(topic) => described(&topic),
                 None => refused(ResponseError::UnknownTopicId.code()).with_topic_id(wanted.topic_id),
             },
         });
     }
     let node =
         MetadataResponseBroker::default().with_node_id(BrokerId(NODE_ID)).with_host(edge.host()).with_port(edge.port());
-    MetadataResponse::default().with_brokers(vec![node]).with_controller_id(BrokerId(NODE_ID)).with_topics(topics)
+    if request.include_topic_authorized_operations {
+        topics.iter_mut().for_each(|topic| topic.topic_authorized_operations = TOPIC_OPERATIONS);
+    }
+    let answer = MetadataResponse::default()
+        .with_brokers(vec![node])
+        .with_cluster_id(edge.cluster_id().await.map(text))
+        .with_controller_id(BrokerId(NODE_ID))
+        .with_topics(topics);
+    match request.include_cluster_authorized_operations {
+        true => answer.with_cluster_authorized_operations(CLUSTER_OPERATIONS),
+        false => answer,
+    }
 }
 
 /// Finds a topic, and creates it if that is allowed.

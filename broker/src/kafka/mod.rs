@@ -2,31 +2,46 @@
 //! has one file for each API.
 //!
 //! Served so far: connecting, metadata with auto-creation of topics, producing (idempotent producers included), fetching,
-//! offsets and groups by the classic protocol. Transactions, the consumer protocol and the administration of topics are
+//! offsets, groups by the classic protocol, and the administration of topics. Transactions and the consumer protocol are
 //! missing, and are not advertised.
 
+mod acls;
+mod alter_configs;
 mod api;
 mod api_versions;
+mod configs;
 mod connection;
 mod consumer_protocol;
+mod create_partitions;
+mod create_topics;
 mod delete_groups;
+mod delete_records;
+mod delete_topics;
+mod describe_cluster;
+mod describe_configs;
 mod describe_groups;
+mod describe_log_dirs;
+mod describe_topic_partitions;
 mod dispatch;
 mod error_code;
 mod fetch;
 mod find_coordinator;
 mod guarded;
 mod heartbeat;
+mod incremental_alter_configs;
 mod init_producer_id;
 mod join_group;
 mod leave_group;
+mod list_config_resources;
 mod list_groups;
 mod list_offsets;
 mod metadata;
 mod offset_commit;
 mod offset_delete;
 mod offset_fetch;
+mod offset_for_leader_epoch;
 mod produce;
+mod sasl_handshake;
 mod sync_group;
 
 use std::net::IpAddr;
@@ -34,6 +49,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use kafka_protocol::ResponseError;
 use kafka_protocol::protocol::StrBytes;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
@@ -44,6 +60,7 @@ use crate::error::BrokerError;
 use crate::log::partition::Partition;
 use crate::log::topic::Topic;
 use crate::net::listener::{self, NetSettings};
+use crate::store::LEADER_EPOCH;
 
 /// The settings of the listener for Kafka's protocol.
 #[derive(Clone, Debug)]
@@ -90,6 +107,13 @@ impl Edge {
         Ok((topic, partition))
     }
 
+    /// Returns the id of the data directory, which is that of the cluster. `None` if it cannot be read or written.
+    async fn cluster_id(&self) -> Option<String> {
+        let id = self.broker.cluster_id().await;
+        let id = id.inspect_err(|error| tracing::warn!(%error, "the id of the cluster cannot be read"));
+        id.ok().map(|id| id.to_string())
+    }
+
     /// Returns the advertised port.
     fn port(&self) -> i32 {
         self.settings.advertised_port.into()
@@ -117,6 +141,25 @@ impl Call {
 fn text(text: impl Into<String>) -> StrBytes {
     StrBytes::from_string(text.into())
 }
+
+/// Checks the leader epoch that a client knows (KIP-320), -1 for none.
+///
+/// # Errors
+/// Kafka's error code.
+fn check_leader_epoch(epoch: i32) -> Result<(), i16> {
+    match epoch {
+        -1 | LEADER_EPOCH => Ok(()),
+        // Epochs never end here, so this one is not of this server.
+        ..LEADER_EPOCH => Err(ResponseError::FencedLeaderEpoch.code()),
+        _ => Err(ResponseError::UnknownLeaderEpoch.code()),
+    }
+}
+
+/// The operations on the cluster and on topics that Kafka has, as bits. Without authorization, all are allowed: create,
+/// alter, describe, cluster action, describe and alter configs, idempotent write; and read, write, create, delete, alter,
+/// describe, describe and alter configs.
+const CLUSTER_OPERATIONS: i32 = 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12;
+const TOPIC_OPERATIONS: i32 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 11;
 
 /// The number of the only node.
 const NODE_ID: i32 = 0;

@@ -17,6 +17,9 @@ const ACKS: [i16; 3] = [-1, ACKS_NONE, 1];
 /// The offset in an answer without one.
 const NO_OFFSET: i64 = -1;
 
+/// The time of arrival of records that have timestamps of their own.
+const NO_TIME: i64 = -1;
+
 /// A request whose records are queued.
 pub(super) struct Queued {
     topics: Vec<(TopicName, Vec<QueuedPartition>)>,
@@ -25,8 +28,9 @@ pub(super) struct Queued {
     _in_flight: Option<OwnedSemaphorePermit>,
 }
 
-/// A partition's number, and its queued records or the reason for which they are not.
-type QueuedPartition = (i32, Result<Receipt, Refused>);
+/// A partition's number, and its queued records with the time of their arrival (-1 if they have timestamps of their own), or
+/// the reason for which they are not queued.
+type QueuedPartition = (i32, Result<(Receipt, i64), Refused>);
 
 /// The reason for which the records of one partition are not stored.
 struct Refused {
@@ -70,12 +74,12 @@ async fn queue_partition(
     topic: &TopicName,
     partition: i32,
     records: Option<bytes::Bytes>,
-) -> Result<Receipt, Refused> {
+) -> Result<(Receipt, i64), Refused> {
     let (topic, partition) = edge.partition(topic, partition)?;
     let records = records.filter(|records| !records.is_empty());
     let records = records.ok_or_else(|| BrokerError::Protocol("the request has no records".to_owned()))?;
-    let (receipt, _) = edge.broker.produce_bytes(&topic, partition.name().partition, records).await?;
-    Ok(receipt)
+    let (receipt, queued) = edge.broker.produce_bytes(&topic, partition.name().partition, records).await?;
+    Ok((receipt, queued.append_time_ms.unwrap_or(NO_TIME)))
 }
 
 impl Queued {
@@ -85,11 +89,13 @@ impl Queued {
         for (name, partitions) in self.topics {
             let mut answers = Vec::with_capacity(partitions.len());
             for (index, queued) in partitions {
+                let append_time_ms = queued.as_ref().map_or(NO_TIME, |(_, append_time_ms)| *append_time_ms);
                 let stored = match queued {
-                    Ok(receipt) => receipt.await.map_err(Refused::from),
+                    Ok((receipt, _)) => receipt.await.map_err(Refused::from),
                     Err(refused) => Err(refused),
                 };
-                let answer = PartitionProduceResponse::default().with_index(index).with_log_append_time_ms(NO_OFFSET);
+                let answer =
+                    PartitionProduceResponse::default().with_index(index).with_log_append_time_ms(append_time_ms);
                 answers.push(match stored {
                     Ok(committed) => answer
                         .with_base_offset(committed.base_offsets.first().map_or(NO_OFFSET, |base| base.get()))

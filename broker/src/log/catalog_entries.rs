@@ -1,12 +1,12 @@
 //! The broker's own entries in the catalog: the topics, and the next numbers to be assigned.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::log::topic::{Topic, TopicMeta};
+use crate::log::topics::Topics;
 use crate::name::{ProducerId, TopicName};
 use crate::store::{Store, StoreError};
 
@@ -16,6 +16,9 @@ pub(crate) const NEXT_TOPIC_ID: &str = "next-topic-id";
 
 /// Key of the first producer id that no process has reserved yet.
 pub(crate) const NEXT_PRODUCER_ID: &str = "next-producer-id";
+
+/// Key of the UUID of the data directory, which is the id of the cluster for Kafka's clients.
+pub(crate) const CLUSTER_ID: &str = "cluster-id";
 
 /// The last epoch that was handed out to a producer that asked for another one.
 const PRODUCER_EPOCH_PREFIX: &str = "producer-epoch/";
@@ -55,8 +58,8 @@ pub(crate) fn catalog_number<N: std::str::FromStr>(store: &Store, key: &str) -> 
     parsed.map(Some).ok_or_else(corrupt)
 }
 
-pub(crate) fn load_topics(store: &Store) -> Result<BTreeMap<TopicName, Arc<Topic>>, StoreError> {
-    let mut topics = BTreeMap::new();
+pub(crate) fn load_topics(store: &Store) -> Result<Topics, StoreError> {
+    let mut topics = Topics::default();
     for (key, value) in store.catalog_scan(TOPIC_PREFIX)? {
         let corrupt = |reason: String| StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason };
         let name = TopicName::new(&key[TOPIC_PREFIX.len()..]).map_err(|e| corrupt(e.to_string()))?;
@@ -64,7 +67,7 @@ pub(crate) fn load_topics(store: &Store) -> Result<BTreeMap<TopicName, Arc<Topic
         if meta.uuid.is_nil() {
             meta.uuid = uuid_of_format_4(&meta);
         }
-        topics.insert(name.clone(), Arc::new(Topic::new(name, meta)));
+        topics.insert(Arc::new(Topic::new(name, meta)));
     }
     Ok(topics)
 }

@@ -291,7 +291,8 @@ impl Committer {
             write.removed.extend(&upkeep.removed);
             // The topic may have been deleted since the upkeep was decided. Nothing would remove the row then.
             let kept = upkeep.log_starts.iter().filter(|(partition, _)| !partition.is_deleted());
-            write.log_starts.extend(kept.map(|(partition, start)| (partition.place(), *start)));
+            // Another upkeep, or a client that deleted records, may have moved the start further.
+            write.log_starts.extend(kept.map(|(partition, start)| (partition.place(), partition.start().max(*start))));
             write.sealed_to = upkeep.sealed_to.or(write.sealed_to);
         }
         self.store.write(&write)?;

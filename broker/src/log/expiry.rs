@@ -7,9 +7,8 @@ use super::catalog_entries::producer_epoch_key;
 use super::cleaner::Cleaner;
 use super::commit::{Commit, Fence, OffsetChange};
 use super::queue::{Ended, wait_for_each};
-use super::topic::Topic;
 use crate::groups::{Group, GroupKind, IdleSince};
-use crate::hash::{HashMap, HashSet};
+use crate::hash::HashSet;
 use crate::store::CatalogChange;
 use crate::store::place::TopicId;
 
@@ -84,14 +83,13 @@ fn unread_offsets(cleaner: &Cleaner, group: &Arc<Group>, before_ms: i64) -> Opti
         return None;
     }
     let topics = cleaner.domain.topics.read();
-    let read: HashSet<TopicId> = read.iter().filter_map(|name| Some(topics.get(name)?.id())).collect();
+    let read: HashSet<TopicId> = read.iter().filter_map(|name| Some(topics.get(name.as_str())?.id())).collect();
     let expired = group.expired_offsets(|topic| read.contains(&topic), before_ms);
     if expired.is_empty() {
         return None;
     }
-    let by_id: HashMap<TopicId, &Arc<Topic>> = topics.values().map(|topic| (topic.id(), topic)).collect();
     let removal = |(topic, partition)| {
-        let topic = by_id.get(&topic)?;
+        let topic = topics.by_id(topic)?;
         let expected = Some(group.committed(topic.id(), partition));
         Some(OffsetChange { group: group.clone(), topic: Arc::clone(topic), partition, to: None, expected })
     };

@@ -24,4 +24,5 @@ pub(crate) mod sealer;
 pub(crate) mod start;
 pub mod state;
 pub mod topic;
+pub(crate) mod topics;
 pub mod validate;

@@ -61,6 +61,11 @@ impl CommitQueue {
         self.send(commit, None, permit)
     }
 
+    /// Queues upkeep.
+    pub(crate) fn push_upkeep(&self, upkeep: Upkeep) -> Receipt {
+        self.send(Commit::default(), Some(Box::new(upkeep)), None)
+    }
+
     /// Returns a handle that does not keep the committer running.
     pub(crate) fn downgrade(&self) -> WeakCommitQueue {
         WeakCommitQueue { requests: self.requests.downgrade(), store: self.store.clone() }
@@ -103,7 +108,7 @@ impl WeakCommitQueue {
     /// may be waiting for the upkeep.
     pub(super) fn push_upkeep(&self, upkeep: Upkeep) -> Option<Receipt> {
         let queue = CommitQueue { requests: self.requests.upgrade()?, store: self.store.clone() };
-        Some(queue.send(Commit::default(), Some(Box::new(upkeep)), None))
+        Some(queue.push_upkeep(upkeep))
     }
 
     /// Queues commits, in order.

@@ -1,6 +1,6 @@
 //! Start: rebuilds memory, the sealed part from the registry of segments and the tables, and the rest from the journal.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use crate::log::partition::Partition;
 use crate::log::producers::Producer;
 use crate::log::sealer::SealerHandle;
 use crate::log::state::StateIndex;
-use crate::log::topic::Topic;
+use crate::log::topics::Topics;
+use crate::name::GroupId;
 use crate::name::ProducerId;
-use crate::name::{GroupId, TopicName};
 use crate::store::journal::{CommittedRow, OffsetEntry};
 use crate::store::place::{Offset, Place, TopicId};
 use crate::store::recovery::{Entry, Replayed, TopicExtents, location};
@@ -24,7 +24,7 @@ use crate::store::{Store, StoreError, Tables};
 /// What is rebuilt, and from which sources.
 pub(crate) struct Restoring<'a> {
     pub(crate) store: &'a Store,
-    pub(crate) topics: &'a BTreeMap<TopicName, Arc<Topic>>,
+    pub(crate) topics: &'a Topics,
     pub(crate) groups: &'a Groups,
     pub(crate) state: &'a StateIndex,
     pub(crate) now_ms: i64,
@@ -46,23 +46,23 @@ fn stored(row: &CommittedRow<'_>) -> StoredOffset {
 
 impl Restoring<'_> {
     pub(crate) fn run(&self, extents: TopicExtents, sealer: &SealerHandle) -> Result<Replayed, StoreError> {
-        let by_id: HashMap<TopicId, &Arc<Topic>> = self.topics.values().map(|topic| (topic.id(), topic)).collect();
-        self.partitions(&by_id, extents)?;
-        self.tables(&by_id)?;
-        self.producers(&by_id)?;
-        self.journal(&by_id, sealer)
+        self.partitions(extents)?;
+        self.tables()?;
+        self.producers()?;
+        self.journal(sealer)
     }
 
-    fn partitions(&self, by_id: &HashMap<TopicId, &Arc<Topic>>, mut extents: TopicExtents) -> Result<(), StoreError> {
+    fn partitions(&self, mut extents: TopicExtents) -> Result<(), StoreError> {
         let mut starts: HashMap<Place, Offset> = HashMap::new();
         for (topic, partition, start) in self.store.log_starts()? {
             starts.insert((TopicId(topic), partition), Offset::new(start).unwrap_or_default());
         }
         // Extents and log start offsets of deleted topics remain in the maps, and are ignored.
-        for (id, topic) in by_id {
-            let mut extents = extents.remove(id).unwrap_or_default().into_iter();
+        for topic in self.topics.values() {
+            let id = topic.id();
+            let mut extents = extents.remove(&id).unwrap_or_default().into_iter();
             for (number, partition) in (0..).zip(topic.partitions()) {
-                let start = starts.remove(&(*id, number)).unwrap_or_default();
+                let start = starts.remove(&(id, number)).unwrap_or_default();
                 let restored = partition.restore(start, extents.next().unwrap_or_default());
                 restored.map_err(|reason| StoreError::Corrupt { what: "the registry of segments".into(), reason })?;
             }
@@ -70,7 +70,7 @@ impl Restoring<'_> {
         Ok(())
     }
 
-    fn tables(&self, by_id: &HashMap<TopicId, &Arc<Topic>>) -> Result<(), StoreError> {
+    fn tables(&self) -> Result<(), StoreError> {
         let tables = self.store.tables();
         for (store, partition, count) in tables.counts()? {
             self.state.set_count(&store, partition, count);
@@ -80,7 +80,7 @@ impl Restoring<'_> {
         let mut forgotten = Vec::new();
         tables.offsets(|entry| {
             let OffsetEntry { group, kind, topic, partition, committed } = entry;
-            match committed.filter(|_| by_id.contains_key(&topic)) {
+            match committed.filter(|_| self.topics.by_id(topic).is_some()) {
                 Some(committed) => {
                     let corrupt = |reason: String| StoreError::Corrupt { what: "table offsets".into(), reason };
                     let group = self.group(group, kind).map_err(corrupt)?;
@@ -96,12 +96,12 @@ impl Restoring<'_> {
 
     /// Restores producers from the tables, and removes those of deleted topics from the tables. The time that the
     /// server was down is not counted as idle: each producer is idle from now on.
-    fn producers(&self, by_id: &HashMap<TopicId, &Arc<Topic>>) -> Result<(), StoreError> {
+    fn producers(&self) -> Result<(), StoreError> {
         let mut forgotten = Vec::new();
         self.store.tables().producers(|topic, number, id, row| {
             let corrupt = |reason: String| StoreError::Corrupt { what: "table producers".into(), reason };
             let producer = Producer::decode(row).map_err(corrupt)?;
-            let partition = by_id.get(&TopicId(topic)).and_then(|topic| topic.partition(number).ok());
+            let partition = self.topics.by_id(TopicId(topic)).and_then(|topic| topic.partition(number).ok());
             match (partition, ProducerId::new(id)) {
                 (Some(partition), Some(id)) => partition.producers().restore(id, producer.idle_since(self.now_ms)),
                 _ => forgotten.push((Tables::producer_key(topic, number, id), None)),
@@ -125,12 +125,12 @@ impl Restoring<'_> {
         self.groups.get_or_create(&id, kind).map_err(|e| e.to_string())
     }
 
-    fn journal(&self, by_id: &HashMap<TopicId, &Arc<Topic>>, sealer: &SealerHandle) -> Result<Replayed, StoreError> {
+    fn journal(&self, sealer: &SealerHandle) -> Result<Replayed, StoreError> {
         self.store.replay(|seq, entry| {
             match entry {
                 Entry::Batches { run, pos, batches, sound } => {
                     // Records of a deleted topic stay in the journal until it is trimmed.
-                    let Some(topic) = by_id.get(&run.topic) else { return Ok(()) };
+                    let Some(topic) = self.topics.by_id(run.topic) else { return Ok(()) };
                     let partition = topic.partition(run.partition).map_err(|e| e.to_string())?;
                     if !sound {
                         tracing::error!(
@@ -151,7 +151,7 @@ impl Restoring<'_> {
                     }
                 }
                 Entry::Offset(entry) => {
-                    if by_id.contains_key(&entry.topic) {
+                    if self.topics.by_id(entry.topic).is_some() {
                         let group = self.group(entry.group, entry.kind)?;
                         let stored = entry.committed.map(|committed| {
                             self.mark_active(&group, &committed);

@@ -1,6 +1,6 @@
 //! Topics: their names, settings, alterations and partitions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -93,14 +93,54 @@ pub struct TopicSettings {
     /// How far after the server's time a record's timestamp may be, in ms (KIP-937).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp_after_max_ms: Option<u64>,
+    /// Which timestamp records get.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub timestamp: Timestamp,
+    /// Settings of Kafka's that have no effect here, by Kafka's names, so that a client finds what it set.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub without_effect: BTreeMap<String, String>,
 }
 
-fn is_default(cleanup: &Cleanup) -> bool {
-    *cleanup == Cleanup::default()
+/// Which timestamp records get: Kafka's `message.timestamp.type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Timestamp {
+    /// That of the producer.
+    #[default]
+    #[serde(rename = "create")]
+    Create,
+    /// The time at which the server received the record's batch.
+    #[serde(rename = "append")]
+    Append,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl TopicSettings {
-    /// Checks the range of each setting, and that no settings contradict each other. `retention_bytes_min` is the
+    /// Checks that no settings contradict each other.
+    ///
+    /// # Errors
+    /// [`BrokerError::InvalidArgument`] with the setting, its value and the allowed values.
+    pub fn check_consistent(&self) -> Result<(), BrokerError> {
+        let refuse = |what: &'static str, value: u64, allowed: &str| {
+            Err(BrokerError::InvalidArgument { what, value: value.to_string(), allowed: allowed.to_owned() })
+        };
+        let keeps_all =
+            "cleanup is \"compact\", which keeps old records: use cleanup \"compact,delete\", or omit this setting";
+        match (self.retention_ms, self.retention_bytes, self.delete_retention_ms) {
+            (Some(ms), ..) if !self.cleanup.deletes() => refuse("retention_ms", ms, keeps_all),
+            (_, Some(bytes), _) if !self.cleanup.deletes() => refuse("retention_bytes", bytes, keeps_all),
+            (.., Some(ms)) if !self.cleanup.compacts() => {
+                let allowed = "cleanup is \"delete\", and only a compacted topic keeps tombstones: use cleanup \"compact\" \
+                               or \"compact,delete\", or omit this setting";
+                refuse("delete_retention_ms", ms, allowed)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the range of each setting. `retention_bytes_min` is the
     /// number of bytes that the journal may keep of a partition regardless of its retention, so a lower limit cannot be
     /// guaranteed.
     ///
@@ -110,35 +150,16 @@ impl TopicSettings {
         let refuse = |what: &'static str, value: u64, allowed: String| {
             Err(BrokerError::InvalidArgument { what, value: value.to_string(), allowed })
         };
-        let keeps_all =
-            "cleanup is \"compact\", which keeps old records: use cleanup \"compact,delete\", or omit this setting";
-        if let Some(ms) = self.retention_ms {
-            if !self.cleanup.deletes() {
-                return refuse("retention_ms", ms, keeps_all.to_owned());
-            }
-            if ms < RETENTION_MS_MIN {
-                let allowed = format!("use {RETENTION_MS_MIN} or more: retention runs once a second");
-                return refuse("retention_ms", ms, allowed);
-            }
+        if let Some(ms) = self.retention_ms.filter(|ms| *ms < RETENTION_MS_MIN) {
+            let allowed = format!("use {RETENTION_MS_MIN} or more: retention runs once a second");
+            return refuse("retention_ms", ms, allowed);
         }
-        if let Some(bytes) = self.retention_bytes {
-            if !self.cleanup.deletes() {
-                return refuse("retention_bytes", bytes, keeps_all.to_owned());
-            }
-            if bytes < retention_bytes_min {
-                let allowed = format!(
-                    "use {retention_bytes_min} or more: the journal may keep that much of a partition \
-                     (journal_bytes_max), so a lower limit cannot be guaranteed"
-                );
-                return refuse("retention_bytes", bytes, allowed);
-            }
-        }
-        if let Some(ms) = self.delete_retention_ms
-            && !self.cleanup.compacts()
-        {
-            let allowed = "cleanup is \"delete\", and only a compacted topic keeps tombstones: use cleanup \"compact\" or \
-                           \"compact,delete\", or omit this setting";
-            return refuse("delete_retention_ms", ms, allowed.to_owned());
+        if let Some(bytes) = self.retention_bytes.filter(|bytes| *bytes < retention_bytes_min) {
+            let allowed = format!(
+                "use {retention_bytes_min} or more: the journal may keep that much of a partition \
+                 (journal_bytes_max), so a lower limit cannot be guaranteed"
+            );
+            return refuse("retention_bytes", bytes, allowed);
         }
         if let Some(bytes) = self.batch_bytes_max
             // Hardly any record fits into less than a kilobyte.
@@ -190,7 +211,7 @@ impl<T> Change<T> {
 }
 
 /// An alteration of a topic. Fields with their default value change nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicAlteration {
     /// See [`TopicSettings::cleanup`].
     pub cleanup: Change<Cleanup>,
@@ -206,6 +227,10 @@ pub struct TopicAlteration {
     pub timestamp_before_max_ms: Change<u64>,
     /// See [`TopicSettings::timestamp_after_max_ms`].
     pub timestamp_after_max_ms: Change<u64>,
+    /// See [`TopicSettings::timestamp`].
+    pub timestamp: Change<Timestamp>,
+    /// See [`TopicSettings::without_effect`].
+    pub without_effect: BTreeMap<String, Change<String>>,
     /// The new number of partitions. It must not be lower than the current one.
     pub partitions: Option<u32>,
 }
@@ -221,7 +246,19 @@ impl TopicAlteration {
             batch_bytes_max: self.batch_bytes_max.of(before.batch_bytes_max),
             timestamp_before_max_ms: self.timestamp_before_max_ms.of(before.timestamp_before_max_ms),
             timestamp_after_max_ms: self.timestamp_after_max_ms.of(before.timestamp_after_max_ms),
+            timestamp: self.timestamp.of(Some(before.timestamp)).unwrap_or_default(),
+            without_effect: self.without_effect(&before.without_effect),
         }
+    }
+
+    fn without_effect(&self, before: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let mut settings = before.clone();
+        for (name, change) in &self.without_effect {
+            if let Some(value) = change.clone().of(settings.remove(name)) {
+                settings.insert(name.clone(), value);
+            }
+        }
+        settings
     }
 }
 

@@ -7,7 +7,7 @@ use millstream_record::{
     partition_for_key,
 };
 
-use super::topic::Topic;
+use super::topic::{Timestamp, Topic};
 use crate::error::BrokerError;
 use crate::hash::HashMap;
 
@@ -60,10 +60,14 @@ impl Validator<'_> {
             if let Some(index) = survey.without_key {
                 self.topic.check_key(partition, records + index as usize, None)?;
             }
+            records += batch.record_count() as usize;
+            if self.topic.meta().settings.timestamp == Timestamp::Append {
+                batches.push(batch.with_append_time(self.now_ms));
+                continue;
+            }
             for (index, timestamp_ms) in [survey.earliest, survey.latest] {
                 self.timestamp(partition, index as usize, timestamp_ms)?;
             }
-            records += batch.record_count() as usize;
             batches.push(match survey.without_timestamp {
                 None => batch,
                 Some(_) => batch.fill_timestamps(self.limits, self.now_ms).map_err(refuse)?,
@@ -88,12 +92,14 @@ impl Validator<'_> {
     {
         let batch_bytes_max = self.topic.meta().settings.batch_bytes_max();
         let partitions = self.topic.partition_count();
+        let is_append_time = self.topic.meta().settings.timestamp == Timestamp::Append;
         let mut builders: HashMap<u32, (BatchBuilder, Vec<RecordBatch>)> = HashMap::default();
         for (index, NewRecord { timestamp_ms, key, value, headers }) in records.into_iter().enumerate() {
             let to =
                 partition.unwrap_or_else(|| key.map_or(keyless % partitions, |key| partition_for_key(key, partitions)));
             self.topic.check_key(to, index, key)?;
-            let timestamp_ms = timestamp_ms.filter(|ms| *ms != NO_TIMESTAMP).unwrap_or(self.now_ms);
+            let own = timestamp_ms.filter(|ms| *ms != NO_TIMESTAMP && !is_append_time);
+            let timestamp_ms = own.unwrap_or(self.now_ms);
             self.timestamp(to, index, timestamp_ms)?;
             let (builder, done) =
                 builders.entry(to).or_insert_with(|| (BatchBuilder::new(Compression::None), Vec::new()));
@@ -111,6 +117,9 @@ impl Validator<'_> {
         }
         let finish = |(partition, (mut builder, mut done)): (u32, (BatchBuilder, Vec<RecordBatch>))| {
             done.extend(builder.finish());
+            if is_append_time {
+                done = done.into_iter().map(|batch| batch.with_append_time(self.now_ms)).collect();
+            }
             (partition, done)
         };
         let mut built: Vec<_> = builders.into_iter().map(finish).collect();

@@ -135,6 +135,9 @@ pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     /// The error of the disk.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 
+    /// Returns the size of the disk of `path`, in bytes.
+    fn total_bytes(&self, path: &Path) -> io::Result<u64>;
+
     /// Returns whether `path` is a mount point, that is, on a different disk from its parent.
     fn is_mount_point(&self, path: &Path) -> bool;
 }
@@ -278,6 +281,11 @@ impl FileSystem for SystemFiles {
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         let found = rustix::fs::statvfs(path)?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    fn total_bytes(&self, path: &Path) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(path)?;
+        Ok(found.f_blocks.saturating_mul(found.f_frsize))
     }
 
     fn is_mount_point(&self, path: &Path) -> bool {

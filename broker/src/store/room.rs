@@ -34,6 +34,7 @@ pub struct DiskFull {
 pub(crate) struct Room {
     path: PathBuf,
     free_bytes: FreeBytes,
+    system: Arc<dyn FileSystem>,
     reserve_bytes: u64,
 }
 
@@ -49,7 +50,16 @@ impl Room {
             let (system, path) = (system.clone(), path.to_owned());
             Arc::new(move || system.free_bytes(&path)) as FreeBytes
         };
-        Self { path: path.to_owned(), free_bytes: free_bytes.unwrap_or_else(of_system), reserve_bytes }
+        let free_bytes = free_bytes.unwrap_or_else(of_system);
+        Self { path: path.to_owned(), free_bytes, system: system.clone(), reserve_bytes }
+    }
+
+    /// Returns the size of the disk and the free space on it, in bytes.
+    ///
+    /// # Errors
+    /// [`std::io::Error`] of the file system.
+    pub(crate) fn disk_bytes(&self) -> std::io::Result<(u64, u64)> {
+        Ok((self.system.total_bytes(&self.path)?, (self.free_bytes)()?))
     }
 
     /// Checks whether records may be appended. If not, returns how full the disk is.

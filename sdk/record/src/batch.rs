@@ -317,6 +317,15 @@ impl RecordBatch {
         ])
     }
 
+    /// Gives all records one timestamp, that of their arrival: the timestamp type becomes LogAppendTime.
+    pub fn with_append_time(self, timestamp_ms: i64) -> Self {
+        let attributes = self.attributes() | TIMESTAMP_TYPE_BIT;
+        self.with_fields(&[
+            (at::ATTRIBUTES, &attributes.to_be_bytes()),
+            (at::MAX_TIMESTAMP, &timestamp_ms.to_be_bytes()),
+        ])
+    }
+
     /// Overwrites the header fields at the given positions and updates the checksum. Copies the bytes only if they are
     /// shared.
     fn with_fields(self, fields: &[(usize, &[u8])]) -> Self {
