@@ -316,6 +316,14 @@ pub enum BrokerError {
         /// The member's id as sent.
         member: String,
     },
+    /// A request of a transaction.
+    #[error("transactional id {id:?}: {source}")]
+    Transaction {
+        /// The transactional id.
+        id: String,
+        /// The reason.
+        source: TransactionError,
+    },
     /// A member that joins by another protocol than the members that the group has.
     #[error(
         "group {group} has members that joined by another protocol; all members use the same one (group.protocol, \
@@ -418,6 +426,58 @@ pub enum BrokerError {
         /// The error of the disk.
         source: Arc<StoreError>,
     },
+}
+
+/// The reason for which a request of a transaction is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransactionError {
+    /// No producer has the transactional id.
+    #[error(
+        "no producer has asked for it, or it was not used for so long that it was forgotten; ask again (InitProducerId)"
+    )]
+    UnknownId,
+    /// The producer has another id.
+    #[error("producer id {sent} is not its producer, which is {current}")]
+    OtherProducer {
+        /// As sent.
+        sent: ProducerId,
+        /// The transactional id's.
+        current: ProducerId,
+    },
+    /// Another producer took over, or the transaction was open for too long.
+    #[error(
+        "epoch {epoch} of the producer is over, it is at {current}: another producer has the transactional id now, or the \
+         transaction was open for longer than its timeout (transaction.timeout.ms)"
+    )]
+    Fenced {
+        /// As sent.
+        epoch: i16,
+        /// The producer's.
+        current: i16,
+    },
+    /// The timeout is not allowed.
+    #[error("a timeout of {timeout_ms} ms is not allowed; use 1 to {max_ms} (transaction.timeout.ms)")]
+    InvalidTimeout {
+        /// As sent.
+        timeout_ms: i32,
+        /// The longest.
+        max_ms: u64,
+    },
+    /// A partition was not added to the transaction.
+    #[error("{partition} was not added to the transaction")]
+    NotAdded {
+        /// The partition.
+        partition: TopicPartition,
+    },
+    /// A group was not added to the transaction.
+    #[error("group {group} was not added to the transaction")]
+    GroupNotAdded {
+        /// The group.
+        group: GroupId,
+    },
+    /// There is no transaction to end.
+    #[error("no transaction is open")]
+    NotOpen,
 }
 
 /// The reason for which a request of a member by Kafka's classic protocol is refused.

@@ -83,8 +83,9 @@ impl Log for EmbeddedLog {
         let partition = self.partition(source)?;
         let mut end = partition.watch_end();
         loop {
+            // The last stable offset moves only when the end does.
             let there = *end.borrow_and_update();
-            if there > from || partition.is_deleted() {
+            if partition.stable_end() > from || partition.is_deleted() {
                 let slice = self
                     .broker
                     .0

@@ -13,7 +13,7 @@ use millstream_broker::groups::{Group, GroupKind};
 use millstream_broker::log::commit::{Append, Commit, Fence, OffsetChange};
 use millstream_broker::log::partition::Partition;
 use millstream_broker::log::queue::Receipt;
-use millstream_broker::log::reader::{ReadRange, Slice};
+use millstream_broker::log::reader::{ReadRange, Slice, View};
 use millstream_broker::log::topic::{Topic, TopicSettings};
 use millstream_broker::store::StateChange;
 use millstream_broker::store::{StoreError, StoreOptions};
@@ -411,7 +411,12 @@ impl Driven {
         let from: Vec<usize> = partitions.iter().map(|model| part(model.end(), from)).collect();
         let fetch = Fetch {
             from: (of_broker.partitions().iter().zip(&from))
-                .map(|(partition, from)| FetchFrom { partition: partition.clone(), offset: offset(*from), until: None })
+                .map(|(partition, from)| FetchFrom {
+                    partition: partition.clone(),
+                    offset: offset(*from),
+                    until: None,
+                    view: View::Committed,
+                })
                 .collect(),
             bytes_min: 1,
             bytes_max,

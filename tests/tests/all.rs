@@ -22,6 +22,7 @@ mod kafka;
 mod kafka_admin;
 mod kafka_client;
 mod kafka_groups;
+mod kafka_transactions;
 mod measure;
 mod readme;
 mod retention;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use millstream_broker::broker::fetch::{Fetch, FetchFrom};
 use millstream_broker::groups::{Group, GroupKind};
 use millstream_broker::log::partition::Partition;
-use millstream_broker::log::reader::ReadRange;
+use millstream_broker::log::reader::{ReadRange, View};
 use millstream_broker::log::topic::{Change, Cleanup, Topic, TopicAlteration, TopicSettings};
 use millstream_broker::name::TopicPartition;
 use millstream_broker::store::{StorageBackend, StoreFile, StoreOptions};
@@ -147,8 +147,12 @@ async fn a_full_answer_costs_no_reads_of_the_partitions_after_it() {
     });
     let running = Running::open_with(data.path(), 0, JOURNAL_BYTES, options);
     let topic = running.broker.topic("t").unwrap();
-    let from =
-        |partition: &Arc<Partition>| FetchFrom { partition: partition.clone(), offset: Offset::ZERO, until: None };
+    let from = |partition: &Arc<Partition>| FetchFrom {
+        partition: partition.clone(),
+        offset: Offset::ZERO,
+        until: None,
+        view: View::Committed,
+    };
     let from: Vec<FetchFrom> = topic.partitions().iter().map(from).collect();
     let fetch = async |bytes_max| {
         let fetch = Fetch { from: from.clone(), bytes_min: 1, bytes_max, wait_max: Duration::ZERO };

@@ -19,6 +19,7 @@ use crate::groups::members::{MemberEvent, NewMember};
 use crate::groups::{Group, MemberId};
 use crate::log::partition::Partition;
 use crate::log::queue::Receipt;
+use crate::log::reader::View;
 use crate::name::{GroupId, TopicName, TopicPartition};
 use crate::store::place::{Offset, TopicId};
 
@@ -210,8 +211,12 @@ impl Consumer {
         for (name, reading) in &mut self.reading {
             missed(&mut self.missed, name, reading);
         }
-        let from =
-            |reading: &Reading| FetchFrom { partition: reading.partition.clone(), offset: reading.next, until: None };
+        let from = |reading: &Reading| FetchFrom {
+            partition: reading.partition.clone(),
+            offset: reading.next,
+            until: None,
+            view: View::Committed,
+        };
         let mut all: Vec<FetchFrom> = self.reading.values().map(from).collect();
         // Each read starts with another partition, because the first partition may fill it.
         let turn = self.first.as_ref().map_or(0, |first| self.reading.keys().take_while(|name| *name <= first).count());

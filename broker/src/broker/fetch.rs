@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::log::partition::Partition;
-use crate::log::reader::{ReadRange, Slice};
+use crate::log::reader::{ReadRange, Slice, View};
 use crate::log::readers::giving_way;
 use crate::store::place::Offset;
 
@@ -37,8 +37,10 @@ pub struct FetchFrom {
     pub partition: Arc<Partition>,
     /// Offset of the first record to read.
     pub offset: Offset,
-    /// Batches whose first offset is at or after this are not read; `None` stands for the log end offset.
+    /// Batches whose first offset is at or after this are not read; `None` stands for the end of the view.
     pub until: Option<Offset>,
+    /// Which batches are read.
+    pub view: View,
 }
 
 /// The result of a [`Fetch`] for one partition.
@@ -132,21 +134,22 @@ impl Broker {
 
     /// Reads one partition of a fetch whose answer may take only `bytes_left` more, if its records are in memory.
     fn read_rest(&self, from: &FetchFrom, bytes_left: usize) -> Result<Slice, BrokerError> {
-        let FetchFrom { partition, offset, until } = from;
+        let FetchFrom { partition, offset, until, view } = from;
         let range = ReadRange { from: *offset, until: *until, bytes_max: bytes_left, one_at_least: false };
-        let read = if bytes_left == 0 { None } else { self.read_in_memory(partition, range)? };
+        let read = if bytes_left == 0 { None } else { self.read_in_memory(partition, range, *view)? };
         Ok(read.unwrap_or_else(|| nothing(from)))
     }
 
     /// Reads one partition of a fetch whose answer may take `bytes_left` more of `bytes_max`.
     async fn read_within(&self, from: &FetchFrom, bytes_left: usize, bytes_max: usize) -> Result<Slice, BrokerError> {
-        let FetchFrom { partition, offset, until } = from;
+        let FetchFrom { partition, offset, until, view } = from;
         if bytes_left == 0 {
             return Ok(nothing(from));
         }
         // The whole answer holds at least one batch, however large, unless `bytes_max` is 0.
         let one_at_least = bytes_left == bytes_max;
-        self.read(partition, ReadRange { from: *offset, until: *until, bytes_max: bytes_left, one_at_least }).await
+        let range = ReadRange { from: *offset, until: *until, bytes_max: bytes_left, one_at_least };
+        self.read_as(partition, range, *view).await
     }
 
     /// Reads one partition, from memory if possible, otherwise on a thread that may block.
@@ -155,12 +158,17 @@ impl Broker {
     /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::UnknownTopic`] if the topic was deleted,
     /// [`BrokerError::Damaged`], [`BrokerError::UnreadableRecords`] or [`BrokerError::ShuttingDown`].
     pub async fn read(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<Slice, BrokerError> {
-        if let Some(slice) = self.read_in_memory(partition, range)? {
+        self.read_as(partition, range, View::Committed).await
+    }
+
+    /// As [`Broker::read`], in another view.
+    async fn read_as(&self, partition: &Arc<Partition>, range: ReadRange, view: View) -> Result<Slice, BrokerError> {
+        if let Some(slice) = self.read_in_memory(partition, range, view)? {
             return Ok(slice);
         }
         let (store, of) = (self.store().clone(), partition.clone());
         let bytes = |read: &Result<Slice, BrokerError>| read.as_ref().map_or(0, Slice::bytes);
-        let read = self.readers().run(move || giving_way(&store, || of.read(&store, range), bytes)).await;
+        let read = self.readers().run(move || giving_way(&store, || of.read_as(&store, range, view), bytes)).await;
         let (read, rest) = read.unwrap_or((Err(BrokerError::ShuttingDown), Duration::ZERO));
         // This does not pause on the reader thread, because other reads may use that thread meanwhile.
         if rest > Duration::ZERO {
@@ -177,17 +185,23 @@ impl Broker {
     }
 
     /// Reads one partition, or returns `None` if a record is not in memory.
-    fn read_in_memory(&self, partition: &Arc<Partition>, range: ReadRange) -> Result<Option<Slice>, BrokerError> {
+    fn read_in_memory(
+        &self,
+        partition: &Arc<Partition>,
+        range: ReadRange,
+        view: View,
+    ) -> Result<Option<Slice>, BrokerError> {
         if partition.is_deleted() {
             let topic = partition.name().topic.as_str().to_owned();
             return Err(BrokerError::UnknownTopic { topic });
         }
-        partition.read_in_memory(self.store(), range)
+        partition.read_in_memory(self.store(), range, view)
     }
 }
 
 /// Returns an answer without records.
 fn nothing(from: &FetchFrom) -> Slice {
-    let FetchFrom { partition, offset, .. } = from;
-    Slice { runs: Vec::new(), next: *offset, start: partition.start(), end: partition.end() }
+    let FetchFrom { partition, offset, view, .. } = from;
+    let end = if *view == View::All { partition.end() } else { partition.stable_end() };
+    Slice { runs: Vec::new(), next: *offset, start: partition.start(), end }
 }

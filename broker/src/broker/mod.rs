@@ -14,6 +14,7 @@ mod produce;
 mod producers;
 pub mod quota;
 mod topics;
+pub mod transactions;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,6 +33,7 @@ pub use self::groups::GroupOffset;
 use self::in_flight::BytesInFlight;
 pub use self::produce::Queued;
 use self::quota::{QuotaSettings, Quotas};
+use self::transactions::{TransactionSettings, Transactions};
 use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::groups::Groups;
@@ -90,6 +92,8 @@ pub struct BrokerSettings {
     pub offsets_retention_ms: u64,
     /// The bounds of groups.
     pub groups: GroupSettings,
+    /// The bounds of transactions.
+    pub transactions: TransactionSettings,
 }
 
 impl Default for BrokerSettings {
@@ -103,6 +107,7 @@ impl Default for BrokerSettings {
             producer_expiry_ms: PRODUCER_EXPIRY_MS_DEFAULT,
             offsets_retention_ms: OFFSETS_RETENTION_MS_DEFAULT,
             groups: GroupSettings::default(),
+            transactions: TransactionSettings::default(),
         }
     }
 }
@@ -142,6 +147,7 @@ struct Inner {
     producer_ids: ProducerIds,
     cluster_id: tokio::sync::OnceCell<Uuid>,
     groups: Arc<Groups>,
+    transactions: Transactions,
     domain: Arc<Domain>,
     state: Arc<StateIndex>,
     readers: Readers,
@@ -204,6 +210,7 @@ impl Broker {
         let journal = restoring.run(extents, &sealer_handle)?;
         let idle = IdleClock::new(clock.clone());
         let producer_ids = ProducerIds::new(catalog_number(&store, NEXT_PRODUCER_ID)?.unwrap_or(0));
+        let transactions = Transactions::load(&store, &topics, &groups, now_ms)?;
         let topics = Arc::new(RwLock::new(topics));
         let producer_epochs = ProducerEpochs::new(load_producer_epochs(&store)?, idle.now_ms());
         let domain = Arc::new(Domain {
@@ -242,6 +249,7 @@ impl Broker {
             producer_ids,
             cluster_id: tokio::sync::OnceCell::new(),
             groups,
+            transactions,
             domain,
             state,
             readers,

@@ -42,22 +42,36 @@ impl Broker {
         bytes: Bytes,
     ) -> Result<(Receipt, Queued), BrokerError> {
         let to = topic.partition(partition)?;
-        let batches = if has_compressed(&bytes) {
+        let batches = self.check_bytes(topic, partition, bytes, false).await?;
+        let queued = queued(partition, &batches);
+        Ok((self.append(to, batches).await?, queued))
+    }
+
+    /// Checks record batches that are back to back. `in_transaction` says whether they may be part of a transaction.
+    ///
+    /// # Errors
+    /// As [`Broker::produce_bytes`].
+    pub(super) async fn check_bytes(
+        &self,
+        topic: &Arc<Topic>,
+        partition: u32,
+        bytes: Bytes,
+        in_transaction: bool,
+    ) -> Result<Vec<RecordBatch>, BrokerError> {
+        Ok(if has_compressed(&bytes) {
             // Compressed batches may inflate to many times their size, so they are not checked on an async thread that
             // other tasks need.
             let (broker, topic) = (self.clone(), topic.clone());
             let permit = self.0.checks.clone().acquire_owned().await.map_err(|_| BrokerError::ShuttingDown)?;
             let check = move || {
                 let _checking = permit;
-                broker.validator(&topic).batches(partition, bytes)
+                broker.validator(&topic).batches(partition, bytes, in_transaction)
             };
             let checked = AbortOnDropHandle::new(tokio::task::spawn_blocking(check));
             checked.await.unwrap_or(Err(BrokerError::ShuttingDown))?
         } else {
-            self.validator(topic).batches(partition, bytes)?
-        };
-        let queued = queued(partition, &batches);
-        Ok((self.append(to, batches).await?, queued))
+            self.validator(topic).batches(partition, bytes, in_transaction)?
+        })
     }
 
     /// As [`Broker::produce_bytes`], but for batches that were built in this process. Blocks while compressed batches
@@ -73,7 +87,7 @@ impl Broker {
     ) -> Result<Receipt, BrokerError> {
         let mut checked = Vec::with_capacity(batches.len());
         for batch in batches {
-            checked.extend(self.validator(topic).batches(partition.name().partition, batch.into_bytes())?);
+            checked.extend(self.validator(topic).batches(partition.name().partition, batch.into_bytes(), false)?);
         }
         self.append(partition, checked).await
     }
@@ -111,7 +125,11 @@ impl Broker {
         Validator { topic, limits: &self.0.settings.limits, now_ms: self.0.clock.now_ms() }
     }
 
-    async fn append(&self, partition: &Arc<Partition>, batches: Vec<RecordBatch>) -> Result<Receipt, BrokerError> {
+    pub(super) async fn append(
+        &self,
+        partition: &Arc<Partition>,
+        batches: Vec<RecordBatch>,
+    ) -> Result<Receipt, BrokerError> {
         for producer_id in batches.iter().filter_map(|batch| ProducerId::new(batch.producer_id())) {
             self.check_handed_out(producer_id)?;
         }
@@ -120,7 +138,7 @@ impl Broker {
     }
 }
 
-fn queued(partition: u32, batches: &[RecordBatch]) -> Queued {
+pub(super) fn queued(partition: u32, batches: &[RecordBatch]) -> Queued {
     let at_arrival = |batch: &&RecordBatch| batch.timestamp_type() == TimestampType::LogAppendTime;
     Queued {
         partition,

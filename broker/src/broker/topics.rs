@@ -13,6 +13,7 @@ use crate::log::catalog_entries::{NEXT_TOPIC_ID, catalog_number, to_json, topic_
 use crate::log::commit::{Commit, OffsetChange, Upkeep};
 use crate::log::partition::Partition;
 use crate::log::topic::{PARTITIONS_MAX, Topic, TopicAlteration, TopicMeta, TopicSettings, TopicUse};
+use crate::log::transactions::{aborted_key, transactional_key};
 use crate::name::TopicName;
 use crate::store::CatalogChange;
 use crate::store::place::{Offset, TopicId};
@@ -208,7 +209,13 @@ impl Broker {
         }
         // From here on the committer refuses writes to the topic.
         topic.partitions().iter().for_each(|partition| partition.set_deleted(true));
-        let catalog = vec![CatalogChange::remove(topic_key(name))];
+        let mut catalog = vec![CatalogChange::remove(topic_key(name))];
+        for partition in topic.partitions().iter().filter(|partition| partition.is_transactional()) {
+            let place = partition.place();
+            catalog.push(CatalogChange::remove(transactional_key(place)));
+            let aborted = partition.aborted_before(Offset::MAX).into_iter();
+            catalog.extend(aborted.map(|aborted| CatalogChange::remove(aborted_key(place, aborted.last))));
+        }
         let deletion = Commit { catalog, deleted_topics: vec![topic.id()], ..Commit::default() };
         let removed = async { self.commit(deletion).await?.await };
         if let Err(error) = removed.await {

@@ -11,8 +11,9 @@ use super::member_id::MemberId;
 use super::membership::Membership;
 use super::offsets::{CommittedOffset, Offsets, StoredOffset};
 use crate::error::{BrokerError, MemberError};
-use crate::name::{GroupId, TopicPartition};
-use crate::store::place::{Offset, TopicId};
+use crate::hash::HashSet;
+use crate::name::{GroupId, ProducerId, TopicPartition};
+use crate::store::place::{Offset, Place, TopicId};
 
 /// The kind of a group's readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,8 @@ pub struct Group {
     offsets: Offsets,
     members: Mutex<Membership>,
     deadline_changed: Notify,
+    /// The partitions whose offsets are part of open transactions, with their producers.
+    pending: Mutex<HashSet<(ProducerId, Place)>>,
     /// When the group last had a member or committed something, in milliseconds since the epoch by the idle clock.
     active_at_ms: AtomicI64,
     pipeline: Mutex<Option<PipelineState>>,
@@ -97,6 +100,7 @@ impl Group {
             offsets: Offsets::default(),
             members: Mutex::default(),
             deadline_changed: Notify::new(),
+            pending: Mutex::default(),
             active_at_ms: AtomicI64::new(i64::MIN),
             pipeline: Mutex::default(),
             removed: AtomicBool::new(false),
@@ -247,6 +251,19 @@ impl Group {
     /// Returns the committed offset of a partition with its metadata and commit time.
     pub fn stored_offset(&self, topic: TopicId, partition: u32) -> Option<StoredOffset> {
         self.offsets.get((topic, partition))
+    }
+
+    /// Returns whether an open transaction commits an offset of a partition (KIP-447).
+    pub fn is_pending(&self, place: Place) -> bool {
+        self.pending.lock().iter().any(|(_, of)| *of == place)
+    }
+
+    pub(crate) fn set_pending(&self, producer: ProducerId, place: Place) {
+        self.pending.lock().insert((producer, place));
+    }
+
+    pub(crate) fn clear_pending(&self, producer: ProducerId, place: Place) {
+        self.pending.lock().remove(&(producer, place));
     }
 
     /// Returns all committed offsets.

@@ -83,6 +83,7 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         | BrokerError::Member { .. }
         | BrokerError::StaleMemberEpoch { .. }
         | BrokerError::NotAssigned { .. } => (E::StaleGeneration, Code::Aborted),
+        BrokerError::Transaction { .. } => (E::InvalidRequest, Code::FailedPrecondition),
         BrokerError::OutOfOrderSequence { .. } => (E::OutOfOrderSequence, Code::FailedPrecondition),
         BrokerError::StaleProducerEpoch { .. } => (E::StaleProducerEpoch, Code::Aborted),
         BrokerError::DuplicateSequence { .. } => (E::DuplicateSequence, Code::AlreadyExists),

@@ -26,10 +26,10 @@ const fn api(key: ApiKey, from: i16, to: i16) -> Api {
 }
 
 /// All served APIs.
-pub(super) const APIS: [Api; 33] = [
+pub(super) const APIS: [Api; 40] = [
     // librdkafka before 2.11.1 sends uncompressed batches to a broker that does not advertise version 0. No client uses it:
     // record batches of version 2 came with version 3 of this API.
-    Api { key: ApiKey::Produce, advertised_from: 0, from: 3, to: 11 },
+    Api { key: ApiKey::Produce, advertised_from: 0, from: 3, to: 13 },
     api(ApiKey::Fetch, 4, 17),
     api(ApiKey::ListOffsets, 1, 10),
     api(ApiKey::Metadata, 0, 13),
@@ -43,7 +43,7 @@ pub(super) const APIS: [Api; 33] = [
     api(ApiKey::DescribeGroups, 0, 6),
     api(ApiKey::ListGroups, 0, 5),
     api(ApiKey::ApiVersions, 0, 4),
-    api(ApiKey::InitProducerId, 0, 4),
+    api(ApiKey::InitProducerId, 0, 5),
     api(ApiKey::SaslHandshake, 0, 1),
     api(ApiKey::CreateTopics, 2, 7),
     api(ApiKey::DeleteTopics, 1, 6),
@@ -52,6 +52,13 @@ pub(super) const APIS: [Api; 33] = [
     api(ApiKey::DescribeAcls, 1, 3),
     api(ApiKey::CreateAcls, 1, 3),
     api(ApiKey::DeleteAcls, 1, 3),
+    api(ApiKey::AddPartitionsToTxn, 0, 5),
+    api(ApiKey::AddOffsetsToTxn, 0, 4),
+    api(ApiKey::EndTxn, 0, 5),
+    api(ApiKey::TxnOffsetCommit, 0, 5),
+    api(ApiKey::DescribeProducers, 0, 0),
+    api(ApiKey::DescribeTransactions, 0, 0),
+    api(ApiKey::ListTransactions, 0, 2),
     api(ApiKey::DescribeConfigs, 1, 4),
     api(ApiKey::AlterConfigs, 0, 2),
     api(ApiKey::DescribeLogDirs, 1, 4),

@@ -1,14 +1,20 @@
 //! ApiVersions (key 18): the APIs that are served, and their versions.
 
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::api_versions_response::ApiVersion;
+use kafka_protocol::messages::api_versions_response::{ApiVersion, FinalizedFeatureKey, SupportedFeatureKey};
 use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse};
+
+use kafka_protocol::protocol::StrBytes;
 
 use super::Call;
 use super::api::{APIS, Api};
 
 /// The version from which a client names its software (KIP-511).
 const NAMED_FROM: i16 = 3;
+
+/// Features and their levels (KIP-584). With level 2 of transactions, partitions join a transaction with their first
+/// records, and the producer gets a new epoch at its end (KIP-890).
+const FEATURES: [(&str, i16); 1] = [("transaction.version", 2)];
 
 pub(super) async fn answer(call: &Call, request: ApiVersionsRequest) -> ApiVersionsResponse {
     if call.version >= NAMED_FROM
@@ -22,7 +28,23 @@ pub(super) async fn answer(call: &Call, request: ApiVersionsRequest) -> ApiVersi
             .with_min_version(api.advertised_from)
             .with_max_version(api.to)
     };
-    ApiVersionsResponse::default().with_api_keys(APIS.into_iter().map(version).collect())
+    let answer = ApiVersionsResponse::default().with_api_keys(APIS.into_iter().map(version).collect());
+    if call.version < NAMED_FROM {
+        return answer;
+    }
+    let supported = FEATURES.map(|(name, level)| {
+        SupportedFeatureKey::default().with_name(StrBytes::from_static_str(name)).with_max_version(level)
+    });
+    let finalized = FEATURES.map(|(name, level)| {
+        FinalizedFeatureKey::default()
+            .with_name(StrBytes::from_static_str(name))
+            .with_max_version_level(level)
+            .with_min_version_level(level)
+    });
+    answer
+        .with_supported_features(supported.to_vec())
+        .with_finalized_features_epoch(0)
+        .with_finalized_features(finalized.to_vec())
 }
 
 /// Returns the answer to a request of a version that is not served: the versions of this API, so that the client can ask

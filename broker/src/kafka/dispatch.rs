@@ -11,11 +11,12 @@ use super::acls::{create_acls, delete_acls, describe_acls};
 use super::api::{Api, Header};
 use super::guarded::Guarded;
 use super::{
-    Call, alter_configs, api_versions, create_partitions, create_topics, delete_groups, delete_records, delete_topics,
-    describe_cluster, describe_configs, describe_groups, describe_log_dirs, describe_topic_partitions, fetch,
+    Call, add_offsets_to_txn, add_partitions_to_txn, alter_configs, api_versions, create_partitions, create_topics,
+    delete_groups, delete_records, delete_topics, describe_cluster, describe_configs, describe_groups,
+    describe_log_dirs, describe_producers, describe_topic_partitions, describe_transactions, end_txn, fetch,
     find_coordinator, heartbeat, incremental_alter_configs, init_producer_id, join_group, leave_group,
-    list_config_resources, list_groups, list_offsets, metadata, offset_commit, offset_delete, offset_fetch,
-    offset_for_leader_epoch, produce, sasl_handshake, sync_group,
+    list_config_resources, list_groups, list_offsets, list_transactions, metadata, offset_commit, offset_delete,
+    offset_fetch, offset_for_leader_epoch, produce, sasl_handshake, sync_group, txn_offset_commit,
 };
 
 /// The encoded answer to a request, or `None` if the client does not wait for one. An error is a defect of the server, which
@@ -86,6 +87,13 @@ pub(super) async fn begin(
         DescribeAcls: DescribeAclsRequest by describe_acls,
         CreateAcls: CreateAclsRequest by create_acls,
         DeleteAcls: DeleteAclsRequest by delete_acls,
+        AddPartitionsToTxn: AddPartitionsToTxnRequest by add_partitions_to_txn,
+        AddOffsetsToTxn: AddOffsetsToTxnRequest by add_offsets_to_txn,
+        EndTxn: EndTxnRequest by end_txn,
+        TxnOffsetCommit: TxnOffsetCommitRequest by txn_offset_commit,
+        DescribeProducers: DescribeProducersRequest by describe_producers,
+        DescribeTransactions: DescribeTransactionsRequest by describe_transactions,
+        ListTransactions: ListTransactionsRequest by list_transactions,
         DescribeConfigs: DescribeConfigsRequest by describe_configs,
         AlterConfigs: AlterConfigsRequest by alter_configs,
         DescribeLogDirs: DescribeLogDirsRequest by describe_log_dirs,

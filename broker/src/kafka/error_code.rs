@@ -4,7 +4,7 @@
 use kafka_protocol::ResponseError;
 use millstream_record::BatchError;
 
-use crate::error::{BrokerError, MemberError};
+use crate::error::{BrokerError, MemberError, TransactionError};
 
 /// Returns the code of an error in the APIs of groups. Clients look for the coordinator again where it may be back.
 pub(super) fn of_group(error: &BrokerError) -> i16 {
@@ -46,6 +46,7 @@ fn response_error(error: &BrokerError) -> ResponseError {
         BrokerError::Damaged { .. } => Kafka::CorruptMessage,
         BrokerError::UnknownGroup { .. } => Kafka::GroupIdNotFound,
         BrokerError::GroupOfOtherKind { .. } => Kafka::InconsistentGroupProtocol,
+        BrokerError::Transaction { source, .. } => transaction(source),
         BrokerError::OtherMembers { .. } => Kafka::InconsistentGroupProtocol,
         BrokerError::Member { source, .. } => member(source),
         BrokerError::InvalidSessionTimeout { .. } => Kafka::InvalidSessionTimeout,
@@ -62,6 +63,17 @@ fn response_error(error: &BrokerError) -> ResponseError {
         BrokerError::DiskFull(_) => Kafka::NotEnoughReplicas,
         BrokerError::Storage(_) | BrokerError::Unreadable(_) | BrokerError::UnreadableRecords { .. } => {
             Kafka::KafkaStorageError
+        }
+    }
+}
+
+fn transaction(error: &TransactionError) -> ResponseError {
+    match error {
+        TransactionError::UnknownId | TransactionError::OtherProducer { .. } => ResponseError::InvalidProducerIdMapping,
+        TransactionError::Fenced { .. } => ResponseError::ProducerFenced,
+        TransactionError::InvalidTimeout { .. } => ResponseError::InvalidTransactionTimeout,
+        TransactionError::NotAdded { .. } | TransactionError::GroupNotAdded { .. } | TransactionError::NotOpen => {
+            ResponseError::InvalidTxnState
         }
     }
 }

@@ -6,14 +6,16 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::FetchPartition;
-use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::fetch_response::{AbortedTransaction, FetchableTopicResponse, PartitionData};
 use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, TopicName};
 use uuid::Uuid;
 
 use super::{Call, Edge, check_leader_epoch, error_code};
 use crate::broker::fetch::{Fetch, FetchFrom, Fetched, WAIT_MAX};
 use crate::error::BrokerError;
+use crate::log::reader::View;
 use crate::log::topic::Topic;
+use crate::log::transactions::Aborted;
 use crate::store::place::Offset;
 
 /// Maximum size of the batches in one answer, in bytes: Kafka's `fetch.max.bytes` by default.
@@ -21,6 +23,9 @@ const FETCH_BYTES_MAX: usize = 55 << 20;
 
 /// The offset of a log that is unknown.
 const NO_OFFSET: i64 = -1;
+
+/// The isolation level of a reader that sees no record of an open or aborted transaction.
+pub(super) const READ_COMMITTED: i8 = 1;
 
 /// The id of a request without a session.
 const NO_SESSION: i32 = 0;
@@ -45,6 +50,7 @@ pub(super) async fn answer(call: &Call, request: FetchRequest) -> FetchResponse 
     }
     let mut topics: Vec<(TopicName, Uuid, Vec<PartitionData>)> = Vec::with_capacity(request.topics.len());
     let mut wanted = Vec::new();
+    let view = if request.isolation_level == READ_COMMITTED { View::Stable } else { View::All };
     for (at, topic) in request.topics.into_iter().enumerate() {
         let found = if call.version < UUIDS_FROM {
             edge.broker.topic(&topic.topic).map_err(|error| error_code::code(&error))
@@ -53,7 +59,7 @@ pub(super) async fn answer(call: &Call, request: FetchRequest) -> FetchResponse 
             found.ok_or(ResponseError::UnknownTopicId.code())
         };
         for partition in topic.partitions {
-            let from = found.clone().and_then(|topic| fetch_from(&topic, &partition));
+            let from = found.clone().and_then(|topic| fetch_from(&topic, &partition, view));
             let bytes_max = usize::try_from(partition.partition_max_bytes).unwrap_or(0);
             let (index, offset) = (partition.partition, partition.fetch_offset);
             wanted.push(Wanted { topic: at, index, offset, bytes_max, from });
@@ -86,7 +92,7 @@ pub(super) async fn answer(call: &Call, request: FetchRequest) -> FetchResponse 
                 fetched.next().ok_or(stopping)
             }
         };
-        topics[topic].2.push(data(edge, index, offset, read));
+        topics[topic].2.push(data(edge, view, index, offset, read));
     }
     let responses = topics.into_iter();
     let responses = responses.map(|(name, uuid, partitions)| {
@@ -96,16 +102,16 @@ pub(super) async fn answer(call: &Call, request: FetchRequest) -> FetchResponse 
     FetchResponse::default().with_responses(responses.collect())
 }
 
-fn fetch_from(topic: &Topic, wanted: &FetchPartition) -> Result<FetchFrom, i16> {
+fn fetch_from(topic: &Topic, wanted: &FetchPartition, view: View) -> Result<FetchFrom, i16> {
     let partition = u32::try_from(wanted.partition).ok().and_then(|number| topic.partition(number).ok());
     let partition = partition.ok_or(ResponseError::UnknownTopicOrPartition.code())?.clone();
     check_leader_epoch(wanted.current_leader_epoch)?;
     let offset = Offset::new(wanted.fetch_offset).ok_or(ResponseError::OffsetOutOfRange.code())?;
-    Ok(FetchFrom { partition, offset, until: None })
+    Ok(FetchFrom { partition, offset, until: None, view })
 }
 
 /// Returns the answer for one partition, and counts its records in the metrics.
-fn data(edge: &Edge, index: i32, from: i64, read: Result<Fetched, i16>) -> PartitionData {
+fn data(edge: &Edge, view: View, index: i32, from: i64, read: Result<Fetched, i16>) -> PartitionData {
     let data = PartitionData::default()
         .with_partition_index(index)
         .with_high_watermark(NO_OFFSET)
@@ -119,11 +125,22 @@ fn data(edge: &Edge, index: i32, from: i64, read: Result<Fetched, i16>) -> Parti
             return data
                 .with_error_code(error_code::code(&error))
                 .with_high_watermark(partition.end().get())
+                .with_last_stable_offset(partition.stable_end().get())
                 .with_log_start_offset(partition.start().get());
         }
         Err(code) => return data.with_error_code(code),
     };
     let bytes = slice.bytes();
+    let next = slice.next;
+    let aborted = (view == View::Stable).then(|| {
+        let aborted = partition.aborted(Offset::new(from).unwrap_or_default(), next).into_iter();
+        let transaction = |aborted: Aborted| {
+            AbortedTransaction::default()
+                .with_producer_id(aborted.producer_id.get().into())
+                .with_first_offset(aborted.first.get())
+        };
+        aborted.map(transaction).collect()
+    });
     let mut runs = slice.runs.into_iter();
     let records = match (runs.next(), runs.len()) {
         (None, _) => Bytes::new(),
@@ -139,8 +156,11 @@ fn data(edge: &Edge, index: i32, from: i64, read: Result<Fetched, i16>) -> Parti
         let records = slice.next.get().abs_diff(from);
         edge.broker.metrics().fetched(&partition.name().topic, records, bytes as u64);
     }
-    data.with_high_watermark(slice.end.get())
-        .with_last_stable_offset(slice.end.get())
+    // The end is not before what was read, and the last stable offset not after it.
+    let stable_end = partition.stable_end();
+    data.with_high_watermark(partition.end().get())
+        .with_last_stable_offset(stable_end.get())
+        .with_aborted_transactions(aborted)
         .with_log_start_offset(slice.start.get())
         .with_records(Some(records))
 }

@@ -12,6 +12,8 @@ const SEVERAL_FROM: i16 = 4;
 
 /// The kind of key that is the id of a group.
 const GROUP: i8 = 0;
+/// The kind of key that is a transactional id.
+const TRANSACTION: i8 = 1;
 
 pub(super) async fn answer(call: &Call, request: FindCoordinatorRequest) -> FindCoordinatorResponse {
     let edge = &call.edge;
@@ -48,10 +50,14 @@ fn refused(key_type: i8, key: &StrBytes) -> Option<(ResponseError, String)> {
         GROUP if key.is_empty() => {
             Some((ResponseError::InvalidGroupId, "the id of a group is empty: choose one (group.id)".to_owned()))
         }
-        GROUP => None,
+        TRANSACTION if key.is_empty() => {
+            let reason = "the transactional id is empty: choose one (transactional.id)";
+            Some((ResponseError::InvalidRequest, reason.to_owned()))
+        }
+        GROUP | TRANSACTION => None,
         other => Some((
             ResponseError::InvalidRequest,
-            format!("key type {other} has no coordinator here: 0 (groups) has one"),
+            format!("key type {other} has no coordinator here: 0 (groups) and 1 (transactions) have one"),
         )),
     }
 }

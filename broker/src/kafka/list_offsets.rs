@@ -4,6 +4,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use kafka_protocol::messages::{ListOffsetsRequest, ListOffsetsResponse, TopicName};
 
+use super::fetch::READ_COMMITTED;
 use super::{Call, Edge, check_leader_epoch, error_code};
 use crate::broker::position::Position;
 use crate::error::BrokerError;
@@ -33,7 +34,10 @@ pub(super) async fn answer(call: &Call, request: ListOffsetsRequest) -> ListOffs
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for wanted in &topic.partitions {
             let found = match check_leader_epoch(wanted.current_leader_epoch) {
-                Ok(()) => find(&call.edge, &topic.name, wanted.partition_index, wanted.timestamp).await,
+                Ok(()) => {
+                    find(&call.edge, &topic.name, wanted.partition_index, wanted.timestamp, request.isolation_level)
+                        .await
+                }
                 Err(code) => Err(code),
             };
             let answer = ListOffsetsPartitionResponse::default().with_partition_index(wanted.partition_index);
@@ -56,10 +60,17 @@ pub(super) async fn answer(call: &Call, request: ListOffsetsRequest) -> ListOffs
 ///
 /// # Errors
 /// Kafka's error code.
-async fn find(edge: &Edge, topic: &TopicName, partition: i32, timestamp: i64) -> Result<(i64, i64), i16> {
+async fn find(
+    edge: &Edge,
+    topic: &TopicName,
+    partition: i32,
+    timestamp: i64,
+    isolation_level: i8,
+) -> Result<(i64, i64), i16> {
     let code = |error: BrokerError| error_code::code(&error);
     let (_, partition) = edge.partition(topic, partition).map_err(code)?;
     let at_ms = match timestamp {
+        LATEST if isolation_level == READ_COMMITTED => return Ok((partition.stable_end().get(), NONE)),
         LATEST => return Ok((partition.end().get(), NONE)),
         EARLIEST | EARLIEST_LOCAL => return Ok((partition.start().get(), NONE)),
         LATEST_TIERED => return Ok((NONE, NONE)),

@@ -2,10 +2,12 @@
 //! has one file for each API.
 //!
 //! Served so far: connecting, metadata with auto-creation of topics, producing (idempotent producers included), fetching,
-//! offsets, groups by the classic protocol, and the administration of topics. Transactions and the consumer protocol are
-//! missing, and are not advertised.
+//! offsets, groups by the classic protocol, transactions, and the administration of topics. The consumer protocol is missing,
+//! and is not advertised.
 
 mod acls;
+mod add_offsets_to_txn;
+mod add_partitions_to_txn;
 mod alter_configs;
 mod api;
 mod api_versions;
@@ -21,8 +23,11 @@ mod describe_cluster;
 mod describe_configs;
 mod describe_groups;
 mod describe_log_dirs;
+mod describe_producers;
 mod describe_topic_partitions;
+mod describe_transactions;
 mod dispatch;
+mod end_txn;
 mod error_code;
 mod fetch;
 mod find_coordinator;
@@ -35,6 +40,7 @@ mod leave_group;
 mod list_config_resources;
 mod list_groups;
 mod list_offsets;
+mod list_transactions;
 mod metadata;
 mod offset_commit;
 mod offset_delete;
@@ -43,6 +49,8 @@ mod offset_for_leader_epoch;
 mod produce;
 mod sasl_handshake;
 mod sync_group;
+mod transactions;
+mod txn_offset_commit;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -171,6 +179,7 @@ pub async fn serve(listener: TcpListener, broker: Broker, settings: KafkaSetting
         connection_bytes_in_flight_max: settings.connection_bytes_in_flight_max,
         stall_max: Duration::from_millis(settings.stall_max_ms),
     };
+    broker.watch_transactions();
     let mut connections = Box::pin(listener::accept(listener, &net, broker.metrics().clone()));
     let edge = Edge { broker, settings: Arc::new(settings) };
     let open = TaskTracker::new();

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use kafka_protocol::messages::offset_commit_request::OffsetCommitRequestPartition;
 use kafka_protocol::messages::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
 use kafka_protocol::messages::{OffsetCommitRequest, OffsetCommitResponse};
 
@@ -22,7 +21,15 @@ pub(super) async fn answer(call: &Call, request: OffsetCommitRequest) -> OffsetC
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for partition in topic.partitions {
             let offset = match &group {
-                Ok(group) => to_offset(call, group, &topic.name, &partition),
+                Ok(group) => {
+                    let wanted = Wanted {
+                        partition: partition.partition_index,
+                        offset: partition.committed_offset,
+                        leader_epoch: partition.committed_leader_epoch,
+                        metadata: partition.committed_metadata.as_deref().unwrap_or_default(),
+                    };
+                    to_offset(call, group, &topic.name, &wanted)
+                }
                 Err(error) => Err(error.clone().into()),
             };
             partitions.push((partition.partition_index, offset.map(|offset| offsets.push(offset))));
@@ -51,16 +58,24 @@ pub(super) async fn answer(call: &Call, request: OffsetCommitRequest) -> OffsetC
     OffsetCommitResponse::default().with_topics(topics.collect())
 }
 
-fn to_offset(
+/// An offset of a request.
+pub(super) struct Wanted<'a> {
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+    pub(super) leader_epoch: i32,
+    pub(super) metadata: &'a str,
+}
+
+/// Checks an offset that a client commits. It may be any offset, as in Kafka.
+pub(super) fn to_offset(
     call: &Call,
     group: &GroupId,
     topic: &str,
-    commit: &OffsetCommitRequestPartition,
+    wanted: &Wanted<'_>,
 ) -> Result<(Arc<Topic>, u32, CommittedOffset), BrokerError> {
-    let (topic, partition) = call.edge.partition(topic, commit.partition_index)?;
-    let offset = Offset::new(commit.committed_offset);
-    let offset = offset.ok_or_else(|| partition.out_of_range(commit.committed_offset))?;
-    let metadata = commit.committed_metadata.as_deref().unwrap_or_default();
+    let (topic, partition) = call.edge.partition(topic, wanted.partition)?;
+    let offset = Offset::new(wanted.offset).ok_or_else(|| partition.out_of_range(wanted.offset))?;
+    let metadata = wanted.metadata;
     if metadata.len() > METADATA_BYTES_MAX {
         return Err(BrokerError::MetadataTooLarge {
             group: group.clone(),
@@ -70,7 +85,7 @@ fn to_offset(
     }
     let committed = CommittedOffset {
         offset,
-        leader_epoch: Some(commit.committed_leader_epoch).filter(|epoch| *epoch >= 0),
+        leader_epoch: Some(wanted.leader_epoch).filter(|epoch| *epoch >= 0),
         metadata: Some(metadata).filter(|metadata| !metadata.is_empty()).map(Arc::from),
     };
     Ok((topic, partition.name().partition, committed))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use kafka_protocol::ResponseError;
 use kafka_protocol::messages::offset_fetch_response::{
     OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions, OffsetFetchResponseTopic,
     OffsetFetchResponseTopics,
@@ -18,8 +19,14 @@ const SEVERAL_FROM: i16 = 8;
 /// The answer where no offset was committed, and the leader epoch where none is known.
 const NONE: i32 = -1;
 
+/// The code of an offset that an open transaction commits (KIP-447).
+const UNSTABLE: i16 = ResponseError::UnstableOffsetCommit.code();
+
 /// Topics, each with partitions and their committed offsets.
-type Offsets = Vec<(TopicName, Vec<(i32, Option<StoredOffset>)>)>;
+type Offsets = Vec<(TopicName, Vec<(i32, Stored)>)>;
+
+/// A committed offset, or Kafka's error code.
+type Stored = Result<Option<StoredOffset>, i16>;
 
 /// Topics with partitions, or `None` for all in which an offset was committed.
 type Wanted = Option<Vec<(TopicName, Vec<i32>)>>;
@@ -30,7 +37,7 @@ pub(super) async fn answer(call: &Call, request: OffsetFetchRequest) -> OffsetFe
             let of_topic = topics.into_iter().map(|topic| (topic.name, topic.partition_indexes));
             of_topic.collect()
         });
-        return match offsets(call, &request.group_id, wanted) {
+        return match offsets(call, &request.group_id, wanted, request.require_stable) {
             Ok(offsets) => OffsetFetchResponse::default().with_topics(offsets.into_iter().map(to_topic).collect()),
             Err(code) => OffsetFetchResponse::default().with_error_code(code),
         };
@@ -40,7 +47,7 @@ pub(super) async fn answer(call: &Call, request: OffsetFetchRequest) -> OffsetFe
             let of_topic = topics.into_iter().map(|topic| (topic.name, topic.partition_indexes));
             of_topic.collect()
         });
-        let answer = match offsets(call, &group.group_id, wanted) {
+        let answer = match offsets(call, &group.group_id, wanted, request.require_stable) {
             Ok(offsets) => {
                 OffsetFetchResponseGroup::default().with_topics(offsets.into_iter().map(to_topics).collect())
             }
@@ -55,19 +62,25 @@ pub(super) async fn answer(call: &Call, request: OffsetFetchRequest) -> OffsetFe
 ///
 /// # Errors
 /// Kafka's error code.
-fn offsets(call: &Call, group: &str, wanted: Wanted) -> Result<Offsets, i16> {
+fn offsets(call: &Call, group: &str, wanted: Wanted, require_stable: bool) -> Result<Offsets, i16> {
     let id = GroupId::new(group).map_err(|error| error_code::of_group(&error.into()))?;
     let group = call.broker().groups().get(id.as_str()).ok();
     let Some(wanted) = wanted else {
-        let mut all: BTreeMap<String, Vec<(i32, Option<StoredOffset>)>> = BTreeMap::new();
+        let mut all: BTreeMap<String, Vec<(i32, Stored)>> = BTreeMap::new();
         for (name, stored) in group.iter().flat_map(|group| call.broker().stored_offsets(group)) {
             let partitions = all.entry(name.topic.as_str().to_owned()).or_default();
-            partitions.push((name.partition as i32, Some(stored)));
+            let is_pending =
+                require_stable && is_pending(call, group.as_deref(), name.topic.as_str(), name.partition as i32);
+            partitions.push((name.partition as i32, if is_pending { Err(UNSTABLE) } else { Ok(Some(stored)) }));
         }
         return Ok(all.into_iter().map(|(topic, partitions)| (text(topic).into(), partitions)).collect());
     };
     let of_topic = |(name, partitions): (TopicName, Vec<i32>)| {
-        let stored = |partition: i32| (partition, stored(call, group.as_deref(), &name, partition));
+        let stored = |partition: i32| {
+            let is_pending = require_stable && is_pending(call, group.as_deref(), &name, partition);
+            let stored = if is_pending { Err(UNSTABLE) } else { Ok(stored(call, group.as_deref(), &name, partition)) };
+            (partition, stored)
+        };
         let partitions = partitions.into_iter().map(stored).collect();
         (name, partitions)
     };
@@ -79,33 +92,44 @@ fn stored(call: &Call, group: Option<&Group>, topic: &str, partition: i32) -> Op
     group?.stored_offset(topic.id(), partition.name().partition)
 }
 
-/// The parts of a committed offset as they are answered: offset, leader epoch, metadata.
-fn parts(stored: Option<StoredOffset>) -> (i64, i32, String) {
-    let Some(StoredOffset { committed, .. }) = stored else { return (NONE.into(), NONE, String::new()) };
-    let metadata = committed.metadata.as_deref().unwrap_or_default().to_owned();
-    (committed.offset.get(), committed.leader_epoch.unwrap_or(NONE), metadata)
+/// Returns whether an open transaction commits an offset of the partition.
+fn is_pending(call: &Call, group: Option<&Group>, topic: &str, partition: i32) -> bool {
+    let found = group.zip(call.edge.partition(topic, partition).ok());
+    found.is_some_and(|(group, (_, partition))| group.is_pending(partition.place()))
 }
 
-fn to_topic((name, partitions): (TopicName, Vec<(i32, Option<StoredOffset>)>)) -> OffsetFetchResponseTopic {
+/// The parts of a committed offset as they are answered: offset, leader epoch, metadata, error code.
+fn parts(stored: Stored) -> (i64, i32, String, i16) {
+    let code = stored.as_ref().err().copied().unwrap_or(0);
+    let Some(StoredOffset { committed, .. }) = stored.ok().flatten() else {
+        return (NONE.into(), NONE, String::new(), code);
+    };
+    let metadata = committed.metadata.as_deref().unwrap_or_default().to_owned();
+    (committed.offset.get(), committed.leader_epoch.unwrap_or(NONE), metadata, code)
+}
+
+fn to_topic((name, partitions): (TopicName, Vec<(i32, Stored)>)) -> OffsetFetchResponseTopic {
     let partitions = partitions.into_iter().map(|(index, stored)| {
-        let (offset, leader_epoch, metadata) = parts(stored);
+        let (offset, leader_epoch, metadata, code) = parts(stored);
         OffsetFetchResponsePartition::default()
             .with_partition_index(index)
             .with_committed_offset(offset)
             .with_committed_leader_epoch(leader_epoch)
             .with_metadata(Some(text(metadata)))
+            .with_error_code(code)
     });
     OffsetFetchResponseTopic::default().with_name(name).with_partitions(partitions.collect())
 }
 
-fn to_topics((name, partitions): (TopicName, Vec<(i32, Option<StoredOffset>)>)) -> OffsetFetchResponseTopics {
+fn to_topics((name, partitions): (TopicName, Vec<(i32, Stored)>)) -> OffsetFetchResponseTopics {
     let partitions = partitions.into_iter().map(|(index, stored)| {
-        let (offset, leader_epoch, metadata) = parts(stored);
+        let (offset, leader_epoch, metadata, code) = parts(stored);
         OffsetFetchResponsePartitions::default()
             .with_partition_index(index)
             .with_committed_offset(offset)
             .with_committed_leader_epoch(leader_epoch)
             .with_metadata(Some(text(metadata)))
+            .with_error_code(code)
     });
     OffsetFetchResponseTopics::default().with_name(name).with_partitions(partitions.collect())
 }

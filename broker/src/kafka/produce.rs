@@ -1,13 +1,19 @@
 //! Produce (key 0): record batches are queued for the committer as they came. The answer follows when they are on disk.
 
+use std::sync::Arc;
+
 use kafka_protocol::ResponseError;
+use kafka_protocol::messages::produce_request::PartitionProduceData;
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::{ProduceRequest, ProduceResponse, TopicName};
 use tokio::sync::OwnedSemaphorePermit;
+use uuid::Uuid;
 
-use super::{Call, Edge, error_code, text};
+use super::{Call, Edge, error_code, text, transactions};
+use crate::broker::transactions::InTransaction;
 use crate::error::BrokerError;
 use crate::log::queue::Receipt;
+use crate::log::topic::Topic;
 
 /// The `acks` of a request that wants no answer, and those of requests that want one when the records are on disk: a single
 /// node makes no difference between its leader and all replicas.
@@ -17,12 +23,18 @@ const ACKS: [i16; 3] = [-1, ACKS_NONE, 1];
 /// The offset in an answer without one.
 const NO_OFFSET: i64 = -1;
 
+/// The first version in which partitions join a transaction with their first records (KIP-890).
+const ADDS_PARTITIONS_FROM: i16 = 12;
+/// The first version in which topics are named by their UUIDs (KIP-516).
+const UUIDS_FROM: i16 = 13;
+
 /// The time of arrival of records that have timestamps of their own.
 const NO_TIME: i64 = -1;
 
 /// A request whose records are queued.
 pub(super) struct Queued {
-    topics: Vec<(TopicName, Vec<QueuedPartition>)>,
+    topics: Vec<(TopicName, Uuid, Vec<QueuedPartition>)>,
+    version: i16,
     wants_answer: bool,
     /// Counts the request as in flight.
     _in_flight: Option<OwnedSemaphorePermit>,
@@ -33,6 +45,7 @@ pub(super) struct Queued {
 type QueuedPartition = (i32, Result<(Receipt, i64), Refused>);
 
 /// The reason for which the records of one partition are not stored.
+#[derive(Clone)]
 struct Refused {
     code: i16,
     message: String,
@@ -40,7 +53,12 @@ struct Refused {
 
 impl From<BrokerError> for Refused {
     fn from(error: BrokerError) -> Self {
-        Self { code: error_code::code(&error), message: error.to_string() }
+        // In this API, a producer that is fenced hears of its epoch.
+        let code = match &error {
+            BrokerError::Transaction { .. } => transactions::code(&error, false),
+            error => error_code::code(error),
+        };
+        Self { code, message: error.to_string() }
     }
 }
 
@@ -51,7 +69,20 @@ pub(super) async fn queue(call: &Call, request: ProduceRequest, in_flight: Optio
     let bytes: usize = bytes.filter_map(|partition| partition.records.as_ref()).map(bytes::Bytes::len).sum();
     let charged = caller.charge(bytes).await;
     let mut topics = Vec::with_capacity(request.topic_data.len());
+    let transaction = request
+        .transactional_id
+        .as_deref()
+        .map(|id| InTransaction { id, adds_partitions: call.version >= ADDS_PARTITIONS_FROM });
     for topic in request.topic_data {
+        let found = if call.version < UUIDS_FROM {
+            edge.broker.topic(&topic.name).map_err(Refused::from)
+        } else {
+            let found = edge.broker.topic_by_uuid(topic.topic_id);
+            found.ok_or_else(|| Refused {
+                code: ResponseError::UnknownTopicId.code(),
+                message: format!("there is no topic with the UUID {}", topic.topic_id),
+            })
+        };
         let mut partitions = Vec::with_capacity(topic.partition_data.len());
         for partition in topic.partition_data {
             let queued = match &charged {
@@ -60,25 +91,33 @@ pub(super) async fn queue(call: &Call, request: ProduceRequest, in_flight: Optio
                     Err(Refused { code: ResponseError::InvalidRequiredAcks.code(), message })
                 }
                 Err(error) => Err(error.clone().into()),
-                Ok(()) => queue_partition(edge, &topic.name, partition.index, partition.records).await,
+                Ok(()) => match &found {
+                    Ok(topic) => queue_partition(edge, topic, &partition, transaction.as_ref()).await,
+                    Err(refused) => Err(refused.clone()),
+                },
             };
             partitions.push((partition.index, queued));
         }
-        topics.push((topic.name, partitions));
+        topics.push((topic.name, topic.topic_id, partitions));
     }
-    Queued { topics, wants_answer: request.acks != ACKS_NONE, _in_flight: in_flight }
+    Queued { topics, version: call.version, wants_answer: request.acks != ACKS_NONE, _in_flight: in_flight }
 }
 
 async fn queue_partition(
     edge: &Edge,
-    topic: &TopicName,
-    partition: i32,
-    records: Option<bytes::Bytes>,
+    topic: &Arc<Topic>,
+    data: &PartitionProduceData,
+    transaction: Option<&InTransaction<'_>>,
 ) -> Result<(Receipt, i64), Refused> {
-    let (topic, partition) = edge.partition(topic, partition)?;
-    let records = records.filter(|records| !records.is_empty());
+    let number = u32::try_from(data.index).ok().filter(|number| *number < topic.partition_count());
+    let number =
+        number.ok_or_else(|| BrokerError::UnknownTopic { topic: format!("{}-{}", topic.name(), data.index) })?;
+    let records = data.records.clone().filter(|records| !records.is_empty());
     let records = records.ok_or_else(|| BrokerError::Protocol("the request has no records".to_owned()))?;
-    let (receipt, queued) = edge.broker.produce_bytes(&topic, partition.name().partition, records).await?;
+    let (receipt, queued) = match transaction {
+        Some(transaction) => edge.broker.produce_in_transaction(transaction, topic, number, records).await?,
+        None => edge.broker.produce_bytes(topic, number, records).await?,
+    };
     Ok((receipt, queued.append_time_ms.unwrap_or(NO_TIME)))
 }
 
@@ -86,7 +125,7 @@ impl Queued {
     /// Waits until the records are on disk. Returns `None` if the client does not wait for an answer.
     pub(super) async fn answer(self) -> Option<ProduceResponse> {
         let mut responses = Vec::with_capacity(self.topics.len());
-        for (name, partitions) in self.topics {
+        for (name, uuid, partitions) in self.topics {
             let mut answers = Vec::with_capacity(partitions.len());
             for (index, queued) in partitions {
                 let append_time_ms = queued.as_ref().map_or(NO_TIME, |(_, append_time_ms)| *append_time_ms);
@@ -107,7 +146,12 @@ impl Queued {
                         .with_error_message(Some(text(message))),
                 });
             }
-            responses.push(TopicProduceResponse::default().with_name(name).with_partition_responses(answers));
+            let response = TopicProduceResponse::default().with_partition_responses(answers);
+            responses.push(if self.version < UUIDS_FROM {
+                response.with_name(name)
+            } else {
+                response.with_topic_id(uuid)
+            });
         }
         self.wants_answer.then(|| ProduceResponse::default().with_responses(responses))
     }

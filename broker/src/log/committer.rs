@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use millstream_record::{RecordBatch, patch_batch};
+use millstream_record::{RecordBatch, TransactionEnd, patch_batch};
 use tokio::sync::{mpsc, watch};
 
 use super::commit::{Commit, Committed, Needs, Upkeep};
@@ -21,6 +21,7 @@ use super::producers::Verdict;
 use super::queue::{CommitQueue, Request};
 use super::sealer::{SealJob, SealerHandle};
 use super::state::StateIndex;
+use super::transactions::{aborted_key, aborted_value, transactional_key};
 use crate::error::BrokerError;
 use crate::groups::StoredOffset;
 use crate::hash::HashMap;
@@ -29,7 +30,7 @@ use crate::name::TopicName;
 use crate::store::journal::{BlobWriter, CHUNK_BYTES, CommittedRow, Location, OffsetEntry, Run, RunHeader};
 use crate::store::place::Offset;
 use crate::store::recovery::Replayed;
-use crate::store::{DiskFull, LEADER_EPOCH, Store, StoreError, Write, spawn};
+use crate::store::{CatalogChange, DiskFull, LEADER_EPOCH, Store, StoreError, Write, spawn};
 
 /// The committer takes queued requests until they reach this size in bytes: 16 full journal values. With larger commits
 /// the cost per byte no longer decreases.
@@ -44,6 +45,8 @@ const TRIM_VALUES_MIN: u64 = 4;
 struct Accepted {
     request: Request,
     committed: Committed,
+    /// Changes of the catalog that follow from its batches.
+    catalog: Vec<CatalogChange>,
 }
 
 pub(crate) struct Committer {
@@ -195,13 +198,13 @@ impl Committer {
                     request.answer.send(Err(error));
                 }
                 Ok(None) => {
-                    let committed = assign(&request.commit, idle_ms);
-                    accepted.push(Accepted { request, committed });
+                    let (committed, catalog) = assign(&request.commit, idle_ms);
+                    accepted.push(Accepted { request, committed, catalog });
                 }
                 // The original may be in this very group, so the request is answered after the commit.
                 Ok(Some(committed)) => {
                     request.commit = Commit::default();
-                    accepted.push(Accepted { request, committed });
+                    accepted.push(Accepted { request, committed, catalog: Vec::new() });
                 }
             }
         }
@@ -283,8 +286,11 @@ impl Committer {
         let values = blob.len().div_ceil(CHUNK_BYTES) as u64;
         let trimmed = (TRIM_VALUES_MIN + TRIM_A_VALUE * values).min(self.trim.end - self.trim.start);
         let mut write = Write { seq, blob, trim: self.trim.start..self.trim.start + trimmed, ..Write::default() };
-        for Accepted { request: Request { commit, upkeep, .. }, .. } in accepted {
+        let ended: Vec<CatalogChange> = accepted.iter().flat_map(forgotten_transactions).collect();
+        write.catalog.extend(&ended);
+        for Accepted { request: Request { commit, upkeep, .. }, catalog, .. } in accepted {
             write.catalog.extend(&commit.catalog);
+            write.catalog.extend(catalog);
             write.deleted_topics.extend(&commit.deleted_topics);
             let Some(upkeep) = upkeep.as_deref() else { continue };
             write.segments.extend(&upkeep.segments);
@@ -328,7 +334,7 @@ impl Committer {
     fn answer(&mut self, seq: u64, accepted: Vec<Accepted>, now_ms: i64) {
         let mut dropped = Vec::new();
         let mut answers = Vec::with_capacity(accepted.len());
-        for Accepted { request: Request { commit, upkeep, answer, _permit }, committed } in accepted {
+        for Accepted { request: Request { commit, upkeep, answer, _permit }, committed, .. } in accepted {
             for change in &commit.state {
                 self.state.apply(change, seq);
             }
@@ -451,7 +457,21 @@ fn stored_before(commit: &Commit) -> Result<Option<Committed>, BrokerError> {
     }
 }
 
-fn assign(commit: &Commit, idle_ms: i64) -> Committed {
+/// Returns the catalog's entries of aborted transactions that are no longer needed, because their records are before the
+/// log start offsets that upkeep sets.
+fn forgotten_transactions(accepted: &Accepted) -> Vec<CatalogChange> {
+    let log_starts = accepted.request.upkeep.iter().flat_map(|upkeep| &upkeep.log_starts);
+    let entries = log_starts.flat_map(|(partition, start)| {
+        let place = partition.place();
+        let forgotten = partition.aborted_before(*start).into_iter();
+        forgotten.map(move |aborted| CatalogChange::remove(aborted_key(place, aborted.last)))
+    });
+    entries.collect()
+}
+
+/// Assigns offsets. Also returns the changes of the catalog that follow from the batches: those of transactions.
+fn assign(commit: &Commit, idle_ms: i64) -> (Committed, Vec<CatalogChange>) {
+    let mut catalog = Vec::new();
     for change in &commit.offsets {
         change.group.accept_offset(change.topic.id(), change.partition, change.to.as_ref());
         change.group.set_active(idle_ms);
@@ -461,12 +481,22 @@ fn assign(commit: &Commit, idle_ms: i64) -> Committed {
         let first = append.partition.assign(records);
         let (mut producers, mut base_offset) = (append.partition.producers(), first);
         for batch in &append.batches {
-            producers.accept(batch, base_offset, idle_ms);
+            if batch.is_transactional() && append.partition.set_transactional() {
+                catalog.push(CatalogChange::put(transactional_key(append.partition.place()), Vec::new()));
+            }
+            if let Some(transition) = producers.accept(batch, base_offset, idle_ms) {
+                let is_abort = batch.transaction_end() == Some(TransactionEnd::Abort);
+                let aborted = append.partition.accept_transition(base_offset, transition, is_abort);
+                catalog.extend(aborted.map(|aborted| {
+                    CatalogChange::put(aborted_key(append.partition.place(), aborted.last), aborted_value(&aborted))
+                }));
+            }
             base_offset = base_offset.plus(u64::from(batch.record_count()));
         }
         first
     });
-    Committed { base_offsets: base_offsets.collect() }
+    let base_offsets = base_offsets.collect();
+    (Committed { base_offsets }, catalog)
 }
 
 /// Returns each partition's batches with their base offsets, with partitions in order of first appearance.
@@ -474,7 +504,7 @@ fn assign(commit: &Commit, idle_ms: i64) -> Committed {
 fn by_partition(accepted: &[Accepted]) -> Vec<(Arc<Partition>, Vec<(Offset, &RecordBatch)>)> {
     let mut places: HashMap<*const Partition, usize> = HashMap::default();
     let mut grouped: Vec<(Arc<Partition>, Vec<(Offset, &RecordBatch)>)> = Vec::new();
-    for Accepted { request, committed } in accepted {
+    for Accepted { request, committed, .. } in accepted {
         for (append, &first) in request.commit.appends.iter().zip(&committed.base_offsets) {
             if append.batches.is_empty() {
                 continue;

@@ -16,6 +16,7 @@ use crate::log::commit::Upkeep;
 use crate::log::output::Output;
 use crate::log::partition::Partition;
 use crate::log::queue::Ended;
+use crate::log::transactions::{Aborted, is_hidden};
 use crate::store::StoreError;
 use crate::store::place::Offset;
 use crate::store::segment::{Extent, Scanned};
@@ -67,18 +68,23 @@ pub(super) fn compact(
     horizon_ms: i64,
 ) -> Result<(), Ended> {
     let in_work = cleaner.in_work();
-    let extents = partition.extents();
+    let mut extents = partition.extents();
+    // What becomes of the records of open transactions is not known yet.
+    let stable_end = partition.stable_end();
+    extents.retain(|extent| extent.end <= stable_end);
     let Some(last) = extents.last() else { return Ok(()) };
+    let aborted = partition.aborted(Offset::ZERO, last.end);
     // The old segments are removed only after all retained records have been written.
     if !cleaner.has_room(extents.iter().map(|extent| extent.bytes).sum(), "records are not compacted")? {
         return Ok(());
     }
     let _work = cleaner.begin(in_work, extents.iter().map(|extent| extent.segment));
-    let keys = last_offsets(cleaner, &extents, last.end)?;
+    let keys = last_offsets(cleaner, &extents, last.end, &aborted)?;
     let mut pass = Pass {
         cleaner,
         partition,
         keys,
+        aborted,
         now_ms,
         horizon_ms,
         keeps: last.end.get() - 1,
@@ -118,7 +124,7 @@ fn join(partition: &Arc<Partition>, upkeep: &mut Upkeep) -> u64 {
 
 /// Collects the last offset of each key from the extents that have not been compacted yet, until `keys_max` keys are
 /// remembered. `end` is the end of all extents.
-fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<LastOffsets, Ended> {
+fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset, aborted: &[Aborted]) -> Result<LastOffsets, Ended> {
     let mut found = LastOffsets::new(end);
     for extent in extents.iter().filter(|extent| !extent.compacted) {
         if found.end < end {
@@ -132,6 +138,10 @@ fn last_offsets(cleaner: &Cleaner, extents: &[Extent], end: Offset) -> Result<La
             }
             if found.last.len() >= cleaner.options.keys_max {
                 found.end = base_offset(&header);
+                return Ok(());
+            }
+            // Control batches have keys that mean something else, and nobody sees records of aborted transactions.
+            if is_hidden(&header, aborted) {
                 return Ok(());
             }
             let records = batch_of(bytes, at, &header)?.records(&cleaner.limits).map_err(unreadable)?;
@@ -154,6 +164,8 @@ struct Pass<'a> {
     cleaner: &'a Cleaner,
     partition: &'a Arc<Partition>,
     keys: LastOffsets,
+    /// The aborted transactions.
+    aborted: Vec<Aborted>,
     now_ms: i64,
     horizon_ms: i64,
     /// The offset of the last sealed record, which is always kept.
@@ -194,7 +206,14 @@ impl Pass<'_> {
             Scanned::Batch { at, header } => {
                 self.next_extent(&header)?;
                 let batch = batch_of(bytes, at, &header)?;
-                let kept = if self.is_past { Retained::All } else { self.retain(&batch)? };
+                let is_last = header.next_offset() > self.keeps;
+                let kept = if self.is_past || header.is_control {
+                    Retained::All
+                } else if !is_last && is_hidden(&header, &self.aborted) {
+                    Retained::Nothing
+                } else {
+                    self.retain(&batch)?
+                };
                 match &kept {
                     Retained::All => self.output.writer()?.push(batch.as_bytes(), &header)?,
                     Retained::Some(kept) => {

@@ -25,4 +25,5 @@ pub(crate) mod start;
 pub mod state;
 pub mod topic;
 pub(crate) mod topics;
+pub mod transactions;
 pub mod validate;

@@ -9,7 +9,8 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::watch;
 
 use super::index::{Index, Unsealed};
-use super::producers::Producers;
+use super::producers::{Producers, Transition};
+use super::transactions::{Aborted, Transactions};
 use crate::error::BrokerError;
 use crate::name::TopicPartition;
 use crate::store::StoreError;
@@ -41,8 +42,13 @@ pub struct Partition {
     pub(super) index: RwLock<Index>,
     /// The log end offset, which covers all committed records. Waiting readers watch it.
     end: watch::Sender<Offset>,
+    /// The last stable offset: where the first open transaction begins, or the end.
+    stable: AtomicI64,
     deleted: AtomicBool,
     producers: Mutex<Producers>,
+    /// Whether there are or were records of transactions.
+    transactional: AtomicBool,
+    transactions: Mutex<Transactions>,
 }
 
 impl fmt::Debug for Partition {
@@ -59,8 +65,11 @@ impl Partition {
             assigned: AtomicI64::new(0),
             index: RwLock::default(),
             end: watch::Sender::new(Offset::ZERO),
+            stable: AtomicI64::new(0),
             deleted: AtomicBool::new(false),
             producers: Mutex::default(),
+            transactional: AtomicBool::new(false),
+            transactions: Mutex::default(),
         }
     }
 
@@ -93,6 +102,50 @@ impl Partition {
     /// Returns the log end offset: the offset of the next record to become visible to readers.
     pub fn end(&self) -> Offset {
         *self.end.borrow()
+    }
+
+    /// Returns the last stable offset: all records before it are of transactions that have ended, or of none. It moves only
+    /// when the log end offset does.
+    pub fn stable_end(&self) -> Offset {
+        Offset::known(self.stable.load(Ordering::Acquire))
+    }
+
+    /// Returns whether there are or were records of transactions.
+    pub(crate) fn is_transactional(&self) -> bool {
+        self.transactional.load(Ordering::Acquire)
+    }
+
+    /// Notes that there are records of transactions. Returns whether that is news.
+    pub(crate) fn set_transactional(&self) -> bool {
+        !self.transactional.swap(true, Ordering::AcqRel)
+    }
+
+    /// Notes what an accepted batch at `offset` does to its producer's transaction. Returns the transaction if it is aborted
+    /// and has records. Called only by the committer.
+    pub(crate) fn accept_transition(&self, offset: Offset, transition: Transition, is_abort: bool) -> Option<Aborted> {
+        self.transactions.lock().accept(offset, transition, is_abort)
+    }
+
+    /// Returns the aborted transactions that have records in a range of offsets.
+    pub fn aborted(&self, from: Offset, to: Offset) -> Vec<Aborted> {
+        if self.is_transactional() { self.transactions.lock().aborted(from, to) } else { Vec::new() }
+    }
+
+    /// Returns the aborted transactions that end before an offset.
+    pub(crate) fn aborted_before(&self, offset: Offset) -> Vec<Aborted> {
+        if self.is_transactional() { self.transactions.lock().aborted_before(offset) } else { Vec::new() }
+    }
+
+    /// Sets an aborted transaction at start.
+    pub(crate) fn restore_aborted(&self, aborted: Aborted) {
+        self.transactions.lock().restore_aborted(aborted);
+    }
+
+    /// Sets the last stable offset at start, when the producers are known.
+    pub(crate) fn restore_stable(&self) {
+        let producers = self.producers();
+        let stable = self.transactions.lock().restore(producers.open_transactions(), self.end());
+        self.stable.store(stable.get(), Ordering::Release);
     }
 
     /// Returns a receiver that is notified when the log end offset moves or the topic is deleted.
@@ -150,6 +203,8 @@ impl Partition {
         }
         // During recovery, the run's offsets were assigned by an earlier process.
         self.assigned.fetch_max(run.end.get(), Ordering::Relaxed);
+        let stable = if self.is_transactional() { self.transactions.lock().publish(run.end) } else { run.end };
+        self.stable.store(stable.get(), Ordering::Release);
         self.end.send_replace(run.end);
     }
 
@@ -229,6 +284,9 @@ impl Partition {
         let mut index = self.index.write();
         let extents = index.extents.len();
         index.start = index.start.max(start);
+        if self.is_transactional() {
+            self.transactions.lock().forget_before(start);
+        }
         if has_producers {
             let gone: Vec<Run> = index.runs.iter().take_while(|run| run.end <= start).copied().collect();
             index.gone.extend(gone);

@@ -1,4 +1,4 @@
-//! Idempotent producers as each partition tracks them (KIP-98 and KIP-360, without transactions).
+//! Idempotent producers as each partition tracks them, with their open transactions (KIP-98 and KIP-360).
 //!
 //! A producer numbers the records that it sends to a partition. For each producer the partition remembers the last few
 //! batches: a batch that is sent again is recognized by its sequence numbers, and a batch that leaves a gap is refused.
@@ -73,8 +73,10 @@ pub struct Producer {
     last_append_ms: i64,
     /// The last batches, oldest first.
     batches: [Remembered; BATCHES_REMEMBERED],
-    /// Number of batches, at least one.
+    /// Number of batches. None are known of a producer whose last batch ended a transaction and its epoch.
     len: u8,
+    /// The first offset of its open transaction.
+    transaction: Option<Offset>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,26 +94,57 @@ struct Numbered {
     first: i32,
     last: i32,
     records: u32,
+    kind: Kind,
+}
+
+/// What a batch is to transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Transactional,
+    /// The end of a transaction.
+    Control,
 }
 
 impl Numbered {
-    fn new(id: i64, epoch: i16, first: i32, records: u32) -> Option<Self> {
+    fn new(id: i64, epoch: i16, first: i32, records: u32, kind: Kind) -> Option<Self> {
         let last = sequence_after(first, records.saturating_sub(1));
-        ProducerId::new(id).map(|id| Self { id, epoch, first, last, records })
+        ProducerId::new(id).map(|id| Self { id, epoch, first, last, records, kind })
     }
 
     /// Returns `None` for a batch without a producer.
     fn of(batch: &RecordBatch) -> Option<Self> {
-        Self::new(batch.producer_id(), batch.producer_epoch(), batch.base_sequence(), batch.record_count())
+        let kind = Kind::of(batch.is_transactional(), batch.is_control());
+        Self::new(batch.producer_id(), batch.producer_epoch(), batch.base_sequence(), batch.record_count(), kind)
     }
 
     fn of_header(header: &BatchHeader) -> Option<Self> {
-        Self::new(header.producer_id, header.producer_epoch, header.base_sequence, header.record_count())
+        let kind = Kind::of(header.is_transactional, header.is_control);
+        Self::new(header.producer_id, header.producer_epoch, header.base_sequence, header.record_count(), kind)
     }
 
     fn at(&self, base_offset: Offset) -> Remembered {
         Remembered { first: self.first, last: self.last, base_offset }
     }
+}
+
+impl Kind {
+    fn of(is_transactional: bool, is_control: bool) -> Self {
+        match (is_control, is_transactional) {
+            (true, _) => Self::Control,
+            (false, true) => Self::Transactional,
+            (false, false) => Self::Plain,
+        }
+    }
+}
+
+/// What a batch that was accepted does to its producer's transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transition {
+    /// The transaction begins with the batch.
+    Begins(ProducerId),
+    /// The transaction ends with the batch. It began at this offset, if it has records in the partition.
+    Ends(ProducerId, Option<Offset>),
 }
 
 impl Producers {
@@ -156,11 +189,28 @@ impl Producers {
         Ok(whole.unwrap_or(Verdict::NotIdempotent))
     }
 
-    /// Remembers a batch that [`Producers::check`] found to be new, and that is stored at `base_offset`.
-    pub fn accept(&mut self, batch: &RecordBatch, base_offset: Offset, now_ms: i64) {
-        let Some(numbered) = Numbered::of(batch) else { return };
+    /// Remembers a batch that [`Producers::check`] found to be new, and that is stored at `base_offset`. Returns what it
+    /// does to its producer's transaction.
+    pub(crate) fn accept(&mut self, batch: &RecordBatch, base_offset: Offset, now_ms: i64) -> Option<Transition> {
+        let numbered = Numbered::of(batch)?;
+        let transition = self.transition(&numbered);
         let next = append(self.by_id.get(&numbered.id), &numbered, base_offset, now_ms);
         self.insert(numbered.id, next);
+        transition
+    }
+
+    fn transition(&self, batch: &Numbered) -> Option<Transition> {
+        let open = self.by_id.get(&batch.id).and_then(|known| known.transaction);
+        match batch.kind {
+            Kind::Control => Some(Transition::Ends(batch.id, open)),
+            Kind::Transactional if open.is_none() => Some(Transition::Begins(batch.id)),
+            Kind::Transactional | Kind::Plain => None,
+        }
+    }
+
+    /// Returns the open transactions: their producers, with the offsets at which they began.
+    pub(crate) fn open_transactions(&self) -> impl Iterator<Item = (ProducerId, Offset)> {
+        self.by_id.iter().filter_map(|(id, producer)| Some((*id, producer.transaction?)))
     }
 
     /// Like [`Producers::accept`], for a batch read from the log at start, whose header contains its offset. Batches
@@ -170,7 +220,8 @@ impl Producers {
             return;
         };
         let known = self.by_id.get(&numbered.id);
-        if known.is_some_and(|known| base_offset <= known.newest().base_offset) {
+        let newest = known.and_then(Producer::newest);
+        if numbered.kind != Kind::Control && newest.is_some_and(|newest| base_offset <= newest.base_offset) {
             return;
         }
         let next = append(known, &numbered, base_offset, now_ms);
@@ -185,8 +236,13 @@ impl Producers {
     fn insert(&mut self, id: ProducerId, producer: Producer) {
         self.by_id.insert(id, producer);
         if self.by_id.len() > PRODUCERS_MAX {
+            // A producer with an open transaction is not forgotten, because readers wait for its end.
+            let idle = self.by_id.iter().filter(|(_, producer)| producer.transaction.is_none());
             let mut appended: Vec<(i64, ProducerId)> =
-                self.by_id.iter().map(|(id, producer)| (producer.last_append_ms, *id)).collect();
+                idle.map(|(id, producer)| (producer.last_append_ms, *id)).collect();
+            if appended.len() <= PRODUCERS_MAX / FORGOTTEN_FRACTION {
+                return;
+            }
             // Among producers with the same time, the smaller IDs are forgotten, so that the newly added one remains.
             let (oldest, ..) = appended.select_nth_unstable(PRODUCERS_MAX / FORGOTTEN_FRACTION);
             for (_, id) in oldest {
@@ -197,7 +253,7 @@ impl Producers {
 
     /// Forgets the producers that have appended nothing since `before_ms`, in ms since the epoch.
     pub fn forget_idle(&mut self, before_ms: i64) {
-        self.by_id.retain(|_, producer| producer.last_append_ms >= before_ms);
+        self.by_id.retain(|_, producer| producer.transaction.is_some() || producer.last_append_ms >= before_ms);
     }
 
     /// Returns all producers, in arbitrary order.
@@ -270,6 +326,9 @@ impl ProducerEpochs {
 
 fn check(known: Option<&Producer>, at: &TopicPartition, batch: &Numbered) -> Result<Verdict, BrokerError> {
     let Some(known) = known else { return Ok(Verdict::New) };
+    if batch.kind == Kind::Control {
+        return Ok(Verdict::NotIdempotent);
+    }
     if batch.epoch < known.epoch {
         return Err(BrokerError::StaleProducerEpoch {
             topic: at.topic.clone(),
@@ -281,6 +340,12 @@ fn check(known: Option<&Producer>, at: &TopicPartition, batch: &Numbered) -> Res
     }
     let expected = if batch.epoch > known.epoch { 0 } else { known.next_sequence() };
     if batch.first == expected {
+        if batch.kind == Kind::Plain && known.transaction.is_some() {
+            return Err(BrokerError::Protocol(format!(
+                "topic {}, partition {}: producer id {} sent a batch outside its open transaction",
+                at.topic, at.partition, batch.id
+            )));
+        }
         return Ok(Verdict::New);
     }
     if batch.epoch > known.epoch {
@@ -326,14 +391,28 @@ fn is_before(sequence: i32, other: i32) -> bool {
 
 fn append(known: Option<&Producer>, batch: &Numbered, base_offset: Offset, now_ms: i64) -> Producer {
     let newest = batch.at(base_offset);
-    match known.filter(|known| known.epoch == batch.epoch) {
+    let same_epoch = known.filter(|known| known.epoch == batch.epoch);
+    if batch.kind == Kind::Control {
+        // The end of a transaction may begin the producer's next epoch. Its batches are numbered from 0 then.
+        let nothing = Producer {
+            epoch: batch.epoch,
+            last_append_ms: now_ms,
+            batches: [Remembered::default(); BATCHES_REMEMBERED],
+            len: 0,
+            transaction: None,
+        };
+        return same_epoch.map_or(nothing, |known| Producer { last_append_ms: now_ms, transaction: None, ..*known });
+    }
+    let open = known.and_then(|known| known.transaction);
+    let transaction = if batch.kind == Kind::Transactional { open.or(Some(base_offset)) } else { None };
+    match same_epoch {
         None => {
             let mut batches = [Remembered::default(); BATCHES_REMEMBERED];
             batches[0] = newest;
-            Producer { epoch: batch.epoch, last_append_ms: now_ms, batches, len: 1 }
+            Producer { epoch: batch.epoch, last_append_ms: now_ms, batches, len: 1, transaction }
         }
         Some(known) => {
-            let mut next = Producer { last_append_ms: now_ms, ..*known };
+            let mut next = Producer { last_append_ms: now_ms, transaction, ..*known };
             if known.remembered().len() == BATCHES_REMEMBERED {
                 next.batches.rotate_left(1);
             } else {
@@ -359,7 +438,7 @@ impl Producer {
 
     /// Returns the sequence number that its next batch must start with.
     pub fn next_sequence(&self) -> i32 {
-        sequence_after(self.newest().last, 1)
+        self.newest().map_or(0, |newest| sequence_after(newest.last, 1))
     }
 
     /// Returns the same producer, idle from `now_ms` on, in ms since the epoch.
@@ -367,13 +446,24 @@ impl Producer {
         Self { last_append_ms: now_ms, ..self }
     }
 
-    /// Returns the offset of the first record of its last batch.
-    pub fn last_base_offset(&self) -> Offset {
-        self.newest().base_offset
+    /// Returns the sequence number of its last record, and the time of its last append in ms since the epoch.
+    pub(crate) fn last(&self) -> (Option<i32>, i64) {
+        (self.newest().map(|newest| newest.last), self.last_append_ms)
     }
 
-    /// Encodes everything that is known in 27 to 91 bytes, little-endian: epoch i16, last append i64, and the number of
-    /// batches u8, each with its first and last sequence number i32 and its base offset i64.
+    /// Returns the first offset of its open transaction.
+    pub(crate) fn transaction(&self) -> Option<Offset> {
+        self.transaction
+    }
+
+    /// Returns the offset of the first record of its last batch, if one is known.
+    pub fn last_base_offset(&self) -> Option<Offset> {
+        self.newest().map(|newest| newest.base_offset)
+    }
+
+    /// Encodes everything that is known in 11 to 99 bytes, little-endian: epoch i16, last append i64, and the number of
+    /// batches u8, each with its first and last sequence number i32 and its base offset i64; then, if a transaction is
+    /// open, its first offset i64.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(ENCODED_HEADER_BYTES + usize::from(self.len) * ENCODED_BATCH_BYTES);
         out.extend_from_slice(&self.epoch.to_le_bytes());
@@ -383,6 +473,9 @@ impl Producer {
             out.extend_from_slice(&batch.first.to_le_bytes());
             out.extend_from_slice(&batch.last.to_le_bytes());
             out.extend_from_slice(&batch.base_offset.get().to_le_bytes());
+        }
+        if let Some(first) = self.transaction {
+            out.extend_from_slice(&first.get().to_le_bytes());
         }
         out
     }
@@ -397,13 +490,17 @@ impl Producer {
         let (last_append_ms, rest) = rest.split_first_chunk().ok_or_else(length)?;
         let (&len, rest) = rest.split_first().ok_or_else(length)?;
         let (encoded, trailing) = rest.as_chunks::<ENCODED_BATCH_BYTES>();
-        if !trailing.is_empty() {
-            return Err(length());
-        }
-        if encoded.len() != usize::from(len) || !(1..=BATCHES_REMEMBERED).contains(&encoded.len()) {
+        let transaction = match trailing {
+            [] => None,
+            trailing => {
+                let first = trailing.try_into().map(i64::from_le_bytes).map_err(|_| length())?;
+                Some(Offset::new(first).ok_or_else(|| format!("a producer's transaction begins at offset {first}"))?)
+            }
+        };
+        if encoded.len() != usize::from(len) || encoded.len() > BATCHES_REMEMBERED {
             let found = encoded.len();
             return Err(format!(
-                "a producer's state has {found} batches and a count of {len}: 1 to {BATCHES_REMEMBERED} are allowed"
+                "a producer's state has {found} batches and a count of {len}: up to {BATCHES_REMEMBERED} are allowed"
             ));
         }
         let mut batches = [Remembered::default(); BATCHES_REMEMBERED];
@@ -414,15 +511,15 @@ impl Producer {
         if epoch < 0 {
             return Err(format!("a producer's state has epoch {epoch}"));
         }
-        Ok(Self { epoch, last_append_ms, batches, len })
+        Ok(Self { epoch, last_append_ms, batches, len, transaction })
     }
 
     fn remembered(&self) -> &[Remembered] {
         &self.batches[..usize::from(self.len)]
     }
 
-    fn newest(&self) -> &Remembered {
-        &self.batches[usize::from(self.len) - 1]
+    fn newest(&self) -> Option<&Remembered> {
+        self.remembered().last()
     }
 }
 

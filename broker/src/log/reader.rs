@@ -7,6 +7,7 @@ use millstream_record::{BATCH_HEADER_BYTES, BatchHeader, Limits, RecordBatch, sp
 
 use super::index::BatchSource;
 use super::partition::Partition;
+use super::transactions::is_hidden;
 use crate::error::BrokerError;
 use crate::store::journal::Run;
 use crate::store::place::Offset;
@@ -26,6 +27,19 @@ pub struct ReadRange {
     pub one_at_least: bool,
 }
 
+/// Which batches of a partition a reader sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum View {
+    /// Records of transactions that were committed, and records outside transactions: those before the last stable offset
+    /// that are not of an aborted transaction, without control batches.
+    #[default]
+    Committed,
+    /// All batches before the last stable offset. The reader leaves out what was aborted: Kafka's `read_committed`.
+    Stable,
+    /// All batches: Kafka's `read_uncommitted`.
+    All,
+}
+
 /// The result of a read: whole batches, in order.
 #[derive(Clone, Debug)]
 pub struct Slice {
@@ -36,7 +50,8 @@ pub struct Slice {
     pub next: Offset,
     /// The log start offset at the time of the read.
     pub start: Offset,
-    /// The log end offset at the time of the read.
+    /// The offset at the time of the read up to which the reader sees records: the last stable offset, or the log end offset
+    /// in the view [`View::All`].
     pub end: Offset,
 }
 
@@ -58,8 +73,16 @@ impl Partition {
     /// # Errors
     /// [`BrokerError::OffsetOutOfRange`], [`BrokerError::Damaged`], or [`BrokerError::Unreadable`] if the disk fails.
     pub fn read(&self, store: &Store, range: ReadRange) -> Result<Slice, BrokerError> {
+        self.read_as(store, range, View::Committed)
+    }
+
+    /// As [`Partition::read`], in another view.
+    ///
+    /// # Errors
+    /// As [`Partition::read`].
+    pub fn read_as(&self, store: &Store, range: ReadRange, view: View) -> Result<Slice, BrokerError> {
         for _ in 0..MOVES_MAX {
-            let read = self.read_with(range, |source, from, bytes_left| match source {
+            let read = self.read_with(range, view, |source, from, bytes_left| match source {
                 BatchSource::Run(run) => self.read_run(store, &run, from).map(Some),
                 BatchSource::Extent(extent) => self.read_extent(store, &extent, from, bytes_left).map(Some),
             });
@@ -77,8 +100,8 @@ impl Partition {
     ///
     /// # Errors
     /// [`BrokerError::OffsetOutOfRange`].
-    pub fn read_in_memory(&self, store: &Store, range: ReadRange) -> Result<Option<Slice>, BrokerError> {
-        let read = self.read_with(range, |source, _, _| {
+    pub fn read_in_memory(&self, store: &Store, range: ReadRange, view: View) -> Result<Option<Slice>, BrokerError> {
+        let read = self.read_with(range, view, |source, _, _| {
             let BatchSource::Run(run) = source else { return Ok(None) };
             Ok(store.read_in_memory(run.at).map(|bytes| (bytes, run.end)))
         });
@@ -93,19 +116,24 @@ impl Partition {
     fn read_with(
         &self,
         ReadRange { from: offset, until, bytes_max, one_at_least }: ReadRange,
+        view: View,
         fetch: impl Fn(BatchSource, Offset, usize) -> Result<Option<(Bytes, Offset)>, ReadError>,
     ) -> Result<Option<Slice>, ReadError> {
-        let end = self.end();
+        // The last stable offset is read first, so that it is never after the end.
+        let stable_end = self.stable_end();
+        let log_end = self.end();
+        let end = if view == View::All { log_end } else { stable_end };
         let until = until.unwrap_or(end).min(end);
         // The start and the sources are taken under one lock, so that retention cannot remove records in between.
         let (start, sources) = {
             let index = self.index.read();
             (index.start, index.sources_from(offset, until, bytes_max))
         };
-        if offset < start || offset > end {
+        if offset < start || offset > log_end {
             return Err(self.out_of_range(offset).into());
         }
         let mut slice = Slice { runs: Vec::new(), next: offset, start, end };
+        let hides = view == View::Committed && self.is_transactional();
         let mut bytes_left = bytes_max;
         'sources: for source in sources {
             let source_end = match source {
@@ -130,7 +158,12 @@ impl Partition {
                         if batches.all {
                             slice.next = slice.next.max(fetched_to.min(until));
                         }
-                        slice.runs.push(batches.bytes);
+                        if hides {
+                            self.push_visible(&mut slice.runs, &batches.bytes)
+                                .map_err(|source| self.corrupt(source))?;
+                        } else {
+                            slice.runs.push(batches.bytes);
+                        }
                         if !batches.all {
                             break 'sources;
                         }
@@ -145,6 +178,34 @@ impl Partition {
             }
         }
         Ok(Some(slice))
+    }
+
+    /// Adds the batches that a reader of committed records sees.
+    fn push_visible(&self, runs: &mut Vec<Bytes>, batches: &Bytes) -> Result<(), millstream_record::BatchError> {
+        let mut headers = Vec::new();
+        let mut at = 0;
+        while at + BATCH_HEADER_BYTES <= batches.len() {
+            let header = BatchHeader::parse(&batches[at..])?;
+            at += header.batch_bytes;
+            headers.push(header);
+        }
+        let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return Ok(()) };
+        let aborted = self.aborted(Offset::known(first.base_offset), Offset::known(last.next_offset()));
+        let (mut begin, mut at) = (0, 0);
+        for header in &headers {
+            let end = at + header.batch_bytes;
+            if is_hidden(header, &aborted) {
+                if begin < at {
+                    runs.push(batches.slice(begin..at));
+                }
+                begin = end;
+            }
+            at = end;
+        }
+        if begin < at {
+            runs.push(batches.slice(begin..at));
+        }
+        Ok(())
     }
 
     fn read_run(&self, store: &Store, run: &Run, from: Offset) -> Result<(Bytes, Offset), ReadError> {

@@ -13,6 +13,7 @@ use crate::log::producers::Producer;
 use crate::log::sealer::SealerHandle;
 use crate::log::state::StateIndex;
 use crate::log::topics::Topics;
+use crate::log::transactions::{ABORTED_PREFIX, TRANSACTIONAL_PREFIX, read_aborted, read_transactional};
 use crate::name::GroupId;
 use crate::name::ProducerId;
 use crate::store::journal::{CommittedRow, OffsetEntry};
@@ -49,7 +50,10 @@ impl Restoring<'_> {
         self.partitions(extents)?;
         self.tables()?;
         self.producers()?;
-        self.journal(sealer)
+        self.transactions()?;
+        let replayed = self.journal(sealer)?;
+        self.topics.values().flat_map(|topic| topic.partitions()).for_each(|partition| partition.restore_stable());
+        Ok(replayed)
     }
 
     fn partitions(&self, mut extents: TopicExtents) -> Result<(), StoreError> {
@@ -109,6 +113,23 @@ impl Restoring<'_> {
             Ok(())
         })?;
         self.store.tables().write_producers(&forgotten)
+    }
+
+    /// Restores which partitions have records of transactions, and the aborted ones. Entries of deleted topics are ignored.
+    fn transactions(&self) -> Result<(), StoreError> {
+        let partition = |(topic, number): Place| self.topics.by_id(topic)?.partition(number).ok();
+        for (key, _) in self.store.catalog_scan(TRANSACTIONAL_PREFIX)? {
+            if let Some(partition) = partition(read_transactional(&key)?) {
+                partition.set_transactional();
+            }
+        }
+        for (key, value) in self.store.catalog_scan(ABORTED_PREFIX)? {
+            let (place, aborted) = read_aborted(&key, &value)?;
+            if let Some(partition) = partition(place) {
+                partition.restore_aborted(aborted);
+            }
+        }
+        Ok(())
     }
 
     /// Marks a group as active when it committed. It expires [`GRACE_MS`] after the start at the earliest, because its

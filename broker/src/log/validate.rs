@@ -39,12 +39,18 @@ pub(crate) struct Validator<'a> {
 }
 
 impl Validator<'_> {
-    /// Checks batches for one partition. `bytes` must hold whole batches back to back.
+    /// Checks batches for one partition. `bytes` must hold whole batches back to back. `in_transaction` says whether they
+    /// may be part of a transaction.
     ///
     /// # Errors
     /// [`BrokerError::Batch`], [`BrokerError::BatchTooLarge`], [`BrokerError::NullKey`],
     /// [`BrokerError::InvalidTimestamp`].
-    pub(crate) fn batches(&self, partition: u32, mut bytes: Bytes) -> Result<Vec<RecordBatch>, BrokerError> {
+    pub(crate) fn batches(
+        &self,
+        partition: u32,
+        mut bytes: Bytes,
+        in_transaction: bool,
+    ) -> Result<Vec<RecordBatch>, BrokerError> {
         let refuse = |source| self.refused(partition, source);
         let mut batches = Vec::with_capacity(1);
         let mut records = 0;
@@ -56,7 +62,7 @@ impl Validator<'_> {
             }
             let (batch, survey) =
                 RecordBatch::survey(bytes.split_to(header.batch_bytes), self.limits).map_err(refuse)?;
-            batch.check_producible().map_err(refuse)?;
+            batch.check_producible(in_transaction).map_err(refuse)?;
             if let Some(index) = survey.without_key {
                 self.topic.check_key(partition, records + index as usize, None)?;
             }

@@ -9,6 +9,8 @@ pub struct Offset(i64);
 impl Offset {
     /// The first offset of every partition.
     pub const ZERO: Self = Self(0);
+    /// After the last offset of every partition.
+    pub const MAX: Self = Self(i64::MAX);
 
     /// Returns `None` for a negative number. Kafka's sentinel values are handled at the API.
     pub fn new(offset: i64) -> Option<Self> {
@@ -65,4 +67,4 @@ impl From<Offset> for u64 {
 pub struct TopicId(pub u32);
 
 /// A partition of a topic's incarnation. Segments are ordered by this.
-pub(crate) type Place = (TopicId, u32);
+pub type Place = (TopicId, u32);

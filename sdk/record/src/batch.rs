@@ -42,7 +42,7 @@ pub(crate) mod at {
 }
 
 const TIMESTAMP_TYPE_BIT: u16 = 0x08;
-const TRANSACTIONAL_BIT: u16 = 0x10;
+pub(crate) const TRANSACTIONAL_BIT: u16 = 0x10;
 const CONTROL_BIT: u16 = 0x20;
 const DELETE_HORIZON_BIT: u16 = 0x40;
 const KNOWN_BITS: u16 = 0x7f;
@@ -54,6 +54,15 @@ pub enum TimestampType {
     CreateTime,
     /// All records have the batch's max timestamp.
     LogAppendTime,
+}
+
+/// How a transaction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionEnd {
+    /// Nobody who reads committed records sees its records.
+    Abort = 0,
+    /// Its records are visible.
+    Commit = 1,
 }
 
 /// The header of a batch, read from borrowed bytes.
@@ -77,6 +86,10 @@ pub struct BatchHeader {
     pub producer_epoch: i16,
     /// The sequence number of the first record, or -1 without idempotence.
     pub base_sequence: i32,
+    /// Whether the batch is part of a transaction.
+    pub is_transactional: bool,
+    /// Whether the batch marks the end of a transaction.
+    pub is_control: bool,
 }
 
 impl BatchHeader {
@@ -119,6 +132,8 @@ impl BatchHeader {
             producer_id: i64_at(bytes, at::PRODUCER_ID),
             producer_epoch: i16::from_be_bytes(array(bytes, at::PRODUCER_EPOCH)),
             base_sequence: i32_at(bytes, at::BASE_SEQUENCE),
+            is_transactional: u16_at(bytes, at::ATTRIBUTES) & TRANSACTIONAL_BIT != 0,
+            is_control: u16_at(bytes, at::ATTRIBUTES) & CONTROL_BIT != 0,
         })
     }
 
@@ -152,13 +167,13 @@ impl RecordBatch {
         Self::survey(bytes, limits).map(|(batch, _)| batch)
     }
 
-    /// Rejects batches that only the log itself may write: those of a transaction, which is not supported yet, and
-    /// those with the timestamp type LogAppendTime.
+    /// Rejects batches of a transaction unless `in_transaction`, and batches with the timestamp type LogAppendTime, which
+    /// only the log itself may set.
     ///
     /// # Errors
     /// [`BatchError::Transactional`] or [`BatchError::LogAppendTime`].
-    pub fn check_producible(&self) -> Result<(), BatchError> {
-        if self.is_transactional() {
+    pub fn check_producible(&self, in_transaction: bool) -> Result<(), BatchError> {
+        if self.is_transactional() && !in_transaction {
             return Err(BatchError::Transactional);
         }
         if self.timestamp_type() == TimestampType::LogAppendTime {
@@ -217,6 +232,7 @@ impl RecordBatch {
     pub fn fill_timestamps(&self, limits: &Limits, timestamp_ms: i64) -> Result<Self, BatchError> {
         let mut builder = BatchBuilder::with_capacity(self.compression(), self.bytes.len());
         builder.set_producer(self.producer_id(), self.producer_epoch(), self.base_sequence());
+        builder.set_transactional(self.is_transactional());
         for record in &self.records(limits)? {
             let record = record?;
             let is_missing = record.timestamp_ms == NO_TIMESTAMP;
@@ -315,6 +331,33 @@ impl RecordBatch {
             (at::PRODUCER_EPOCH, &epoch.to_be_bytes()),
             (at::BASE_SEQUENCE, &base_sequence.to_be_bytes()),
         ])
+    }
+
+    /// Creates the control batch that ends a producer's transaction in a partition (KIP-98).
+    pub fn end_of_transaction(end: TransactionEnd, producer_id: i64, producer_epoch: i16, timestamp_ms: i64) -> Self {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.set_producer(producer_id, producer_epoch, -1);
+        builder.set_transactional(true);
+        // The key is a version and the kind of end, the value a version and the epoch of the coordinator.
+        let key = [[0, 0], (end as i16).to_be_bytes()].concat();
+        builder.push(timestamp_ms, Some(&key), Some(&[0; 6]), []);
+        let batch = builder.finish().expect("the batch has a record");
+        let attributes = batch.attributes() | CONTROL_BIT;
+        batch.with_fields(&[(at::ATTRIBUTES, &attributes.to_be_bytes())])
+    }
+
+    /// Returns how a transaction ended, if this is a control batch that says so.
+    pub fn transaction_end(&self) -> Option<TransactionEnd> {
+        if !self.is_control() {
+            return None;
+        }
+        let records = self.records(&Limits::default()).ok()?;
+        let record = records.iter().next()?.ok()?;
+        match record.key? {
+            [0, 0, 0, 0, ..] => Some(TransactionEnd::Abort),
+            [0, 0, 0, 1, ..] => Some(TransactionEnd::Commit),
+            _ => None,
+        }
     }
 
     /// Gives all records one timestamp, that of their arrival: the timestamp type becomes LogAppendTime.

@@ -3,7 +3,7 @@
 use crate::checksum;
 use bytes::Bytes;
 
-use crate::batch::{BATCH_HEADER_BYTES, MAGIC, RecordBatch, at};
+use crate::batch::{BATCH_HEADER_BYTES, MAGIC, RecordBatch, TRANSACTIONAL_BIT, at};
 use crate::compression::{Compression, compress};
 use crate::varint;
 
@@ -18,6 +18,7 @@ pub struct BatchBuilder {
     base_timestamp_ms: i64,
     max_timestamp_ms: i64,
     producer: Producer,
+    transactional: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -49,12 +50,18 @@ impl BatchBuilder {
             base_timestamp_ms: 0,
             max_timestamp_ms: 0,
             producer: NO_PRODUCER,
+            transactional: false,
         }
     }
 
     /// Sets the producer's identity (KIP-98) of the current batch.
     pub fn set_producer(&mut self, id: i64, epoch: i16, base_sequence: i32) {
         self.producer = Producer { id, epoch, base_sequence };
+    }
+
+    /// Sets whether the current batch is part of a transaction.
+    pub fn set_transactional(&mut self, transactional: bool) {
+        self.transactional = transactional;
     }
 
     /// Appends a record. `headers` are pairs of name and value, in order.
@@ -112,7 +119,8 @@ impl BatchBuilder {
         let last_offset_delta = self.count as i32 - 1;
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(at::MAGIC, &[MAGIC]);
-        put(at::ATTRIBUTES, &(self.compression as u16).to_be_bytes());
+        let transactional = if self.transactional { TRANSACTIONAL_BIT } else { 0 };
+        put(at::ATTRIBUTES, &(self.compression as u16 | transactional).to_be_bytes());
         put(at::LAST_OFFSET_DELTA, &last_offset_delta.to_be_bytes());
         put(at::BASE_TIMESTAMP, &self.base_timestamp_ms.to_be_bytes());
         put(at::MAX_TIMESTAMP, &self.max_timestamp_ms.to_be_bytes());
@@ -124,6 +132,7 @@ impl BatchBuilder {
         seal_batch(&mut bytes);
         self.count = 0;
         self.producer = NO_PRODUCER;
+        self.transactional = false;
         Some(RecordBatch::built(Bytes::from(bytes)))
     }
 }

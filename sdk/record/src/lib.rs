@@ -18,8 +18,8 @@ mod seeded;
 mod varint;
 
 pub use batch::{
-    BATCH_HEADER_BYTES, BatchHeader, RecordBatch, SplitBatches, TimestampType, patch_batch, sequence_after,
-    split_batches,
+    BATCH_HEADER_BYTES, BatchHeader, RecordBatch, SplitBatches, TimestampType, TransactionEnd, patch_batch,
+    sequence_after, split_batches,
 };
 pub use build::BatchBuilder;
 pub use column::{Column, ColumnReader, Columns, ColumnsReader, HeaderColumns, Row};
