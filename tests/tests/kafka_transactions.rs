@@ -5,6 +5,7 @@ use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::add_partitions_to_txn_request::{AddPartitionsToTxnTopic, AddPartitionsToTxnTransaction};
 use kafka_protocol::messages::describe_producers_request::TopicRequest;
+use kafka_protocol::messages::fetch_response::AbortedTransaction;
 use kafka_protocol::messages::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics};
 use kafka_protocol::messages::txn_offset_commit_request::{
     TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic,
@@ -133,26 +134,29 @@ fn init(client: &mut Client, name: &str, timeout_ms: i32) -> InitProducerIdRespo
     client.call(5, &request)
 }
 
-/// Fetches a topic from the beginning. Returns what a reader of committed records sees: those that are stable and not of
+/// Reads a topic from the beginning. Returns what a reader of committed records sees: those that are stable and not of
 /// aborted transactions.
 fn committed(client: &mut Client, of: &'static str) -> Vec<String> {
-    let request = fetch_request(of, 0).with_isolation_level(1).with_max_wait_ms(0);
-    let answer: FetchResponse = client.call(12, &request);
-    let partition = &answer.responses[0].partitions[0];
-    let aborted: Vec<(i64, i64)> =
-        partition.aborted_transactions.iter().flatten().map(|of| (of.producer_id.0, of.first_offset)).collect();
-    let mut open: Vec<i64> = Vec::new();
-    let mut seen = Vec::new();
-    for batch in millstream_record::split_batches(partition.records.clone().unwrap()) {
-        let batch = batch.unwrap();
-        open.extend(aborted.iter().filter(|(_, first)| *first == batch.base_offset()).map(|(id, _)| *id));
-        if batch.is_control() {
-            open.retain(|id| *id != batch.producer_id());
-        } else if !(batch.is_transactional() && open.contains(&batch.producer_id())) {
-            seen.extend(values(batch.as_bytes().clone()));
+    let (mut seen, mut open, mut next) = (Vec::new(), Vec::new(), 0);
+    loop {
+        let request = fetch_request(of, next).with_isolation_level(1).with_max_wait_ms(0);
+        let answer: FetchResponse = client.call(12, &request);
+        let partition = &answer.responses[0].partitions[0];
+        for batch in millstream_record::split_batches(partition.records.clone().unwrap()) {
+            let batch = batch.unwrap();
+            let begins = |of: &&AbortedTransaction| of.first_offset == batch.base_offset();
+            open.extend(partition.aborted_transactions.iter().flatten().filter(begins).map(|of| of.producer_id.0));
+            if batch.is_control() {
+                open.retain(|id| *id != batch.producer_id());
+            } else if !(batch.is_transactional() && open.contains(&batch.producer_id())) {
+                seen.extend(values(batch.as_bytes().clone()));
+            }
+            next = batch.next_offset();
+        }
+        if next >= partition.last_stable_offset {
+            return seen;
         }
     }
-    seen
 }
 
 /// Returns what a consumer over gRPC sees of a topic.
@@ -406,7 +410,7 @@ fn transactions_survive_a_kill() {
     // A deleted topic takes its part of a transaction with it.
     producer.client = Client::of(&server);
     assert_eq!((producer.produce("t", "x"), producer.produce("u", "x")), (0, 0));
-    server.run(&["topic", "delete", "u", "--yes"]).ok();
+    server.run(&["topic", "delete", "u"]).ok();
     assert_eq!(producer.end(TransactionEnd::Commit), 0);
     assert_eq!(consumed(&server, "t").last().unwrap(), "x");
 }

@@ -293,7 +293,7 @@ impl Consumer {
             let is_known = self.joined.get(&partition.topic_id()).is_some_and(|count| name.partition < *count);
             let committed = self.group.committed(partition.topic_id(), name.partition);
             if committed.is_none() && !self.from_earliest && is_known {
-                begun.push((name.clone(), partition.end()));
+                begun.push((name.clone(), partition.stable_end()));
             }
             let begin = begun.last().filter(|(of, _)| *of == name).map_or(partition.start(), |(_, end)| *end);
             let mut reading = Reading { partition, next: committed.unwrap_or(begin) };

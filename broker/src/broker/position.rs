@@ -31,7 +31,7 @@ impl Broker {
     /// [`BrokerError::ShuttingDown`].
     pub async fn offset_at(&self, partition: &Arc<Partition>, position: Position) -> Result<Offset, BrokerError> {
         match position {
-            Position::Latest => Ok(partition.end()),
+            Position::Latest => Ok(partition.stable_end()),
             Position::Earliest => Ok(partition.start()),
             Position::Offset(offset) => partition.offset_in_range(offset),
             Position::Timestamp(timestamp_ms) => {

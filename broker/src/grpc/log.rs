@@ -244,7 +244,7 @@ impl Log for Service {
         let mut from = Vec::new();
         for partition in topic.chosen_partitions(&request.partitions)? {
             let offset = self.broker.offset_at(&partition, to_position(request.from.as_ref())).await?;
-            let until = request.until_end.then(|| partition.end());
+            let until = request.until_end.then(|| partition.stable_end());
             from.push(FetchFrom { partition, offset, until, view: View::Committed });
         }
         let (sender, answers) = mpsc::channel(CONSUME_AHEAD_MAX);

@@ -80,7 +80,7 @@ pub(super) fn to_partition_records(
         partition: name.partition,
         next_offset: from,
         log_start_offset: fetched.partition.start().into(),
-        log_end_offset: fetched.partition.end().into(),
+        log_end_offset: fetched.partition.stable_end().into(),
         ..Default::default()
     };
     let slice = match fetched.slice {

@@ -155,6 +155,9 @@ impl Producers {
     /// [`BrokerError::DuplicateSequence`].
     pub fn check(&self, at: &TopicPartition, batch: &RecordBatch) -> Result<Verdict, BrokerError> {
         let Some(numbered) = Numbered::of(batch) else { return Ok(Verdict::NotIdempotent) };
+        if numbered.kind == Kind::Control {
+            return Ok(Verdict::NotIdempotent);
+        }
         check(self.by_id.get(&numbered.id), at, &numbered)
     }
 
@@ -172,7 +175,8 @@ impl Producers {
         let mut known = batches.first().and_then(Numbered::of).and_then(|first| self.by_id.get(&first.id).copied());
         let (mut whole, mut stored_until) = (None, None);
         for batch in batches {
-            let Some(numbered) = Numbered::of(batch) else { break };
+            // The broker's own control batches are not numbered, and each is alone.
+            let Some(numbered) = Numbered::of(batch).filter(|numbered| numbered.kind != Kind::Control) else { break };
             match (check(known.as_ref(), at, &numbered)?, whole) {
                 (Verdict::New, None | Some(Verdict::New)) => {
                     // The offset does not matter, because new batches are not answered from this copy.
@@ -326,9 +330,6 @@ impl ProducerEpochs {
 
 fn check(known: Option<&Producer>, at: &TopicPartition, batch: &Numbered) -> Result<Verdict, BrokerError> {
     let Some(known) = known else { return Ok(Verdict::New) };
-    if batch.kind == Kind::Control {
-        return Ok(Verdict::NotIdempotent);
-    }
     if batch.epoch < known.epoch {
         return Err(BrokerError::StaleProducerEpoch {
             topic: at.topic.clone(),

@@ -70,5 +70,5 @@ fn first_offsets(after: &Pipeline, checked: &CheckedPipeline) -> Vec<OffsetChang
 fn first_offset(topic: &Topic, partition: &Partition, start: Start) -> Offset {
     // Records that an earlier pipeline of the same name left in a repartition topic are skipped.
     let latest = start == Start::Latest || topic.meta().internal;
-    if latest { partition.end() } else { partition.start() }
+    if latest { partition.stable_end() } else { partition.start() }
 }

@@ -18,7 +18,7 @@ pub(super) fn lags(pipeline: &Pipeline) -> bool {
     pipeline.state() == RunState::Running
         && pipeline.sources().flat_map(|topic| topic.partitions()).any(|partition| {
             let committed = pipeline.group().committed(partition.topic_id(), partition.name().partition);
-            committed.unwrap_or(partition.start()) < partition.end()
+            committed.unwrap_or(partition.start()) < partition.stable_end()
         })
 }
 
