@@ -511,6 +511,30 @@ pub enum MemberError {
         /// The group's.
         current: i32,
     },
+    /// The sender's member epoch is over (KIP-848).
+    #[error("member epoch {epoch} is over, it is {current}; join the group again")]
+    FencedEpoch {
+        /// The sender's.
+        epoch: u64,
+        /// The member's.
+        current: u64,
+    },
+    /// The request is of an earlier member epoch (KIP-848).
+    #[error(
+        "member epoch {epoch} is not the member's current one, which is {current}; send it again after the next heartbeat"
+    )]
+    StaleEpoch {
+        /// The sender's.
+        epoch: i32,
+        /// The member's.
+        current: u64,
+    },
+    /// The static id belongs to a member that has not left (KIP-848).
+    #[error("the group instance id {instance:?} belongs to a member that has not left; stop it first")]
+    UnreleasedInstance {
+        /// The static id.
+        instance: String,
+    },
     /// The members are joining again.
     #[error("the group is rebalancing; join it again")]
     Rebalancing,

@@ -1,9 +1,12 @@
-//! Groups by Kafka's classic protocol: members join, get assignments and leave, sessions end, offsets are committed.
+//! Groups by Kafka's classic and consumer protocols: members join, get assignments and leave, sessions end, offsets are
+//! committed.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
+use kafka_protocol::messages::consumer_group_heartbeat_request::TopicPartitions;
+use kafka_protocol::messages::consumer_group_heartbeat_response;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
@@ -13,6 +16,7 @@ use kafka_protocol::messages::offset_fetch_request::{
 };
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::{
+    ConsumerGroupDescribeRequest, ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse,
     ConsumerProtocolAssignment, ConsumerProtocolSubscription, DeleteGroupsRequest, DescribeGroupsRequest,
     FindCoordinatorRequest, GroupId, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
     ListGroupsRequest, OffsetCommitRequest, OffsetDeleteRequest, OffsetFetchRequest, SyncGroupRequest,
@@ -222,6 +226,17 @@ fn committed(client: &mut Client, group: &str) -> i64 {
     client.call(5, &request).topics[0].partitions[0].committed_offset
 }
 
+/// A heartbeat of a member that reads topic `t`.
+fn heartbeat_request(group: &str, member: StrBytes, epoch: i32) -> ConsumerGroupHeartbeatRequest {
+    ConsumerGroupHeartbeatRequest::default()
+        .with_group_id(group_id(group))
+        .with_member_id(member)
+        .with_member_epoch(epoch)
+        .with_rebalance_timeout_ms(20_000)
+        .with_subscribed_topic_names(Some(vec![topic("t")]))
+        .with_topic_partitions(Some(Vec::new()))
+}
+
 /// Asks one version of an API of groups, and checks the answer.
 pub(crate) fn answers(client: &mut Client, key: i16, version: i16, group: &str) {
     create(client, "t");
@@ -368,6 +383,27 @@ pub(crate) fn answers(client: &mut Client, key: i16, version: i16, group: &str) 
             let deleted = client.call(version, &request);
             assert_eq!((deleted.error_code, deleted.topics[0].partitions[0].error_code), (0, 0));
             assert_eq!(committed(client, group), -1);
+        }
+        ConsumerGroupHeartbeatRequest::KEY => {
+            let member = if version == 0 { text("") } else { text("member") };
+            let request = heartbeat_request(group, member, 0);
+            let joined = client.call(version, &request);
+            let assigned = &joined.assignment.as_ref().unwrap().topic_partitions[0].partitions;
+            assert_eq!((joined.error_code, assigned), (0, &vec![0]));
+            assert!(joined.member_epoch > 0 && joined.heartbeat_interval_ms > 0);
+            let stranger = heartbeat_request(group, text("stranger"), 7);
+            assert_eq!(client.call(version, &stranger).error_code, UNKNOWN_MEMBER);
+        }
+        ConsumerGroupDescribeRequest::KEY => {
+            client.call(1, &heartbeat_request(group, text("member"), 0));
+            let groups = vec![group_id(group), group_id("unknown")];
+            let described =
+                client.call(version, &ConsumerGroupDescribeRequest::default().with_group_ids(groups)).groups;
+            assert_eq!((&*described[0].group_state, &*described[0].assignor_name), ("Stable", "uniform"));
+            let member = &described[0].members[0];
+            assert_eq!((&*member.member_id, &**member.subscribed_topic_names[0]), ("member", "t"));
+            assert_eq!(member.assignment.topic_partitions[0].partitions, [0]);
+            assert_eq!(described[1].error_code, ResponseError::GroupIdNotFound.code());
         }
         other => panic!("no test for key {other}"),
     }
@@ -566,4 +602,143 @@ fn offsets_are_one_thing_for_all_protocols() {
     server.kill();
     server.restart();
     assert_eq!(committed(&mut Client::of(&server), "g"), 1_000);
+}
+
+/// A member of the consumer protocol, and what it has.
+struct Beating {
+    client: Client,
+    group: &'static str,
+    id: StrBytes,
+    instance: Option<StrBytes>,
+    epoch: i32,
+    owned: Vec<TopicPartitions>,
+}
+
+impl Beating {
+    fn of(server: &Server, group: &'static str, id: &str) -> Self {
+        Self { client: Client::of(server), group, id: text(id), instance: None, epoch: 0, owned: Vec::new() }
+    }
+
+    fn beat(&mut self) -> ConsumerGroupHeartbeatResponse {
+        let request = heartbeat_request(self.group, self.id.clone(), self.epoch);
+        self.send(request)
+    }
+
+    /// Sends a heartbeat, and takes over what it is told: it gives partitions back with the next one.
+    fn send(&mut self, request: ConsumerGroupHeartbeatRequest) -> ConsumerGroupHeartbeatResponse {
+        let request = request.with_instance_id(self.instance.clone()).with_topic_partitions(Some(self.owned.clone()));
+        let answer = self.client.call(1, &request);
+        if answer.error_code == 0 {
+            self.epoch = answer.member_epoch;
+            if let Some(assignment) = &answer.assignment {
+                let owned = |of: &consumer_group_heartbeat_response::TopicPartitions| {
+                    TopicPartitions::default().with_topic_id(of.topic_id).with_partitions(of.partitions.clone())
+                };
+                self.owned = assignment.topic_partitions.iter().map(owned).collect();
+            }
+        }
+        answer
+    }
+
+    fn partitions(&self) -> Vec<i32> {
+        let mut partitions: Vec<i32> = self.owned.iter().flat_map(|of| of.partitions.clone()).collect();
+        partitions.sort_unstable();
+        partitions
+    }
+
+    fn leave(&mut self, epoch: i32) -> i16 {
+        let request = ConsumerGroupHeartbeatRequest::default()
+            .with_group_id(group_id(self.group))
+            .with_member_id(self.id.clone())
+            .with_instance_id(self.instance.clone())
+            .with_member_epoch(epoch);
+        self.client.call(1, &request).error_code
+    }
+
+    fn commit(&mut self, epoch: i32) -> i16 {
+        let request =
+            commit_request(self.group, 1).with_generation_id_or_member_epoch(epoch).with_member_id(self.id.clone());
+        self.client.call(9, &request).topics[0].partitions[0].error_code
+    }
+}
+
+#[test]
+fn the_broker_assigns_partitions_to_members_that_send_heartbeats() {
+    let (server, _data) = started();
+    server.run(&["topic", "create", "t", "--partitions", "4"]).ok();
+    let mut first = Beating::of(&server, "g", "first");
+    assert_eq!((first.beat().error_code, first.partitions()), (0, vec![0, 1, 2, 3]));
+    let mut second = Beating::of(&server, "g", "second");
+    // Nothing is free yet: the first member gives two partitions back, and then the second one gets them.
+    assert_eq!((second.beat().error_code, second.partitions()), (0, vec![]));
+    let before = first.epoch;
+    assert_eq!((first.beat().error_code, first.partitions().len(), first.epoch), (0, 2, before));
+    // A commit of the epoch that the member knows is fine all the while.
+    assert_eq!(first.commit(first.epoch), 0);
+    assert_eq!(first.beat().error_code, 0);
+    assert!(first.epoch > before);
+    assert_eq!((second.beat().error_code, second.partitions().len()), (0, 2));
+    assert_eq!(first.commit(before), ResponseError::StaleMemberEpoch.code());
+    // gRPC shows the same group, and its consumers are members like these.
+    let described = server.run(&["group", "describe", "g"]).ok();
+    assert!(described.contains("first") && described.contains("second"), "{described}");
+    let consumer = Running::start(&server, &["consume", "t", "--group", "g"]);
+    wait_until("a partition moves to the consumer over gRPC", || {
+        first.beat();
+        second.beat();
+        first.partitions().len() + second.partitions().len() == 3
+    });
+    drop(consumer);
+    wait_until("the partition is back", || {
+        first.beat();
+        second.beat();
+        first.partitions().len() + second.partitions().len() == 4
+    });
+    assert_eq!(second.leave(-1), 0);
+    wait_until("the first member has all", || {
+        first.beat();
+        first.partitions() == [0, 1, 2, 3]
+    });
+    // Members of other kinds, epochs and assignors are refused.
+    let classic: JoinGroupResponse = first.client.call(9, &Member::of(&server, "g").join_request());
+    assert_eq!(classic.error_code, ResponseError::InconsistentGroupProtocol.code());
+    let old = heartbeat_request("g", text("first"), first.epoch + 3);
+    assert_eq!(first.client.call(1, &old).error_code, ResponseError::FencedMemberEpoch.code());
+    let other = heartbeat_request("g", text("other"), 0).with_server_assignor(Some(text("mine")));
+    assert_eq!(first.client.call(1, &other).error_code, ResponseError::UnsupportedAssignor.code());
+    let pattern = heartbeat_request("g", text("other"), 0).with_subscribed_topic_regex(Some(text("(")));
+    assert_eq!(first.client.call(1, &pattern).error_code, ResponseError::InvalidRegularExpression.code());
+}
+
+#[test]
+fn static_members_and_patterns_work_with_heartbeats() {
+    let (server, _data) = started();
+    server.run(&["topic", "create", "t", "--partitions", "2"]).ok();
+    let mut first = Beating::of(&server, "g", "first");
+    first.instance = Some(text("one"));
+    assert_eq!((first.beat().error_code, first.partitions()), (0, vec![0, 1]));
+    let epoch = first.epoch;
+    // While it is there, nobody else has its static id.
+    let mut returned = Beating::of(&server, "g", "returned");
+    returned.instance = Some(text("one"));
+    assert_eq!(returned.beat().error_code, ResponseError::UnreleasedInstanceId.code());
+    // It leaves in order to return, and returns with another id.
+    assert_eq!(first.leave(-2), 0);
+    assert_eq!((returned.beat().error_code, returned.partitions(), returned.epoch), (0, vec![0, 1], epoch));
+    assert_eq!(first.beat().error_code, ResponseError::FencedInstanceId.code());
+
+    // A pattern also takes topics that are created later.
+    let mut reader = Beating::of(&server, "h", "reader");
+    let request = || {
+        heartbeat_request("h", text("reader"), 0)
+            .with_subscribed_topic_names(None)
+            .with_subscribed_topic_regex(Some(text("log-.*")))
+    };
+    let joined = reader.send(request());
+    assert_eq!((joined.error_code, reader.partitions()), (0, vec![]));
+    server.run(&["topic", "create", "log-a"]).ok();
+    server.run(&["topic", "create", "my-log-a"]).ok();
+    let epoch = reader.epoch;
+    reader.send(request().with_member_epoch(epoch));
+    assert_eq!(reader.partitions(), [0]);
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Broker;
+use super::groups::{circumstances, known_topics};
 use crate::error::{BrokerError, MemberError};
 use crate::groups::classic::{Claim, ClassicJoin, ClassicLimits, ClassicSync, WaitForJoin, WaitForSync};
 use crate::groups::{Group, GroupKind, Membership};
@@ -22,6 +23,10 @@ pub struct GroupSettings {
     pub initial_rebalance_delay_ms: u64,
     /// Maximum number of members of a group: Kafka's `group.max.size`.
     pub members_max: usize,
+    /// How long a member that sends heartbeats may send nothing: Kafka's `group.consumer.session.timeout.ms`.
+    pub consumer_session_timeout_ms: u64,
+    /// How often such a member sends a heartbeat: Kafka's `group.consumer.heartbeat.interval.ms`.
+    pub consumer_heartbeat_interval_ms: u64,
 }
 
 impl Default for GroupSettings {
@@ -32,6 +37,9 @@ impl Default for GroupSettings {
             // A rebalance on one node is over within milliseconds.
             initial_rebalance_delay_ms: 0,
             members_max: 10_000,
+            consumer_session_timeout_ms: 45_000,
+            // A rebalance takes as long as members take to hear of it.
+            consumer_heartbeat_interval_ms: 2_000,
         }
     }
 }
@@ -125,7 +133,7 @@ impl Broker {
     }
 
     /// Returns the group of a member. A group that does not exist has no such member.
-    fn group_of(&self, id: &str, member: &str) -> Result<Arc<Group>, BrokerError> {
+    pub(super) fn group_of(&self, id: &str, member: &str) -> Result<Arc<Group>, BrokerError> {
         let id = GroupId::new(id)?;
         self.0.groups.get(id.as_str()).map_err(|_| {
             let source = MemberError::UnknownMember { member: member.to_owned() };
@@ -134,12 +142,12 @@ impl Broker {
     }
 
     /// Ends sessions and phases of a group in time, as long as it has members.
-    fn keep_time(&self, group: &Arc<Group>, members: &mut Membership) {
+    pub(super) fn keep_time(&self, group: &Arc<Group>, members: &mut Membership) {
         if members.is_timed {
             group.deadline_changed().notify_one();
             return;
         }
-        if members.classic.deadline().is_none() {
+        if members.deadline().is_none() {
             return;
         }
         members.is_timed = true;
@@ -149,8 +157,13 @@ impl Broker {
             loop {
                 let deadline = {
                     let members = &mut *group.members();
-                    members.classic.on_time(limits, Instant::now());
-                    let Some(deadline) = members.classic.deadline() else {
+                    let now = Instant::now();
+                    members.classic.on_time(limits, now);
+                    if members.consumer.is_overdue(now) {
+                        let topics = known_topics(&domain.topics.read(), &members.consumer.topics());
+                        members.consumer.remove_overdue(circumstances(&group, &topics));
+                    }
+                    let Some(deadline) = members.deadline() else {
                         members.is_timed = false;
                         group.set_active(domain.idle.now_ms());
                         return;

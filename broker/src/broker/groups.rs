@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use regex_lite::Regex;
 use tokio::sync::mpsc;
 
 use super::Broker;
@@ -15,6 +16,7 @@ use crate::log::commit::{Commit, Fence, OffsetChange};
 use crate::log::partition::Partition;
 use crate::log::queue::Receipt;
 use crate::log::topic::Topic;
+use crate::log::topics::Topics;
 use crate::name::{GroupId, TopicName, TopicPartition};
 use crate::store::place::{Offset, TopicId};
 
@@ -267,23 +269,33 @@ impl Broker {
         for group in self.0.groups.all() {
             let members = &mut group.members().consumer;
             if members.reads(topic) {
+                members.match_again(|pattern| matching(&self.0.topics.read(), pattern));
                 let topics = self.known_topics(&members.topics());
                 members.rebalance(circumstances(&group, &topics));
             }
         }
     }
 
-    fn known_topics(&self, topics: &BTreeSet<TopicName>) -> KnownTopics {
-        let known = self.0.topics.read();
-        let known = |name: &TopicName| {
-            known.get(name.as_str()).map(|topic| (name.clone(), (topic.id(), topic.partition_count())))
-        };
-        topics.iter().filter_map(known).collect()
+    pub(super) fn known_topics(&self, topics: &BTreeSet<TopicName>) -> KnownTopics {
+        known_topics(&self.0.topics.read(), topics)
     }
 }
 
+/// Returns those of the topics that exist.
+pub(super) fn known_topics(known: &Topics, topics: &BTreeSet<TopicName>) -> KnownTopics {
+    let known =
+        |name: &TopicName| known.get(name.as_str()).map(|topic| (name.clone(), (topic.id(), topic.partition_count())));
+    topics.iter().filter_map(known).collect()
+}
+
+/// Returns the topics whose names match a pattern.
+pub(super) fn matching(known: &Topics, pattern: &Regex) -> BTreeSet<TopicName> {
+    let matching = known.values().filter(|topic| !topic.meta().internal && pattern.is_match(topic.name().as_str()));
+    matching.map(|topic| topic.name().clone()).collect()
+}
+
 /// Begins the next generation of a group, and returns the context of the change.
-fn circumstances<'a>(group: &Group, topics: &'a KnownTopics) -> Circumstances<'a> {
+pub(super) fn circumstances<'a>(group: &Group, topics: &'a KnownTopics) -> Circumstances<'a> {
     Circumstances { generation: group.next_generation(), topics, now: Instant::now() }
 }
 

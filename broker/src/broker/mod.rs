@@ -7,6 +7,7 @@ mod collector;
 pub(crate) mod consumer;
 pub mod fetch;
 mod groups;
+mod heartbeats;
 pub(crate) mod in_flight;
 pub mod operation;
 pub mod position;

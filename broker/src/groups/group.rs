@@ -231,7 +231,7 @@ impl Group {
         let checked = if members.consumer.is_empty() {
             members.classic.check_commit(claim, in_transaction)
         } else {
-            Err(MemberError::UnknownMember { member: claim.member.clone() })
+            members.consumer.check_epoch(&claim.member, claim.generation)
         };
         checked.map_err(|source| self.refused(source))
     }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::assign::{Assignment, Assignor};
+use super::heartbeats::Beating;
 use super::member_id::MemberId;
 use crate::name::TopicName;
 use crate::name::TopicPartition;
@@ -74,29 +75,71 @@ pub struct Circumstances<'a> {
 }
 
 #[derive(Debug)]
-struct Member {
-    client_id: String,
-    topics: BTreeSet<TopicName>,
-    rebalance_timeout: Duration,
-    assignor: Option<Assignor>,
+pub(super) struct Member {
+    pub(super) client_id: String,
+    pub(super) topics: BTreeSet<TopicName>,
+    pub(super) rebalance_timeout: Duration,
+    pub(super) assignor: Option<Assignor>,
     /// The last generation in which the member had nothing left to give back.
-    epoch: u64,
+    pub(super) epoch: u64,
     /// The partitions that it may read and commit, with the incarnations of the topics.
-    owned: BTreeMap<TopicPartition, TopicId>,
+    pub(super) owned: BTreeMap<TopicPartition, TopicId>,
     /// The subset of `owned` that it was asked to give back.
-    revoking: BTreeSet<TopicPartition>,
+    pub(super) revoking: BTreeSet<TopicPartition>,
     /// When it must have given them back.
     deadline: Option<Instant>,
-    events: mpsc::UnboundedSender<MemberEvent>,
+    /// Notifies a member that has a stream. Others hear of changes when they send heartbeats.
+    events: Option<mpsc::UnboundedSender<MemberEvent>>,
     /// Whether it was notified of its first assignment.
     greeted: bool,
+    /// What a member that sends heartbeats is beside that.
+    pub(super) beating: Option<Beating>,
+}
+
+impl Member {
+    /// Creates a member that owns nothing yet.
+    pub(super) fn new(new: NewMember, epoch: u64) -> Self {
+        let NewMember { client_id, topics, rebalance_timeout, assignor } = new;
+        Self {
+            client_id,
+            topics,
+            rebalance_timeout,
+            assignor,
+            epoch,
+            owned: BTreeMap::new(),
+            revoking: BTreeSet::new(),
+            deadline: None,
+            events: None,
+            greeted: false,
+            beating: None,
+        }
+    }
+
+    /// Sends an event to a member that has a stream. Sending fails if the stream just ended: the member is then about to be
+    /// removed.
+    fn notify(&self, event: MemberEvent) {
+        if let Some(events) = &self.events {
+            let _ = events.send(event);
+        }
+    }
+
+    /// Returns the partitions that it may have: those that it owns and is not to give back.
+    pub(super) fn assignment(&self) -> BTreeSet<TopicPartition> {
+        self.owned.keys().filter(|partition| !self.revoking.contains(partition)).cloned().collect()
+    }
+
+    /// Returns when the member is removed if nothing comes of it.
+    fn removal(&self) -> Option<Instant> {
+        let session = self.beating.as_ref().map(|beating| beating.session_ends);
+        self.deadline.into_iter().chain(session).min()
+    }
 }
 
 /// The members of one group.
 #[derive(Debug, Default)]
 pub struct Members {
-    members: BTreeMap<MemberId, Member>,
-    target: Assignment,
+    pub(super) members: BTreeMap<MemberId, Member>,
+    pub(super) target: Assignment,
     /// The incarnations of the topics in `target`.
     topic_ids: BTreeMap<TopicName, TopicId>,
     joined: u64,
@@ -105,26 +148,20 @@ pub struct Members {
 impl Members {
     /// Adds a member and rebalances.
     pub fn join(&mut self, new: NewMember, of: Circumstances<'_>) -> (MemberId, mpsc::UnboundedReceiver<MemberEvent>) {
-        self.joined += 1;
-        let id = MemberId::new(self.joined);
         // The channel is unbounded, but holds at most two events for each partition that moves.
         let (events, receiver) = mpsc::unbounded_channel();
-        let NewMember { client_id, topics, rebalance_timeout, assignor } = new;
-        let member = Member {
-            client_id,
-            topics,
-            rebalance_timeout,
-            assignor,
-            epoch: of.generation,
-            owned: BTreeMap::new(),
-            revoking: BTreeSet::new(),
-            deadline: None,
-            events,
-            greeted: false,
-        };
-        self.members.insert(id, member);
+        let member = Member { events: Some(events), ..Member::new(new, of.generation) };
+        let id = self.add(member);
         self.rebalance(of);
         (id, receiver)
+    }
+
+    /// Adds a member, without rebalancing.
+    pub(super) fn add(&mut self, member: Member) -> MemberId {
+        self.joined += 1;
+        let id = MemberId::new(self.joined);
+        self.members.insert(id, member);
+        id
     }
 
     /// Removes a member, whose partitions become free, and rebalances.
@@ -136,12 +173,18 @@ impl Members {
 
     /// Returns whether the deadline of a member has passed.
     pub fn is_overdue(&self, now: Instant) -> bool {
-        self.members.values().any(|member| member.deadline.is_some_and(|deadline| deadline <= now))
+        self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// Removes the members that did not give partitions back by their deadlines. Their event channels are closed.
+    /// Returns when [`Self::remove_overdue`] must be called next.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.members.values().filter_map(Member::removal).min()
+    }
+
+    /// Removes the members that did not give partitions back by their deadlines, or sent no heartbeats. Their event channels
+    /// are closed.
     pub fn remove_overdue(&mut self, of: Circumstances<'_>) {
-        self.members.retain(|_, member| member.deadline.is_none_or(|deadline| of.now < deadline));
+        self.members.retain(|_, member| member.removal().is_none_or(|removal| of.now < removal));
         self.rebalance(of);
     }
 
@@ -177,7 +220,7 @@ impl Members {
 
     /// Returns the assignor that most members ask for (KIP-848). If two have the same number of votes, the first one of
     /// [`Assignor::ALL`] is used, and so it is if no member asks for one.
-    fn assignor(&self) -> Assignor {
+    pub(crate) fn assignor(&self) -> Assignor {
         let votes = |assignor: &Assignor| self.members.values().filter(|m| m.assignor == Some(*assignor)).count();
         let most = Assignor::ALL.into_iter().rev().max_by_key(votes);
         most.unwrap_or_default()
@@ -196,8 +239,7 @@ impl Members {
             if !moving.is_empty() {
                 let deadline = *member.deadline.get_or_insert(now + member.rebalance_timeout);
                 member.revoking.extend(moving.iter().cloned());
-                // Sending fails if the member's stream just ended. The member is then about to be removed.
-                let _ = member.events.send(MemberEvent::Revoke { generation, partitions: moving, deadline });
+                member.notify(MemberEvent::Revoke { generation, partitions: moving, deadline });
             }
             if member.revoking.is_empty() {
                 member.deadline = None;
@@ -212,8 +254,7 @@ impl Members {
             }
             member.greeted = true;
             member.owned.extend(added.iter().map(|partition| (partition.clone(), self.topic_ids[&partition.topic])));
-            let all = member.owned.keys().filter(|partition| !member.revoking.contains(partition)).cloned().collect();
-            let _ = member.events.send(MemberEvent::Assigned { generation, added, all });
+            member.notify(MemberEvent::Assigned { generation, added, all: member.assignment().into_iter().collect() });
         }
     }
 
@@ -247,9 +288,12 @@ impl Members {
         self.members.values().any(|member| !member.revoking.is_empty())
     }
 
-    /// Returns whether a member subscribes to this topic.
+    /// Returns whether a member subscribes to this topic, by its name or by a pattern.
     pub fn reads(&self, topic: &TopicName) -> bool {
-        self.members.values().any(|member| member.topics.contains(topic))
+        self.members.values().any(|member| {
+            let pattern = member.beating.as_ref().and_then(|beating| beating.pattern.as_ref());
+            member.topics.contains(topic) || pattern.is_some_and(|pattern| pattern.is_match(topic.as_str()))
+        })
     }
 
     /// Returns the topics that members subscribe to.
@@ -258,11 +302,17 @@ impl Members {
     }
 
     /// Returns each member's ID, client ID and partitions.
-    pub fn describe(&self) -> Vec<(MemberId, String, Vec<TopicPartition>)> {
+    pub fn describe(&self) -> Vec<(String, String, Vec<TopicPartition>)> {
         let describe = |(id, member): (&MemberId, &Member)| {
-            (*id, member.client_id.clone(), member.owned.keys().cloned().collect())
+            (self.shown(id), member.client_id.clone(), member.owned.keys().cloned().collect())
         };
         self.members.iter().map(describe).collect()
+    }
+
+    /// Returns a member's id as its client knows it.
+    pub(super) fn shown(&self, id: &MemberId) -> String {
+        let beating = self.members.get(id).and_then(|member| member.beating.as_ref());
+        beating.map_or_else(|| id.to_string(), |beating| beating.name.to_string())
     }
 }
 

@@ -2,6 +2,7 @@
 //! group has no members.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use super::classic::{Classic, Phase};
 use super::members::Members;
@@ -41,6 +42,11 @@ pub enum MembershipState {
 }
 
 impl Membership {
+    /// Returns when something must be done in time.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.consumer.deadline().into_iter().chain(self.classic.deadline()).min()
+    }
+
     /// Returns the number of members.
     pub fn len(&self) -> usize {
         self.consumer.len() + self.classic.len()
@@ -78,11 +84,8 @@ impl Membership {
     /// Describes the members.
     pub fn describe(&self) -> Vec<MemberDescription> {
         let consumers = self.consumer.describe().into_iter();
-        let consumers = consumers.map(|(member_id, client_id, partitions)| MemberDescription {
-            member_id: member_id.to_string(),
-            client_id,
-            partitions,
-        });
+        let consumers =
+            consumers.map(|(member_id, client_id, partitions)| MemberDescription { member_id, client_id, partitions });
         let classic = self.classic.describe().into_iter().map(|member| MemberDescription {
             member_id: member.member.to_string(),
             client_id: member.client_id.to_string(),

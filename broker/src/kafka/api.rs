@@ -26,7 +26,7 @@ const fn api(key: ApiKey, from: i16, to: i16) -> Api {
 }
 
 /// All served APIs.
-pub(super) const APIS: [Api; 40] = [
+pub(super) const APIS: [Api; 42] = [
     // librdkafka before 2.11.1 sends uncompressed batches to a broker that does not advertise version 0. No client uses it:
     // record batches of version 2 came with version 3 of this API.
     Api { key: ApiKey::Produce, advertised_from: 0, from: 3, to: 13 },
@@ -64,6 +64,8 @@ pub(super) const APIS: [Api; 40] = [
     api(ApiKey::DescribeLogDirs, 1, 4),
     api(ApiKey::CreatePartitions, 0, 3),
     api(ApiKey::IncrementalAlterConfigs, 0, 1),
+    api(ApiKey::ConsumerGroupHeartbeat, 0, 1),
+    api(ApiKey::ConsumerGroupDescribe, 0, 1),
     api(ApiKey::DescribeCluster, 0, 2),
     api(ApiKey::ListConfigResources, 0, 1),
     api(ApiKey::DescribeTopicPartitions, 0, 0),

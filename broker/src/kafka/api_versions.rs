@@ -12,9 +12,9 @@ use super::api::{APIS, Api};
 /// The version from which a client names its software (KIP-511).
 const NAMED_FROM: i16 = 3;
 
-/// Features and their levels (KIP-584). With level 2 of transactions, partitions join a transaction with their first
+/// Features and their levels (KIP-584). With level 1 of groups, the broker assigns partitions (KIP-848). With level 2 of transactions, partitions join a transaction with their first
 /// records, and the producer gets a new epoch at its end (KIP-890).
-const FEATURES: [(&str, i16); 1] = [("transaction.version", 2)];
+const FEATURES: [(&str, i16); 2] = [("group.version", 1), ("transaction.version", 2)];
 
 pub(super) async fn answer(call: &Call, request: ApiVersionsRequest) -> ApiVersionsResponse {
     if call.version >= NAMED_FROM

@@ -13,7 +13,7 @@ const NOT_FOUND_FROM: i16 = 6;
 
 /// The operations on groups that Kafka has: without authorization, all are allowed. Bits 3 (read), 6 (delete), 8
 /// (describe), 10 and 11 (describe and alter configs).
-const OPERATIONS: i32 = 1 << 3 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 11;
+pub(super) const OPERATIONS: i32 = 1 << 3 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 11;
 
 pub(super) async fn answer(call: &Call, request: DescribeGroupsRequest) -> DescribeGroupsResponse {
     let groups = request.groups.into_iter().map(|id| {

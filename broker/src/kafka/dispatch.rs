@@ -11,12 +11,13 @@ use super::acls::{create_acls, delete_acls, describe_acls};
 use super::api::{Api, Header};
 use super::guarded::Guarded;
 use super::{
-    Call, add_offsets_to_txn, add_partitions_to_txn, alter_configs, api_versions, create_partitions, create_topics,
-    delete_groups, delete_records, delete_topics, describe_cluster, describe_configs, describe_groups,
-    describe_log_dirs, describe_producers, describe_topic_partitions, describe_transactions, end_txn, fetch,
-    find_coordinator, heartbeat, incremental_alter_configs, init_producer_id, join_group, leave_group,
-    list_config_resources, list_groups, list_offsets, list_transactions, metadata, offset_commit, offset_delete,
-    offset_fetch, offset_for_leader_epoch, produce, sasl_handshake, sync_group, txn_offset_commit,
+    Call, add_offsets_to_txn, add_partitions_to_txn, alter_configs, api_versions, consumer_group_describe,
+    consumer_group_heartbeat, create_partitions, create_topics, delete_groups, delete_records, delete_topics,
+    describe_cluster, describe_configs, describe_groups, describe_log_dirs, describe_producers,
+    describe_topic_partitions, describe_transactions, end_txn, fetch, find_coordinator, heartbeat,
+    incremental_alter_configs, init_producer_id, join_group, leave_group, list_config_resources, list_groups,
+    list_offsets, list_transactions, metadata, offset_commit, offset_delete, offset_fetch, offset_for_leader_epoch,
+    produce, sasl_handshake, sync_group, txn_offset_commit,
 };
 
 /// The encoded answer to a request, or `None` if the client does not wait for one. An error is a defect of the server, which
@@ -99,6 +100,8 @@ pub(super) async fn begin(
         DescribeLogDirs: DescribeLogDirsRequest by describe_log_dirs,
         CreatePartitions: CreatePartitionsRequest by create_partitions,
         IncrementalAlterConfigs: IncrementalAlterConfigsRequest by incremental_alter_configs,
+        ConsumerGroupHeartbeat: ConsumerGroupHeartbeatRequest by consumer_group_heartbeat,
+        ConsumerGroupDescribe: ConsumerGroupDescribeRequest by consumer_group_describe,
         DescribeCluster: DescribeClusterRequest by describe_cluster,
         ListConfigResources: ListConfigResourcesRequest by list_config_resources,
         DescribeTopicPartitions: DescribeTopicPartitionsRequest by describe_topic_partitions,

@@ -27,7 +27,7 @@ pub(super) async fn answer(call: &Call, request: ListGroupsRequest) -> ListGroup
 }
 
 /// Returns Kafka's names of a group's state and kind, and the type of its protocols.
-fn described(group: &Group) -> (&'static str, &'static str, String) {
+pub(super) fn described(group: &Group) -> (&'static str, &'static str, String) {
     let consumer = consumer_protocol::CONSUMER.to_owned();
     if group.kind() == GroupKind::Pipeline {
         let is_running = group.pipeline_state() == Some(PipelineState::Running);

@@ -1,9 +1,9 @@
 //! Kafka's wire protocol: one more edge over the broker. This folder translates between Kafka's messages and the domain, and
 //! has one file for each API.
 //!
-//! Served so far: connecting, metadata with auto-creation of topics, producing (idempotent producers included), fetching,
-//! offsets, groups by the classic protocol, transactions, and the administration of topics. The consumer protocol is missing,
-//! and is not advertised.
+//! Served are: connecting, metadata with auto-creation of topics, producing (idempotent producers included), fetching,
+//! offsets, groups by both protocols, transactions, and the administration of topics. Share groups and whatever is about more
+//! than one node are not served, and are not advertised.
 
 mod acls;
 mod add_offsets_to_txn;
@@ -13,6 +13,8 @@ mod api;
 mod api_versions;
 mod configs;
 mod connection;
+mod consumer_group_describe;
+mod consumer_group_heartbeat;
 mod consumer_protocol;
 mod create_partitions;
 mod create_topics;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kafka_protocol::ResponseError;
+use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestGroup;
 use kafka_protocol::messages::offset_fetch_response::{
     OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions, OffsetFetchResponseTopic,
     OffsetFetchResponseTopics,
@@ -43,6 +44,9 @@ pub(super) async fn answer(call: &Call, request: OffsetFetchRequest) -> OffsetFe
         };
     }
     let groups = request.groups.into_iter().map(|group| {
+        if let Err(code) = check_member(call, &group) {
+            return OffsetFetchResponseGroup::default().with_group_id(group.group_id).with_error_code(code);
+        }
         let wanted = group.topics.map(|topics| {
             let of_topic = topics.into_iter().map(|topic| (topic.name, topic.partition_indexes));
             of_topic.collect()
@@ -56,6 +60,18 @@ pub(super) async fn answer(call: &Call, request: OffsetFetchRequest) -> OffsetFe
         answer.with_group_id(group.group_id)
     });
     OffsetFetchResponse::default().with_groups(groups.collect())
+}
+
+/// Refuses a request of a member whose epoch is over (KIP-848). Clients that are no members name none.
+fn check_member(call: &Call, group: &OffsetFetchRequestGroup) -> Result<(), i16> {
+    let Some(member) = group.member_id.as_deref().filter(|member| !member.is_empty()) else { return Ok(()) };
+    let Ok(known) = call.broker().groups().get(&group.group_id) else { return Ok(()) };
+    let members = known.members();
+    if group.member_epoch < 0 || members.consumer.is_empty() {
+        return Ok(());
+    }
+    let checked = members.consumer.check_epoch(member, group.member_epoch);
+    checked.map_err(|source| error_code::of_group(&known.refused(source)))
 }
 
 /// Returns the committed offsets of a group. A group that does not exist has none.
