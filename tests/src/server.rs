@@ -66,9 +66,13 @@ impl Server {
 
     fn start_at(program: &Path, grpc: &str, data: &Path, arguments: &[&str]) -> Self {
         let log = std::env::var("MILLSTREAM_TEST_LOG").unwrap_or_else(|_| "error".into());
+        // Clients of Kafka are served where a test says so. Programs of other builds may not know the option.
+        let is_said = arguments.contains(&"--kafka-address") || program != millstream();
+        let kafka: &[&str] = if is_said { &[] } else { &["--kafka-address", "none"] };
         let mut child = Command::new(program)
             .args(["serve", "--grpc", grpc, "--http", "127.0.0.1:0", "--log", &log, "--data"])
             .arg(data)
+            .args(kafka)
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
@@ -226,7 +230,18 @@ pub fn page(address: &str, path: &str) -> (u16, String) {
 /// Panics if the program cannot be run or killed.
 pub fn start_and_kill(data: &Path, arguments: &[&str], after: Duration) {
     let mut child = Command::new(millstream())
-        .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", "error", "--data"])
+        .args([
+            "serve",
+            "--grpc",
+            "127.0.0.1:0",
+            "--http",
+            "127.0.0.1:0",
+            "--kafka-address",
+            "none",
+            "--log",
+            "error",
+            "--data",
+        ])
         .arg(data)
         .args(arguments)
         .stdout(Stdio::null())

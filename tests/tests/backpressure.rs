@@ -727,7 +727,9 @@ fn a_quota_that_makes_no_sense_keeps_the_server_from_starting() {
         (&["--connections-max", "0"], "write a whole number, 1 or more"),
     ] {
         let mut command = std::process::Command::new(millstream_tests::server::millstream());
-        command.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]).arg(data.path());
+        command
+            .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--kafka-address", "none", "--data"])
+            .arg(data.path());
         let ran = millstream_tests::server::run(command.args(arguments), "");
         assert_eq!(ran.code, Some(2), "{}", ran.err);
         assert!(ran.err.contains(words), "{arguments:?}: {}", ran.err);

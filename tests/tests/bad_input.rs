@@ -962,7 +962,15 @@ async fn a_bad_change_of_a_pipeline_leaves_the_running_version() {
 /// Runs a `millstream serve` that must end by itself. If it keeps running, it is ended with exit code 124.
 fn serve(data: &Path) -> Ran {
     let mut command = Command::new("timeout");
-    command.arg("30").arg(millstream()).args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    command.arg("30").arg(millstream()).args([
+        "serve",
+        "--grpc",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+        "--kafka-address",
+        "none",
+    ]);
     run(command.args(["--log", "error", "--data"]).arg(data), "")
 }
 

@@ -502,7 +502,9 @@ fn a_start_on_a_damaged_database_never_panics_and_ends_with_one_sentence() {
             None => (0..4).for_each(|_| flip(&file, random.random_range(0..bytes as usize), random.random_range(0..8))),
         }
         let mut serve = Command::new(millstream());
-        serve.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]).arg(data.path());
+        serve
+            .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--kafka-address", "none", "--data"])
+            .arg(data.path());
         let mut server = serve.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         BufReader::new(server.stdout.take().unwrap()).read_line(&mut said).unwrap();

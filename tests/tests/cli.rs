@@ -892,14 +892,16 @@ fn a_server_that_is_told_to_stop_ends_well_and_says_so() {
 #[test]
 fn an_address_in_use_is_named() {
     let (server, folder) = start();
-    let serve = |flags: [&str; 4]| {
+    let serve = |flags: [&str; 6]| {
         let mut command = Command::new(millstream());
         run(command.args(["serve", "--log", "error"]).args(flags).arg("--data").arg(folder.path().join("other")), "")
     };
-    let ran = serve(["--grpc", &server.grpc, "--http", "127.0.0.1:0"]);
+    let ran = serve(["--grpc", &server.grpc, "--http", "127.0.0.1:0", "--kafka-address", "none"]);
     fails(ran, 1, &[&format!("cannot listen on {}", server.grpc), "--grpc", "in use"]);
-    let ran = serve(["--grpc", "127.0.0.1:0", "--http", &server.http]);
+    let ran = serve(["--grpc", "127.0.0.1:0", "--http", &server.http, "--kafka-address", "none"]);
     fails(ran, 1, &[&format!("cannot listen on {}", server.http), "--http", "in use"]);
+    let ran = serve(["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--kafka-address", &server.grpc]);
+    fails(ran, 1, &[&format!("cannot listen on {}", server.grpc), "--kafka-address", "in use"]);
     let mut command = Command::new(millstream());
     let ran = run(command.args(["serve", "--log", "=,=", "--data"]).arg(folder.path().join("other")), "");
     fails(ran, 1, &["--log \"=,=\" is neither a level"]);
@@ -986,7 +988,18 @@ fn the_metrics_count_what_was_done() {
 fn the_log_is_json_where_it_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(millstream());
-    command.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log-format", "json", "--data"]);
+    command.args([
+        "serve",
+        "--grpc",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+        "--kafka-address",
+        "none",
+        "--log-format",
+        "json",
+        "--data",
+    ]);
     let mut child = Running(command.arg(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let mut line = String::new();
     BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -1080,7 +1093,9 @@ fn a_stopped_data_directory_is_checked_and_repaired_and_one_in_use_is_left_alone
     fs::write(&file, bytes).unwrap();
     let refuses = |words: &[&str]| {
         let mut serve = Command::new(millstream());
-        serve.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]).arg(data.path());
+        serve
+            .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--kafka-address", "none", "--data"])
+            .arg(data.path());
         fails(run(&mut serve, ""), 1, words);
     };
     refuses(&["millstream.redb is corrupt: ", "`millstream check --data DIR` finds all damage"]);

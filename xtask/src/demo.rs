@@ -165,7 +165,18 @@ struct Server {
 impl Server {
     fn start(program: &Path, data: PathBuf) -> Result<Self> {
         let mut child = Command::new(program)
-            .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", "warn", "--data"])
+            .args([
+                "serve",
+                "--grpc",
+                "127.0.0.1:0",
+                "--http",
+                "127.0.0.1:0",
+                "--kafka-address",
+                "none",
+                "--log",
+                "warn",
+                "--data",
+            ])
             .arg(&data)
             .stdout(Stdio::piped())
             .spawn()

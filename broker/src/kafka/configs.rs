@@ -5,7 +5,7 @@
 
 use kafka_protocol::ResponseError;
 
-use super::Edge;
+use super::Call;
 use crate::log::topic::{
     BATCH_BYTES_MAX_DEFAULT, Change, Cleanup, DELETE_RETENTION_MS_DEFAULT, TIMESTAMP_AFTER_MAX_MS_DEFAULT, Timestamp,
     TopicAlteration, TopicSettings,
@@ -335,13 +335,15 @@ fn check_kind(setting: &Setting, value: &str) -> Result<(), Refused> {
 }
 
 /// Returns the broker's settings, which cannot be changed over Kafka's protocol.
-pub(super) fn of_broker(edge: &Edge) -> Vec<Config> {
+pub(super) fn of_broker(call: &Call) -> Vec<Config> {
+    let edge = &call.edge;
     let settings = edge.broker.settings();
     let config = |name, value: String, kind| Config { name, value, kind, source: FROM_BROKER, default: "" };
-    let listener = format!("PLAINTEXT://{}:{}", edge.settings.advertised_host, edge.settings.advertised_port);
+    let (host, port) = call.advertised();
+    let listener = format!("PLAINTEXT://{host}:{port}");
     let (int, long) = (Kind::Int, Kind::Long);
     let retention_minutes = settings.offsets_retention_ms / 60_000;
-    vec![
+    let mut configs = vec![
         config("advertised.listeners", listener.clone(), Kind::List),
         config("auto.create.topics.enable", edge.settings.auto_create_topics.to_string(), Kind::Boolean),
         config("broker.id", super::NODE_ID.to_string(), int),
@@ -360,6 +362,11 @@ pub(super) fn of_broker(edge: &Edge) -> Vec<Config> {
         config("log.message.timestamp.type", "CreateTime".to_owned(), Kind::String),
         config("log.retention.bytes", UNLIMITED.to_owned(), long),
         config("log.retention.ms", UNLIMITED.to_owned(), long),
+        config("connections.max.idle.ms", edge.settings.idle_max_ms.to_string(), long),
+        config("group.consumer.heartbeat.interval.ms", settings.groups.consumer_heartbeat_interval_ms.to_string(), int),
+        config("group.consumer.session.timeout.ms", settings.groups.consumer_session_timeout_ms.to_string(), int),
+        config("transaction.max.timeout.ms", settings.transactions.timeout_max_ms.to_string(), int),
+        config("transactional.id.expiration.ms", settings.transactions.id_expiry_ms.to_string(), int),
         config("max.connections", edge.settings.connections_max.to_string(), int),
         config("message.max.bytes", BATCH_BYTES_MAX_DEFAULT.to_string(), int),
         config("min.insync.replicas", "1".to_owned(), int),
@@ -368,5 +375,7 @@ pub(super) fn of_broker(edge: &Edge) -> Vec<Config> {
         config("offsets.retention.minutes", retention_minutes.to_string(), int),
         config("producer.id.expiration.ms", settings.producer_expiry_ms.to_string(), int),
         config("socket.request.max.bytes", edge.settings.request_bytes_max.to_string(), int),
-    ]
+    ];
+    configs.sort_by_key(|config| config.name);
+    configs
 }

@@ -1,7 +1,11 @@
 //! One connection: reads requests and writes their answers, in the same order. Later requests are read while earlier ones
 //! are being answered.
 
-use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::ApiKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
@@ -20,6 +24,9 @@ const REQUESTS_MAX: usize = 16;
 /// Maximum size of a request that holds no records, in bytes. Ten thousand partitions take less than half of it.
 const COLD_REQUEST_BYTES_MAX: usize = 2 << 20;
 
+/// Memory for a request is taken in parts of this size, in bytes, as its bytes arrive.
+const READ_BYTES: usize = 64 << 10;
+
 /// Bytes of a request's header before the client id: key, version, correlation id and the length of the client id.
 const FIXED_HEADER_BYTES: usize = 10;
 
@@ -28,8 +35,9 @@ pub(super) async fn run(connection: Connection, edge: Edge) {
     let peer = connection.peer().clone();
     let (reading, writing) = tokio::io::split(connection);
     let (answers, queue) = mpsc::channel(REQUESTS_MAX);
-    let writer = tokio::spawn(write(writing, queue));
-    let mut requests = Requests { reading, peer, edge: edge.clone() };
+    let in_work = Arc::new(AtomicUsize::new(0));
+    let writer = tokio::spawn(write(writing, queue, in_work.clone()));
+    let mut requests = Requests { reading, peer, edge: edge.clone(), in_work: in_work.clone() };
     loop {
         let next = tokio::select! {
             next = requests.next() => next,
@@ -38,6 +46,7 @@ pub(super) async fn run(connection: Connection, edge: Edge) {
         };
         match next {
             Ok(Some(answer)) => {
+                in_work.fetch_add(1, Ordering::Relaxed);
                 if answers.send(answer).await.is_err() {
                     break;
                 }
@@ -56,9 +65,11 @@ pub(super) async fn run(connection: Connection, edge: Edge) {
 }
 
 /// Writes answers in their order. Ends when there are no more of them, or if the peer is gone.
-async fn write(mut writing: WriteHalf<Connection>, mut queue: mpsc::Receiver<Answer>) {
+async fn write(mut writing: WriteHalf<Connection>, mut queue: mpsc::Receiver<Answer>, in_work: Arc<AtomicUsize>) {
     while let Some(answer) = queue.recv().await {
-        match answer.await {
+        let answer = answer.await;
+        in_work.fetch_sub(1, Ordering::Relaxed);
+        match answer {
             Ok(Some(answer)) => {
                 if writing.write_all(&answer).await.is_err() {
                     return;
@@ -80,6 +91,8 @@ struct Requests {
     reading: ReadHalf<Connection>,
     peer: Peer,
     edge: Edge,
+    /// The number of requests that are not answered yet.
+    in_work: Arc<AtomicUsize>,
 }
 
 impl Requests {
@@ -88,7 +101,7 @@ impl Requests {
     /// # Errors
     /// A description for the log of what the peer sent.
     async fn next(&mut self) -> Result<Option<Answer>, String> {
-        let Ok(length) = self.reading.read_i32().await else { return Ok(None) };
+        let Some(length) = self.length().await else { return Ok(None) };
         let most = self.edge.settings.request_bytes_max;
         let length = usize::try_from(length).ok().filter(|length| (FIXED_HEADER_BYTES..=most).contains(length));
         let length = length.ok_or_else(|| format!("a request has an impossible length, or is over {most} bytes"))?;
@@ -114,6 +127,7 @@ impl Requests {
             version,
             client_id: name.as_str().into(),
             client_host: self.peer.ip,
+            local: self.peer.local,
         };
         let in_flight = if served.key == ApiKey::Produce {
             match call.caller.may_read(rest).await {
@@ -135,9 +149,39 @@ impl Requests {
 
     /// Reads this many bytes. Returns `None` if the connection ends before.
     async fn read(&mut self, bytes: usize) -> Option<Bytes> {
-        let mut read = BytesMut::zeroed(bytes);
-        self.reading.read_exact(&mut read).await.ok()?;
+        let stall_max = Duration::from_millis(self.edge.settings.stall_max_ms);
+        let mut read = BytesMut::with_capacity(bytes.min(READ_BYTES));
+        while read.len() < bytes {
+            let left = bytes - read.len();
+            read.reserve(left.min(READ_BYTES));
+            let mut part = (&mut read).limit(left);
+            match tokio::time::timeout(stall_max, self.reading.read_buf(&mut part)).await {
+                Ok(Ok(1..)) => {}
+                Ok(Ok(0) | Err(_)) | Err(_) => return None,
+            }
+        }
         Some(read.freeze())
+    }
+
+    /// Reads the length of the next request. Returns `None` at the end of the connection, also if it was unused for too
+    /// long.
+    async fn length(&mut self) -> Option<i32> {
+        let idle_max = Duration::from_millis(self.edge.settings.idle_max_ms);
+        let mut first = [0];
+        loop {
+            match tokio::time::timeout(idle_max, self.reading.read(&mut first)).await {
+                Ok(Ok(1..)) => break,
+                Ok(Ok(0) | Err(_)) => return None,
+                // A member of a group may wait for the others for a long time.
+                Err(_) if self.in_work.load(Ordering::Relaxed) > 0 => {}
+                Err(_) => {
+                    tracing::debug!(peer = %self.peer.ip, "a connection of a Kafka client was unused for too long");
+                    return None;
+                }
+            }
+        }
+        let rest = self.read(3).await?;
+        Some(i32::from_be_bytes([first[0], rest[0], rest[1], rest[2]]))
     }
 }
 

@@ -20,10 +20,8 @@ pub(super) async fn answer(call: &Call, request: DescribeClusterRequest) -> Desc
             .with_error_message(Some(text("this is the listener of a broker, not of a controller")));
     }
     let edge = &call.edge;
-    let node = DescribeClusterBroker::default()
-        .with_broker_id(BrokerId(NODE_ID))
-        .with_host(edge.host())
-        .with_port(edge.port());
+    let (host, port) = call.advertised();
+    let node = DescribeClusterBroker::default().with_broker_id(BrokerId(NODE_ID)).with_host(host).with_port(port);
     let answer = answer
         .with_cluster_id(text(edge.cluster_id().await.unwrap_or_default()))
         .with_controller_id(BrokerId(NODE_ID))

@@ -45,7 +45,7 @@ fn describe(call: &Call, resource: &DescribeConfigsResource) -> Result<Vec<Confi
             Ok(configs::of_topic(&topic.meta().settings))
         }
         configs::BROKER if resource.resource_name.is_empty() => Ok(Vec::new()),
-        configs::BROKER if *resource.resource_name == *NODE_ID.to_string() => Ok(configs::of_broker(&call.edge)),
+        configs::BROKER if *resource.resource_name == *NODE_ID.to_string() => Ok(configs::of_broker(call)),
         configs::BROKER => {
             let reason = format!("there is no broker {:?}: the only one is {NODE_ID}", &*resource.resource_name);
             Err((ResponseError::InvalidRequest.code(), reason))

@@ -16,7 +16,7 @@ const GROUP: i8 = 0;
 const TRANSACTION: i8 = 1;
 
 pub(super) async fn answer(call: &Call, request: FindCoordinatorRequest) -> FindCoordinatorResponse {
-    let edge = &call.edge;
+    let (host, port) = call.advertised();
     if call.version >= SEVERAL_FROM {
         let coordinator = |key: StrBytes| {
             let answer = Coordinator::default();
@@ -26,7 +26,7 @@ pub(super) async fn answer(call: &Call, request: FindCoordinatorRequest) -> Find
                     .with_error_message(Some(text(reason)))
                     .with_node_id(BrokerId(-1))
                     .with_port(-1),
-                None => answer.with_node_id(BrokerId(NODE_ID)).with_host(edge.host()).with_port(edge.port()),
+                None => answer.with_node_id(BrokerId(NODE_ID)).with_host(host.clone()).with_port(port),
             };
             answer.with_key(key)
         };
@@ -40,7 +40,7 @@ pub(super) async fn answer(call: &Call, request: FindCoordinatorRequest) -> Find
             .with_error_message(Some(text(reason)))
             .with_node_id(BrokerId(-1))
             .with_port(-1),
-        None => answer.with_node_id(BrokerId(NODE_ID)).with_host(edge.host()).with_port(edge.port()),
+        None => answer.with_node_id(BrokerId(NODE_ID)).with_host(host.clone()).with_port(port),
     }
 }
 

@@ -34,8 +34,8 @@ pub(super) async fn answer(call: &Call, request: MetadataRequest) -> MetadataRes
             },
         });
     }
-    let node =
-        MetadataResponseBroker::default().with_node_id(BrokerId(NODE_ID)).with_host(edge.host()).with_port(edge.port());
+    let (host, port) = call.advertised();
+    let node = MetadataResponseBroker::default().with_node_id(BrokerId(NODE_ID)).with_host(host).with_port(port);
     if request.include_topic_authorized_operations {
         topics.iter_mut().for_each(|topic| topic.topic_authorized_operations = TOPIC_OPERATIONS);
     }

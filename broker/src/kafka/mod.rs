@@ -54,7 +54,7 @@ mod sync_group;
 mod transactions;
 mod txn_offset_commit;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,18 +75,18 @@ use crate::store::LEADER_EPOCH;
 /// The settings of the listener for Kafka's protocol.
 #[derive(Clone, Debug)]
 pub struct KafkaSettings {
-    /// The host that clients are told to connect to.
-    pub advertised_host: String,
-    /// The port that clients are told to connect to.
-    pub advertised_port: u16,
+    /// The host and port that clients are told to connect to. `None` for the address that they have reached.
+    pub advertised: Option<(String, u16)>,
     /// Maximum number of open connections. Further ones are closed at once.
     pub connections_max: usize,
     /// Maximum total size of the produce requests of one connection that wait for their commit, in bytes.
     pub connection_bytes_in_flight_max: usize,
     /// Maximum size of a request, in bytes: Kafka's `socket.request.max.bytes`.
     pub request_bytes_max: usize,
-    /// How long a peer may leave its socket full, in ms.
+    /// How long a peer may leave its socket full, or a request half sent, in ms.
     pub stall_max_ms: u64,
+    /// How long a connection may be unused, in ms: Kafka's `connections.max.idle.ms`.
+    pub idle_max_ms: u64,
     /// Whether a topic that a client asks for is created if it does not exist: Kafka's `auto.create.topics.enable`.
     pub auto_create_topics: bool,
     /// Number of partitions of topics that are created without one: Kafka's `num.partitions`.
@@ -101,11 +101,6 @@ struct Edge {
 }
 
 impl Edge {
-    /// Returns the advertised host.
-    fn host(&self) -> StrBytes {
-        text(self.settings.advertised_host.clone())
-    }
-
     /// Returns a partition by its topic's name and its number.
     ///
     /// # Errors
@@ -123,11 +118,6 @@ impl Edge {
         let id = id.inspect_err(|error| tracing::warn!(%error, "the id of the cluster cannot be read"));
         id.ok().map(|id| id.to_string())
     }
-
-    /// Returns the advertised port.
-    fn port(&self) -> i32 {
-        self.settings.advertised_port.into()
-    }
 }
 
 /// A request on its way: who sent it, and what is needed to answer it.
@@ -139,11 +129,21 @@ struct Call {
     /// What the client calls itself.
     client_id: Arc<str>,
     client_host: IpAddr,
+    /// The address that the client has reached.
+    local: SocketAddr,
 }
 
 impl Call {
     fn broker(&self) -> &Broker {
         &self.edge.broker
+    }
+
+    /// Returns the host and port that the client is told to connect to.
+    fn advertised(&self) -> (StrBytes, i32) {
+        match &self.edge.settings.advertised {
+            Some((host, port)) => (text(host.clone()), i32::from(*port)),
+            None => (text(self.local.ip().to_canonical().to_string()), i32::from(self.local.port())),
+        }
     }
 }
 

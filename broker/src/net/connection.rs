@@ -1,7 +1,7 @@
 //! One connection: its peer, and a timeout that ends it if the peer reads nothing.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,6 +18,8 @@ use crate::metrics::BrokerMetrics;
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) ip: IpAddr,
+    /// The address of this end.
+    pub(crate) local: SocketAddr,
     pub(crate) in_flight: BytesInFlight,
 }
 

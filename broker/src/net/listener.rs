@@ -89,9 +89,11 @@ impl Acceptor {
             if stream.set_nodelay(true).is_err() {
                 continue;
             }
+            let Ok(local) = stream.local_addr() else { continue };
             self.metrics.connected();
             let open = Open { metrics: self.metrics.clone(), _permit: permit };
-            let peer = Peer { ip: address.ip(), in_flight: BytesInFlight::up_to(self.connection_bytes_in_flight_max) };
+            let in_flight = BytesInFlight::up_to(self.connection_bytes_in_flight_max);
+            let peer = Peer { ip: address.ip(), local, in_flight };
             return Connection { stream, peer, stall_max: self.stall_max, stalled: None, _open: open };
         }
     }

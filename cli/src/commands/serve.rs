@@ -2,6 +2,7 @@
 
 mod bounds;
 mod http;
+mod kafka;
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::ValueEnum;
-use millstream_broker::broker::quota::QuotaSettings;
 use millstream_broker::clock::SystemClock;
+use millstream_broker::kafka::KafkaSettings;
 use millstream_broker::store::{StoreError, StoreOptions};
 use millstream_broker::{Broker, BrokerSettings};
 use millstream_runtime::host::EngineSettings;
@@ -26,6 +27,7 @@ use tonic::service::RoutesBuilder;
 use tracing_subscriber::EnvFilter;
 
 use self::bounds::BoundsArgs;
+use self::kafka::KafkaArgs;
 use crate::amount;
 
 const EXAMPLES: &str = "\
@@ -49,10 +51,8 @@ pub(crate) struct Args {
     /// The address of the HTTP endpoints for health and metrics; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7071", value_parser = amount::address)]
     pub(crate) http: SocketAddr,
-    /// The address for clients that speak Kafka's protocol; port 0 selects a free port. Producing and fetching are served,
-    /// consumer groups and transactions are not yet [default: not served]
-    #[arg(long, value_name = "ADDRESS", value_parser = amount::address)]
-    pub(crate) kafka_address: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) kafka: KafkaArgs,
     /// Format of the log on stderr
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
@@ -119,12 +119,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     // use. Clients that connect already wait until the server is ready.
     let grpc = listen(args.grpc, "--grpc").await?;
     let http = listen(args.http, "--http").await?;
-    let kafka = match args.kafka_address {
-        Some(address) => Some(listen(address, "--kafka-address").await?),
-        None => None,
-    };
+    let mut kafka = Vec::new();
+    for (address, advertised) in args.kafka.listeners()? {
+        kafka.push((listen(address, "--kafka-address").await?, advertised));
+    }
+    let mut broker_settings = BrokerSettings { quotas, ..BrokerSettings::default() };
+    let kafka_settings = args.kafka.settings(&args.bounds.serve_settings(), &mut broker_settings)?;
     let mut registry = Registry::default();
-    let (broker, runtime) = open(&args, quotas, &mut registry).await?;
+    let (broker, runtime) = open(&args, broker_settings, &mut registry).await?;
     let module_bytes_max = EngineSettings::default().module_bytes_max;
 
     let mut routes = RoutesBuilder::default();
@@ -141,11 +143,15 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     allow_files(settings.connections_max);
     let grpc = tokio::spawn(millstream_broker::grpc::serve(routes, grpc, broker.clone(), settings, until_stopped()));
     let http = tokio::spawn(http::serve(http, state, until_stopped()));
-    let kafka_address = kafka.as_ref().map(TcpListener::local_addr).transpose()?;
-    let kafka = kafka.zip(kafka_address).map(|(listener, address)| {
-        let settings = args.bounds.kafka_settings(address);
+    let kafka_addresses: Vec<SocketAddr> =
+        kafka.iter().map(|(listener, _)| listener.local_addr()).collect::<Result<_, _>>()?;
+    let kafka = kafka.into_iter().map(|(listener, advertised)| {
+        let settings = KafkaSettings { advertised, ..kafka_settings.clone() };
         tokio::spawn(millstream_broker::kafka::serve(listener, broker.clone(), settings, until_stopped()))
     });
+    let kafka: Vec<_> = kafka.collect();
+    // Transactions that were open when the server stopped end in time, even if no client comes back.
+    broker.watch_transactions();
 
     // The signal handlers are installed before the line below, whose reader may stop the server at once.
     let stop_signal = stop_signal()?;
@@ -154,7 +160,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let version = env!("CARGO_PKG_VERSION");
     let mut out = io::stdout();
     // An error is ignored, because the server keeps running when the reader of its stdout is gone.
-    let kafka_of_line = kafka_address.map(|address| format!(", Kafka {address}")).unwrap_or_default();
+    let kafka_of_line: String = kafka_addresses.iter().map(|address| format!(", Kafka {address}")).collect();
     let _ =
         writeln!(out, "millstream {version} serves {data}: gRPC {grpc_address}, HTTP {http_address}{kafka_of_line}");
     tracing::info!(%grpc_address, %http_address, %data, started_ms = begun.elapsed().as_millis() as u64, "ready");
@@ -172,10 +178,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     broker.begin_stop();
     let kafka_ended = async {
-        match kafka {
-            Some(kafka) => kafka.await,
-            None => Ok(()),
+        for listener in kafka {
+            listener.await?;
         }
+        Ok::<_, tokio::task::JoinError>(())
     };
     let ended = async { (grpc.await, http.await, kafka_ended.await) };
     match tokio::time::timeout(Duration::from_secs(STOP_SECONDS_MAX), ended).await {
@@ -197,7 +203,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Opens the data directory and starts its pipelines.
-async fn open(args: &Args, quotas: QuotaSettings, registry: &mut Registry) -> anyhow::Result<(Broker, Runtime)> {
+async fn open(args: &Args, settings: BrokerSettings, registry: &mut Registry) -> anyhow::Result<(Broker, Runtime)> {
     let data = args.data.clone();
     let threads = args.worker_threads.map(NonZeroUsize::get);
     let (journal_bytes_max, offsets_retention_ms) = (args.journal_bytes_max, args.offsets_retention);
@@ -205,7 +211,7 @@ async fn open(args: &Args, quotas: QuotaSettings, registry: &mut Registry) -> an
     let mut own = std::mem::take(registry);
     let opened = tokio::task::spawn_blocking(move || {
         let clock = Arc::new(SystemClock);
-        let mut settings = BrokerSettings { quotas, disk_reserve_bytes, ..BrokerSettings::default() };
+        let mut settings = BrokerSettings { disk_reserve_bytes, ..settings };
         if let Some(bytes) = journal_bytes_max {
             settings.journal_bytes_max = bytes;
         }

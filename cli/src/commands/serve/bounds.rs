@@ -1,17 +1,12 @@
 //! Limits on what clients may use of the server: quotas, connections, bytes in flight, time.
 
-use std::net::SocketAddr;
 use std::num::NonZeroU64;
 
 use millstream_broker::broker::quota::{ClientId, QuotaSettings, Rates};
 use millstream_broker::grpc::ServeSettings;
-use millstream_broker::kafka::KafkaSettings;
 
 use crate::amount;
 use crate::exit::Usage;
-
-/// Maximum size of a request in Kafka's protocol, in bytes: four of the largest record batches.
-const KAFKA_REQUEST_BYTES_MAX: usize = 64 << 20;
 
 /// The limits, as given on the command line.
 #[derive(Debug, clap::Args)]
@@ -74,27 +69,6 @@ impl BoundsArgs {
             ),
             call_deadline_ms: self.call_deadline_ms.map_or(default.call_deadline_ms, NonZeroU64::get),
             ..default
-        }
-    }
-
-    /// Returns the settings of the listener for Kafka's protocol, which is at `address`.
-    pub(super) fn kafka_settings(&self, address: SocketAddr) -> KafkaSettings {
-        let ServeSettings {
-            connections_max,
-            connection_bytes_in_flight_max,
-            keepalive_interval_ms,
-            keepalive_timeout_ms,
-            ..
-        } = self.serve_settings();
-        KafkaSettings {
-            advertised_host: address.ip().to_string(),
-            advertised_port: address.port(),
-            connections_max,
-            connection_bytes_in_flight_max,
-            request_bytes_max: KAFKA_REQUEST_BYTES_MAX,
-            stall_max_ms: keepalive_interval_ms.saturating_add(keepalive_timeout_ms),
-            auto_create_topics: true,
-            partitions_default: 1,
         }
     }
 }
