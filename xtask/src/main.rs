@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod fuzz;
+mod interop;
 mod process;
 mod simulate;
 mod soak;
@@ -58,6 +59,14 @@ enum Chore {
         /// Name of a target, which is a file in sdk/record/fuzz/fuzz_targets
         only: Option<String>,
     },
+    /// Run clients of Kafka against a server, and print what works: needs python3 and node
+    Interop {
+        /// Run only the clients that every change must pass
+        #[arg(long)]
+        core: bool,
+        /// Part of the names of the clients to run
+        filter: Option<String>,
+    },
     /// Build the modules under guests/ into target/guests
     Guests,
 }
@@ -71,6 +80,7 @@ fn main() -> Result<()> {
         Chore::Bench(args) => bench::run(&root, &args),
         Chore::Simulate { arguments } => simulate::run(&root, &arguments),
         Chore::Fuzz { seconds, seed, only } => fuzz::run(&root, seconds, only.as_deref(), seed),
+        Chore::Interop { core, filter } => interop::run(&root, core, filter.as_deref()),
         Chore::Soak { minutes, seed } => soak::run(&root, minutes, seed),
     }
 }
