@@ -267,7 +267,7 @@ pub fn journal_bytes(broker: &Broker, of: impl Fn(&Topic) -> bool) -> u64 {
 pub async fn read_from(broker: &Broker, partition: &Arc<Partition>, from: Offset) -> Vec<Record> {
     let mut found = Vec::new();
     let mut from = from;
-    while from < partition.end() {
+    while from < partition.stable_end() {
         let range = ReadRange { from, until: None, bytes_max: 30_000, one_at_least: true };
         let slice = broker.read(partition, range).await.expect("the partition can be read");
         for batch in slice.runs.into_iter().flat_map(split_batches) {

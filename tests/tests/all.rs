@@ -31,3 +31,4 @@ mod soak;
 mod state;
 mod threads;
 mod topics;
+mod transactions;

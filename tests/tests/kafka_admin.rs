@@ -293,7 +293,7 @@ fn topic_settings_map_to_kafkas_both_ways() {
         ("cleanup.policy", SET, "shred"),
         ("compression.type", SET, "gzip"),
         ("min.insync.replicas", SET, "2"),
-        ("max.message.bytes", SET, "1"),
+        ("max.message.bytes", SET, "99999999"),
         ("preallocate", SET, "maybe"),
     ] {
         assert_eq!(alter(&mut client, "t", setting, operation, value), invalid, "{setting} {value}");

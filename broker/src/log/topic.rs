@@ -19,6 +19,9 @@ pub const PARTITIONS_MAX: u32 = 10_000;
 /// log overhead.
 pub const BATCH_BYTES_MAX_DEFAULT: usize = 1_048_588;
 
+/// Minimum value of the setting `batch_bytes_max` but for Kafka's clients. Hardly any record fits into less.
+pub const BATCH_BYTES_MAX_MIN: usize = 1024;
+
 /// Maximum value of the setting `batch_bytes_max`. A batch must fit into a gRPC message with room to spare.
 pub const BATCH_BYTES_MAX_LIMIT: usize = 16 << 20;
 
@@ -118,7 +121,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl TopicSettings {
-    /// Checks that no settings contradict each other.
+    /// Checks that no settings contradict each other or promise what can hardly be meant. Kafka's clients may set them all
+    /// the same, as in Kafka.
     ///
     /// # Errors
     /// [`BrokerError::InvalidArgument`] with the setting, its value and the allowed values.
@@ -128,6 +132,14 @@ impl TopicSettings {
         };
         let keeps_all =
             "cleanup is \"compact\", which keeps old records: use cleanup \"compact,delete\", or omit this setting";
+        if let Some(ms) = self.retention_ms.filter(|ms| self.cleanup.deletes() && *ms < RETENTION_MS_MIN) {
+            let allowed = format!("use {RETENTION_MS_MIN} or more: retention runs once a second");
+            return refuse("retention_ms", ms, &allowed);
+        }
+        if let Some(bytes) = self.batch_bytes_max.filter(|bytes| *bytes < BATCH_BYTES_MAX_MIN) {
+            let allowed = format!("use {BATCH_BYTES_MAX_MIN} to {BATCH_BYTES_MAX_LIMIT}");
+            return refuse("batch_bytes_max", bytes as u64, &allowed);
+        }
         match (self.retention_ms, self.retention_bytes, self.delete_retention_ms) {
             (Some(ms), ..) if !self.cleanup.deletes() => refuse("retention_ms", ms, keeps_all),
             (_, Some(bytes), _) if !self.cleanup.deletes() => refuse("retention_bytes", bytes, keeps_all),
@@ -150,10 +162,6 @@ impl TopicSettings {
         let refuse = |what: &'static str, value: u64, allowed: String| {
             Err(BrokerError::InvalidArgument { what, value: value.to_string(), allowed })
         };
-        if let Some(ms) = self.retention_ms.filter(|ms| *ms < RETENTION_MS_MIN) {
-            let allowed = format!("use {RETENTION_MS_MIN} or more: retention runs once a second");
-            return refuse("retention_ms", ms, allowed);
-        }
         if let Some(bytes) = self.retention_bytes.filter(|bytes| *bytes < retention_bytes_min) {
             let allowed = format!(
                 "use {retention_bytes_min} or more: the journal may keep that much of a partition \
@@ -162,10 +170,10 @@ impl TopicSettings {
             return refuse("retention_bytes", bytes, allowed);
         }
         if let Some(bytes) = self.batch_bytes_max
-            // Hardly any record fits into less than a kilobyte.
-            && !(1024..=BATCH_BYTES_MAX_LIMIT).contains(&bytes)
+            && bytes > BATCH_BYTES_MAX_LIMIT
         {
-            return refuse("batch_bytes_max", bytes as u64, format!("use 1024 to {BATCH_BYTES_MAX_LIMIT}"));
+            let allowed = format!("use {BATCH_BYTES_MAX_MIN} to {BATCH_BYTES_MAX_LIMIT}");
+            return refuse("batch_bytes_max", bytes as u64, allowed);
         }
         Ok(())
     }

@@ -49,10 +49,10 @@ async def codecs(address):
 async def nulls_headers(address):
     topic = unique("t")
     async with AIOKafkaProducer(bootstrap_servers=address) as to:
-        await to.send_and_wait(topic, value=None, key=None, headers=[("a", b"1"), ("b", b"")])
+        await to.send_and_wait(topic, value=None, key=b"k", headers=[("a", b"1"), ("b", b"")])
     async with consumer(address, unique("g"), topic) as reader:
         (record,) = await read(reader, 1)
-        same((record.key, record.value, list(record.headers)), (None, None, [("a", b"1"), ("b", b"")]))
+        same((record.key, record.value, list(record.headers)), (b"k", None, [("a", b"1"), ("b", b"")]))
 
 
 async def commit_resume(address):

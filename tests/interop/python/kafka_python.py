@@ -56,12 +56,12 @@ def codecs(address):
 def nulls_headers(address):
     topic = unique("t")
     to = KafkaProducer(bootstrap_servers=address)
-    to.send(topic, key=None, value=None, headers=[("a", b"1"), ("b", b"")]).get(60)
+    to.send(topic, key=b"", value=None, headers=[("a", b"1"), ("b", b"")]).get(60)
     to.send(topic, key=b"k", value=b"v", timestamp_ms=1234567890123).get(60)
     to.close()
     reader = consumer(address, unique("g"), topic)
     first, second = read(reader, 2)
-    same((first.key, first.value, [tuple(header) for header in first.headers]), (None, None, [("a", b"1"), ("b", b"")]))
+    same((first.key, first.value, [tuple(header) for header in first.headers]), (b"", None, [("a", b"1"), ("b", b"")]))
     same((second.key, second.timestamp), (b"k", 1234567890123))
     reader.close()
 
