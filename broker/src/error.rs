@@ -356,6 +356,18 @@ pub enum BrokerError {
         /// The highest.
         max_ms: u64,
     },
+    /// A setting of a group that is unknown, or has a value that is not allowed.
+    #[error("group {group}: {name}={value}: {reason}")]
+    InvalidGroupSetting {
+        /// The group.
+        group: GroupId,
+        /// The setting.
+        name: String,
+        /// The value as sent.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A commit with too much metadata.
     #[error("group {group}: the metadata of an offset has {bytes} bytes, and {bytes_max} are allowed")]
     MetadataTooLarge {

@@ -387,6 +387,36 @@ fn a_topic_may_give_records_the_time_of_their_arrival() {
 }
 
 #[test]
+fn groups_have_settings_of_their_own() {
+    use incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+    const GROUP: i8 = 32;
+    let (mut server, _data) = started();
+    let mut client = Client::of(&server);
+    let set = |client: &mut Client, name: &str, value: &str| {
+        let config = AlterableConfig::default().with_name(text(name)).with_value(Some(text(value)));
+        let resource = AlterConfigsResource::default()
+            .with_resource_type(GROUP)
+            .with_resource_name(text("g"))
+            .with_configs(vec![config]);
+        let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
+        client.call(1, &request).responses[0].error_code
+    };
+    assert_eq!(set(&mut client, "consumer.heartbeat.interval.ms", "700"), 0);
+    let invalid = ResponseError::InvalidConfig.code();
+    assert_eq!(set(&mut client, "consumer.heartbeat.interval.ms", "often"), invalid);
+    assert_eq!(set(&mut client, "nonsense", "1"), invalid);
+    server.kill();
+    server.restart();
+    let mut client = Client::of(&server);
+    let found = configs(&mut client, GROUP, "g");
+    assert_eq!(found["consumer.heartbeat.interval.ms"], ("700".to_owned(), 8));
+    assert_eq!(found["consumer.session.timeout.ms"], ("45000".to_owned(), 5));
+    create(&mut client, "t");
+    let joined = client.call(1, &crate::kafka_groups::heartbeat_request("g", text("m"), 0));
+    assert_eq!(joined.heartbeat_interval_ms, 700);
+}
+
+#[test]
 fn the_cluster_keeps_its_id() {
     let (mut server, _data) = started();
     let id = |server: &Server| Client::of(server).call(1, &DescribeClusterRequest::default()).cluster_id;

@@ -227,7 +227,7 @@ fn committed(client: &mut Client, group: &str) -> i64 {
 }
 
 /// A heartbeat of a member that reads topic `t`.
-fn heartbeat_request(group: &str, member: StrBytes, epoch: i32) -> ConsumerGroupHeartbeatRequest {
+pub(crate) fn heartbeat_request(group: &str, member: StrBytes, epoch: i32) -> ConsumerGroupHeartbeatRequest {
     ConsumerGroupHeartbeatRequest::default()
         .with_group_id(group_id(group))
         .with_member_id(member)

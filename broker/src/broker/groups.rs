@@ -8,16 +8,20 @@ use regex_lite::Regex;
 use tokio::sync::mpsc;
 
 use super::Broker;
+use super::operation::to_its_end;
 use crate::error::{BrokerError, MemberError};
 use crate::groups::classic::Claim;
 use crate::groups::members::{Circumstances, KnownTopics, MemberEvent, NewMember};
+use crate::groups::settings;
 use crate::groups::{CommittedOffset, Group, GroupKind, MemberId, StoredOffset};
+use crate::log::catalog_entries::{GROUP_SETTINGS_PREFIX, to_json};
 use crate::log::commit::{Commit, Fence, OffsetChange};
 use crate::log::partition::Partition;
 use crate::log::queue::Receipt;
 use crate::log::topic::Topic;
 use crate::log::topics::Topics;
 use crate::name::{GroupId, TopicName, TopicPartition};
+use crate::store::CatalogChange;
 use crate::store::place::{Offset, TopicId};
 
 /// The position of a group in a partition.
@@ -242,6 +246,42 @@ impl Broker {
         }
         let fence = Some(unused(&group)?);
         self.commit(Commit { drop_groups: vec![group], fence, ..Commit::default() }).await?.await.map(drop)
+    }
+
+    /// Changes settings of a group, which need not exist: a value of `None` stands for the default.
+    ///
+    /// # Errors
+    /// [`BrokerError::InvalidGroupSetting`], [`BrokerError::Storage`].
+    pub async fn change_group_settings(
+        &self,
+        id: &GroupId,
+        changes: &[(String, Option<String>)],
+        only_check: bool,
+    ) -> Result<(), BrokerError> {
+        for (name, value) in changes {
+            settings::check(id, name, value.as_deref().unwrap_or("1"))?;
+        }
+        if only_check {
+            return Ok(());
+        }
+        let (broker, id, changes) = (self.clone(), id.clone(), changes.to_vec());
+        to_its_end(async move {
+            let _changing = broker.0.changing_groups.lock().await;
+            let mut all = broker.0.groups.settings(id.as_str());
+            for (name, value) in changes {
+                match value {
+                    Some(value) => drop(all.insert(name, value)),
+                    None => drop(all.remove(&name)),
+                }
+            }
+            let key = format!("{GROUP_SETTINGS_PREFIX}{}", id.as_str());
+            let entry =
+                if all.is_empty() { CatalogChange::remove(key) } else { CatalogChange::put(key, to_json(&all)) };
+            broker.commit(Commit { catalog: vec![entry], ..Commit::default() }).await?.await?;
+            broker.0.groups.set_settings(&id, all);
+            Ok(())
+        })
+        .await
     }
 
     /// Removes committed offsets of a group. The group must not read the topics, which the caller checks.

@@ -38,7 +38,9 @@ use self::transactions::{TransactionSettings, Transactions};
 use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::groups::Groups;
-use crate::log::catalog_entries::{CLUSTER_ID, NEXT_PRODUCER_ID, catalog_number, load_producer_epochs, load_topics};
+use crate::log::catalog_entries::{
+    CLUSTER_ID, NEXT_PRODUCER_ID, catalog_number, load_group_settings, load_producer_epochs, load_topics,
+};
 use crate::log::cleaner::{Cleaner, CleanerOptions};
 use crate::log::commit::Commit;
 use crate::log::committer::Committer;
@@ -149,6 +151,8 @@ struct Inner {
     cluster_id: tokio::sync::OnceCell<Uuid>,
     groups: Arc<Groups>,
     transactions: Transactions,
+    /// Held while settings of groups change.
+    changing_groups: tokio::sync::Mutex<()>,
     domain: Arc<Domain>,
     state: Arc<StateIndex>,
     readers: Readers,
@@ -209,6 +213,7 @@ impl Broker {
             offsets_retention_ms: settings.offsets_retention_ms,
         };
         let journal = restoring.run(extents, &sealer_handle)?;
+        load_group_settings(&store, &groups)?;
         let idle = IdleClock::new(clock.clone());
         let producer_ids = ProducerIds::new(catalog_number(&store, NEXT_PRODUCER_ID)?.unwrap_or(0));
         let transactions = Transactions::load(&store, &topics, &groups, now_ms)?;
@@ -251,6 +256,7 @@ impl Broker {
             cluster_id: tokio::sync::OnceCell::new(),
             groups,
             transactions,
+            changing_groups: tokio::sync::Mutex::default(),
             domain,
             state,
             readers,

@@ -11,7 +11,9 @@ mod member_id;
 pub mod members;
 mod membership;
 mod offsets;
+pub mod settings;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -21,6 +23,7 @@ pub use member_id::MemberId;
 pub use membership::{MemberDescription, Membership, MembershipState};
 pub use offsets::{CommittedOffset, METADATA_BYTES_MAX, StoredOffset};
 
+use self::settings::GroupSettings;
 use crate::error::BrokerError;
 use crate::hash::HashMap;
 use crate::name::GroupId;
@@ -29,6 +32,7 @@ use crate::name::GroupId;
 #[derive(Debug, Default)]
 pub struct Groups {
     groups: RwLock<HashMap<GroupId, Arc<Group>>>,
+    settings: RwLock<BTreeMap<GroupId, GroupSettings>>,
 }
 
 impl Groups {
@@ -52,6 +56,30 @@ impl Groups {
     pub fn get(&self, id: &str) -> Result<Arc<Group>, BrokerError> {
         let groups = self.groups.read();
         groups.get(id).cloned().ok_or_else(|| BrokerError::UnknownGroup { group: id.to_owned() })
+    }
+
+    /// Returns the settings that were made for a group. A group that does not exist may have some.
+    pub fn settings(&self, id: &str) -> GroupSettings {
+        self.settings.read().get(id).cloned().unwrap_or_default()
+    }
+
+    /// Returns a setting of a group that is a number of ms.
+    pub fn setting_ms(&self, id: &str, name: &str) -> Option<u64> {
+        self.settings.read().get(id)?.get(name)?.parse().ok()
+    }
+
+    pub(crate) fn set_settings(&self, id: &GroupId, settings: GroupSettings) {
+        let mut all = self.settings.write();
+        if settings.is_empty() {
+            all.remove(id);
+        } else {
+            all.insert(id.clone(), settings);
+        }
+    }
+
+    /// Returns the groups that have settings.
+    pub fn with_settings(&self) -> Vec<GroupId> {
+        self.settings.read().keys().cloned().collect()
     }
 
     /// Returns all groups, sorted by ID.

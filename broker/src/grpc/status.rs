@@ -56,6 +56,7 @@ fn codes(error: &BrokerError) -> (v1::ErrorCode, Code) {
         BrokerError::InvalidArgument { .. }
         | BrokerError::InvalidSessionTimeout { .. }
         | BrokerError::MetadataTooLarge { .. }
+        | BrokerError::InvalidGroupSetting { .. }
         | BrokerError::Protocol(_) => (E::InvalidRequest, Code::InvalidArgument),
         BrokerError::UnknownTopic { .. } => (E::UnknownTopic, Code::NotFound),
         BrokerError::UnknownTopicId { .. } => (E::UnknownTopicId, Code::NotFound),

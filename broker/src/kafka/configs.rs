@@ -6,6 +6,7 @@
 use kafka_protocol::ResponseError;
 
 use super::Call;
+use crate::groups::settings;
 use crate::log::topic::{
     BATCH_BYTES_MAX_DEFAULT, Change, Cleanup, DELETE_RETENTION_MS_DEFAULT, TIMESTAMP_AFTER_MAX_MS_DEFAULT, Timestamp,
     TopicAlteration, TopicSettings,
@@ -22,6 +23,7 @@ pub(super) const GROUP: i8 = 32;
 pub(super) const FROM_TOPIC: i8 = 1;
 pub(super) const FROM_BROKER: i8 = 4;
 pub(super) const FROM_DEFAULT: i8 = 5;
+pub(super) const FROM_GROUP: i8 = 8;
 
 /// The type of a setting's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,6 +334,24 @@ fn check_kind(setting: &Setting, value: &str) -> Result<(), Refused> {
         _ => "a number",
     };
     Err(invalid(format!("{}: {value:?} is not allowed; use {kind}", setting.name)))
+}
+
+/// Returns the settings of a group.
+pub(super) fn of_group(call: &Call, group: &str) -> Vec<Config> {
+    let made = call.broker().groups().settings(group);
+    let bounds = &call.broker().settings().groups;
+    let config = |(name, default): (&'static str, &'static str)| {
+        let value = made.get(name).cloned();
+        let source = if value.is_some() { FROM_GROUP } else { FROM_DEFAULT };
+        let value = value.unwrap_or_else(|| match name {
+            settings::SESSION_TIMEOUT_MS => bounds.consumer_session_timeout_ms.to_string(),
+            settings::HEARTBEAT_INTERVAL_MS => bounds.consumer_heartbeat_interval_ms.to_string(),
+            _ => default.to_owned(),
+        });
+        let kind = if value.parse::<i32>().is_ok() { Kind::Int } else { Kind::String };
+        Config { name, value, kind, source, default }
+    };
+    settings::KNOWN.into_iter().map(config).collect()
 }
 
 /// Returns the broker's settings, which cannot be changed over Kafka's protocol.

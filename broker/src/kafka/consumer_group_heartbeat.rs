@@ -15,6 +15,7 @@ use super::{Call, error_code, text};
 use crate::error::BrokerError;
 use crate::groups::assign::Assignor;
 use crate::groups::heartbeats::{Beat, Heartbeat};
+use crate::groups::settings;
 use crate::name::{GroupId, TopicName, TopicPartition};
 
 /// The epochs of a member that leaves, and of a static member that leaves in order to return.
@@ -34,7 +35,7 @@ pub(super) async fn answer(call: &Call, request: ConsumerGroupHeartbeatRequest) 
     match heartbeat(call, &member, &request) {
         Ok(Some(beat)) => answer
             .with_member_epoch(i32::try_from(beat.epoch).unwrap_or(i32::MAX))
-            .with_heartbeat_interval_ms(call.broker().settings().groups.consumer_heartbeat_interval_ms as i32)
+            .with_heartbeat_interval_ms(heartbeat_interval_ms(call, &request.group_id))
             .with_assignment(beat.assignment.map(|partitions| to_assignment(call, &partitions))),
         Ok(None) => answer.with_member_epoch(request.member_epoch),
         Err((code, reason)) => {
@@ -88,6 +89,8 @@ fn heartbeat(call: &Call, member: &StrBytes, request: &ConsumerGroupHeartbeatReq
             (ResponseError::UnsupportedAssignor.code(), format!("there is no assignor {name:?}; use one of {known}"))
         })?),
     };
+    let own = call.broker().groups().setting_ms(group.as_str(), settings::SESSION_TIMEOUT_MS);
+    let session_timeout_ms = own.unwrap_or(call.broker().settings().groups.consumer_session_timeout_ms);
     let names = request.subscribed_topic_names.as_ref();
     let topics = names.map(|names| names.iter().filter_map(|name| TopicName::new(name).ok()).collect());
     let timeout = |ms: i32| u64::try_from(ms).ok().map(Duration::from_millis);
@@ -102,9 +105,15 @@ fn heartbeat(call: &Call, member: &StrBytes, request: &ConsumerGroupHeartbeatReq
         rebalance_timeout: timeout(request.rebalance_timeout_ms),
         assignor,
         owned: owned(call, request),
-        session_timeout: Duration::from_millis(call.broker().settings().groups.consumer_session_timeout_ms),
+        session_timeout: Duration::from_millis(session_timeout_ms),
     };
     call.broker().heartbeat(&group, &heartbeat).map(Some).map_err(|error| refused(&error))
+}
+
+fn heartbeat_interval_ms(call: &Call, group: &str) -> i32 {
+    let own = call.broker().groups().setting_ms(group, settings::HEARTBEAT_INTERVAL_MS);
+    let ms = own.unwrap_or(call.broker().settings().groups.consumer_heartbeat_interval_ms);
+    i32::try_from(ms).unwrap_or(i32::MAX)
 }
 
 /// Reads a pattern, which names of topics must match as a whole. An empty one ends a subscription by pattern.

@@ -51,7 +51,8 @@ fn describe(call: &Call, resource: &DescribeConfigsResource) -> Result<Vec<Confi
             Err((ResponseError::InvalidRequest.code(), reason))
         }
         // These have no settings here.
-        configs::BROKER_LOGGER | configs::CLIENT_METRICS | configs::GROUP => Ok(Vec::new()),
+        configs::BROKER_LOGGER | configs::CLIENT_METRICS => Ok(Vec::new()),
+        configs::GROUP => Ok(configs::of_group(call, &resource.resource_name)),
         other => Err((ResponseError::InvalidRequest.code(), format!("resources of type {other} have no settings"))),
     }
 }

@@ -50,6 +50,7 @@ fn response_error(error: &BrokerError) -> ResponseError {
         BrokerError::OtherMembers { .. } => Kafka::InconsistentGroupProtocol,
         BrokerError::Member { source, .. } => member(source),
         BrokerError::InvalidSessionTimeout { .. } => Kafka::InvalidSessionTimeout,
+        BrokerError::InvalidGroupSetting { .. } => Kafka::InvalidConfig,
         BrokerError::MetadataTooLarge { .. } => Kafka::OffsetMetadataTooLarge,
         BrokerError::GroupInUse { .. } => Kafka::NonEmptyGroup,
         BrokerError::StaleGeneration { .. } => Kafka::IllegalGeneration,

@@ -9,6 +9,7 @@ use super::configs::{self, Operation, Refused};
 use super::create_topics::refused;
 use super::{Call, text};
 use crate::log::topic::{TopicAlteration, TopicSettings};
+use crate::name::GroupId;
 
 pub(super) async fn answer(call: &Call, request: IncrementalAlterConfigsRequest) -> IncrementalAlterConfigsResponse {
     let mut responses = Vec::with_capacity(request.resources.len());
@@ -34,6 +35,19 @@ async fn change(call: &Call, resource: &AlterConfigsResource, validate_only: boo
         }
         changes.push((&*config.name, Operation::from_wire(config.config_operation)?, config.value.as_deref()));
     }
+    if resource.resource_type == configs::GROUP {
+        let set = |(name, operation, value): (&str, Operation, Option<&str>)| match operation {
+            Operation::Set => Ok((name.to_owned(), value.map(str::to_owned))),
+            Operation::Delete => Ok((name.to_owned(), None)),
+            Operation::Append | Operation::Subtract => {
+                Err((ResponseError::InvalidConfig.code(), format!("{name} is not a list")))
+            }
+        };
+        let changes: Vec<_> = changes.into_iter().map(set).collect::<Result<_, Refused>>()?;
+        let group = GroupId::new(&resource.resource_name).map_err(|error| refused(&error.into()))?;
+        let changed = call.broker().change_group_settings(&group, &changes, validate_only).await;
+        return changed.map_err(|error| refused(&error));
+    }
     alter(call, resource.resource_type, &resource.resource_name, validate_only, |before| {
         configs::alteration(changes.into_iter(), before)
     })
@@ -53,7 +67,9 @@ pub(super) async fn alter(
             configs::BROKER => {
                 "the broker's settings are changed on its command line, not over Kafka's protocol".to_owned()
             }
-            other => format!("resources of type {other} have no settings here; those of topics (2) can be changed"),
+            other => format!(
+                "resources of type {other} have no settings here; those of topics (2) and groups (32) can be changed"
+            ),
         };
         return Err((ResponseError::InvalidRequest.code(), reason));
     }

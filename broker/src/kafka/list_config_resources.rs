@@ -20,6 +20,10 @@ pub(super) async fn answer(call: &Call, request: ListConfigResourcesRequest) -> 
         let topics = call.broker().topics().into_iter();
         resources.extend(topics.map(|topic| resource(configs::TOPIC, topic.name().as_str().to_owned())));
     }
+    if is_wanted(configs::GROUP) {
+        let groups = call.broker().groups().with_settings().into_iter();
+        resources.extend(groups.map(|group| resource(configs::GROUP, group.as_str().to_owned())));
+    }
     for kind in [configs::BROKER, configs::BROKER_LOGGER] {
         if is_wanted(kind) {
             resources.push(resource(kind, NODE_ID.to_string()));

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::groups::Groups;
 use crate::log::topic::{Topic, TopicMeta};
 use crate::log::topics::Topics;
-use crate::name::{ProducerId, TopicName};
+use crate::name::{GroupId, ProducerId, TopicName};
 use crate::store::{Store, StoreError};
 
 pub(crate) const TOPIC_PREFIX: &str = "topic/";
@@ -16,6 +17,18 @@ pub(crate) const NEXT_TOPIC_ID: &str = "next-topic-id";
 
 /// Key of the first producer id that no process has reserved yet.
 pub(crate) const NEXT_PRODUCER_ID: &str = "next-producer-id";
+
+/// Prefix of the settings of groups.
+pub(crate) const GROUP_SETTINGS_PREFIX: &str = "group-settings/";
+
+pub(crate) fn load_group_settings(store: &Store, groups: &Groups) -> Result<(), StoreError> {
+    for (key, value) in store.catalog_scan(GROUP_SETTINGS_PREFIX)? {
+        let corrupt = |reason: String| StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason };
+        let id = GroupId::new(&key[GROUP_SETTINGS_PREFIX.len()..]).map_err(|error| corrupt(error.to_string()))?;
+        groups.set_settings(&id, serde_json::from_slice(&value).map_err(|error| corrupt(error.to_string()))?);
+    }
+    Ok(())
+}
 
 /// Key of the UUID of the data directory, which is the id of the cluster for Kafka's clients.
 pub(crate) const CLUSTER_ID: &str = "cluster-id";

@@ -1,4 +1,6 @@
-// @platformatic/kafka.
+// @platformatic/kafka. It needs Node 22.
+
+if (!Promise.withResolvers) process.exit(77)
 
 const { Admin, Producer, Consumer, stringSerializers, stringDeserializers } = require('@platformatic/kafka')
 const { assert, unique, run } = require('./scenarios')
