@@ -15,6 +15,8 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Request, StrBytes};
 use millstream_record::{BatchBuilder, Compression, Limits, split_batches};
 use millstream_tests::server::Server;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
 use crate::kafka_client::Client;
@@ -311,4 +313,59 @@ fn what_is_no_request_ends_its_connection_alone() {
     let metrics = server.metrics();
     let refused = format!("millstream_kafka_requests_refused_total {}", frames.len() + 4);
     assert!(metrics.contains(&refused), "{metrics}");
+}
+
+/// Bytes as a request might hold them: small numbers, lengths that are wrong, names that exist, and noise.
+fn noise(random: &mut StdRng) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..random.random_range(0..24) {
+        match random.random_range(0..7) {
+            0 => bytes.extend_from_slice(&[0, 0, 0, random.random_range(0..4)]),
+            1 => bytes.extend_from_slice(&random.random::<[u8; 4]>()),
+            2 => bytes.extend_from_slice(&[0, 1, b't']),
+            3 => bytes.extend_from_slice(&[2, b't', random.random_range(0..3)]),
+            4 => bytes.extend_from_slice(&[0x7f, 0xff, 0xff, 0xff]),
+            5 => bytes.extend_from_slice(&[0xff; 4]),
+            _ => bytes.extend_from_slice(&[0; 8]),
+        }
+    }
+    bytes
+}
+
+#[test]
+fn noise_in_every_version_of_every_api_harms_nobody() {
+    let (server, _data) = started();
+    let mut other = Client::of(&server);
+    // Noise may be a request that deletes topic `t`.
+    create(&mut other, "kept");
+    other.call(9, &produce_request("kept", 0, batch(7, "kept")));
+    let advertised = other.call(3, &versions_request(3)).api_keys;
+    let mut random = StdRng::seed_from_u64(17);
+    for api in &advertised {
+        for version in api.min_version..=api.max_version {
+            for _ in 0..15 {
+                let mut client = Client::of(&server);
+                // The connection may be closed after the first of them.
+                for correlation_id in 0..3 {
+                    let mut frame = BytesMut::new();
+                    frame.put_i16(api.api_key);
+                    frame.put_i16(version);
+                    frame.put_i32(correlation_id);
+                    frame.put_slice(&[0, 1, b'c']);
+                    frame.put_slice(&noise(&mut random));
+                    if !client.try_send_frame(&frame) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    // Everybody else is served, nothing was lost, and no memory is kept.
+    assert_eq!(other.call(3, &versions_request(3)).error_code, 0);
+    let fetched: FetchResponse = other.call(12, &fetch_request("kept", 0));
+    assert_eq!(values(fetched.responses[0].partitions[0].records.clone().unwrap()), ["kept"]);
+    let resident = server.resident_bytes();
+    assert!(resident < 300 << 20, "{resident} bytes");
+    let metrics = server.metrics();
+    assert!(metrics.contains("millstream_kafka_requests_refused_total"), "{metrics}");
 }

@@ -43,6 +43,14 @@ impl Client {
         self.send_bytes(&bytes);
     }
 
+    /// Sends a frame, with its length before it. Returns whether the connection took it.
+    pub(crate) fn try_send_frame(&mut self, frame: &[u8]) -> bool {
+        let mut bytes = BytesMut::new();
+        bytes.put_i32(frame.len() as i32);
+        bytes.put_slice(frame);
+        self.0.write_all(&bytes).is_ok()
+    }
+
     /// Sends bytes as they are.
     pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).unwrap();
