@@ -291,7 +291,7 @@ fn topic_settings_map_to_kafkas_both_ways() {
         ("retention.ms", SET, "-5"),
         ("retention.ms", APPEND, "1"),
         ("cleanup.policy", SET, "shred"),
-        ("compression.type", SET, "gzip"),
+        ("compression.type", SET, "brotli"),
         ("min.insync.replicas", SET, "2"),
         ("max.message.bytes", SET, "99999999"),
         ("preallocate", SET, "maybe"),
@@ -414,6 +414,33 @@ fn groups_have_settings_of_their_own() {
     create(&mut client, "t");
     let joined = client.call(1, &crate::kafka_groups::heartbeat_request("g", text("m"), 0));
     assert_eq!(joined.heartbeat_interval_ms, 700);
+}
+
+#[test]
+fn a_topic_may_have_a_codec_of_its_own() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    create_topic(&mut client, new_topic("t", 1, &[("compression.type", "zstd")]));
+    client.call(9, &produce_request("t", 0, batch(7, "v")));
+    let fetched = client.call(12, &fetch_request("t", 0)).responses.remove(0).partitions.remove(0).records.unwrap();
+    let stored = millstream_record::RecordBatch::from_log(fetched.clone()).unwrap();
+    assert_eq!((stored.compression(), values(fetched)), (millstream_record::Compression::Zstd, vec!["v".to_owned()]));
+    assert_eq!(configs(&mut client, TOPIC, "t")["compression.type"], ("zstd".to_owned(), 1));
+}
+
+#[test]
+fn records_without_a_key_are_named_where_a_topic_needs_keys() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    create_topic(&mut client, new_topic("t", 1, &[("cleanup.policy", "compact")]));
+    let mut builder = millstream_record::BatchBuilder::new(millstream_record::Compression::None);
+    for key in [None, Some(&b"k"[..]), None] {
+        builder.push(7, key, Some(b"v"), []);
+    }
+    let records = builder.finish().unwrap().into_bytes();
+    let refused = client.call(9, &produce_request("t", 0, records)).responses.remove(0).partition_responses.remove(0);
+    let indexes: Vec<_> = refused.record_errors.iter().map(|error| error.batch_index).collect();
+    assert_eq!((refused.error_code, indexes), (ResponseError::InvalidRecord.code(), vec![0, 2]));
 }
 
 #[test]

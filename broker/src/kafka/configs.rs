@@ -9,7 +9,7 @@ use super::Call;
 use crate::groups::settings;
 use crate::log::topic::{
     BATCH_BYTES_MAX_DEFAULT, Change, Cleanup, DELETE_RETENTION_MS_DEFAULT, TIMESTAMP_AFTER_MAX_MS_DEFAULT, Timestamp,
-    TopicAlteration, TopicSettings,
+    TopicAlteration, TopicCompression, TopicSettings,
 };
 
 /// A kind of resource that has settings.
@@ -66,6 +66,9 @@ const RETENTION_MS: &str = "retention.ms";
 const RETENTION_BYTES: &str = "retention.bytes";
 const DELETE_RETENTION_MS: &str = "delete.retention.ms";
 const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
+const COMPRESSION_TYPE: &str = "compression.type";
+/// The codec of a topic whose batches stay as they came.
+const PRODUCER: &str = "producer";
 const TIMESTAMP_TYPE: &str = "message.timestamp.type";
 const TIMESTAMP_BEFORE_MAX_MS: &str = "message.timestamp.before.max.ms";
 const TIMESTAMP_AFTER_MAX_MS: &str = "message.timestamp.after.max.ms";
@@ -83,7 +86,7 @@ const SETTINGS: [Setting; 33] = [
     setting(TIMESTAMP_TYPE, Kind::String, "CreateTime", Effect::Mapped),
     setting(TIMESTAMP_BEFORE_MAX_MS, Kind::Long, LONG_MAX, Effect::Mapped),
     setting(TIMESTAMP_AFTER_MAX_MS, Kind::Long, "3600000", Effect::Mapped),
-    setting("compression.type", Kind::String, "producer", Effect::Fixed),
+    setting(COMPRESSION_TYPE, Kind::String, PRODUCER, Effect::Mapped),
     setting("min.insync.replicas", Kind::Int, "1", Effect::Fixed),
     setting("min.compaction.lag.ms", Kind::Long, "0", Effect::Fixed),
     setting("remote.storage.enable", Kind::Boolean, "false", Effect::Fixed),
@@ -171,6 +174,10 @@ fn value_of(settings: &TopicSettings, name: &str) -> Option<String> {
     }
     match name {
         CLEANUP_POLICY => Some(settings.cleanup.name()).filter(|name| *name != "delete").map(str::to_owned),
+        COMPRESSION_TYPE => settings.compression.and_then(|compression| {
+            let known = TopicCompression::ALL.into_iter().find(|(known, _)| *known == compression);
+            known.map(|(_, name)| name.to_owned())
+        }),
         RETENTION_MS => number(settings.retention_ms),
         RETENTION_BYTES => number(settings.retention_bytes),
         DELETE_RETENTION_MS => number(settings.delete_retention_ms),
@@ -268,6 +275,7 @@ fn change(alteration: &mut TopicAlteration, setting: &Setting, value: Option<Str
             DELETE_RETENTION_MS => alteration.delete_retention_ms = Change::Unset,
             MAX_MESSAGE_BYTES => alteration.batch_bytes_max = Change::Unset,
             TIMESTAMP_TYPE => alteration.timestamp = Change::Unset,
+            COMPRESSION_TYPE => alteration.compression = Change::Unset,
             TIMESTAMP_BEFORE_MAX_MS => alteration.timestamp_before_max_ms = Change::Unset,
             _ => alteration.timestamp_after_max_ms = Change::Unset,
         }
@@ -281,6 +289,15 @@ fn change(alteration: &mut TopicAlteration, setting: &Setting, value: Option<Str
                 "LogAppendTime" => Timestamp::Append,
                 _ => return Err(invalid(format!("{name}: {value:?} is unknown; use CreateTime or LogAppendTime"))),
             });
+        }
+        COMPRESSION_TYPE if value == PRODUCER => alteration.compression = Change::Unset,
+        COMPRESSION_TYPE => {
+            let known = TopicCompression::ALL.into_iter().find(|(_, known)| *known == value);
+            let (codec, _) = known.ok_or_else(|| {
+                let names = TopicCompression::ALL.map(|(_, name)| name).join(", ");
+                invalid(format!("{name}: {value:?} is unknown; use {PRODUCER}, {names}"))
+            })?;
+            alteration.compression = Change::Set(codec);
         }
         RETENTION_MS => alteration.retention_ms = limit(name, &value)?,
         RETENTION_BYTES => alteration.retention_bytes = limit(name, &value)?,

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::produce_request::PartitionProduceData;
-use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
+use kafka_protocol::messages::produce_response::{
+    BatchIndexAndErrorMessage, PartitionProduceResponse, TopicProduceResponse,
+};
 use kafka_protocol::messages::{ProduceRequest, ProduceResponse, TopicName};
+use millstream_record::split_batches;
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
@@ -49,6 +53,8 @@ type QueuedPartition = (i32, Result<(Receipt, i64), Refused>);
 struct Refused {
     code: i16,
     message: String,
+    /// The records of the batch that are at fault, if they are known.
+    records: Vec<i32>,
 }
 
 impl From<BrokerError> for Refused {
@@ -58,7 +64,7 @@ impl From<BrokerError> for Refused {
             BrokerError::Transaction { .. } => transactions::code(&error, false),
             error => error_code::code(error),
         };
-        Self { code, message: error.to_string() }
+        Self { code, message: error.to_string(), records: Vec::new() }
     }
 }
 
@@ -81,6 +87,7 @@ pub(super) async fn queue(call: &Call, request: ProduceRequest, in_flight: Optio
             found.ok_or_else(|| Refused {
                 code: ResponseError::UnknownTopicId.code(),
                 message: format!("there is no topic with the UUID {}", topic.topic_id),
+                records: Vec::new(),
             })
         };
         let mut partitions = Vec::with_capacity(topic.partition_data.len());
@@ -88,7 +95,7 @@ pub(super) async fn queue(call: &Call, request: ProduceRequest, in_flight: Optio
             let queued = match &charged {
                 _ if !ACKS.contains(&request.acks) => {
                     let message = format!("acks {}: use -1 (all), 0 or 1", request.acks);
-                    Err(Refused { code: ResponseError::InvalidRequiredAcks.code(), message })
+                    Err(Refused { code: ResponseError::InvalidRequiredAcks.code(), message, records: Vec::new() })
                 }
                 Err(error) => Err(error.clone().into()),
                 Ok(()) => match &found {
@@ -114,11 +121,39 @@ async fn queue_partition(
         number.ok_or_else(|| BrokerError::UnknownTopic { topic: format!("{}-{}", topic.name(), data.index) })?;
     let records = data.records.clone().filter(|records| !records.is_empty());
     let records = records.ok_or_else(|| BrokerError::Protocol("the request has no records".to_owned()))?;
-    let (receipt, queued) = match transaction {
-        Some(transaction) => edge.broker.produce_in_transaction(transaction, topic, number, records).await?,
-        None => edge.broker.produce_bytes(topic, number, records).await?,
+    let produced = match transaction {
+        Some(transaction) => edge.broker.produce_in_transaction(transaction, topic, number, records.clone()).await,
+        None => edge.broker.produce_bytes(topic, number, records.clone()).await,
     };
+    let (receipt, queued) = produced.map_err(|error| {
+        let at_fault = match &error {
+            BrokerError::NullKey { .. } => without_key(edge, records),
+            _ => Vec::new(),
+        };
+        Refused { records: at_fault, ..Refused::from(error) }
+    })?;
     Ok((receipt, queued.append_time_ms.unwrap_or(NO_TIME)))
+}
+
+/// Returns which records have no key, by their indexes in the request (KIP-467).
+fn without_key(edge: &Edge, records: Bytes) -> Vec<i32> {
+    let limits = edge.broker.settings().limits;
+    let (mut found, mut index) = (Vec::new(), 0);
+    for batch in split_batches(records) {
+        let Ok(records) = batch.and_then(|batch| batch.records(&limits)) else { break };
+        for record in &records {
+            if record.is_ok_and(|record| record.key.is_none()) {
+                found.push(index);
+            }
+            index += 1;
+        }
+    }
+    found
+}
+
+fn record_error(index: i32) -> BatchIndexAndErrorMessage {
+    let message = "the record has no key, and the topic is compacted by key";
+    BatchIndexAndErrorMessage::default().with_batch_index(index).with_batch_index_error_message(Some(text(message)))
 }
 
 impl Queued {
@@ -139,11 +174,12 @@ impl Queued {
                     Ok(committed) => answer
                         .with_base_offset(committed.base_offsets.first().map_or(NO_OFFSET, |base| base.get()))
                         .with_log_start_offset(NO_OFFSET),
-                    Err(Refused { code, message }) => answer
+                    Err(Refused { code, message, records }) => answer
                         .with_error_code(code)
                         .with_base_offset(NO_OFFSET)
                         .with_log_start_offset(NO_OFFSET)
-                        .with_error_message(Some(text(message))),
+                        .with_error_message(Some(text(message)))
+                        .with_record_errors(records.into_iter().map(record_error).collect()),
                 });
             }
             let response = TopicProduceResponse::default().with_partition_responses(answers);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use millstream_record::Compression;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -99,9 +100,50 @@ pub struct TopicSettings {
     /// Which timestamp records get.
     #[serde(default, skip_serializing_if = "is_default")]
     pub timestamp: Timestamp,
+    /// The codec that all record batches are stored with. That of the producer if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<TopicCompression>,
     /// Settings of Kafka's that have no effect here, by Kafka's names, so that a client finds what it set.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub without_effect: BTreeMap<String, String>,
+}
+
+/// The codec of a topic's record batches: Kafka's `compression.type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TopicCompression {
+    /// None.
+    Uncompressed,
+    /// Gzip.
+    Gzip,
+    /// Snappy.
+    Snappy,
+    /// LZ4.
+    Lz4,
+    /// Zstandard.
+    Zstd,
+}
+
+impl TopicCompression {
+    /// All codecs, with Kafka's names.
+    pub const ALL: [(Self, &str); 5] = [
+        (Self::Uncompressed, "uncompressed"),
+        (Self::Gzip, "gzip"),
+        (Self::Snappy, "snappy"),
+        (Self::Lz4, "lz4"),
+        (Self::Zstd, "zstd"),
+    ];
+
+    /// Returns the codec.
+    pub fn codec(self) -> Compression {
+        match self {
+            Self::Uncompressed => Compression::None,
+            Self::Gzip => Compression::Gzip,
+            Self::Snappy => Compression::Snappy,
+            Self::Lz4 => Compression::Lz4,
+            Self::Zstd => Compression::Zstd,
+        }
+    }
 }
 
 /// Which timestamp records get: Kafka's `message.timestamp.type`.
@@ -237,6 +279,8 @@ pub struct TopicAlteration {
     pub timestamp_after_max_ms: Change<u64>,
     /// See [`TopicSettings::timestamp`].
     pub timestamp: Change<Timestamp>,
+    /// See [`TopicSettings::compression`].
+    pub compression: Change<TopicCompression>,
     /// See [`TopicSettings::without_effect`].
     pub without_effect: BTreeMap<String, Change<String>>,
     /// The new number of partitions. It must not be lower than the current one.
@@ -255,6 +299,7 @@ impl TopicAlteration {
             timestamp_before_max_ms: self.timestamp_before_max_ms.of(before.timestamp_before_max_ms),
             timestamp_after_max_ms: self.timestamp_after_max_ms.of(before.timestamp_after_max_ms),
             timestamp: self.timestamp.of(Some(before.timestamp)).unwrap_or_default(),
+            compression: self.compression.of(before.compression),
             without_effect: self.without_effect(&before.without_effect),
         }
     }

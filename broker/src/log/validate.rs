@@ -7,7 +7,7 @@ use millstream_record::{
     partition_for_key,
 };
 
-use super::topic::{Timestamp, Topic};
+use super::topic::{Timestamp, Topic, TopicCompression};
 use crate::error::BrokerError;
 use crate::hash::HashMap;
 
@@ -67,6 +67,11 @@ impl Validator<'_> {
                 self.topic.check_key(partition, records + index as usize, None)?;
             }
             records += batch.record_count() as usize;
+            let codec = self.topic.meta().settings.compression.map(TopicCompression::codec);
+            let batch = match codec.filter(|codec| *codec != batch.compression()) {
+                Some(codec) => batch.compressed_with(self.limits, codec).map_err(refuse)?,
+                None => batch,
+            };
             if self.topic.meta().settings.timestamp == Timestamp::Append {
                 batches.push(batch.with_append_time(self.now_ms));
                 continue;
@@ -98,6 +103,7 @@ impl Validator<'_> {
     {
         let batch_bytes_max = self.topic.meta().settings.batch_bytes_max();
         let partitions = self.topic.partition_count();
+        let codec = self.topic.meta().settings.compression.map_or(Compression::None, TopicCompression::codec);
         let is_append_time = self.topic.meta().settings.timestamp == Timestamp::Append;
         let mut builders: HashMap<u32, (BatchBuilder, Vec<RecordBatch>)> = HashMap::default();
         for (index, NewRecord { timestamp_ms, key, value, headers }) in records.into_iter().enumerate() {
@@ -107,8 +113,7 @@ impl Validator<'_> {
             let own = timestamp_ms.filter(|ms| *ms != NO_TIMESTAMP && !is_append_time);
             let timestamp_ms = own.unwrap_or(self.now_ms);
             self.timestamp(to, index, timestamp_ms)?;
-            let (builder, done) =
-                builders.entry(to).or_insert_with(|| (BatchBuilder::new(Compression::None), Vec::new()));
+            let (builder, done) = builders.entry(to).or_insert_with(|| (BatchBuilder::new(codec), Vec::new()));
             let len = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
             let header_bytes: usize =
                 headers.clone().map(|(name, value)| HEADER_OVERHEAD_BYTES + name.len() + len(value)).sum();

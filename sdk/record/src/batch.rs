@@ -230,7 +230,19 @@ impl RecordBatch {
     /// # Errors
     /// [`BatchError`] if the batch was not checked before and is malformed.
     pub fn fill_timestamps(&self, limits: &Limits, timestamp_ms: i64) -> Result<Self, BatchError> {
-        let mut builder = BatchBuilder::with_capacity(self.compression(), self.bytes.len());
+        self.encode_again(limits, self.compression(), timestamp_ms)
+    }
+
+    /// Returns the same records, compressed with `compression`. Records without a timestamp stay so.
+    ///
+    /// # Errors
+    /// [`BatchError`] if the batch was not checked before and is malformed.
+    pub fn compressed_with(&self, limits: &Limits, compression: Compression) -> Result<Self, BatchError> {
+        self.encode_again(limits, compression, NO_TIMESTAMP)
+    }
+
+    fn encode_again(&self, limits: &Limits, compression: Compression, timestamp_ms: i64) -> Result<Self, BatchError> {
+        let mut builder = BatchBuilder::with_capacity(compression, self.bytes.len());
         builder.set_producer(self.producer_id(), self.producer_epoch(), self.base_sequence());
         builder.set_transactional(self.is_transactional());
         for record in &self.records(limits)? {
