@@ -65,7 +65,7 @@ fn caught_up(server: &Server) {
     });
 }
 
-fn guest_file(name: &str) -> String {
+pub(crate) fn guest_file(name: &str) -> String {
     guest_path(name).to_str().unwrap().to_owned()
 }
 

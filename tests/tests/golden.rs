@@ -281,7 +281,12 @@ async fn write(data: &Path) -> Manifest {
     let first = broker.init_producer(None).await.unwrap();
     let second = broker.init_producer(None).await.unwrap();
     let again = broker.init_producer(Some(second)).await.unwrap();
+    let start = |name: &str| broker.topic(name).unwrap().partitions()[0].start().get();
     for round in 0..40 {
+        if round == 10 {
+            // All that there is now is too old. Later it could be in one segment with records that are not.
+            wait_until("retention has deleted old records", || start("aged") > 0).await;
+        }
         write_round(broker, round, Size::Large).await;
         for (producer, partition) in [(first, 0), (if round < 20 { second } else { again }, 1)] {
             let (producer_id, epoch) = identity(producer);
@@ -305,7 +310,6 @@ async fn write(data: &Path) -> Manifest {
     instance.apply(PAUSED).await;
     settled(&instance).await;
     instance.runtime.pause("paused").await.unwrap();
-    let start = |name: &str| broker.topic(name).unwrap().partitions()[0].start().get();
     wait_until("retention has deleted records", || start("sized") > 0 && start("aged") > 0).await;
     let compacted = broker.topic("compacted").unwrap().partitions()[0].clone();
     let limit = Limit::new("compaction has removed records");

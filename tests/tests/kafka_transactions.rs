@@ -19,7 +19,7 @@ use kafka_protocol::protocol::{Request, StrBytes};
 use millstream_record::{BatchBuilder, Compression, TransactionEnd};
 use millstream_tests::server::Server;
 
-use crate::cli::wait_until;
+use crate::cli::{guest_file, wait_until};
 use crate::kafka::{batch, create, fetch_request, list_request, produce_request, started, topic, values};
 use crate::kafka_client::Client;
 
@@ -431,4 +431,30 @@ fn offsets_of_a_transaction_take_effect_with_it() {
         (0, 0, 0)
     );
     assert_eq!(committed_offset(&mut reader), Ok(4));
+}
+
+#[test]
+fn a_pipeline_behind_a_transactional_producer_counts_committed_records_only() {
+    let (mut server, _data) = started();
+    let mut producer = Producer::of(&server, "tx");
+    server.run(&["module", "push", "words", &guest_file("words")]).ok();
+    server.run(&["module", "push", "count", &guest_file("count")]).ok();
+    let yaml = "pipeline: word-counts\nfrom: t\nstages:\n  - map: words\n  - aggregate: count\nto: counts\n";
+    server.run_with_input(&["apply", "-f", "-"], yaml).ok();
+    assert_eq!((producer.produce("t", "one two"), producer.end(TransactionEnd::Commit)), (0, 0));
+    assert_eq!((producer.produce("t", "two aborted"), producer.end(TransactionEnd::Abort)), (0, 0));
+    assert_eq!(producer.produce("t", "two three"), 0);
+    // The pipeline waits for the end of the open transaction, also across a kill.
+    let count = |server: &Server, word: &str| server.run(&["state", "get", "word-counts", word]).out.trim().to_owned();
+    wait_until("the first transaction is counted", || count(&server, "two").ends_with('1'));
+    server.kill();
+    server.restart();
+    assert_eq!((count(&server, "three"), count(&server, "aborted")), (String::new(), String::new()));
+    producer.client = Client::of(&server);
+    assert_eq!(producer.end(TransactionEnd::Commit), 0);
+    wait_until("the last transaction is counted", || count(&server, "three").ends_with('1'));
+    assert!(count(&server, "two").ends_with('2'), "{}", count(&server, "two"));
+    // What the pipeline wrote is there for Kafka's clients.
+    let counts = committed(&mut producer.client, "counts");
+    assert!(counts.len() >= 4, "{counts:?}");
 }
