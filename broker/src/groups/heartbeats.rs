@@ -9,7 +9,7 @@ use regex_lite::Regex;
 
 use super::assign::Assignor;
 use super::member_id::MemberId;
-use super::members::{Circumstances, Member, Members, NewMember};
+use super::members::{Beating, Circumstances, Member, Members, NewMember};
 use crate::error::MemberError;
 use crate::name::{TopicName, TopicPartition};
 
@@ -47,25 +47,6 @@ pub struct Beat {
     pub epoch: u64,
     /// The partitions that it may have, if they are news. Others that it has it must give back.
     pub assignment: Option<BTreeSet<TopicPartition>>,
-}
-
-/// What a member that sends heartbeats is beside its topics and partitions.
-#[derive(Debug)]
-pub(super) struct Beating {
-    pub(super) name: Arc<str>,
-    pub(super) instance: Option<Arc<str>>,
-    pub(super) client_host: Arc<str>,
-    /// The topics that it names. Those that its pattern matches are not among them.
-    pub(super) named: BTreeSet<TopicName>,
-    pub(super) pattern: Option<Regex>,
-    pub(super) session_timeout: Duration,
-    /// When the member is removed if it sends nothing.
-    pub(super) session_ends: Instant,
-    /// The epoch and the partitions in the last answer, and the epoch in the one before.
-    told: (u64, BTreeSet<TopicPartition>),
-    told_before: u64,
-    /// Whether the static member left in order to return.
-    is_away: bool,
 }
 
 /// A description of a member.

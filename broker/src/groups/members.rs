@@ -13,12 +13,13 @@
 //! gets the time as an argument. Its caller must call [`Members::remove_overdue`] when a deadline has passed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use regex_lite::Regex;
 use tokio::sync::mpsc;
 
 use super::assign::{Assignment, Assignor};
-use super::heartbeats::Beating;
 use super::member_id::MemberId;
 use crate::name::TopicName;
 use crate::name::TopicPartition;
@@ -72,6 +73,25 @@ pub struct Circumstances<'a> {
     pub topics: &'a KnownTopics,
     /// The current time.
     pub now: Instant,
+}
+
+/// What a member that sends heartbeats is beside its topics and partitions.
+#[derive(Debug)]
+pub(super) struct Beating {
+    pub(super) name: Arc<str>,
+    pub(super) instance: Option<Arc<str>>,
+    pub(super) client_host: Arc<str>,
+    /// The topics that it names. Those that its pattern matches are not among them.
+    pub(super) named: BTreeSet<TopicName>,
+    pub(super) pattern: Option<Regex>,
+    pub(super) session_timeout: Duration,
+    /// When the member is removed if it sends nothing.
+    pub(super) session_ends: Instant,
+    /// The epoch and the partitions in the last answer, and the epoch in the one before.
+    pub(super) told: (u64, BTreeSet<TopicPartition>),
+    pub(super) told_before: u64,
+    /// Whether the static member left in order to return.
+    pub(super) is_away: bool,
 }
 
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use bytes::{Buf, Bytes};
 use kafka_protocol::messages::{ConsumerProtocolAssignment, ConsumerProtocolSubscription};
 
-use super::dispatch::decode;
+use super::guarded::decode;
 use crate::name::{TopicName, TopicPartition};
 
 /// The type of the protocols of consumers.

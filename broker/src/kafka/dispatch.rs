@@ -4,12 +4,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kafka_protocol::messages::{self, ApiKey, ProduceRequest, ResponseHeader};
-use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
+use kafka_protocol::protocol::{Encodable, HeaderVersion};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::acls::{create_acls, delete_acls, describe_acls};
 use super::api::{Api, Header};
-use super::guarded::Guarded;
+use super::guarded::decode;
 use super::{
     Call, add_offsets_to_txn, add_partitions_to_txn, alter_configs, api_versions, consumer_group_describe,
     consumer_group_heartbeat, create_partitions, create_topics, delete_groups, delete_records, delete_topics,
@@ -108,12 +108,6 @@ pub(super) async fn begin(
         DeleteGroups: DeleteGroupsRequest by delete_groups,
         OffsetDelete: OffsetDeleteRequest by offset_delete,
     })
-}
-
-/// Decodes a message, whose counts are checked before anything is allocated for them.
-pub(super) fn decode<M: Decodable>(mut body: Bytes, version: i16) -> Result<M, String> {
-    M::decode(&mut Guarded::new(&body), version).map_err(|error| error.to_string())?;
-    M::decode(&mut body, version).map_err(|error| error.to_string())
 }
 
 /// Encodes an answer, with its length and header.

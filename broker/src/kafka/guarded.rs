@@ -6,13 +6,14 @@
 //! proportion to the size of the request.
 
 use bytes::{Buf, Bytes, TryGetError};
+use kafka_protocol::protocol::Decodable;
 use kafka_protocol::protocol::buf::{ByteBuf, NotEnoughBytesError};
 
 /// Largest number of bytes of a variable-length integer of 32 bits.
 const VARINT_BYTES_MAX: u32 = 5;
 
 /// The bytes of a request, with checks of the numbers that are read from them.
-pub(super) struct Guarded<'a> {
+struct Guarded<'a> {
     bytes: &'a [u8],
     /// The variable-length integer that is being read.
     varint: Varint,
@@ -91,6 +92,12 @@ impl ByteBuf for Guarded<'_> {
     fn try_get_bytes(&mut self, size: usize) -> Result<Bytes, NotEnoughBytesError> {
         if size > self.bytes.len() { Err(NotEnoughBytesError) } else { Ok(self.get_bytes(size)) }
     }
+}
+
+/// Decodes a message, whose counts are checked before anything is allocated for them.
+pub(super) fn decode<M: Decodable>(mut body: Bytes, version: i16) -> Result<M, String> {
+    M::decode(&mut Guarded::new(&body), version).map_err(|error| error.to_string())?;
+    M::decode(&mut body, version).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
