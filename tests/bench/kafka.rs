@@ -32,8 +32,8 @@ impl Kafka {
     ) -> Option<Produced> {
         let node = self.node.as_ref()?;
         let produced = async {
-            node.create_topic(load.topic, partitions, flushing)?;
-            let produced = node.produce(load).await?;
+            node.target().create_topic(load.topic, partitions, flushing)?;
+            let produced = node.target().produce(load).await?;
             // Data that Kafka left in the page cache must not be written to disk while others are measured.
             ColdFiles::of(&node.data())?;
             Ok(produced)
@@ -53,7 +53,8 @@ impl Kafka {
     /// Reads this many records of a topic from its start, with an empty page cache. Returns the records per second.
     pub(crate) fn consume_cold(&mut self, topic: &str, records: u64, report: &mut Report) -> Option<f64> {
         let node = self.node.as_ref()?;
-        let consumed = ColdFiles::of(&node.data()).map_err(Into::into).and_then(|_| node.consume(topic, records));
+        let consumed =
+            ColdFiles::of(&node.data()).map_err(Into::into).and_then(|_| node.target().consume(topic, records));
         self.keep(consumed, report).map(|consumed| consumed.records_per_s)
     }
 

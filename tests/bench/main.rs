@@ -13,6 +13,7 @@ mod compression;
 mod embedded;
 mod fan_out;
 mod kafka;
+mod kafka_clients;
 mod latency;
 mod load;
 mod partitions;
@@ -75,6 +76,7 @@ async fn measure(plan: &Plan, report: &mut Report) {
     streaming::run(plan, report).await;
     latency::run(plan, report).await;
     clients::run(plan, report).await;
+    kafka_clients::run(plan, report).await;
     fan_out::run(plan, report).await;
     compression::run(plan, report).await;
     rebalance::run(plan, report).await;

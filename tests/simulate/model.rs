@@ -415,6 +415,7 @@ impl Driven {
                     partition: partition.clone(),
                     offset: offset(*from),
                     until: None,
+                    bytes_max: usize::MAX,
                     view: View::Committed,
                 })
                 .collect(),

@@ -3,14 +3,15 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::ResponseError;
+use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{
-    ApiVersionsRequest, ApiVersionsResponse, BrokerId, FetchRequest, FetchResponse, InitProducerIdRequest,
-    InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest, MetadataResponse, ProduceRequest,
-    ProduceResponse, TopicName,
+    ApiVersionsRequest, ApiVersionsResponse, BrokerId, CreateTopicsRequest, FetchRequest, FetchResponse,
+    InitProducerIdRequest, InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest,
+    MetadataResponse, ProduceRequest, ProduceResponse, TopicName,
 };
 use kafka_protocol::protocol::{Request, StrBytes};
 use millstream_record::{BatchBuilder, Compression, Limits, split_batches};
@@ -186,6 +187,95 @@ pub(crate) fn values(records: Bytes) -> Vec<String> {
         }
     }
     values
+}
+
+#[test]
+fn each_partition_of_a_fetch_has_a_limit_of_its_own() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    let wanted = CreatableTopic::default().with_name(topic("two")).with_num_partitions(2).with_replication_factor(1);
+    client.call(5, &CreateTopicsRequest::default().with_topics(vec![wanted]));
+    let bytes = batch(0, "0").len() as i32;
+    for (partition, value) in [(0, "0"), (0, "1"), (0, "2"), (1, "3"), (1, "4"), (1, "5")] {
+        client.call(9, &produce_request("two", partition, batch(0, value)));
+    }
+    let mut read = |partition_max_bytes, max_bytes| {
+        let mut request = fetch_request("two", 0).with_max_bytes(max_bytes);
+        let first = request.topics[0].partitions[0].clone().with_partition_max_bytes(partition_max_bytes);
+        request.topics[0].partitions = vec![first.clone().with_partition(1), first];
+        let answer = client.call(12, &request);
+        let partitions = answer.responses[0].partitions.iter();
+        partitions.map(|partition| values(partition.records.clone().unwrap())).collect::<Vec<_>>()
+    };
+    assert_eq!(read(2 * bytes, 1 << 20), [["3", "4"], ["0", "1"]]);
+    assert_eq!(read(2 * bytes, 3 * bytes), [vec!["3", "4"], vec!["0"]]);
+    // The first batch comes, however small the limit is.
+    assert_eq!(read(0, 1 << 20), [vec!["3"], vec![]]);
+    assert_eq!(read(1 << 20, 0), [vec!["3"], vec![]]);
+}
+
+#[test]
+fn a_fetch_that_names_all_partitions_may_have_any_session_id() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    create(&mut client, "t");
+    client.call(9, &produce_request("t", 0, batch(0, "a")));
+    for (session_id, epoch, code) in
+        [(0, -1, 0), (0, 0, 0), (-1, -1, 0), (7, 0, 0), (7, 1, ResponseError::FetchSessionIdNotFound.code())]
+    {
+        let request = fetch_request("t", 0).with_session_id(session_id).with_session_epoch(epoch);
+        let answer = client.call(12, &request);
+        assert_eq!((answer.error_code, answer.session_id), (code, 0), "session {session_id}, epoch {epoch}");
+        assert_eq!(answer.responses.len(), usize::from(code == 0));
+    }
+}
+
+#[test]
+fn topics_of_kafka_itself_are_not_created_by_a_question() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    let wanted = MetadataRequestTopic::default().with_name(Some(topic("__consumer_offsets")));
+    let request = MetadataRequest::default().with_topics(Some(vec![wanted])).with_allow_auto_topic_creation(true);
+    for _ in 0..2 {
+        let code = client.call(9, &request).topics[0].error_code;
+        assert_eq!(code, ResponseError::UnknownTopicOrPartition.code());
+    }
+}
+
+#[test]
+fn producers_that_ask_with_zeros_get_identities_of_their_own() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    let mut init = |id: Option<&'static str>| {
+        let id = id.map(|id| text(id).into());
+        let request = InitProducerIdRequest::default().with_transactional_id(id).with_transaction_timeout_ms(10_000);
+        let answer: InitProducerIdResponse = client.call(5, &request.with_producer_id(0.into()).with_producer_epoch(0));
+        (answer.error_code, answer.producer_id.0)
+    };
+    let given = [init(None), init(None), init(Some("tx"))];
+    assert_eq!(given.map(|(code, _)| code), [0; 3]);
+    assert_eq!(given.iter().map(|(_, id)| id).collect::<std::collections::BTreeSet<_>>().len(), 3);
+    // A transactional id that is known belongs to another producer.
+    assert_eq!(init(Some("tx")).0, ResponseError::ProducerFenced.code());
+}
+
+#[test]
+fn clients_over_their_quota_are_told_how_long_to_wait() {
+    let data = tempfile::tempdir().unwrap();
+    // Named clients may produce and fetch 10 bytes per second; a second's worth of it at once.
+    let quota = ["--quota", "test=produce:10,fetch:10", "--kafka-address", "127.0.0.1:0"];
+    let server = Server::start_with(data.path(), &quota);
+    let mut client = Client::of(&server);
+    create(&mut client, "t");
+    let records = batch(0, &"x".repeat(1_000));
+    let took_ms = records.len() as i32 * 100;
+    // Less has passed since the request than the test can tell, but not as much as a minute.
+    let about = |ms: i32| ms - 60_000..=ms - 1_000;
+    let produced = client.call(9, &produce_request("t", 0, records));
+    assert!(about(took_ms).contains(&produced.throttle_time_ms), "{}", produced.throttle_time_ms);
+    let fetched = client.call(12, &fetch_request("t", 0));
+    assert_eq!(values(fetched.responses[0].partitions[0].records.clone().unwrap()).len(), 1);
+    assert!(about(took_ms).contains(&fetched.throttle_time_ms), "{}", fetched.throttle_time_ms);
 }
 
 #[test]

@@ -151,6 +151,7 @@ async fn a_full_answer_costs_no_reads_of_the_partitions_after_it() {
         partition: partition.clone(),
         offset: Offset::ZERO,
         until: None,
+        bytes_max: usize::MAX,
         view: View::Committed,
     };
     let from: Vec<FetchFrom> = topic.partitions().iter().map(from).collect();

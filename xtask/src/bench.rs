@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{process, wasm};
+use crate::{interop, process, wasm};
 
 /// Arguments of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
@@ -28,6 +28,12 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     wasm::build_guests(root)?;
     let mut build = process::cargo(root);
     process::run(build.args(["build", "--release", "--bin", "millstream", "--bin", "millstream-bench"]))?;
+    if args.only.as_ref().is_none_or(|only| only.contains("kafka")) {
+        // Without a C compiler, the benchmarks report that librdkafka was left out.
+        if let Err(error) = interop::build_rust(root) {
+            eprintln!("{error:#}");
+        }
+    }
     let release = root.join("target/release");
     let mut bench = Command::new(release.join("millstream-bench"));
     bench.arg("--json").arg(root.join("target/bench.json"));

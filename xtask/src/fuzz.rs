@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: runs each fuzz target of `sdk/record/fuzz` for some time, with the project's own toolchain.
+//! `cargo xtask fuzz`: runs each fuzz target of `sdk/record/fuzz` and `broker/fuzz` for some time, with the project's own toolchain.
 //!
 //! Neither cargo-fuzz nor a nightly compiler is needed: libFuzzer relies on the coverage that LLVM instruments, and the
 //! address sanitizer, which cargo-fuzz adds, is for unsafe code.
@@ -11,7 +11,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::process;
 
-const FOLDER: &str = "sdk/record/fuzz";
+/// The crates with fuzz targets, and where the initial inputs of each are.
+const CRATES: [(&str, &str); 2] =
+    [("sdk/record/fuzz", "sdk/record/tests/vectors"), ("broker/fuzz", "broker/fuzz/vectors")];
 
 /// Flags that make LLVM count which code a run has reached, and report comparisons to libFuzzer.
 const RUSTFLAGS: [&str; 6] = [
@@ -33,23 +35,36 @@ const INPUT_SECONDS_MAX: u32 = 10;
 /// Memory in MB above which an input counts as a failure, more than the limits of the targets allow.
 const MEMORY_MB_MAX: u32 = 1 << 9;
 
+/// A fuzz target.
+struct Target {
+    name: String,
+    /// The folder of its crate, relative to the workspace.
+    folder: &'static str,
+    /// The folder of its initial inputs, relative to the workspace.
+    vectors: &'static str,
+}
+
 /// Runs each target, or only the named one, for the given time in seconds. `seed` repeats a run's random choices.
 pub(crate) fn run(root: &Path, seconds: u32, only: Option<&str>, seed: Option<u32>) -> Result<()> {
     let targets = targets(root)?;
-    let chosen: Vec<&String> = targets.iter().filter(|name| only.is_none_or(|only| only == *name)).collect();
+    let chosen: Vec<&Target> = targets.iter().filter(|target| only.is_none_or(|only| only == target.name)).collect();
     if chosen.is_empty() {
-        bail!("there is no fuzz target {:?}, the targets are {}", only.unwrap_or_default(), targets.join(", "));
+        let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
+        bail!("there is no fuzz target {:?}, the targets are {}", only.unwrap_or_default(), names.join(", "));
     }
-    let programs = build(root)?;
-    // A target uses one core, so as many run at once as there are cores.
+    for (folder, _) in CRATES.iter().filter(|(folder, _)| chosen.iter().any(|target| target.folder == *folder)) {
+        build(root, folder)?;
+    }
+    let programs = programs(root)?;
+    // A target uses about one core, so as many run at once as there are cores.
     let at_once = std::thread::available_parallelism().map_or(1, usize::from);
-    for names in chosen.chunks(at_once) {
+    for targets in chosen.chunks(at_once) {
         std::thread::scope(|scope| {
-            let start = |name: &String| {
-                let (program, name) = (programs.join(name), name.clone());
-                scope.spawn(move || fuzz(root, &program, &name, seconds, seed))
+            let start = |target| {
+                let programs = &programs;
+                scope.spawn(move || fuzz(root, programs, target, seconds, seed))
             };
-            let running: Vec<_> = names.iter().map(|name| start(name)).collect();
+            let running: Vec<_> = targets.iter().map(|target| start(*target)).collect();
             let ended = running.into_iter().map(|target| target.join().expect("fuzzing does not panic"));
             ended.collect::<Result<Vec<()>>>()
         })?;
@@ -57,13 +72,16 @@ pub(crate) fn run(root: &Path, seconds: u32, only: Option<&str>, seed: Option<u3
     Ok(())
 }
 
-/// Returns the names of the targets, each of which is a file.
-fn targets(root: &Path) -> Result<Vec<String>> {
+/// Returns the targets, each of which is a file.
+fn targets(root: &Path) -> Result<Vec<Target>> {
     let mut targets = Vec::new();
-    for path in files(&root.join(FOLDER).join("fuzz_targets"))? {
-        targets.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+    for (folder, vectors) in CRATES {
+        for path in files(&root.join(folder).join("fuzz_targets"))? {
+            let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            targets.extend(name.map(|name| Target { name, folder, vectors }));
+        }
     }
-    targets.sort();
+    targets.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(targets)
 }
 
@@ -73,29 +91,38 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     paths.collect()
 }
 
-/// Builds all targets, and returns the folder with the programs.
-fn build(root: &Path) -> Result<PathBuf> {
-    let version = process::output(Command::new("rustc").arg("-vV"))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not print its host")?;
-    let target_dir = root.join("target/fuzz");
-    let mut build = process::cargo(&root.join(FOLDER));
-    build.env("CARGO_TARGET_DIR", &target_dir).env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\x1f"));
+/// Builds the targets of a crate.
+fn build(root: &Path, folder: &str) -> Result<()> {
+    let mut build = process::cargo(&root.join(folder));
+    build.env("CARGO_TARGET_DIR", root.join("target/fuzz")).env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\x1f"));
     // With an explicit target, build scripts and macros are built without these flags.
-    process::run(build.args(["build", "--release", "--locked", "--bins", "--target", host]))?;
-    Ok(target_dir.join(host).join("release"))
+    process::run(build.args(["build", "--release", "--locked", "--bins", "--target", &host()?]))
 }
 
-fn fuzz(root: &Path, program: &Path, name: &str, seconds: u32, seed: Option<u32>) -> Result<()> {
+/// Returns the folder with the programs.
+fn programs(root: &Path) -> Result<PathBuf> {
+    Ok(root.join("target/fuzz").join(host()?).join("release"))
+}
+
+fn host() -> Result<String> {
+    let version = process::output(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc does not print its host")
+}
+
+fn fuzz(root: &Path, programs: &Path, target: &Target, seconds: u32, seed: Option<u32>) -> Result<()> {
+    let Target { name, folder, vectors } = target;
+    let program = programs.join(name);
     let kept = root.join("target/fuzz-corpus").join(name);
     let failed = root.join("target/fuzz-failures").join(name);
-    for folder in [&kept, &failed] {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    for made in [&kept, &failed] {
+        fs::create_dir_all(made).with_context(|| format!("cannot create {}", made.display()))?;
     }
     println!("Fuzzing {name} for {seconds} s");
-    let mut command = Command::new(program);
+    let mut command = Command::new(&program);
     // New inputs are written to the first folder. The others only have initial inputs.
     command.arg(&kept);
-    let begins = [root.join(FOLDER).join("../tests/vectors"), root.join(FOLDER).join("regressions").join(name)];
+    let begins = [root.join(vectors), root.join(folder).join("regressions").join(name)];
     command.args(begins.iter().filter(|folder| folder.exists()));
     command.arg(format!("-max_total_time={seconds}"));
     command.arg(format!("-max_len={INPUT_BYTES_MAX}"));
@@ -110,7 +137,7 @@ fn fuzz(root: &Path, program: &Path, name: &str, seconds: u32, seed: Option<u32>
     if !ran.status.success() {
         bail!(
             "{said}\nfuzz target {name} found a failure: the input is the newest file in {}; keep it in \
-             {FOLDER}/regressions/{name}",
+             {folder}/regressions/{name}",
             failed.display()
         );
     }

@@ -56,7 +56,7 @@ enum Chore {
         /// Repeat the random choices of an earlier run
         #[arg(long, value_name = "S")]
         seed: Option<u32>,
-        /// Name of a target, which is a file in sdk/record/fuzz/fuzz_targets
+        /// Name of a target, which is a file in sdk/record/fuzz/fuzz_targets or broker/fuzz/fuzz_targets
         only: Option<String>,
     },
     /// Run clients of Kafka against a server, and print what works: needs python3 and node
@@ -66,6 +66,9 @@ enum Chore {
         core: bool,
         /// Part of the names of the clients to run
         filter: Option<String>,
+        /// Part of the names of the scenarios to run
+        #[arg(long, value_name = "NAME")]
+        scenario: Option<String>,
     },
     /// Build the modules under guests/ into target/guests
     Guests,
@@ -80,7 +83,7 @@ fn main() -> Result<()> {
         Chore::Bench(args) => bench::run(&root, &args),
         Chore::Simulate { arguments } => simulate::run(&root, &arguments),
         Chore::Fuzz { seconds, seed, only } => fuzz::run(&root, seconds, only.as_deref(), seed),
-        Chore::Interop { core, filter } => interop::run(&root, core, filter.as_deref()),
+        Chore::Interop { core, filter, scenario } => interop::run(&root, core, filter.as_deref(), scenario.as_deref()),
         Chore::Soak { minutes, seed } => soak::run(&root, minutes, seed),
     }
 }

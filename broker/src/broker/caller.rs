@@ -53,6 +53,12 @@ impl Caller {
         }
     }
 
+    /// Returns how long the client's next request of this kind will wait for its quota, in ms.
+    pub(crate) fn throttled_ms(&self, kind: QuotaKind) -> u64 {
+        let owed = self.broker.quotas().owed(&self.client, kind);
+        u64::try_from(owed.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Reads for the client. Waits for the client's quota before the read, and again before it returns, in case other
     /// calls of the client have read meanwhile.
     pub(crate) async fn fetch(&self, fetch: &Fetch) -> Vec<Fetched> {

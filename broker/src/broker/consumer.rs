@@ -215,6 +215,7 @@ impl Consumer {
             partition: reading.partition.clone(),
             offset: reading.next,
             until: None,
+            bytes_max: usize::MAX,
             view: View::Committed,
         };
         let mut all: Vec<FetchFrom> = self.reading.values().map(from).collect();

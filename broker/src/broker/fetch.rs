@@ -39,6 +39,9 @@ pub struct FetchFrom {
     pub offset: Offset,
     /// Batches whose first offset is at or after this are not read; `None` stands for the end of the view.
     pub until: Option<Offset>,
+    /// Maximum total size of the batches of this partition, in bytes, in addition to [`Fetch::bytes_max`]. The first batch
+    /// of a fetch is returned even if it is larger.
+    pub bytes_max: usize,
     /// Which batches are read.
     pub view: View,
 }
@@ -125,8 +128,10 @@ impl Broker {
             } else {
                 self.read_within(from, bytes_left, fetch.bytes_max).await
             };
+            // Where the limit of the partition ended the read, the next partitions may still have room.
+            let ended_by_all = bytes_left <= from.bytes_max;
             bytes_left = bytes_left.saturating_sub(slice.as_ref().map_or(0, Slice::bytes));
-            is_full |= bytes_left < fetch.bytes_max && from.has_more(&slice);
+            is_full |= ended_by_all && bytes_left < fetch.bytes_max && from.has_more(&slice);
             fetched.push(Fetched { partition: from.partition.clone(), slice });
         }
         fetched
@@ -134,21 +139,28 @@ impl Broker {
 
     /// Reads one partition of a fetch whose answer may take only `bytes_left` more, if its records are in memory.
     fn read_rest(&self, from: &FetchFrom, bytes_left: usize) -> Result<Slice, BrokerError> {
-        let FetchFrom { partition, offset, until, view } = from;
-        let range = ReadRange { from: *offset, until: *until, bytes_max: bytes_left, one_at_least: false };
-        let read = if bytes_left == 0 { None } else { self.read_in_memory(partition, range, *view)? };
+        let FetchFrom { partition, offset, until, view, .. } = from;
+        let bytes_max = bytes_left.min(from.bytes_max);
+        let range = ReadRange { from: *offset, until: *until, bytes_max, one_at_least: false };
+        let read = if bytes_max == 0 { None } else { self.read_in_memory(partition, range, *view)? };
         Ok(read.unwrap_or_else(|| nothing(from)))
     }
 
-    /// Reads one partition of a fetch whose answer may take `bytes_left` more of `bytes_max`.
-    async fn read_within(&self, from: &FetchFrom, bytes_left: usize, bytes_max: usize) -> Result<Slice, BrokerError> {
-        let FetchFrom { partition, offset, until, view } = from;
-        if bytes_left == 0 {
+    /// Reads one partition of a fetch whose answer may take `bytes_left` more of `all_bytes_max`.
+    async fn read_within(
+        &self,
+        from: &FetchFrom,
+        bytes_left: usize,
+        all_bytes_max: usize,
+    ) -> Result<Slice, BrokerError> {
+        let FetchFrom { partition, offset, until, view, .. } = from;
+        let bytes_max = bytes_left.min(from.bytes_max);
+        if bytes_max == 0 {
             return Ok(nothing(from));
         }
-        // The whole answer holds at least one batch, however large, unless `bytes_max` is 0.
-        let one_at_least = bytes_left == bytes_max;
-        let range = ReadRange { from: *offset, until: *until, bytes_max: bytes_left, one_at_least };
+        // The whole answer holds at least one batch, however large, unless the limit is 0.
+        let one_at_least = bytes_left == all_bytes_max;
+        let range = ReadRange { from: *offset, until: *until, bytes_max, one_at_least };
         self.read_as(partition, range, *view).await
     }
 

@@ -172,6 +172,11 @@ impl Quotas {
         }
     }
 
+    /// Returns how long the client's next request waits for what the earlier ones took.
+    pub fn owed(&self, client: &ClientId, kind: QuotaKind) -> Duration {
+        self.bucket(client, kind).map_or(Duration::ZERO, |bucket| bucket.debt(Instant::now()))
+    }
+
     /// Returns the delays of all clients that had to wait and whose buckets are not forgotten.
     pub(crate) fn throttled(&self) -> Vec<Throttled> {
         let buckets = self.buckets.lock();

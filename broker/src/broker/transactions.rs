@@ -300,10 +300,7 @@ impl Broker {
         let shared = match known {
             Ok(shared) => shared,
             Err(_) => {
-                if let Some(current) = current {
-                    // The id expired. The producer goes on with a new identity.
-                    self.check_handed_out(current.id)?;
-                }
+                // Where the id expired, its producer goes on with a new identity.
                 let producer = self.init_producer(None).await?;
                 let transaction = Transaction {
                     id: id.into(),

@@ -245,7 +245,7 @@ impl Log for Service {
         for partition in topic.chosen_partitions(&request.partitions)? {
             let offset = self.broker.offset_at(&partition, to_position(request.from.as_ref())).await?;
             let until = request.until_end.then(|| partition.stable_end());
-            from.push(FetchFrom { partition, offset, until, view: View::Committed });
+            from.push(FetchFrom { partition, offset, until, bytes_max: usize::MAX, view: View::Committed });
         }
         let (sender, answers) = mpsc::channel(CONSUME_AHEAD_MAX);
         let (broker, bytes_max) = (self.broker.clone(), bytes_max(request.max_bytes));
@@ -375,7 +375,7 @@ fn fetch_from(broker: &Broker, wanted: &v1::FetchPartition) -> Result<FetchFrom,
     let topic = broker.topic_with_id(&wanted.topic, to_topic_id(&wanted.topic_id)?)?;
     let partition = topic.partition(wanted.partition)?.clone();
     let offset = partition.offset_in_range(wanted.offset)?;
-    Ok(FetchFrom { partition, offset, until: None, view: View::Committed })
+    Ok(FetchFrom { partition, offset, until: None, bytes_max: usize::MAX, view: View::Committed })
 }
 
 /// Converts a position. Without one it is the log end offset.

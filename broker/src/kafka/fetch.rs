@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{Call, Edge, check_leader_epoch, error_code};
 use crate::broker::fetch::{Fetch, FetchFrom, Fetched, WAIT_MAX};
+use crate::broker::quota::QuotaKind;
 use crate::error::BrokerError;
 use crate::log::reader::View;
 use crate::log::topic::Topic;
@@ -27,8 +28,9 @@ const NO_OFFSET: i64 = -1;
 /// The isolation level of a reader that sees no record of an open or aborted transaction.
 pub(super) const READ_COMMITTED: i8 = 1;
 
-/// The id of a request without a session.
-const NO_SESSION: i32 = 0;
+/// The epochs of a request that names all partitions, whatever the id of its session is: it begins a session, or is outside
+/// of any.
+const FULL_FETCHES: [i32; 2] = [0, -1];
 
 /// The first version in which topics are named by their UUIDs (KIP-516).
 const UUIDS_FROM: i16 = 13;
@@ -38,14 +40,13 @@ struct Wanted {
     topic: usize,
     index: i32,
     offset: i64,
-    bytes_max: usize,
     /// What is read, or Kafka's error code.
     from: Result<FetchFrom, i16>,
 }
 
 pub(super) async fn answer(call: &Call, request: FetchRequest) -> FetchResponse {
     let Call { edge, caller, .. } = call;
-    if request.session_id != NO_SESSION {
+    if !FULL_FETCHES.contains(&request.session_epoch) {
         return FetchResponse::default().with_error_code(ResponseError::FetchSessionIdNotFound.code());
     }
     let mut topics: Vec<(TopicName, Uuid, Vec<PartitionData>)> = Vec::with_capacity(request.topics.len());
@@ -60,9 +61,8 @@ pub(super) async fn answer(call: &Call, request: FetchRequest) -> FetchResponse 
         };
         for partition in topic.partitions {
             let from = found.clone().and_then(|topic| fetch_from(&topic, &partition, view));
-            let bytes_max = usize::try_from(partition.partition_max_bytes).unwrap_or(0);
             let (index, offset) = (partition.partition, partition.fetch_offset);
-            wanted.push(Wanted { topic: at, index, offset, bytes_max, from });
+            wanted.push(Wanted { topic: at, index, offset, from });
         }
         topics.push((topic.topic, topic.topic_id, Vec::new()));
     }
@@ -70,12 +70,10 @@ pub(super) async fn answer(call: &Call, request: FetchRequest) -> FetchResponse 
     let refused = wanted.iter().any(|wanted| wanted.from.is_err());
     let from: Vec<FetchFrom> = wanted.iter().filter_map(|wanted| wanted.from.as_ref().ok().cloned()).collect();
     let wait_max = Duration::from_millis(positive(request.max_wait_ms) as u64).min(WAIT_MAX);
-    // A client with one partition may limit that one alone.
-    let of_partitions: usize = wanted.iter().map(|wanted| wanted.bytes_max).fold(0, usize::saturating_add);
     let fetch = Fetch {
         from,
         bytes_min: positive(request.min_bytes),
-        bytes_max: positive(request.max_bytes).min(FETCH_BYTES_MAX).min(of_partitions),
+        bytes_max: positive(request.max_bytes).clamp(1, FETCH_BYTES_MAX),
         // Errors are reported without waiting for records.
         wait_max: if refused { Duration::ZERO } else { wait_max },
     };
@@ -99,7 +97,8 @@ pub(super) async fn answer(call: &Call, request: FetchRequest) -> FetchResponse 
         let topic = FetchableTopicResponse::default().with_partitions(partitions);
         if call.version < UUIDS_FROM { topic.with_topic(name) } else { topic.with_topic_id(uuid) }
     });
-    FetchResponse::default().with_responses(responses.collect())
+    let throttle_time_ms = call.throttle_time_ms(QuotaKind::Fetch);
+    FetchResponse::default().with_responses(responses.collect()).with_throttle_time_ms(throttle_time_ms)
 }
 
 fn fetch_from(topic: &Topic, wanted: &FetchPartition, view: View) -> Result<FetchFrom, i16> {
@@ -107,7 +106,9 @@ fn fetch_from(topic: &Topic, wanted: &FetchPartition, view: View) -> Result<Fetc
     let partition = partition.ok_or(ResponseError::UnknownTopicOrPartition.code())?.clone();
     check_leader_epoch(wanted.current_leader_epoch)?;
     let offset = Offset::new(wanted.fetch_offset).ok_or(ResponseError::OffsetOutOfRange.code())?;
-    Ok(FetchFrom { partition, offset, until: None, view })
+    // As in Kafka, the first batch comes even if the limit is 0.
+    let bytes_max = usize::try_from(wanted.partition_max_bytes).unwrap_or(0).max(1);
+    Ok(FetchFrom { partition, offset, until: None, bytes_max, view })
 }
 
 /// Returns the answer for one partition, and counts its records in the metrics.

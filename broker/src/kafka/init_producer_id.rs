@@ -17,7 +17,8 @@ pub(super) async fn answer(call: &Call, request: InitProducerIdRequest) -> InitP
     let given = match &request.transactional_id {
         Some(id) if id.is_empty() => return refused(ResponseError::InvalidRequest.code()),
         Some(id) => call.broker().init_transactional(id, request.transaction_timeout_ms, current).await,
-        None => call.broker().init_producer(current).await,
+        // As in Kafka, what a producer without transactions had does not matter: some clients send zeros.
+        None => call.broker().init_producer(None).await,
     };
     match given {
         Ok(given) => {

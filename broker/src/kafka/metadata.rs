@@ -50,11 +50,16 @@ pub(super) async fn answer(call: &Call, request: MetadataRequest) -> MetadataRes
     }
 }
 
+/// The topics in which Kafka keeps its own state. Some clients ask for them. They do not exist here, and an empty topic of
+/// that name would tell a client that there are no groups.
+const OF_KAFKA_ITSELF: [&str; 3] = ["__consumer_offsets", "__transaction_state", "__share_group_state"];
+
 /// Finds a topic, and creates it if that is allowed.
 async fn find(edge: &Edge, name: &str, may_create: bool) -> Result<std::sync::Arc<Topic>, BrokerError> {
     let valid = TopicName::new(name)?;
     match edge.broker.topic(name) {
-        Err(BrokerError::UnknownTopic { .. }) if may_create && edge.settings.auto_create_topics => {}
+        Err(BrokerError::UnknownTopic { .. })
+            if may_create && edge.settings.auto_create_topics && !OF_KAFKA_ITSELF.contains(&name) => {}
         found => return found,
     }
     let partitions = edge.settings.partitions_default;

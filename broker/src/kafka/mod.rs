@@ -66,6 +66,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::broker::Broker;
 use crate::broker::caller::Caller;
+use crate::broker::quota::QuotaKind;
 use crate::error::BrokerError;
 use crate::log::partition::Partition;
 use crate::log::topic::Topic;
@@ -136,6 +137,12 @@ struct Call {
 impl Call {
     fn broker(&self) -> &Broker {
         &self.edge.broker
+    }
+
+    /// Returns how long the client's next request of this kind waits for its quota, in ms. Clients hold their requests back
+    /// for as long (KIP-219), and show it in their metrics.
+    fn throttle_time_ms(&self, kind: QuotaKind) -> i32 {
+        i32::try_from(self.caller.throttled_ms(kind)).unwrap_or(i32::MAX)
     }
 
     /// Returns the host and port that the client is told to connect to.

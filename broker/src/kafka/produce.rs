@@ -14,6 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use super::{Call, Edge, error_code, text, transactions};
+use crate::broker::quota::QuotaKind;
 use crate::broker::transactions::InTransaction;
 use crate::error::BrokerError;
 use crate::log::queue::Receipt;
@@ -40,6 +41,7 @@ pub(super) struct Queued {
     topics: Vec<(TopicName, Uuid, Vec<QueuedPartition>)>,
     version: i16,
     wants_answer: bool,
+    throttle_time_ms: i32,
     /// Counts the request as in flight.
     _in_flight: Option<OwnedSemaphorePermit>,
 }
@@ -107,7 +109,13 @@ pub(super) async fn queue(call: &Call, request: ProduceRequest, in_flight: Optio
         }
         topics.push((topic.name, topic.topic_id, partitions));
     }
-    Queued { topics, version: call.version, wants_answer: request.acks != ACKS_NONE, _in_flight: in_flight }
+    Queued {
+        topics,
+        version: call.version,
+        wants_answer: request.acks != ACKS_NONE,
+        throttle_time_ms: call.throttle_time_ms(QuotaKind::Produce),
+        _in_flight: in_flight,
+    }
 }
 
 async fn queue_partition(
@@ -189,6 +197,7 @@ impl Queued {
                 response.with_topic_id(uuid)
             });
         }
-        self.wants_answer.then(|| ProduceResponse::default().with_responses(responses))
+        let answer = ProduceResponse::default().with_responses(responses).with_throttle_time_ms(self.throttle_time_ms);
+        self.wants_answer.then_some(answer)
     }
 }

@@ -8,11 +8,13 @@ const SKIPPED = 77
 
 const unique = name => `${name}-${randomUUID().slice(0, 8)}`
 
+const sleep = milliseconds => new Promise(resolve => setTimeout(resolve, milliseconds))
+
 async function until (what, done, seconds = 60) {
   const limit = Date.now() + seconds * 1000
   while (!(await done())) {
     if (Date.now() > limit) throw new Error(`not within ${seconds} s: ${what}`)
-    await new Promise(resolve => setTimeout(resolve, 50))
+    await sleep(50)
   }
 }
 
@@ -25,4 +27,4 @@ function run (scenarios) {
   })
 }
 
-module.exports = { assert, unique, until, run }
+module.exports = { assert, unique, until, sleep, run }

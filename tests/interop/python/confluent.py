@@ -223,6 +223,34 @@ def many_topics(address):
     reader.close()
 
 
+def compacted(address):
+    """Records that were replaced are gone after a while, and readers pass the holes that they leave."""
+    topic, rounds = unique("t"), 40
+    admin = AdminClient({"bootstrap.servers": address})
+    admin.create_topics([NewTopic(topic, 1, 1, config={"cleanup.policy": "compact"})])[topic].result()
+    to = producer(address)
+    for n in range(rounds):
+        for key in range(100):
+            to.produce(topic, key=str(key), value=f"{n} {'x' * 1000}")
+        same(to.flush(60), 0)
+
+    def read_all():
+        reader = consumer(address, unique("g"), enable_partition_eof=True)
+        reader.assign([TopicPartition(topic, 0, 0)])
+        records = []
+        while not (records and records[-1].error()):
+            records.extend(reader.consume(500, 5))
+        reader.close()
+        return records[:-1]
+
+    until("records are compacted", lambda: len(read_all()) < rounds * 100 // 2)
+    records = read_all()
+    offsets = [record.offset() for record in records]
+    same(offsets, sorted(set(offsets)))
+    last = {record.key(): record.value().split()[0] for record in records}
+    same(last, {str(key).encode(): str(rounds - 1).encode() for key in range(100)})
+
+
 def kill(address):
     """The server is killed again and again meanwhile."""
     topic, count = unique("t"), 4000
@@ -312,5 +340,6 @@ run({
     "produce-consume": produce_consume, "codecs": codecs, "nulls-headers": nulls_headers, "group": group,
     "consumer-protocol": consumer_protocol, "commit-resume": commit_resume, "seek-time": seek_time, "admin": admin,
     "transactions": transactions, "large": large, "many-topics": many_topics, "kill": kill,
+    "disconnects": kill, "compacted": compacted,
     "kill-transactions": kill_transactions,
 })

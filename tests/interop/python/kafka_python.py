@@ -1,7 +1,14 @@
 """kafka-python."""
 
+import threading
+import time
+
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.errors import KafkaError, ProducerFencedError
+from kafka.structs import OffsetAndMetadata
 
 from scenarios import CODECS, run, same, unique, until
 
@@ -21,7 +28,7 @@ def send(address, topic, values, **settings):
     to.close()
 
 
-def read(of, count):
+def read(of, count, seconds=60):
     records = []
 
     def all_there():
@@ -29,7 +36,7 @@ def read(of, count):
             records.extend(of_partition)
         return len(records) >= count
 
-    until(f"{count} records", all_there)
+    until(f"{count} records", all_there, seconds)
     return records
 
 
@@ -43,9 +50,6 @@ def produce_consume(address):
 
 def codecs(address):
     for codec in CODECS:
-        if codec in ("snappy", "lz4", "zstd"):
-            # These need further packages.
-            continue
         topic, values = unique(codec), [f"{codec} {n} {'x' * 200}".encode() for n in range(200)]
         send(address, topic, values, compression_type=None if codec == "none" else codec)
         reader = consumer(address, unique("g"), topic)
@@ -66,21 +70,39 @@ def nulls_headers(address):
     reader.close()
 
 
+class Member(threading.Thread):
+    """A member of a group, with a thread of its own. An answer to a join that comes between two calls of `poll` is lost to the
+    client, so these calls follow one another at once."""
+
+    def __init__(self, *of, **settings):
+        super().__init__(daemon=True)
+        self.consumer, self.left = consumer(*of, **settings), threading.Event()
+        self.start()
+
+    def run(self):
+        while not self.left.is_set():
+            self.consumer.poll(1000)
+        self.consumer.close()
+
+    def count(self):
+        return len(self.consumer.assignment())
+
+    def leave(self):
+        self.left.set()
+        self.join(60)
+
+
 def group(address):
-    topic, group = unique("t"), unique("g")
     client = KafkaAdminClient(bootstrap_servers=address)
-    client.create_topics([NewTopic(topic, num_partitions=4, replication_factor=1)])
-    first, second = consumer(address, group, topic), consumer(address, group, topic)
-
-    def shared():
-        first.poll(100)
-        second.poll(100)
-        return (len(first.assignment()), len(second.assignment())) == (2, 2)
-
-    until("both members have two", shared)
-    first.close()
-    until("the second member has all", lambda: second.poll(100) or len(second.assignment()) == 4)
-    second.close()
+    for assignor in (RangePartitionAssignor, CooperativeStickyAssignor):
+        topic, group = unique("t"), unique("g")
+        client.create_topics([NewTopic(topic, num_partitions=4, replication_factor=1)])
+        settings = {"partition_assignment_strategy": [assignor], "session_timeout_ms": 6000, "heartbeat_interval_ms": 500}
+        first, second = [Member(address, group, topic, **settings) for _ in range(2)]
+        until("both members have two", lambda: (first.count(), second.count()) == (2, 2))
+        first.leave()
+        until("the second member has all", lambda: second.count() == 4)
+        second.leave()
 
 
 def commit_resume(address):
@@ -89,7 +111,6 @@ def commit_resume(address):
     reader = consumer(address, group, topic)
     records = read(reader, 10)
     partition = TopicPartition(topic, 0)
-    from kafka.structs import OffsetAndMetadata
     reader.commit({partition: OffsetAndMetadata(4, "note", -1)})
     same((reader.committed(partition), len(records)), (4, 10))
     reader.close()
@@ -124,6 +145,42 @@ def admin(address):
     until("the topic is gone", lambda: topic not in client.list_topics())
 
 
+def transactions(address):
+    topic, copy, group = unique("t"), unique("copy"), unique("g")
+    send(address, topic, [str(n).encode() for n in range(10)])
+    to = KafkaProducer(bootstrap_servers=address, transactional_id=unique("tx"))
+    to.init_transactions()
+    for n, end in enumerate([to.commit_transaction, to.abort_transaction, to.commit_transaction]):
+        to.begin_transaction()
+        for m in range(10):
+            to.send(copy, f"{n}-{m}".encode())
+        end()
+    reader = consumer(address, unique("g"), copy, isolation_level="read_committed")
+    same([record.value.decode() for record in read(reader, 20)], [f"{n}-{m}" for n in (0, 2) for m in range(10)])
+    reader.close()
+    # Consume, transform, produce.
+    reader, partition = consumer(address, group, topic), TopicPartition(topic, 0)
+    read(reader, 10)
+    to.begin_transaction()
+    to.send(copy, b"done")
+    to.send_offsets_to_transaction({partition: OffsetAndMetadata(10, "", -1)}, reader.group_metadata())
+    to.commit_transaction()
+    same(reader.committed(partition), 10)
+    reader.close()
+    to.close()
+    # A producer with the same id fences this one.
+    older, newer = [KafkaProducer(bootstrap_servers=address, transactional_id="fence") for _ in range(2)]
+    older.init_transactions()
+    newer.init_transactions()
+    older.begin_transaction()
+    try:
+        older.send(copy, b"zombie").get(60)
+        older.commit_transaction()
+        raise AssertionError("the old producer is not fenced")
+    except ProducerFencedError:
+        pass
+
+
 def large(address):
     topic, value = unique("t"), b"x" * 900_000
     send(address, topic, [value] * 10)
@@ -132,7 +189,76 @@ def large(address):
     reader.close()
 
 
+def many_topics(address):
+    names = [unique("many") for _ in range(100)]
+    client = KafkaAdminClient(bootstrap_servers=address)
+    client.create_topics([NewTopic(name, num_partitions=1, replication_factor=1) for name in names])
+    to = KafkaProducer(bootstrap_servers=address)
+    sent = [to.send(name, name.encode()) for name in names]
+    for one in sent:
+        one.get(60)
+    to.close()
+    reader = consumer(address, unique("g"), *names)
+    same(sorted(record.value.decode() for record in read(reader, 100)), sorted(names))
+    reader.close()
+
+
+def kill(address):
+    """The server is killed, or the connections are cut, again and again meanwhile."""
+    topic, count = unique("t"), 4000
+    to = KafkaProducer(bootstrap_servers=address, enable_idempotence=True, delivery_timeout_ms=120_000, linger_ms=5)
+    sent = []
+    for n in range(count):
+        sent.append(to.send(topic, str(n).encode()))
+        time.sleep(0.002)
+    for one in sent:
+        one.get(120)
+    reader = consumer(address, unique("g"), topic, session_timeout_ms=6000)
+    same([record.value.decode() for record in read(reader, count, 120)], [str(n) for n in range(count)])
+
+
+def kill_transactions(address):
+    """The server is killed again and again while records are copied exactly once."""
+    topic, copy, group, count = unique("t"), unique("copy"), unique("g"), 1000
+    send(address, topic, [str(n).encode() for n in range(count)])
+    # With this isolation level, the offsets of an open transaction are waited for.
+    settings = {"session_timeout_ms": 6000, "heartbeat_interval_ms": 300, "isolation_level": "read_committed"}
+    reader, partition = consumer(address, group, topic, **settings), TopicPartition(topic, 0)
+    writer, limit, done = None, time.time() + 150, 0
+    while done < count:
+        if time.time() > limit:
+            raise AssertionError(f"{done} of {count} records are copied")
+        try:
+            if writer is None:
+                writer = KafkaProducer(bootstrap_servers=address, transactional_id=group, transaction_timeout_ms=20_000)
+                writer.init_transactions()
+            records = reader.poll(500, max_records=10).get(partition)
+            if not records:
+                continue
+            writer.begin_transaction()
+            for record in records:
+                writer.send(copy, record.value)
+            next_offset = {partition: OffsetAndMetadata(records[-1].offset + 1, "", -1)}
+            writer.send_offsets_to_transaction(next_offset, reader.group_metadata())
+            writer.commit_transaction()
+            done = records[-1].offset + 1
+            time.sleep(0.05)
+        except KafkaError as error:
+            print(repr(error))
+            try:
+                writer.abort_transaction()
+            except KafkaError:
+                # The next one has the same id, and fences it.
+                writer = None
+            # Read again from what is committed.
+            if reader.assignment():
+                reader.seek(partition, reader.committed(partition) or 0)
+    copied = consumer(address, unique("g"), copy, isolation_level="read_committed")
+    same([record.value.decode() for record in read(copied, count)], [str(n) for n in range(count)])
+
+
 run({
     "produce-consume": produce_consume, "codecs": codecs, "nulls-headers": nulls_headers, "group": group,
-    "commit-resume": commit_resume, "seek-time": seek_time, "admin": admin, "large": large,
+    "commit-resume": commit_resume, "seek-time": seek_time, "admin": admin, "transactions": transactions, "large": large,
+    "many-topics": many_topics, "kill": kill, "disconnects": kill, "kill-transactions": kill_transactions,
 })

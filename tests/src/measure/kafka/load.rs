@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 
+use super::jars::Jars;
 use super::node::Node;
 use crate::measure::process::{cpu_seconds, ended_children_cpu_seconds, settled};
 use crate::measure::samples::Latency;
@@ -41,7 +42,7 @@ pub struct Produced {
     pub records_per_s: f64,
     /// Time to the acknowledgement, in whole milliseconds, including the wait for room in the producer's buffer.
     pub latency: Latency,
-    /// CPU time of the node per record, in microseconds, until the node is idle.
+    /// CPU time of the server per record, in microseconds, until the server is idle.
     pub server_cpu_us: f64,
     /// CPU time of the tool per record, in microseconds, including its start.
     pub client_cpu_us: f64,
@@ -56,22 +57,40 @@ pub struct Consumed {
     pub records_per_s: f64,
 }
 
+/// A server that Kafka's tools are run against: a node of Kafka, or a server of ours.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// Kafka's jars.
+    pub jars: &'a Jars,
+    /// The address for clients.
+    pub address: &'a str,
+    /// The process id.
+    pub pid: u32,
+}
+
 impl Node {
+    /// Returns this node as the target of tools.
+    pub fn target(&self) -> Target<'_> {
+        Target { jars: self.jars(), address: self.address(), pid: self.pid() }
+    }
+}
+
+impl Target<'_> {
     /// Creates a topic.
     ///
     /// # Errors
     /// Returns an error if the tool fails.
     pub fn create_topic(&self, name: &str, partitions: u32, flushing: Flushing) -> Result<()> {
         let partitions = partitions.to_string();
-        let server = ["--bootstrap-server", self.address()];
+        let server = ["--bootstrap-server", self.address];
         let mut arguments = [&server[..], &["--create", "--topic", name, "--partitions", &partitions]].concat();
         if flushing == Flushing::EveryMessage {
             arguments.extend(["--config", "flush.messages=1"]);
         }
-        self.jars().run("org.apache.kafka.tools.TopicCommand", &arguments).map(drop)
+        self.jars.run("org.apache.kafka.tools.TopicCommand", &arguments).map(drop)
     }
 
-    /// Sends a load, and waits until the node is idle.
+    /// Sends a load, and waits until the server is idle.
     ///
     /// # Errors
     /// Returns an error if the tool fails, or if its output has an unknown format.
@@ -81,20 +100,19 @@ impl Node {
         let throughput = load.per_second.map_or_else(|| "-1".to_owned(), |rate| rate.to_string());
         let batch = format!("batch.size={}", load.batch_bytes);
         let linger = format!("linger.ms={}", load.linger_ms);
-        let mut arguments =
-            vec!["--bootstrap-server", self.address(), "--topic", load.topic, "--num-records", &records];
+        let mut arguments = vec!["--bootstrap-server", self.address, "--topic", load.topic, "--num-records", &records];
         arguments.extend(["--record-size", &size, "--throughput", &throughput]);
         if load.warm_up > 0 {
             arguments.extend(["--warmup-records", &warm_up]);
         }
         arguments.extend(["--command-property", &batch, &linger]);
-        let (server, client) = (cpu_seconds(self.pid()), ended_children_cpu_seconds());
-        let said = self.jars().run("org.apache.kafka.tools.ProducerPerformance", &arguments)?;
+        let (server, client) = (cpu_seconds(self.pid), ended_children_cpu_seconds());
+        let said = self.jars.run("org.apache.kafka.tools.ProducerPerformance", &arguments)?;
         let client_cpu_us = (ended_children_cpu_seconds() - client) * 1e6 / total as f64;
-        // The CPU time includes the node's deferred work for these records. A node that does not become idle is
+        // The CPU time includes the server's deferred work for these records. A server that does not become idle is
         // measured when the wait ends.
-        settled(self.pid()).await;
-        let server_cpu_us = (cpu_seconds(self.pid()) - server) * 1e6 / total as f64;
+        settled(self.pid).await;
+        let server_cpu_us = (cpu_seconds(self.pid) - server) * 1e6 / total as f64;
         let produced = Produced::read(&said).with_context(|| format!("ProducerPerformance said {said:?}"))?;
         Ok(Produced { server_cpu_us, client_cpu_us, ..produced })
     }
@@ -102,12 +120,12 @@ impl Node {
     /// Reads this many records of a topic from its start.
     ///
     /// # Errors
-    /// Returns an error in the same cases as [`Node::produce`].
+    /// Returns an error in the same cases as [`Target::produce`].
     pub fn consume(&self, topic: &str, records: u64) -> Result<Consumed> {
         let records = records.to_string();
         let arguments =
-            ["--bootstrap-server", self.address(), "--topic", topic, "--num-records", &records, "--hide-header"];
-        let said = self.jars().run("org.apache.kafka.tools.ConsumerPerformance", &arguments)?;
+            ["--bootstrap-server", self.address, "--topic", topic, "--num-records", &records, "--hide-header"];
+        let said = self.jars.run("org.apache.kafka.tools.ConsumerPerformance", &arguments)?;
         Consumed::read(&said).with_context(|| format!("ConsumerPerformance said {said:?}"))
     }
 }

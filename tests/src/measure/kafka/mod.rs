@@ -7,6 +7,6 @@ mod node;
 mod streams;
 
 pub use jars::{Jars, VERSION};
-pub use load::{Consumed, Flushing, Load, Produced};
+pub use load::{Consumed, Flushing, Load, Produced, Target};
 pub use node::Node;
 pub use streams::StreamsLoad;
