@@ -195,6 +195,11 @@ impl Member {
 /// Joins members at once, and gives each of them an assignment.
 fn join_all(members: &mut [Member]) {
     members.iter_mut().for_each(Member::send_join);
+    assign_all(members);
+}
+
+/// Waits until members that join have joined, and gives each of them an assignment.
+fn assign_all(members: &mut [Member]) {
     let joined: Vec<_> = members.iter_mut().map(Member::joined).collect();
     assert!(joined.iter().all(|joined| joined.error_code == 0), "{joined:?}");
     let ids: Vec<_> = members.iter().map(|member| member.id.clone()).collect();
@@ -482,6 +487,55 @@ fn a_member_that_sends_nothing_is_removed() {
     assert_eq!(first.heartbeat(), UNKNOWN_MEMBER);
     // And if nobody is left, the group is empty.
     wait_until("the group is empty", || server.run(&["group", "describe", "g"]).ok().contains("empty"));
+}
+
+#[test]
+fn members_are_still_members_after_the_server_was_killed() {
+    let data = tempfile::tempdir().unwrap();
+    let arguments = ["--kafka-address", "127.0.0.1:0", "--kafka-config", "group.min.session.timeout.ms=100"];
+    let mut server = Server::start_with(data.path(), &arguments);
+    let mut members = [Member::of(&server, "g"), Member::of(&server, "g").with_instance("static")];
+    create(&mut members[0].client, "t");
+    join_all(&mut members[..1]);
+    members[1].send_join();
+    members[0].beat_until(REBALANCING);
+    members[0].send_join();
+    assign_all(&mut members);
+    let generation = members[0].generation;
+    let again = |server: &mut Server, members: &mut [Member]| {
+        server.kill();
+        server.restart();
+        members.iter_mut().for_each(|member| member.client = Client::of(server));
+    };
+    again(&mut server, &mut members);
+    for member in &mut members {
+        assert_eq!((member.heartbeat(), member.commit(3)), (0, 0));
+        let synced = member.sync(&[]);
+        assert_eq!((synced.error_code, synced.assignment), (0, assignment()));
+    }
+    // A rebalance goes on from there, and a kill in the middle of it takes nothing away.
+    let mut third = Member::of(&server, "g");
+    third.send_join();
+    members[0].beat_until(REBALANCING);
+    again(&mut server, &mut members);
+    assert_eq!((members[0].heartbeat(), members[1].heartbeat()), (0, 0));
+    let mut third = Member::of(&server, "g");
+    third.send_join();
+    members[0].beat_until(REBALANCING);
+    members.iter_mut().for_each(Member::send_join);
+    let joined: Vec<_> = members.iter_mut().chain([&mut third]).map(Member::joined).collect();
+    assert!(joined.iter().all(|joined| (joined.error_code, joined.generation_id) == (0, generation + 1)), "{joined:?}");
+    // Who left is not there after a start. Who says nothing after it is removed once its session is over.
+    let [first, second] = &mut members;
+    assert_eq!((first.leave(), second.leave(), third.leave()), (0, 0, 0));
+    let mut last = Member::of(&server, "g");
+    last.session_ms = 100;
+    join_all(std::slice::from_mut(&mut last));
+    again(&mut server, &mut []);
+    wait_until("the group is empty", || server.run(&["group", "describe", "g"]).ok().contains("empty"));
+    again(&mut server, std::slice::from_mut(&mut last));
+    assert_eq!(last.heartbeat(), UNKNOWN_MEMBER);
+    assert!(server.run(&["group", "describe", "g"]).ok().contains("empty"));
 }
 
 #[test]

@@ -6,10 +6,19 @@ use std::time::{Duration, Instant};
 
 use super::Broker;
 use super::groups::{circumstances, known_topics};
+use super::operation::to_its_end;
 use crate::error::{BrokerError, MemberError};
 use crate::groups::classic::{Claim, ClassicJoin, ClassicLimits, ClassicSync, WaitForJoin, WaitForSync};
 use crate::groups::{Group, GroupKind, Membership};
+use crate::log::catalog_entries::{GROUP_MEMBERS_PREFIX, to_json};
+use crate::log::commit::Commit;
 use crate::name::GroupId;
+use crate::store::CatalogChange;
+
+/// Key of the catalog's entry with the members of a group.
+fn members_key(id: &GroupId) -> String {
+    format!("{GROUP_MEMBERS_PREFIX}{id}")
+}
 
 /// The settings of groups.
 #[derive(Clone, Copy, Debug)]
@@ -97,16 +106,70 @@ impl Broker {
         }
     }
 
-    /// Asks for a member's assignment.
+    /// Asks for a member's assignment. Members get theirs once the leader has brought those of all, and they are stored with
+    /// the group's members.
     ///
     /// # Errors
     /// [`BrokerError::Member`].
-    pub fn sync_classic(&self, id: &str, sync: ClassicSync) -> Result<WaitForSync, BrokerError> {
+    pub async fn sync_classic(&self, id: &str, sync: ClassicSync) -> Result<WaitForSync, BrokerError> {
         let group = self.group_of(id, &sync.claim.member)?;
+        let (synced, is_to_keep) = {
+            let members = &mut *group.members();
+            let synced = members.classic.sync(sync, Instant::now());
+            self.keep_time(&group, members);
+            (synced, members.classic.to_keep().is_some())
+        };
+        let synced = synced.map_err(|source| group.refused(source))?;
+        if is_to_keep {
+            let broker = self.clone();
+            to_its_end(async move { broker.keep_members(&group).await }).await;
+        }
+        Ok(synced)
+    }
+
+    /// Stores the members of a group, and lets them have their assignments.
+    async fn keep_members(&self, group: &Arc<Group>) {
+        let _keeping = group.keeping().lock().await;
+        // Another request may have stored them already.
+        let Some(kept) = group.members().classic.to_keep() else { return };
+        let entry = CatalogChange::put(members_key(group.id()), to_json(&kept));
+        if let Err(error) = self.commit_entry(entry).await {
+            tracing::warn!(
+                group = %group.id(), %error,
+                "the members of a group could not be stored: if the server is started again, they must join again"
+            );
+        }
         let members = &mut *group.members();
-        let synced = members.classic.sync(sync, Instant::now());
-        self.keep_time(&group, members);
-        synced.map_err(|source| group.refused(source))
+        members.classic.kept(kept.generation, Instant::now());
+        self.keep_time(group, members);
+    }
+
+    /// Removes what is stored of the members of a group that has none any more.
+    async fn forget_members(&self, group: &Arc<Group>) {
+        let _keeping = group.keeping().lock().await;
+        if !group.members().classic.is_to_forget() {
+            return;
+        }
+        match self.commit_entry(CatalogChange::remove(members_key(group.id()))).await {
+            Ok(()) | Err(BrokerError::ShuttingDown) => {}
+            Err(error) => tracing::warn!(
+                group = %group.id(), %error,
+                "it could not be stored that a group has no members: if the server is started again, its members seem to be \
+                 there until their sessions end"
+            ),
+        }
+        group.members().classic.forgotten();
+    }
+
+    async fn commit_entry(&self, entry: CatalogChange) -> Result<(), BrokerError> {
+        self.commit(Commit { catalog: vec![entry], ..Commit::default() }).await?.await.map(drop)
+    }
+
+    /// Begins to keep the time of groups that were restored with members.
+    pub fn watch_groups(&self) {
+        for group in self.0.groups.all() {
+            self.keep_time(&group, &mut group.members());
+        }
     }
 
     /// Notes that a member is alive.
@@ -152,6 +215,7 @@ impl Broker {
         }
         members.is_timed = true;
         let (group, domain, limits) = (group.clone(), self.0.domain.clone(), self.0.settings.groups.limits());
+        let weak = self.downgrade();
         let mut stopping = self.0.stopping.subscribe();
         tokio::spawn(async move {
             loop {
@@ -163,12 +227,20 @@ impl Broker {
                         let topics = known_topics(&domain.topics.read(), &members.consumer.topics());
                         members.consumer.remove_overdue(circumstances(&group, &topics));
                     }
-                    let Some(deadline) = members.deadline() else {
-                        members.is_timed = false;
-                        group.set_active(domain.idle.now_ms());
-                        return;
-                    };
-                    deadline
+                    match members.deadline() {
+                        _ if members.classic.is_to_forget() => None,
+                        None => {
+                            members.is_timed = false;
+                            group.set_active(domain.idle.now_ms());
+                            return;
+                        }
+                        deadline => deadline,
+                    }
+                };
+                let Some(deadline) = deadline else {
+                    let Some(broker) = weak.upgrade() else { return };
+                    broker.forget_members(&group).await;
+                    continue;
                 };
                 tokio::select! {
                     () = tokio::time::sleep_until(deadline.into()) => {}

@@ -39,7 +39,8 @@ use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::groups::Groups;
 use crate::log::catalog_entries::{
-    CLUSTER_ID, NEXT_PRODUCER_ID, catalog_number, load_group_settings, load_producer_epochs, load_topics,
+    CLUSTER_ID, NEXT_PRODUCER_ID, catalog_number, load_group_members, load_group_settings, load_producer_epochs,
+    load_topics,
 };
 use crate::log::cleaner::{Cleaner, CleanerOptions};
 use crate::log::commit::Commit;
@@ -214,6 +215,7 @@ impl Broker {
         };
         let journal = restoring.run(extents, &sealer_handle)?;
         load_group_settings(&store, &groups)?;
+        load_group_members(&store, &groups)?;
         let idle = IdleClock::new(clock.clone());
         let producer_ids = ProducerIds::new(catalog_number(&store, NEXT_PRODUCER_ID)?.unwrap_or(0));
         let transactions = Transactions::load(&store, &topics, &groups, now_ms)?;

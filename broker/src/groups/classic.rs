@@ -9,7 +9,8 @@
 //!    └───────┘     │                                            │ the leader sent the assignment
 //!  nobody is left  └────────────── the same ────────── Stable ◄─┘
 //! ```
-//! The state machine gets the time as an argument. Its caller must call [`Classic::on_time`] at [`Classic::deadline`].
+//! The state machine gets the time as an argument. Its caller must call [`Classic::on_time`] at [`Classic::deadline`]. It must
+//! also store what [`Classic::to_keep`] returns, and then call [`Classic::kept`]: members get their assignments after that.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use indexmap::IndexMap;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::kept::{Base64, Kept, KeptMember};
 use crate::error::MemberError;
 use crate::hash::HashMap;
 use crate::name::{TopicName, TopicPartition};
@@ -259,6 +261,10 @@ pub struct Classic {
     phase_ends: Option<Instant>,
     /// In the first rebalance of an empty group, until when the phase may be prolonged for further members.
     initial_until: Option<Instant>,
+    /// Whether the leader has brought the assignments of this generation, and they are not kept yet.
+    is_assigned: bool,
+    /// Whether something is kept of the group.
+    is_kept: bool,
 }
 
 impl Classic {
@@ -518,6 +524,7 @@ impl Classic {
                 self.phase_ends = Some(now + whole);
             }
             self.phase = Phase::Preparing;
+            self.is_assigned = false;
         }
         self.complete_if_all_joined(now);
     }
@@ -550,6 +557,7 @@ impl Classic {
             self.leader = next;
         }
         self.generation = self.generation.checked_add(1).unwrap_or(1);
+        self.is_assigned = false;
         self.initial_until = None;
         if self.members.is_empty() {
             self.phase = Phase::Empty;
@@ -625,7 +633,7 @@ impl Classic {
                 member.synced = true;
                 member.syncing = Some(answer);
                 if self.leader.as_ref() == Some(&id) {
-                    self.assign(sync.assignments, now);
+                    self.assign(sync.assignments);
                 }
                 self.end_if_all_synced();
                 Ok(wait)
@@ -633,13 +641,50 @@ impl Classic {
         }
     }
 
-    /// Takes the leader's assignments over and answers those that wait for theirs.
-    fn assign(&mut self, assignments: Vec<(String, ClassicAssignment)>, now: Instant) {
+    /// Takes the leader's assignments over.
+    fn assign(&mut self, assignments: Vec<(String, ClassicAssignment)>) {
         let mut assignments: HashMap<String, ClassicAssignment> = assignments.into_iter().collect();
         for (id, member) in &mut self.members {
             member.assignment = assignments.remove(&**id).unwrap_or_default();
         }
+        self.is_assigned = true;
+    }
+
+    /// Returns what must be stored before the members get their assignments, if there is something.
+    pub fn to_keep(&self) -> Option<Kept> {
+        if self.phase != Phase::Completing || !self.is_assigned {
+            return None;
+        }
+        let member = |(id, member): (&Arc<str>, &Member)| KeptMember {
+            member: id.to_string(),
+            instance: member.instance.as_deref().map(str::to_owned),
+            client_id: member.client_id.to_string(),
+            client_host: member.client_host.to_string(),
+            session_timeout_ms: member.session_timeout.as_millis() as u64,
+            rebalance_timeout_ms: member.rebalance_timeout.as_millis() as u64,
+            protocols: member.protocols.iter().map(Into::into).collect(),
+            assignment: Base64(member.assignment.bytes.clone()),
+            partitions: (member.assignment.partitions.iter())
+                .map(|partition| (partition.topic.to_string(), partition.partition))
+                .collect(),
+        };
+        Some(Kept {
+            generation: self.generation,
+            protocol_type: self.protocol_type.as_deref().unwrap_or_default().to_owned(),
+            protocol: self.protocol.as_deref().unwrap_or_default().to_owned(),
+            leader: self.leader.as_deref().unwrap_or_default().to_owned(),
+            members: self.members.iter().map(member).collect(),
+        })
+    }
+
+    /// Notes that the assignments of a generation are kept, and answers those that wait for theirs.
+    pub fn kept(&mut self, generation: i32, now: Instant) {
+        self.is_kept = true;
+        if self.generation != generation || self.phase != Phase::Completing || !self.is_assigned {
+            return;
+        }
         self.phase = Phase::Stable;
+        self.is_assigned = false;
         let ids: Vec<Arc<str>> = self.members.keys().cloned().collect();
         for id in ids {
             let synced = self.synced(&id);
@@ -650,6 +695,52 @@ impl Classic {
                 let _ = waiting.send(Ok(synced));
             }
         }
+    }
+
+    /// Returns whether what is kept of the group must be removed, because there are no members any more.
+    pub fn is_to_forget(&self) -> bool {
+        self.is_kept && self.members.is_empty()
+    }
+
+    /// Notes that nothing is kept of the group.
+    pub fn forgotten(&mut self) {
+        self.is_kept = false;
+    }
+
+    /// Returns a group whose members are those that were kept. Their sessions begin anew.
+    pub fn restore(kept: &Kept, now: Instant) -> Self {
+        let mut restored = Self {
+            phase: Phase::Stable,
+            generation: kept.generation,
+            protocol_type: Some(kept.protocol_type.as_str().into()),
+            protocol: Some(kept.protocol.as_str().into()),
+            leader: Some(kept.leader.as_str().into()),
+            is_kept: true,
+            ..Self::default()
+        };
+        for kept in &kept.members {
+            let id: Arc<str> = kept.member.as_str().into();
+            let session_timeout = Duration::from_millis(kept.session_timeout_ms);
+            let instance: Option<Arc<str>> = kept.instance.as_deref().map(Into::into);
+            if let Some(instance) = &instance {
+                restored.instances.insert(instance.clone(), id.clone());
+            }
+            let member = Member {
+                instance,
+                client_id: kept.client_id.as_str().into(),
+                client_host: kept.client_host.as_str().into(),
+                session_timeout,
+                rebalance_timeout: Duration::from_millis(kept.rebalance_timeout_ms),
+                protocols: kept.protocols.iter().map(Into::into).collect(),
+                assignment: kept.assignment(),
+                deadline: now + session_timeout,
+                joining: None,
+                syncing: None,
+                synced: true,
+            };
+            restored.members.insert(id, member);
+        }
+        restored
     }
 
     fn synced(&self, id: &Arc<str>) -> Synced {

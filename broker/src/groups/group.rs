@@ -76,6 +76,8 @@ pub struct Group {
     offsets: Offsets,
     members: Mutex<Membership>,
     deadline_changed: Notify,
+    /// Held while the members are stored.
+    keeping: tokio::sync::Mutex<()>,
     /// The partitions whose offsets are part of open transactions, with their producers.
     pending: Mutex<HashSet<(ProducerId, Place)>>,
     /// When the group last had a member or committed something, in milliseconds since the epoch by the idle clock.
@@ -100,6 +102,7 @@ impl Group {
             offsets: Offsets::default(),
             members: Mutex::default(),
             deadline_changed: Notify::new(),
+            keeping: tokio::sync::Mutex::new(()),
             pending: Mutex::default(),
             active_at_ms: AtomicI64::new(i64::MIN),
             pipeline: Mutex::default(),
@@ -157,6 +160,11 @@ impl Group {
     }
 
     /// Is notified when a deadline of the members may have become earlier.
+    /// Returns the lock that is held while the members are stored.
+    pub(crate) fn keeping(&self) -> &tokio::sync::Mutex<()> {
+        &self.keeping
+    }
+
     pub(crate) fn deadline_changed(&self) -> &Notify {
         &self.deadline_changed
     }

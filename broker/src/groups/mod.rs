@@ -1,12 +1,13 @@
 //! Groups: which readers read which partitions, and their committed offsets. A group has offsets (`offsets.rs`) and one
 //! kind of membership: consumers to which the broker assigns partitions (`members.rs`, with the assignment in
-//! `assign.rs`; those of Kafka's clients in `heartbeats.rs`), clients that assign partitions among themselves (`classic.rs`), or a pipeline, whose tasks the runtime
-//! assigns. Offsets, lag, describe and reset are the same for all.
+//! `assign.rs`; those of Kafka's clients in `heartbeats.rs`), clients that assign partitions among themselves (`classic.rs`, of
+//! which `kept.rs` survives a restart), or a pipeline, whose tasks the runtime assigns. Offsets, lag, describe and reset are the same for all.
 
 pub mod assign;
 pub mod classic;
 mod group;
 pub mod heartbeats;
+pub mod kept;
 mod member_id;
 pub mod members;
 mod membership;

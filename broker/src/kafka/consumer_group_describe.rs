@@ -21,7 +21,7 @@ pub(super) async fn answer(call: &Call, request: ConsumerGroupDescribeRequest) -
                 describe(call, &group)
             }
             Ok(_) => not_found(format!("group {} is not a consumer group", &*id)),
-            Err(error) => not_found(error.to_string()),
+            Err(_) => not_found(format!("Group {} not found.", &*id)),
         };
         let described = described.with_group_id(id);
         if request.include_authorized_operations { described.with_authorized_operations(OPERATIONS) } else { described }

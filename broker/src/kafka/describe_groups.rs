@@ -33,7 +33,7 @@ pub(super) async fn answer(call: &Call, request: DescribeGroupsRequest) -> Descr
                 if call.version >= NOT_FOUND_FROM {
                     let reason = match known {
                         Ok(_) => format!("group {} is not a classic group", &*id),
-                        Err(error) => error.to_string(),
+                        Err(_) => format!("Group {} not found.", &*id),
                     };
                     dead.with_error_code(ResponseError::GroupIdNotFound.code()).with_error_message(Some(text(reason)))
                 } else {

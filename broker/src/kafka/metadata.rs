@@ -23,7 +23,9 @@ pub(super) async fn answer(call: &Call, request: MetadataRequest) -> MetadataRes
         topics.extend(edge.broker.topics().iter().map(|topic| described(topic)));
     }
     for wanted in request.topics.into_iter().flatten() {
-        topics.push(match &wanted.name {
+        // Who names a topic by its id may leave its name empty.
+        let name = wanted.name.as_ref().filter(|_| wanted.topic_id.is_nil());
+        topics.push(match name {
             Some(name) => match find(edge, name, request.allow_auto_topic_creation).await {
                 Ok(topic) => described(&topic),
                 Err(error) => refused(error_code::code(&error)).with_name(wanted.name),
@@ -57,9 +59,9 @@ const OF_KAFKA_ITSELF: [&str; 3] = ["__consumer_offsets", "__transaction_state",
 /// Finds a topic, and creates it if that is allowed.
 async fn find(edge: &Edge, name: &str, may_create: bool) -> Result<std::sync::Arc<Topic>, BrokerError> {
     let valid = TopicName::new(name)?;
+    let is_of_kafka = OF_KAFKA_ITSELF.contains(&name);
     match edge.broker.topic(name) {
-        Err(BrokerError::UnknownTopic { .. })
-            if may_create && edge.settings.auto_create_topics && !OF_KAFKA_ITSELF.contains(&name) => {}
+        Err(BrokerError::UnknownTopic { .. }) if may_create && edge.settings.auto_create_topics && !is_of_kafka => {}
         found => return found,
     }
     let partitions = edge.settings.partitions_default;

@@ -37,7 +37,7 @@ async fn sync(call: &Call, request: SyncGroupRequest) -> Result<Synced, BrokerEr
         protocol: request.protocol_name.map(|protocol| protocol.to_string()),
         assignments: assignments.collect(),
     };
-    let syncing = call.broker().sync_classic(group.as_str(), sync)?;
+    let syncing = call.broker().sync_classic(group.as_str(), sync).await?;
     tokio::select! {
         synced = syncing => match synced {
             Ok(synced) => synced.map_err(|source| BrokerError::Member { group, source }),

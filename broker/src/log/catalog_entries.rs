@@ -1,11 +1,14 @@
 //! The broker's own entries in the catalog: the topics, and the next numbers to be assigned.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::groups::Groups;
+use crate::groups::classic::Classic;
+use crate::groups::kept::Kept;
+use crate::groups::{GroupKind, Groups};
 use crate::log::topic::{Topic, TopicMeta};
 use crate::log::topics::Topics;
 use crate::name::{GroupId, ProducerId, TopicName};
@@ -26,6 +29,21 @@ pub(crate) fn load_group_settings(store: &Store, groups: &Groups) -> Result<(), 
         let corrupt = |reason: String| StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason };
         let id = GroupId::new(&key[GROUP_SETTINGS_PREFIX.len()..]).map_err(|error| corrupt(error.to_string()))?;
         groups.set_settings(&id, serde_json::from_slice(&value).map_err(|error| corrupt(error.to_string()))?);
+    }
+    Ok(())
+}
+
+/// Prefix of the members of groups by the classic protocol.
+pub(crate) const GROUP_MEMBERS_PREFIX: &str = "group-members/";
+
+/// Restores the members of groups. Their sessions begin anew.
+pub(crate) fn load_group_members(store: &Store, groups: &Groups) -> Result<(), StoreError> {
+    for (key, value) in store.catalog_scan(GROUP_MEMBERS_PREFIX)? {
+        let corrupt = |reason: String| StoreError::Corrupt { what: format!("catalog entry {key:?}"), reason };
+        let id = GroupId::new(&key[GROUP_MEMBERS_PREFIX.len()..]).map_err(|error| corrupt(error.to_string()))?;
+        let kept: Kept = serde_json::from_slice(&value).map_err(|error| corrupt(error.to_string()))?;
+        let group = groups.get_or_create(&id, GroupKind::Consumer).map_err(|error| corrupt(error.to_string()))?;
+        group.members().classic = Classic::restore(&kept, Instant::now());
     }
     Ok(())
 }

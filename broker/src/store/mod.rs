@@ -82,7 +82,7 @@ const PAGE_CACHE_BYTES: usize = 16 << 20;
 
 /// The most of the journal that the page cache holds, in bytes. redb reads the values that it removes. With the values in its
 /// cache a produced record costs 8 % less CPU time, for some tens of megabytes of memory.
-const JOURNAL_CACHE_BYTES_MAX: usize = 128 << 20;
+const JOURNAL_CACHE_BYTES_MAX: usize = 32 << 20;
 
 /// The cleaner closes a segment that it writes at this size, in bytes. It equals the size of the sealer's segments.
 pub(crate) const SEGMENT_BYTES: u64 = 64 << 20;

@@ -127,6 +127,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let kafka_settings = args.kafka.settings(&args.bounds.serve_settings(), &mut broker_settings)?;
     let mut registry = Registry::default();
     let (broker, runtime) = open(&args, broker_settings, &mut registry).await?;
+    broker.watch_groups();
     let module_bytes_max = EngineSettings::default().module_bytes_max;
 
     let mut routes = RoutesBuilder::default();
