@@ -9,6 +9,18 @@ use kafka_protocol::messages::{RequestHeader, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
 use millstream_tests::server::Server;
 
+/// Keeps the first request of each API and version in the folder that this variable names: the initial inputs of the fuzz
+/// target `kafka`, in broker/fuzz/vectors.
+const FRAMES: &str = "MILLSTREAM_KEEP_FRAMES";
+
+fn keep(key: i16, version: i16, frame: &[u8]) {
+    let Some(folder) = std::env::var_os(FRAMES) else { return };
+    let path = std::path::Path::new(&folder).join(format!("kafka-{key:02}-{version:02}"));
+    if !path.exists() {
+        std::fs::write(path, frame).unwrap();
+    }
+}
+
 /// A connection that sends and receives single messages.
 #[derive(Debug)]
 pub(crate) struct Client(TcpStream);
@@ -32,6 +44,7 @@ impl Client {
             .with_client_id(Some(StrBytes::from_static_str("test")));
         header.encode(&mut bytes, R::header_version(version)).unwrap();
         request.encode(&mut bytes, version).unwrap();
+        keep(R::KEY, version, &bytes);
         self.send_frame(&bytes);
     }
 

