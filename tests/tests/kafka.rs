@@ -231,6 +231,21 @@ fn a_fetch_that_names_all_partitions_may_have_any_session_id() {
 }
 
 #[test]
+fn a_topic_is_found_by_its_id_whether_its_name_is_null_or_empty() {
+    let (server, _data) = started();
+    let mut client = Client::of(&server);
+    create(&mut client, "t");
+    let id = uuid(&mut client, "t");
+    // Java's client sends an empty name, librdkafka a null one.
+    for name in [Some(TopicName::default()), None] {
+        let wanted = MetadataRequestTopic::default().with_name(name).with_topic_id(id);
+        let answer = client.call(12, &MetadataRequest::default().with_topics(Some(vec![wanted])));
+        let found = &answer.topics[0];
+        assert_eq!((found.error_code, found.name.clone(), found.partitions.len()), (0, Some(topic("t")), 1));
+    }
+}
+
+#[test]
 fn topics_of_kafka_itself_are_not_created_by_a_question() {
     let (server, _data) = started();
     let mut client = Client::of(&server);
