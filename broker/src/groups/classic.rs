@@ -21,7 +21,7 @@ use indexmap::IndexMap;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::kept::{Base64, Kept, KeptMember};
+use super::kept::{Base64, Kept, KeptMember, KeptProtocol};
 use crate::error::MemberError;
 use crate::hash::HashMap;
 use crate::name::{TopicName, TopicPartition};
@@ -732,7 +732,7 @@ impl Classic {
                 session_timeout,
                 rebalance_timeout: Duration::from_millis(kept.rebalance_timeout_ms),
                 protocols: kept.protocols.iter().map(Into::into).collect(),
-                assignment: kept.assignment(),
+                assignment: kept_assignment(kept),
                 deadline: now + session_timeout,
                 joining: None,
                 syncing: None,
@@ -935,6 +935,38 @@ impl Classic {
             assignment: if is_stable { member.assignment.clone() } else { ClassicAssignment::default() },
         };
         self.members.iter().map(member).collect()
+    }
+}
+
+impl From<&JoinProtocol> for KeptProtocol {
+    fn from(protocol: &JoinProtocol) -> Self {
+        Self {
+            name: protocol.name.to_string(),
+            metadata: Base64(protocol.metadata.clone()),
+            topics: protocol.topics.iter().map(TopicName::to_string).collect(),
+        }
+    }
+}
+
+impl From<&KeptProtocol> for JoinProtocol {
+    fn from(kept: &KeptProtocol) -> Self {
+        Self {
+            name: Arc::from(kept.name.as_str()),
+            metadata: kept.metadata.0.clone(),
+            // A name that is no longer valid is of no topic.
+            topics: kept.topics.iter().filter_map(|topic| TopicName::new(topic).ok()).collect(),
+        }
+    }
+}
+
+/// Returns the assignment of a member that was kept.
+fn kept_assignment(kept: &KeptMember) -> ClassicAssignment {
+    let partition = |(topic, partition): &(String, u32)| {
+        TopicName::new(topic).ok().map(|topic| TopicPartition { topic, partition: *partition })
+    };
+    ClassicAssignment {
+        bytes: kept.assignment.0.clone(),
+        partitions: kept.partitions.iter().filter_map(partition).collect(),
     }
 }
 

@@ -4,14 +4,9 @@
 //! They are kept when each member can have its assignment, before any of them gets it: no member is ever ahead of what is
 //! kept. A group that was in a rebalance is restored as it was before that, and its members join again.
 
-use std::sync::Arc;
-
 use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use super::classic::{ClassicAssignment, JoinProtocol};
-use crate::name::{TopicName, TopicPartition};
 
 /// A group whose members have their assignments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,39 +71,5 @@ impl<'de> Deserialize<'de> for Base64 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         BASE64_STANDARD.decode(text).map(|bytes| Self(bytes.into())).map_err(serde::de::Error::custom)
-    }
-}
-
-impl From<&JoinProtocol> for KeptProtocol {
-    fn from(protocol: &JoinProtocol) -> Self {
-        Self {
-            name: protocol.name.to_string(),
-            metadata: Base64(protocol.metadata.clone()),
-            topics: protocol.topics.iter().map(TopicName::to_string).collect(),
-        }
-    }
-}
-
-impl From<&KeptProtocol> for JoinProtocol {
-    fn from(kept: &KeptProtocol) -> Self {
-        Self {
-            name: Arc::from(kept.name.as_str()),
-            metadata: kept.metadata.0.clone(),
-            // A name that is no longer valid is of no topic.
-            topics: kept.topics.iter().filter_map(|topic| TopicName::new(topic).ok()).collect(),
-        }
-    }
-}
-
-impl KeptMember {
-    /// Returns the member's assignment.
-    pub fn assignment(&self) -> ClassicAssignment {
-        let partition = |(topic, partition): &(String, u32)| {
-            TopicName::new(topic).ok().map(|topic| TopicPartition { topic, partition: *partition })
-        };
-        ClassicAssignment {
-            bytes: self.assignment.0.clone(),
-            partitions: self.partitions.iter().filter_map(partition).collect(),
-        }
     }
 }
