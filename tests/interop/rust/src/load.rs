@@ -167,14 +167,25 @@ fn produce_one(address: &str, load: &Load, begun: Instant, records: u64, sampled
         if load.keyed {
             record = record.key(&key);
         }
-        while let Err((error, back)) = producer.send(record) {
-            if !matches!(error, KafkaError::MessageProduction(rdkafka::types::RDKafkaErrorCode::QueueFull)) {
-                return Err(error.into());
-            }
-            record = back;
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        queue(&producer, record)?;
     }
+    finish(&producer)
+}
+
+/// Sends a record, once the queue has room for it.
+fn queue(producer: &ThreadedProducer<Acknowledged>, mut record: BaseRecord<'_, [u8], [u8], usize>) -> Outcome {
+    while let Err((error, back)) = producer.send(record) {
+        if !matches!(error, KafkaError::MessageProduction(rdkafka::types::RDKafkaErrorCode::QueueFull)) {
+            return Err(error.into());
+        }
+        record = back;
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
+}
+
+/// Waits until all records are acknowledged, and returns the times of those that were timed.
+fn finish(producer: &ThreadedProducer<Acknowledged>) -> Outcome<Vec<u64>> {
     producer.flush(Timeout::After(Duration::from_secs(120)))?;
     match producer.context().failed.load(Ordering::Relaxed) {
         0 => Ok(std::mem::take(&mut producer.context().micros.lock().unwrap())),
@@ -263,14 +274,7 @@ fn send_due(address: &str, load: &Load, begun: Instant) -> Outcome {
         if load.keyed {
             record = record.key(&key);
         }
-        while let Err((error, back)) = producer.send(record) {
-            if !matches!(error, KafkaError::MessageProduction(rdkafka::types::RDKafkaErrorCode::QueueFull)) {
-                return Err(error.into());
-            }
-            record = back;
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        queue(&producer, record)?;
     }
-    producer.flush(Timeout::After(Duration::from_secs(120)))?;
-    Ok(())
+    finish(&producer).map(drop)
 }
