@@ -10,6 +10,36 @@ use millstream_tests::measure::page_cache::ColdFiles;
 use millstream_tests::measure::report::Report;
 use millstream_tests::root;
 
+/// What is measured in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Contender {
+    Ours,
+    Kafka(Flushing),
+}
+
+pub(crate) const CONTENDERS: [Contender; 3] =
+    [Contender::Ours, Contender::Kafka(Flushing::PageCache), Contender::Kafka(Flushing::EveryMessage)];
+
+impl Contender {
+    /// Returns its place among the contenders.
+    pub(crate) fn index(self) -> usize {
+        CONTENDERS.iter().position(|contender| *contender == self).unwrap_or_default()
+    }
+
+    /// Returns the name of its topic of a round.
+    pub(crate) fn topic(self, round: usize) -> String {
+        format!("t{}-{round}", self.index())
+    }
+
+    /// Returns its name as a yardstick.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Ours => "Millstream".to_owned(),
+            Self::Kafka(flushing) => name(flushing),
+        }
+    }
+}
+
 /// A node, or `None` once an operation on it has failed.
 pub(crate) struct Kafka {
     node: Option<Node>,

@@ -16,7 +16,7 @@ use millstream_tests::root;
 use millstream_tests::server::Server;
 use tempfile::TempDir;
 
-use crate::kafka;
+use crate::kafka::{self, CONTENDERS, Contender};
 use crate::load::median_of;
 use crate::plan::Plan;
 
@@ -27,34 +27,6 @@ const LINGER_MS: u64 = 5;
 
 /// How long a server that was just started rests until its memory is read.
 const IDLE_FOR: Duration = Duration::from_secs(3);
-
-/// What is measured in turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Contender {
-    Ours,
-    Kafka(Flushing),
-}
-
-const CONTENDERS: [Contender; 3] =
-    [Contender::Ours, Contender::Kafka(Flushing::PageCache), Contender::Kafka(Flushing::EveryMessage)];
-
-impl Contender {
-    fn index(self) -> usize {
-        CONTENDERS.iter().position(|contender| *contender == self).unwrap_or_default()
-    }
-
-    fn topic(self, round: usize) -> String {
-        format!("t{}-{round}", self.index())
-    }
-
-    /// Returns the name of this contender as a yardstick.
-    fn name(self) -> String {
-        match self {
-            Self::Ours => "Millstream".to_owned(),
-            Self::Kafka(flushing) => kafka::name(flushing),
-        }
-    }
-}
 
 /// Which client sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

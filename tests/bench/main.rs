@@ -14,6 +14,7 @@ mod embedded;
 mod fan_out;
 mod kafka;
 mod kafka_clients;
+mod kafka_scale;
 mod latency;
 mod load;
 mod partitions;
@@ -77,6 +78,7 @@ async fn measure(plan: &Plan, report: &mut Report) {
     latency::run(plan, report).await;
     clients::run(plan, report).await;
     kafka_clients::run(plan, report).await;
+    kafka_scale::run(plan, report);
     fan_out::run(plan, report).await;
     compression::run(plan, report).await;
     rebalance::run(plan, report).await;

@@ -8,7 +8,7 @@ use millstream_tests::measure::samples::{Latency, median};
 use millstream_tests::measure::turns::order;
 use millstream_tests::server::Server;
 
-use crate::kafka::{self, Kafka};
+use crate::kafka::{self, CONTENDERS, Contender, Kafka};
 use crate::load::{self, Consumed, Produced, median_of};
 use crate::plan::Plan;
 
@@ -55,27 +55,6 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) {
             if plan.wants(&format!("produce, {}", case.name)) || plan.wants(&format!("consume, {}", case.name)) {
                 case.measure(plan, report).await;
             }
-        }
-    }
-}
-
-/// A contender in a round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Contender {
-    Ours,
-    Kafka(Flushing),
-}
-
-const CONTENDERS: [Contender; 3] =
-    [Contender::Ours, Contender::Kafka(Flushing::PageCache), Contender::Kafka(Flushing::EveryMessage)];
-
-impl Contender {
-    /// Returns the topic of a round.
-    fn topic(self, round: usize) -> String {
-        match self {
-            Self::Ours => format!("t{round}"),
-            Self::Kafka(Flushing::PageCache) => format!("cached{round}"),
-            Self::Kafka(Flushing::EveryMessage) => format!("flushed{round}"),
         }
     }
 }

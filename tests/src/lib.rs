@@ -5,6 +5,8 @@ pub mod disk;
 pub mod held;
 pub mod hooked;
 pub mod instance;
+pub mod kafka_client;
+pub mod kafka_member;
 pub mod measure;
 pub mod proxy;
 pub mod running;

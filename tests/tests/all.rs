@@ -20,7 +20,6 @@ mod idempotence;
 mod invariants;
 mod kafka;
 mod kafka_admin;
-mod kafka_client;
 mod kafka_groups;
 mod kafka_transactions;
 mod measure;

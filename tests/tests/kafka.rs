@@ -15,12 +15,12 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::{Request, StrBytes};
 use millstream_record::{BatchBuilder, Compression, Limits, split_batches};
+use millstream_tests::kafka_client::Client;
 use millstream_tests::server::Server;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
-use crate::kafka_client::Client;
 use crate::kafka_transactions;
 
 /// A server that serves Kafka's protocol.
@@ -78,7 +78,7 @@ fn versions_request(version: i16) -> ApiVersionsRequest {
 #[test]
 fn every_version_that_is_advertised_is_answered() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     let mut tried = 0;
     let advertised = client.call(0, &versions_request(0)).api_keys;
     for api in &advertised {
@@ -192,7 +192,7 @@ pub(crate) fn values(records: Bytes) -> Vec<String> {
 #[test]
 fn each_partition_of_a_fetch_has_a_limit_of_its_own() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     let wanted = CreatableTopic::default().with_name(topic("two")).with_num_partitions(2).with_replication_factor(1);
     client.call(5, &CreateTopicsRequest::default().with_topics(vec![wanted]));
     let bytes = batch(0, "0").len() as i32;
@@ -217,7 +217,7 @@ fn each_partition_of_a_fetch_has_a_limit_of_its_own() {
 #[test]
 fn a_fetch_that_names_all_partitions_may_have_any_session_id() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     create(&mut client, "t");
     client.call(9, &produce_request("t", 0, batch(0, "a")));
     for (session_id, epoch, code) in
@@ -233,7 +233,7 @@ fn a_fetch_that_names_all_partitions_may_have_any_session_id() {
 #[test]
 fn a_topic_is_found_by_its_id_whether_its_name_is_null_or_empty() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     create(&mut client, "t");
     let id = uuid(&mut client, "t");
     // Java's client sends an empty name, librdkafka a null one.
@@ -248,7 +248,7 @@ fn a_topic_is_found_by_its_id_whether_its_name_is_null_or_empty() {
 #[test]
 fn topics_of_kafka_itself_are_not_created_by_a_question() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     let wanted = MetadataRequestTopic::default().with_name(Some(topic("__consumer_offsets")));
     let request = MetadataRequest::default().with_topics(Some(vec![wanted])).with_allow_auto_topic_creation(true);
     for _ in 0..2 {
@@ -260,7 +260,7 @@ fn topics_of_kafka_itself_are_not_created_by_a_question() {
 #[test]
 fn producers_that_ask_with_zeros_get_identities_of_their_own() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     let mut init = |id: Option<&'static str>| {
         let id = id.map(|id| text(id).into());
         let request = InitProducerIdRequest::default().with_transactional_id(id).with_transaction_timeout_ms(10_000);
@@ -280,7 +280,7 @@ fn clients_over_their_quota_are_told_how_long_to_wait() {
     // Named clients may produce and fetch 10 bytes per second; a second's worth of it at once.
     let quota = ["--quota", "test=produce:10,fetch:10", "--kafka-address", "127.0.0.1:0"];
     let server = Server::start_with(data.path(), &quota);
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     create(&mut client, "t");
     let records = batch(0, &"x".repeat(1_000));
     let took_ms = records.len() as i32 * 100;
@@ -296,7 +296,7 @@ fn clients_over_their_quota_are_told_how_long_to_wait() {
 #[test]
 fn a_version_of_api_versions_that_is_not_served_is_answered_in_version_0() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     // A flexible header and a body that this server does not know.
     let mut frame = BytesMut::new();
     frame.put_slice(&[0, 18, 0, 99, 0, 0, 0, 7, 0, 1, b'c', 0, 9, 9, 9]);
@@ -311,7 +311,7 @@ fn a_version_of_api_versions_that_is_not_served_is_answered_in_version_0() {
 #[test]
 fn records_of_both_protocols_are_the_same() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     create(&mut client, "t");
     let sent = batch(1_000, "from Kafka");
     client.call(9, &produce_request("t", 0, sent.clone()));
@@ -327,7 +327,7 @@ fn records_of_both_protocols_are_the_same() {
 #[test]
 fn errors_have_kafkas_codes_and_concern_one_partition() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     create(&mut client, "t");
     let produced = |answer: ProduceResponse| answer.responses[0].partition_responses[0].error_code;
     let unknown = ResponseError::UnknownTopicOrPartition.code();
@@ -350,7 +350,7 @@ fn errors_have_kafkas_codes_and_concern_one_partition() {
 #[test]
 fn answers_come_in_the_order_of_the_requests_and_acks_0_has_none() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     create(&mut client, "t");
     for number in 0..10 {
         let acks = if number % 2 == 0 { -1 } else { 0 };
@@ -371,7 +371,7 @@ fn answers_come_in_the_order_of_the_requests_and_acks_0_has_none() {
 #[test]
 fn what_is_no_request_ends_its_connection_alone() {
     let (server, _data) = started();
-    let mut other = Client::of(&server);
+    let mut other = Client::to(server.kafka());
     create(&mut other, "t");
     let header = |key: i16, version: i16| {
         let mut bytes = BytesMut::new();
@@ -402,17 +402,17 @@ fn what_is_no_request_ends_its_connection_alone() {
         with(2, 5, &[0xff, 0xff]),
     ];
     for frame in &frames {
-        let mut client = Client::of(&server);
+        let mut client = Client::to(server.kafka());
         client.send_frame(frame);
         assert!(client.closes(), "{frame:?}");
     }
     for length in [-1i32, 0, 3, i32::MAX] {
-        let mut client = Client::of(&server);
+        let mut client = Client::to(server.kafka());
         client.send_bytes(&length.to_be_bytes());
         assert!(client.closes(), "length {length}");
     }
     // Half a request, and then silence.
-    let mut silent = Client::of(&server);
+    let mut silent = Client::to(server.kafka());
     silent.send_bytes(&[0, 0, 1, 0, 0, 3]);
     assert_eq!(other.call(3, &versions_request(3)).error_code, 0);
     let metrics = server.metrics();
@@ -440,7 +440,7 @@ fn noise(random: &mut StdRng) -> Vec<u8> {
 #[test]
 fn noise_in_every_version_of_every_api_harms_nobody() {
     let (server, _data) = started();
-    let mut other = Client::of(&server);
+    let mut other = Client::to(server.kafka());
     // Noise may be a request that deletes topic `t`.
     create(&mut other, "kept");
     other.call(9, &produce_request("kept", 0, batch(7, "kept")));
@@ -449,7 +449,7 @@ fn noise_in_every_version_of_every_api_harms_nobody() {
     for api in &advertised {
         for version in api.min_version..=api.max_version {
             for _ in 0..15 {
-                let mut client = Client::of(&server);
+                let mut client = Client::to(server.kafka());
                 // The connection may be closed after the first of them.
                 for correlation_id in 0..3 {
                     let mut frame = BytesMut::new();

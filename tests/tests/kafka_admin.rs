@@ -21,10 +21,10 @@ use kafka_protocol::messages::{
     OffsetForLeaderEpochRequest, SaslHandshakeRequest, TopicName,
 };
 use kafka_protocol::protocol::{Request, StrBytes};
+use millstream_tests::kafka_client::Client;
 use millstream_tests::server::Server;
 
 use crate::kafka::{batch, create, fetch_request, list_request, produce_request, started, topic, values};
-use crate::kafka_client::Client;
 
 const TOPIC: i8 = 2;
 const BROKER: i8 = 4;
@@ -255,7 +255,7 @@ pub(crate) fn answers(client: &mut Client, key: i16, version: i16, unique: &str)
 #[test]
 fn topic_settings_map_to_kafkas_both_ways() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     let settings = [
         ("cleanup.policy", "delete,compact"),
         ("retention.ms", "3600000"),
@@ -307,7 +307,7 @@ fn topic_settings_map_to_kafkas_both_ways() {
 #[test]
 fn what_cannot_be_created_is_refused_with_kafkas_codes() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     let plain = || new_topic("t", 1, &[]);
     let assigned = |broker: i32| {
         let assignment = CreatableReplicaAssignment::default().with_broker_ids(vec![BrokerId(broker)]);
@@ -336,7 +336,7 @@ fn what_cannot_be_created_is_refused_with_kafkas_codes() {
 #[test]
 fn deleted_records_stay_deleted() {
     let (mut server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     create(&mut client, "t");
     for number in 0..10 {
         client.call(9, &produce_request("t", 0, batch(number, &number.to_string())));
@@ -359,7 +359,7 @@ fn deleted_records_stay_deleted() {
     assert_eq!(fetched(&mut client, 3).error_code, ResponseError::OffsetOutOfRange.code());
     server.kill();
     server.restart();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     assert_eq!(start(&mut client), 4);
     assert_eq!(values(fetched(&mut client, 4).records.unwrap()), ["4", "5", "6", "7", "8", "9"]);
     assert_eq!(server.run(&["consume", "t", "--from", "earliest", "--max", "1"]).ok(), "4\n");
@@ -375,7 +375,7 @@ fn deleted_records_stay_deleted() {
 #[test]
 fn a_topic_may_give_records_the_time_of_their_arrival() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     create_topic(&mut client, new_topic("t", 1, &[("message.timestamp.type", "LogAppendTime")]));
     let stored = client.call(9, &produce_request("t", 0, batch(7, "v"))).responses[0].partition_responses[0].clone();
     assert!(stored.error_code == 0 && stored.log_append_time_ms > 1_700_000_000_000, "{stored:?}");
@@ -391,7 +391,7 @@ fn groups_have_settings_of_their_own() {
     use incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
     const GROUP: i8 = 32;
     let (mut server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     let set = |client: &mut Client, name: &str, value: &str| {
         let config = AlterableConfig::default().with_name(text(name)).with_value(Some(text(value)));
         let resource = AlterConfigsResource::default()
@@ -407,7 +407,7 @@ fn groups_have_settings_of_their_own() {
     assert_eq!(set(&mut client, "nonsense", "1"), invalid);
     server.kill();
     server.restart();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     let found = configs(&mut client, GROUP, "g");
     assert_eq!(found["consumer.heartbeat.interval.ms"], ("700".to_owned(), 8));
     assert_eq!(found["consumer.session.timeout.ms"], ("45000".to_owned(), 5));
@@ -419,7 +419,7 @@ fn groups_have_settings_of_their_own() {
 #[test]
 fn a_topic_may_have_a_codec_of_its_own() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     create_topic(&mut client, new_topic("t", 1, &[("compression.type", "zstd")]));
     client.call(9, &produce_request("t", 0, batch(7, "v")));
     let fetched = client.call(12, &fetch_request("t", 0)).responses.remove(0).partitions.remove(0).records.unwrap();
@@ -431,7 +431,7 @@ fn a_topic_may_have_a_codec_of_its_own() {
 #[test]
 fn records_without_a_key_are_named_where_a_topic_needs_keys() {
     let (server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     create_topic(&mut client, new_topic("t", 1, &[("cleanup.policy", "compact")]));
     let mut builder = millstream_record::BatchBuilder::new(millstream_record::Compression::None);
     for key in [None, Some(&b"k"[..]), None] {
@@ -446,7 +446,7 @@ fn records_without_a_key_are_named_where_a_topic_needs_keys() {
 #[test]
 fn the_cluster_keeps_its_id() {
     let (mut server, _data) = started();
-    let id = |server: &Server| Client::of(server).call(1, &DescribeClusterRequest::default()).cluster_id;
+    let id = |server: &Server| Client::to(server.kafka()).call(1, &DescribeClusterRequest::default()).cluster_id;
     let before = id(&server);
     server.kill();
     server.restart();

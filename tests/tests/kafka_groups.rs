@@ -1,228 +1,35 @@
 //! Groups by Kafka's classic and consumer protocols: members join, get assignments and leave, sessions end, offsets are
 //! committed.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::consumer_group_heartbeat_request::TopicPartitions;
 use kafka_protocol::messages::consumer_group_heartbeat_response;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
-use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use kafka_protocol::messages::offset_delete_request::{OffsetDeleteRequestPartition, OffsetDeleteRequestTopic};
 use kafka_protocol::messages::offset_fetch_request::{
     OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics,
 };
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::{
-    ConsumerGroupDescribeRequest, ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse,
-    ConsumerProtocolAssignment, ConsumerProtocolSubscription, DeleteGroupsRequest, DescribeGroupsRequest,
-    FindCoordinatorRequest, GroupId, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
-    ListGroupsRequest, OffsetCommitRequest, OffsetDeleteRequest, OffsetFetchRequest, SyncGroupRequest,
-    SyncGroupResponse,
+    ConsumerGroupDescribeRequest, ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, DeleteGroupsRequest,
+    DescribeGroupsRequest, FindCoordinatorRequest, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse,
+    LeaveGroupRequest, ListGroupsRequest, OffsetCommitRequest, OffsetDeleteRequest, OffsetFetchRequest,
+    SyncGroupRequest,
 };
-use kafka_protocol::protocol::{Encodable, Request, StrBytes};
+use kafka_protocol::protocol::{Request, StrBytes};
+use millstream_tests::kafka_client::Client;
+use millstream_tests::kafka_member::{
+    Member, assign_all, assignment, commit_request, group_id, join_all, subscription, text,
+};
 use millstream_tests::server::Server;
 
 use crate::cli::{Running, wait_until};
 use crate::kafka::{create, started, topic};
-use crate::kafka_client::Client;
 
 const UNKNOWN_MEMBER: i16 = ResponseError::UnknownMemberId.code();
 const REBALANCING: i16 = ResponseError::RebalanceInProgress.code();
-
-fn text(text: &str) -> StrBytes {
-    StrBytes::from_string(text.to_owned())
-}
-
-fn group_id(id: &str) -> GroupId {
-    text(id).into()
-}
-
-/// What a consumer says about itself: it subscribes to topic `t`.
-fn subscription() -> Bytes {
-    let mut bytes = bytes::BytesMut::from(&[0, 1][..]);
-    ConsumerProtocolSubscription::default().with_topics(vec![text("t")]).encode(&mut bytes, 1).unwrap();
-    bytes.freeze()
-}
-
-/// Partition 0 of topic `t`.
-fn assignment() -> Bytes {
-    use kafka_protocol::messages::consumer_protocol_assignment::TopicPartition;
-    let mut bytes = bytes::BytesMut::from(&[0, 1][..]);
-    let assigned = TopicPartition::default().with_topic(topic("t")).with_partitions(vec![0]);
-    ConsumerProtocolAssignment::default().with_assigned_partitions(vec![assigned]).encode(&mut bytes, 1).unwrap();
-    bytes.freeze()
-}
-
-/// A member of a group, over a connection of its own.
-struct Member {
-    client: Client,
-    group: String,
-    id: StrBytes,
-    instance: Option<StrBytes>,
-    protocols: Vec<&'static str>,
-    session_ms: i32,
-    generation: i32,
-    leader: StrBytes,
-}
-
-impl Member {
-    fn of(server: &Server, group: &str) -> Self {
-        Self {
-            client: Client::of(server),
-            group: group.to_owned(),
-            id: StrBytes::default(),
-            instance: None,
-            protocols: vec!["range"],
-            session_ms: 30_000,
-            generation: -1,
-            leader: StrBytes::default(),
-        }
-    }
-
-    fn with_instance(mut self, instance: &str) -> Self {
-        self.instance = Some(text(instance));
-        self
-    }
-
-    fn join_request(&self) -> JoinGroupRequest {
-        let protocol =
-            |name: &&str| JoinGroupRequestProtocol::default().with_name(text(name)).with_metadata(subscription());
-        JoinGroupRequest::default()
-            .with_group_id(group_id(&self.group))
-            .with_session_timeout_ms(self.session_ms)
-            .with_rebalance_timeout_ms(20_000)
-            .with_member_id(self.id.clone())
-            .with_group_instance_id(self.instance.clone())
-            .with_protocol_type(text("consumer"))
-            .with_protocols(self.protocols.iter().map(protocol).collect())
-    }
-
-    /// Sends a request to join. [`Self::joined`] receives the answer.
-    fn send_join(&mut self) {
-        if self.id.is_empty() && self.instance.is_none() {
-            let given: JoinGroupResponse = self.client.call(9, &self.join_request());
-            assert_eq!(given.error_code, ResponseError::MemberIdRequired.code());
-            self.id = given.member_id;
-        }
-        let request = self.join_request();
-        self.client.send(9, 9, &request);
-    }
-
-    fn joined(&mut self) -> JoinGroupResponse {
-        let joined: JoinGroupResponse = self.client.answer(9, 9);
-        if joined.error_code == 0 {
-            (self.id, self.generation, self.leader) =
-                (joined.member_id.clone(), joined.generation_id, joined.leader.clone());
-        }
-        joined
-    }
-
-    fn join(&mut self) -> JoinGroupResponse {
-        self.send_join();
-        self.joined()
-    }
-
-    fn leads(&self) -> bool {
-        self.leader == self.id
-    }
-
-    /// Sends a request for the assignment. The leader assigns each of `members` its own id.
-    fn send_sync(&mut self, members: &[StrBytes]) {
-        let assignments = members.iter().map(|member| {
-            let assignment = if member.is_empty() { Bytes::new() } else { assignment() };
-            SyncGroupRequestAssignment::default().with_member_id(member.clone()).with_assignment(assignment)
-        });
-        let request = SyncGroupRequest::default()
-            .with_group_id(group_id(&self.group))
-            .with_generation_id(self.generation)
-            .with_member_id(self.id.clone())
-            .with_group_instance_id(self.instance.clone())
-            .with_protocol_type(Some(text("consumer")))
-            .with_protocol_name(Some(text(self.protocols[0])))
-            .with_assignments(assignments.collect());
-        self.client.send(5, 5, &request);
-    }
-
-    fn synced(&mut self) -> SyncGroupResponse {
-        self.client.answer(5, 5)
-    }
-
-    fn sync(&mut self, members: &[StrBytes]) -> SyncGroupResponse {
-        self.send_sync(members);
-        self.synced()
-    }
-
-    fn heartbeat(&mut self) -> i16 {
-        let request = HeartbeatRequest::default()
-            .with_group_id(group_id(&self.group))
-            .with_generation_id(self.generation)
-            .with_member_id(self.id.clone())
-            .with_group_instance_id(self.instance.clone());
-        self.client.call(4, &request).error_code
-    }
-
-    /// Sends heartbeats until one is answered with this code.
-    fn beat_until(&mut self, code: i16) {
-        for _ in 0..2_000 {
-            if self.heartbeat() == code {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        panic!("no heartbeat was answered with {code}");
-    }
-
-    fn leave(&mut self) -> i16 {
-        let member = MemberIdentity::default().with_member_id(self.id.clone());
-        let member = member.with_group_instance_id(self.instance.clone());
-        let request = LeaveGroupRequest::default().with_group_id(group_id(&self.group)).with_members(vec![member]);
-        self.client.call(5, &request).members[0].error_code
-    }
-
-    /// Commits an offset of partition 0 of topic `t`.
-    fn commit(&mut self, offset: i64) -> i16 {
-        let request = commit_request(&self.group, offset)
-            .with_generation_id_or_member_epoch(self.generation)
-            .with_member_id(self.id.clone())
-            .with_group_instance_id(self.instance.clone());
-        self.client.call(8, &request).topics[0].partitions[0].error_code
-    }
-}
-
-/// Joins members at once, and gives each of them an assignment.
-fn join_all(members: &mut [Member]) {
-    members.iter_mut().for_each(Member::send_join);
-    assign_all(members);
-}
-
-/// Waits until members that join have joined, and gives each of them an assignment.
-fn assign_all(members: &mut [Member]) {
-    let joined: Vec<_> = members.iter_mut().map(Member::joined).collect();
-    assert!(joined.iter().all(|joined| joined.error_code == 0), "{joined:?}");
-    let ids: Vec<_> = members.iter().map(|member| member.id.clone()).collect();
-    for member in members.iter_mut() {
-        let assigned = if member.leads() { &ids[..] } else { &[] };
-        member.send_sync(assigned);
-    }
-    for member in members {
-        let synced = member.synced();
-        assert_eq!((synced.error_code, synced.assignment), (0, assignment()));
-    }
-}
-
-fn commit_request(group: &str, offset: i64) -> OffsetCommitRequest {
-    let partition = OffsetCommitRequestPartition::default()
-        .with_committed_offset(offset)
-        .with_committed_metadata(Some(text("note")));
-    let of_topic = OffsetCommitRequestTopic::default().with_name(topic("t")).with_partitions(vec![partition]);
-    OffsetCommitRequest::default()
-        .with_group_id(group_id(group))
-        .with_generation_id_or_member_epoch(-1)
-        .with_topics(vec![of_topic])
-}
 
 /// Returns the committed offset of partition 0 of topic `t`.
 fn committed(client: &mut Client, group: &str) -> i64 {
@@ -417,7 +224,7 @@ pub(crate) fn answers(client: &mut Client, key: i16, version: i16, group: &str) 
 #[test]
 fn members_share_a_group_and_take_over_from_each_other() {
     let (server, _data) = started();
-    let mut first = Member::of(&server, "g");
+    let mut first = Member::of(server.kafka(), "g");
     create(&mut first.client, "t");
     let joined = first.join();
     assert_eq!((joined.error_code, joined.generation_id, joined.members.len()), (0, 1, 1));
@@ -427,7 +234,7 @@ fn members_share_a_group_and_take_over_from_each_other() {
     assert_eq!((first.heartbeat(), first.commit(3)), (0, 0));
 
     // A second member begins a rebalance. The first one hears of it, and leads again.
-    let mut second = Member::of(&server, "g");
+    let mut second = Member::of(server.kafka(), "g");
     second.send_join();
     first.beat_until(REBALANCING);
     // What was read before the rebalance can be committed in it.
@@ -473,7 +280,7 @@ fn members_share_a_group_and_take_over_from_each_other() {
 #[test]
 fn a_member_that_sends_nothing_is_removed() {
     let (server, _data) = started();
-    let mut members = [Member::of(&server, "g"), Member::of(&server, "g")];
+    let mut members = [Member::of(server.kafka(), "g"), Member::of(server.kafka(), "g")];
     create(&mut members[0].client, "t");
     members.iter_mut().for_each(|member| member.session_ms = 6_000);
     members[0].send_join();
@@ -494,7 +301,7 @@ fn members_are_still_members_after_the_server_was_killed() {
     let data = tempfile::tempdir().unwrap();
     let arguments = ["--kafka-address", "127.0.0.1:0", "--kafka-config", "group.min.session.timeout.ms=100"];
     let mut server = Server::start_with(data.path(), &arguments);
-    let mut members = [Member::of(&server, "g"), Member::of(&server, "g").with_instance("static")];
+    let mut members = [Member::of(server.kafka(), "g"), Member::of(server.kafka(), "g").with_instance("static")];
     create(&mut members[0].client, "t");
     join_all(&mut members[..1]);
     members[1].send_join();
@@ -505,7 +312,7 @@ fn members_are_still_members_after_the_server_was_killed() {
     let again = |server: &mut Server, members: &mut [Member]| {
         server.kill();
         server.restart();
-        members.iter_mut().for_each(|member| member.client = Client::of(server));
+        members.iter_mut().for_each(|member| member.client = Client::to(server.kafka()));
     };
     again(&mut server, &mut members);
     for member in &mut members {
@@ -514,12 +321,12 @@ fn members_are_still_members_after_the_server_was_killed() {
         assert_eq!((synced.error_code, synced.assignment), (0, assignment()));
     }
     // A rebalance goes on from there, and a kill in the middle of it takes nothing away.
-    let mut third = Member::of(&server, "g");
+    let mut third = Member::of(server.kafka(), "g");
     third.send_join();
     members[0].beat_until(REBALANCING);
     again(&mut server, &mut members);
     assert_eq!((members[0].heartbeat(), members[1].heartbeat()), (0, 0));
-    let mut third = Member::of(&server, "g");
+    let mut third = Member::of(server.kafka(), "g");
     third.send_join();
     members[0].beat_until(REBALANCING);
     members.iter_mut().for_each(Member::send_join);
@@ -528,7 +335,7 @@ fn members_are_still_members_after_the_server_was_killed() {
     // Who left is not there after a start. Who says nothing after it is removed once its session is over.
     let [first, second] = &mut members;
     assert_eq!((first.leave(), second.leave(), third.leave()), (0, 0, 0));
-    let mut last = Member::of(&server, "g");
+    let mut last = Member::of(server.kafka(), "g");
     last.session_ms = 100;
     join_all(std::slice::from_mut(&mut last));
     again(&mut server, &mut []);
@@ -541,7 +348,8 @@ fn members_are_still_members_after_the_server_was_killed() {
 #[test]
 fn a_static_member_that_returns_keeps_its_partitions() {
     let (server, _data) = started();
-    let mut members = [Member::of(&server, "g").with_instance("one"), Member::of(&server, "g").with_instance("two")];
+    let mut members =
+        [Member::of(server.kafka(), "g").with_instance("one"), Member::of(server.kafka(), "g").with_instance("two")];
     create(&mut members[0].client, "t");
     join_all(&mut members[..1]);
     members[1].send_join();
@@ -555,7 +363,7 @@ fn a_static_member_that_returns_keeps_its_partitions() {
 
     // A member is started again: it has another id, and its assignment, without a rebalance.
     let instance = other.instance.clone().unwrap();
-    let mut returned = Member::of(&server, "g").with_instance(&instance);
+    let mut returned = Member::of(server.kafka(), "g").with_instance(&instance);
     let joined = returned.join();
     assert_eq!((joined.error_code, joined.generation_id, &joined.leader), (0, generation, &leader.id));
     assert_ne!(returned.id, other.id);
@@ -567,7 +375,7 @@ fn a_static_member_that_returns_keeps_its_partitions() {
 
     // The leader is started again: it knows that it leads, and that the assignment stays.
     let instance = leader.instance.clone().unwrap();
-    let mut returned_leader = Member::of(&server, "g").with_instance(&instance);
+    let mut returned_leader = Member::of(server.kafka(), "g").with_instance(&instance);
     let joined = returned_leader.join();
     assert_eq!((joined.generation_id, joined.skip_assignment, joined.members.len()), (generation, true, 2));
     assert!(returned_leader.leads());
@@ -600,11 +408,11 @@ fn join_again(members: &mut [Member]) {
 #[test]
 fn members_of_different_kinds_do_not_mix() {
     let (server, _data) = started();
-    let mut first = Member::of(&server, "g");
+    let mut first = Member::of(server.kafka(), "g");
     create(&mut first.client, "t");
     join_all(std::slice::from_mut(&mut first));
     // Another assignor.
-    let mut other = Member::of(&server, "g");
+    let mut other = Member::of(server.kafka(), "g");
     other.protocols = vec!["roundrobin"];
     let refused: JoinGroupResponse = other.client.call(9, &other.join_request());
     assert_eq!(refused.error_code, ResponseError::InconsistentGroupProtocol.code());
@@ -614,7 +422,7 @@ fn members_of_different_kinds_do_not_mix() {
     // And the other way round: the group is a gRPC consumer's.
     let consumer = Running::start(&server, &["consume", "t", "--group", "h"]);
     wait_until("the consumer has joined", || server.run(&["group", "list"]).ok().contains("\nh "));
-    let member = Member::of(&server, "h");
+    let member = Member::of(server.kafka(), "h");
     let refused: JoinGroupResponse = other.client.call(9, &member.join_request());
     assert_eq!(refused.error_code, ResponseError::InconsistentGroupProtocol.code());
     drop(consumer);
@@ -622,14 +430,14 @@ fn members_of_different_kinds_do_not_mix() {
     other.session_ms = 10;
     let refused: JoinGroupResponse = other.client.call(9, &other.join_request());
     assert_eq!(refused.error_code, ResponseError::InvalidSessionTimeout.code());
-    let refused: JoinGroupResponse = other.client.call(9, &Member::of(&server, "").join_request());
+    let refused: JoinGroupResponse = other.client.call(9, &Member::of(server.kafka(), "").join_request());
     assert_eq!(refused.error_code, ResponseError::InvalidGroupId.code());
 }
 
 #[test]
 fn offsets_are_one_thing_for_all_protocols() {
     let (mut server, _data) = started();
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     create(&mut client, "t");
     server.run_with_input(&["produce", "t"], "a\nb\nc\n").ok();
     client.call(8, &commit_request("g", 2));
@@ -655,7 +463,7 @@ fn offsets_are_one_thing_for_all_protocols() {
     // Offsets survive a restart.
     server.kill();
     server.restart();
-    assert_eq!(committed(&mut Client::of(&server), "g"), 1_000);
+    assert_eq!(committed(&mut Client::to(server.kafka()), "g"), 1_000);
 }
 
 /// A member of the consumer protocol, and what it has.
@@ -670,7 +478,7 @@ struct Beating {
 
 impl Beating {
     fn of(server: &Server, group: &'static str, id: &str) -> Self {
-        Self { client: Client::of(server), group, id: text(id), instance: None, epoch: 0, owned: Vec::new() }
+        Self { client: Client::to(server.kafka()), group, id: text(id), instance: None, epoch: 0, owned: Vec::new() }
     }
 
     fn beat(&mut self) -> ConsumerGroupHeartbeatResponse {
@@ -754,7 +562,7 @@ fn the_broker_assigns_partitions_to_members_that_send_heartbeats() {
         first.partitions() == [0, 1, 2, 3]
     });
     // Members of other kinds, epochs and assignors are refused.
-    let classic: JoinGroupResponse = first.client.call(9, &Member::of(&server, "g").join_request());
+    let classic: JoinGroupResponse = first.client.call(9, &Member::of(server.kafka(), "g").join_request());
     assert_eq!(classic.error_code, ResponseError::InconsistentGroupProtocol.code());
     let old = heartbeat_request("g", text("first"), first.epoch + 3);
     assert_eq!(first.client.call(1, &old).error_code, ResponseError::FencedMemberEpoch.code());

@@ -17,11 +17,11 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::{Request, StrBytes};
 use millstream_record::{BatchBuilder, Compression, TransactionEnd};
+use millstream_tests::kafka_client::Client;
 use millstream_tests::server::Server;
 
 use crate::cli::{guest_file, wait_until};
 use crate::kafka::{batch, create, fetch_request, list_request, produce_request, started, topic, values};
-use crate::kafka_client::Client;
 
 /// The last version of Produce with which partitions must be added to a transaction first, and the one with which they
 /// join by their records (KIP-890).
@@ -48,7 +48,7 @@ impl Producer {
     }
 
     fn with_timeout(server: &Server, name: &str, timeout_ms: i32) -> Self {
-        let mut client = Client::of(server);
+        let mut client = Client::to(server.kafka());
         create(&mut client, "t");
         create(&mut client, "u");
         let given = init(&mut client, name, timeout_ms);
@@ -297,7 +297,7 @@ pub(crate) fn answers(client: &mut Client, key: i16, version: i16, unique: &str)
 fn a_transaction_is_seen_as_a_whole_or_not_at_all() {
     let (server, _data) = started();
     let mut producer = Producer::of(&server, "tx");
-    let mut reader = Client::of(&server);
+    let mut reader = Client::to(server.kafka());
     reader.call(9, &produce_request("t", 0, batch(0, "before")));
     assert_eq!((producer.produce("t", "a"), producer.produce("u", "a")), (0, 0));
     reader.call(9, &produce_request("t", 0, batch(0, "beside")));
@@ -332,7 +332,7 @@ fn a_transaction_is_seen_as_a_whole_or_not_at_all() {
 fn both_versions_of_transactions_are_served() {
     let (server, _data) = started();
     let mut producer = Producer::of(&server, "tx");
-    let mut reader = Client::of(&server);
+    let mut reader = Client::to(server.kafka());
     // Without being added, a partition is not in the transaction.
     assert_eq!(producer.produce_as(PRODUCE_V1, "t", "lost"), ResponseError::InvalidTxnState.code());
     producer.next = [0; 2];
@@ -360,7 +360,7 @@ fn a_producer_that_was_replaced_is_fenced() {
     assert_eq!(zombie.commit_offset(5, 7), ResponseError::ProducerFenced.code());
     assert_eq!((producer.produce("t", "mine"), producer.end(TransactionEnd::Commit)), (0, 0));
     assert_eq!(consumed(&server, "t"), ["mine"]);
-    let mut client = Client::of(&server);
+    let mut client = Client::to(server.kafka());
     let refused = |client: &mut Client, timeout_ms: i32| init(client, "other", timeout_ms).error_code;
     let timeout = ResponseError::InvalidTransactionTimeout.code();
     assert_eq!((refused(&mut client, 0), refused(&mut client, 86_400_000)), (timeout, timeout));
@@ -375,7 +375,7 @@ fn a_transaction_that_is_open_for_too_long_is_aborted() {
     assert_eq!((producer.produce("t", "a"), producer.commit_offset(5, 3)), (0, 0));
     let unstable = ResponseError::UnstableOffsetCommit.code();
     assert_eq!(committed_offset(&mut producer.client), Err(unstable));
-    let mut reader = Client::of(&server);
+    let mut reader = Client::to(server.kafka());
     wait_until("the transaction is aborted", || offsets(&mut reader, "t") == (2, 2));
     assert!(consumed(&server, "t").is_empty());
     assert_eq!(committed_offset(&mut reader), Ok(-1));
@@ -392,12 +392,12 @@ fn transactions_survive_a_kill() {
     assert_eq!((producer.produce("t", "open"), producer.produce("u", "open"), producer.commit_offset(5, 2)), (0, 0, 0));
     server.kill();
     server.restart();
-    let mut reader = Client::of(&server);
+    let mut reader = Client::to(server.kafka());
     assert_eq!((offsets(&mut reader, "t"), offsets(&mut reader, "u")), ((4, 5), (0, 1)));
     assert_eq!(consumed(&server, "t"), ["committed"]);
     assert_eq!(committed_offset(&mut reader), Err(ResponseError::UnstableOffsetCommit.code()));
     // The producer goes on as if nothing had been.
-    producer.client = Client::of(&server);
+    producer.client = Client::to(server.kafka());
     assert_eq!((producer.produce("t", "and more"), producer.end(TransactionEnd::Commit)), (0, 0));
     assert_eq!(committed(&mut reader, "t"), ["committed", "open", "and more"]);
     assert_eq!(consumed(&server, "t"), ["committed", "open", "and more"]);
@@ -405,10 +405,10 @@ fn transactions_survive_a_kill() {
     assert_eq!(committed_offset(&mut reader), Ok(2));
     server.kill();
     server.restart();
-    assert_eq!(committed(&mut Client::of(&server), "t"), ["committed", "open", "and more"]);
+    assert_eq!(committed(&mut Client::to(server.kafka()), "t"), ["committed", "open", "and more"]);
     assert_eq!(consumed(&server, "t"), ["committed", "open", "and more"]);
     // A deleted topic takes its part of a transaction with it.
-    producer.client = Client::of(&server);
+    producer.client = Client::to(server.kafka());
     assert_eq!((producer.produce("t", "x"), producer.produce("u", "x")), (0, 0));
     server.run(&["topic", "delete", "u"]).ok();
     assert_eq!(producer.end(TransactionEnd::Commit), 0);
@@ -419,7 +419,7 @@ fn transactions_survive_a_kill() {
 fn offsets_of_a_transaction_take_effect_with_it() {
     let (server, _data) = started();
     let mut producer = Producer::of(&server, "tx");
-    let mut reader = Client::of(&server);
+    let mut reader = Client::to(server.kafka());
     // In version 1, the group must be added first.
     assert_eq!(producer.commit_offset(3, 1), ResponseError::InvalidTxnState.code());
     assert_eq!(producer.commit_offset(5, 1), 0);
@@ -450,7 +450,7 @@ fn a_pipeline_behind_a_transactional_producer_counts_committed_records_only() {
     server.kill();
     server.restart();
     assert_eq!((count(&server, "three"), count(&server, "aborted")), (String::new(), String::new()));
-    producer.client = Client::of(&server);
+    producer.client = Client::to(server.kafka());
     assert_eq!(producer.end(TransactionEnd::Commit), 0);
     wait_until("the last transaction is counted", || count(&server, "three").ends_with('1'));
     assert!(count(&server, "two").ends_with('2'), "{}", count(&server, "two"));

@@ -1,5 +1,6 @@
 """kafka-python."""
 
+import queue
 import threading
 import time
 
@@ -217,6 +218,30 @@ def kill(address):
     same([record.value.decode() for record in read(reader, count, 120)], [str(n) for n in range(count)])
 
 
+class Lost(KafkaError):
+    """The client forgot a request."""
+
+
+def in_time(call, *arguments):
+    """Calls a method of a producer's transaction. If a connection ends in the moment in which the client looks for a node,
+    it forgets the request, and the method never returns."""
+    outcome = queue.SimpleQueue()
+
+    def called():
+        try:
+            outcome.put((call(*arguments), None))
+        except Exception as error:
+            outcome.put((None, error))
+    threading.Thread(target=called, daemon=True).start()
+    try:
+        result, error = outcome.get(timeout=10)
+    except queue.Empty:
+        raise Lost(call.__name__) from None
+    if error:
+        raise error
+    return result
+
+
 def kill_transactions(address):
     """The server is killed again and again while records are copied exactly once."""
     topic, copy, group, count = unique("t"), unique("copy"), unique("g"), 1000
@@ -231,7 +256,7 @@ def kill_transactions(address):
         try:
             if writer is None:
                 writer = KafkaProducer(bootstrap_servers=address, transactional_id=group, transaction_timeout_ms=20_000)
-                writer.init_transactions()
+                in_time(writer.init_transactions)
             records = reader.poll(500, max_records=10).get(partition)
             if not records:
                 continue
@@ -239,14 +264,16 @@ def kill_transactions(address):
             for record in records:
                 writer.send(copy, record.value)
             next_offset = {partition: OffsetAndMetadata(records[-1].offset + 1, "", -1)}
-            writer.send_offsets_to_transaction(next_offset, reader.group_metadata())
-            writer.commit_transaction()
+            in_time(writer.send_offsets_to_transaction, next_offset, reader.group_metadata())
+            in_time(writer.commit_transaction)
             done = records[-1].offset + 1
             time.sleep(0.05)
         except KafkaError as error:
             print(repr(error))
             try:
-                writer.abort_transaction()
+                if writer is None or isinstance(error, Lost):
+                    raise error
+                in_time(writer.abort_transaction)
             except KafkaError:
                 # The next one has the same id, and fences it.
                 writer = None

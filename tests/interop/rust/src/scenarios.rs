@@ -322,6 +322,7 @@ fn kill(address: &str) -> Outcome {
 /// The server is killed again and again while records are copied exactly once.
 fn kill_transactions(address: &str) -> Outcome {
     const COUNT: usize = 1_000;
+    const IN_TRANSACTION: usize = 10;
     let (topic, copy, group) = (unique("t"), unique("copy"), unique("g"));
     send(&producer(address, &[("enable.idempotence", "true")])?, &topic, numbers(COUNT))?;
     let reader = consumer(address, &group, &[("session.timeout.ms", "6000")])?;
@@ -334,30 +335,36 @@ fn kill_transactions(address: &str) -> Outcome {
     };
     let (mut to, mut done) = (writer()?, 0);
     while done < COUNT {
-        let records = read(&reader, 1, |record| (value(record), record.offset()))?;
-        let next = records[0].1 + 1;
+        let records = read(&reader, IN_TRANSACTION, |record| (value(record), record.offset()))?;
+        let next = done + IN_TRANSACTION;
+        // A member that joins again reads again from what is committed.
+        let is_next = records.iter().map(|(_, offset)| *offset).eq(done as i64..next as i64);
         let copied = || -> Result<(), KafkaError> {
             to.begin_transaction()?;
-            to.send(BaseRecord::<(), _>::to(&copy).payload(&records[0].0)).map_err(|(error, _)| error)?;
+            for (value, _) in &records {
+                to.send(BaseRecord::<(), _>::to(&copy).payload(value)).map_err(|(error, _)| error)?;
+            }
             let metadata = reader.group_metadata().ok_or(KafkaError::Canceled)?;
-            let offsets = at(&topic, Offset::Offset(next)).map_err(|_| KafkaError::Canceled)?;
+            let offsets = at(&topic, Offset::Offset(next as i64)).map_err(|_| KafkaError::Canceled)?;
             to.send_offsets_to_transaction(&offsets, &metadata, Duration::from_secs(10))?;
-            retried(|| to.commit_transaction(Duration::from_secs(10)))
+            retried(|| to.commit_transaction(Duration::from_secs(10)))?;
+            std::thread::sleep(Duration::from_millis(50));
+            Ok(())
         };
-        match copied() {
-            Ok(()) => done = next as usize,
-            Err(error) => {
-                match error {
-                    KafkaError::Transaction(error) if error.is_fatal() => to = writer()?,
-                    _ => retried(|| to.abort_transaction(Duration::from_secs(10)))?,
+        if is_next {
+            match copied() {
+                Ok(()) => {
+                    done = next;
+                    continue;
                 }
-                // What is committed is read again.
-                let next = retried(|| reader.committed_offsets(at(&topic, Offset::Invalid).unwrap(), PATIENCE))?;
-                let next = next.elements()[0].offset().to_raw().unwrap_or(0).max(0);
-                retried(|| reader.seek(&topic, 0, Offset::Offset(next), Duration::from_secs(10)))?;
-                done = next as usize;
+                Err(KafkaError::Transaction(error)) if error.is_fatal() => to = writer()?,
+                Err(_) => retried(|| to.abort_transaction(Duration::from_secs(10)))?,
             }
         }
+        let committed = retried(|| reader.committed_offsets(at(&topic, Offset::Invalid).unwrap(), PATIENCE))?;
+        let committed = committed.elements()[0].offset().to_raw().unwrap_or(0).max(0);
+        retried(|| reader.seek(&topic, 0, Offset::Offset(committed), Duration::from_secs(10)))?;
+        done = committed as usize;
     }
     let copied = consumer(address, &unique("g"), &[("isolation.level", "read_committed")])?;
     copied.subscribe(&[&copy])?;
