@@ -1,6 +1,8 @@
 //! Transactions over Kafka's protocol: what is committed is seen as a whole, what is aborted is never seen, and what happens
 //! to producers that are fenced, too late or killed.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::add_partitions_to_txn_request::{AddPartitionsToTxnTopic, AddPartitionsToTxnTransaction};
@@ -381,6 +383,35 @@ fn a_transaction_that_is_open_for_too_long_is_aborted() {
     assert_eq!(committed_offset(&mut reader), Ok(-1));
     assert_eq!(producer.produce("t", "too late"), ResponseError::InvalidProducerEpoch.code());
     assert_eq!(producer.end(TransactionEnd::Commit), ResponseError::ProducerFenced.code());
+}
+
+#[test]
+fn restarts_give_a_transaction_no_more_time() {
+    let (mut server, _data) = started();
+    let mut producer = Producer::with_timeout(&server, "tx", 2_000);
+    assert_eq!((producer.produce("t", "a"), producer.produce("u", "a"), producer.commit_offset(5, 3)), (0, 0, 0));
+    wait_until("the transaction is aborted", || {
+        server.kill();
+        server.restart();
+        std::thread::sleep(Duration::from_millis(300));
+        offsets(&mut Client::to(server.kafka()), "t") == (2, 2)
+    });
+    assert_eq!(committed_offset(&mut Client::to(server.kafka())), Ok(-1));
+}
+
+#[test]
+fn a_transaction_of_which_nothing_was_stored_can_be_aborted_after_a_kill() {
+    let (mut server, _data) = started();
+    let mut producer = Producer::of(&server, "tx");
+    assert_eq!((producer.add("t"), producer.produce_as(PRODUCE_V1, "t", "a")), (0, 0));
+    assert_eq!((producer.end_as(3, TransactionEnd::Commit).error_code, producer.add("t")), (0, 0));
+    server.kill();
+    server.restart();
+    producer.client = Client::to(server.kafka());
+    assert_eq!(producer.end_as(3, TransactionEnd::Abort).error_code, 0);
+    assert_eq!((producer.add("t"), producer.produce_as(PRODUCE_V1, "t", "b")), (0, 0));
+    assert_eq!(producer.end_as(3, TransactionEnd::Commit).error_code, 0);
+    assert_eq!(consumed(&server, "t"), ["a", "b"]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::log::queue::Receipt;
 use crate::log::topic::Topic;
 use crate::log::validate::{NewRecord, Validator};
 use crate::name::ProducerId;
+use crate::store::CatalogChange;
 
 /// Records that have been queued for one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +45,7 @@ impl Broker {
         let to = topic.partition(partition)?;
         let batches = self.check_bytes(topic, partition, bytes, false).await?;
         let queued = queued(partition, &batches);
-        Ok((self.append(to, batches).await?, queued))
+        Ok((self.append(to, batches, Vec::new()).await?, queued))
     }
 
     /// Checks record batches that are back to back. `in_transaction` says whether they may be part of a transaction.
@@ -89,7 +90,7 @@ impl Broker {
         for batch in batches {
             checked.extend(self.validator(topic).batches(partition.name().partition, batch.into_bytes(), false)?);
         }
-        self.append(partition, checked).await
+        self.append(partition, checked, Vec::new()).await
     }
 
     /// Builds batches from records and queues them to be appended in one commit. A record goes to `partition` or, if
@@ -125,16 +126,18 @@ impl Broker {
         Validator { topic, limits: &self.0.settings.limits, now_ms: self.0.clock.now_ms() }
     }
 
+    /// Queues batches, and changes of the catalog in the same commit.
     pub(super) async fn append(
         &self,
         partition: &Arc<Partition>,
         batches: Vec<RecordBatch>,
+        catalog: Vec<CatalogChange>,
     ) -> Result<Receipt, BrokerError> {
         for producer_id in batches.iter().filter_map(|batch| ProducerId::new(batch.producer_id())) {
             self.check_handed_out(producer_id)?;
         }
         let append = Append { partition: partition.clone(), batches };
-        self.commit(Commit { appends: vec![append], ..Commit::default() }).await
+        self.commit(Commit { appends: vec![append], catalog, ..Commit::default() }).await
     }
 }
 

@@ -71,6 +71,9 @@ struct Entry {
     outcome: Outcome,
     /// When the entry was written, in ms since the epoch.
     used_at_ms: i64,
+    /// When the open transaction began, in ms since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    began_at_ms: Option<i64>,
     /// The offsets that the open transaction commits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     offsets: Vec<EntryOffset>,
@@ -101,6 +104,8 @@ struct Transaction {
     used_at_ms: i64,
     /// When the open transaction began.
     began: Option<(Instant, i64)>,
+    /// Whether the catalog says when it began.
+    began_is_stored: bool,
     /// The partitions of the open transaction.
     partitions: BTreeMap<Place, Arc<Partition>>,
     groups: BTreeSet<GroupId>,
@@ -123,7 +128,25 @@ impl Transaction {
         self.began.is_some_and(|(began, _)| began.elapsed() >= Duration::from_millis(self.timeout_ms))
     }
 
-    fn entry(&self, producer: ProducerIdentity, outcome: Outcome, offsets: &Offsets, now_ms: i64) -> CatalogChange {
+    /// Returns the entry of an id whose transaction is not open.
+    fn ended(&self, producer: ProducerIdentity, outcome: Outcome, now_ms: i64) -> CatalogChange {
+        self.entry(producer, outcome, &Offsets::new(), None, now_ms)
+    }
+
+    /// Returns the entry of an id whose transaction is open.
+    fn open(&self, offsets: &Offsets, now_ms: i64) -> CatalogChange {
+        let began_at_ms = self.began.map_or(now_ms, |(_, began_ms)| began_ms);
+        self.entry(self.producer, self.outcome, offsets, Some(began_at_ms), now_ms)
+    }
+
+    fn entry(
+        &self,
+        producer: ProducerIdentity,
+        outcome: Outcome,
+        offsets: &Offsets,
+        began_at_ms: Option<i64>,
+        now_ms: i64,
+    ) -> CatalogChange {
         let offset =
             |((group, topic, partition), committed): (&(GroupId, TopicId, u32), &CommittedOffset)| EntryOffset {
                 group: group.as_str().to_owned(),
@@ -139,6 +162,7 @@ impl Transaction {
             timeout_ms: self.timeout_ms,
             outcome,
             used_at_ms: now_ms,
+            began_at_ms,
             offsets: offsets.iter().map(offset).collect(),
         };
         CatalogChange::put(key(&self.id), to_json(&entry))
@@ -192,8 +216,8 @@ pub struct TransactionDescription {
 }
 
 impl Transactions {
-    /// Reads all transactional ids from the catalog. A transaction that was open when the server stopped is open, and its
-    /// time begins anew.
+    /// Reads all transactional ids from the catalog. A transaction that was open when the server stopped is open, and the
+    /// time that the server was away counts, as in Kafka.
     pub(super) fn load(
         store: &Store,
         topics: &Topics,
@@ -225,6 +249,10 @@ impl Transactions {
             }
             let partitions = open.remove(&producer_id).unwrap_or_default();
             let is_open = !partitions.is_empty() || !offsets.is_empty();
+            let began_ms = entry.began_at_ms.unwrap_or(now_ms);
+            let open_for = Duration::from_millis(u64::try_from(now_ms.saturating_sub(began_ms)).unwrap_or(0));
+            // A machine that has not been up for so long cannot say when that was, so the time begins anew.
+            let began = Instant::now().checked_sub(open_for).unwrap_or_else(Instant::now);
             let id: Arc<str> = key[PREFIX.len()..].into();
             let transaction = Transaction {
                 id: id.clone(),
@@ -232,7 +260,8 @@ impl Transactions {
                 timeout_ms: entry.timeout_ms,
                 outcome: entry.outcome,
                 used_at_ms: entry.used_at_ms,
-                began: is_open.then(|| (Instant::now(), now_ms)),
+                began: is_open.then_some((began, began_ms)),
+                began_is_stored: is_open && entry.began_at_ms.is_some(),
                 partitions: partitions.into_iter().map(|partition| (partition.place(), partition)).collect(),
                 groups: offsets.keys().map(|(group, ..)| group.clone()).collect(),
                 offsets,
@@ -309,12 +338,13 @@ impl Broker {
                     outcome: Outcome::None,
                     used_at_ms: self.0.clock.now_ms(),
                     began: None,
+                    began_is_stored: false,
                     partitions: BTreeMap::new(),
                     groups: BTreeSet::new(),
                     offsets: Offsets::new(),
                     is_recovered: false,
                 };
-                let entry = transaction.entry(producer, Outcome::None, &Offsets::new(), transaction.used_at_ms);
+                let entry = transaction.ended(producer, Outcome::None, transaction.used_at_ms);
                 let added = {
                     let mut by_id = self.0.transactions.by_id.lock();
                     match by_id.get(id) {
@@ -355,7 +385,7 @@ impl Broker {
             self.end(&mut transaction, TransactionEnd::Abort, next, true).await?;
         } else {
             let now_ms = self.0.clock.now_ms();
-            let entry = transaction.entry(next, Outcome::None, &Offsets::new(), now_ms);
+            let entry = transaction.ended(next, Outcome::None, now_ms);
             self.commit(Commit { catalog: vec![entry], ..Commit::default() }).await?.await?;
             transaction.used_at_ms = now_ms;
         }
@@ -445,7 +475,7 @@ impl Broker {
         let batches = self.check_bytes(topic, partition, bytes, true).await?;
         let queued = queued(partition, &batches);
         let Some(first) = batches.first().filter(|batch| batch.is_transactional()) else {
-            return Ok((self.append(to, batches).await?, queued));
+            return Ok((self.append(to, batches, Vec::new()).await?, queued));
         };
         let shared = self.0.transactions.get(of.id)?;
         let mut transaction = shared.lock().await;
@@ -456,10 +486,15 @@ impl Broker {
             let source = TransactionError::NotAdded { partition: to.name().clone() };
             return Err(transaction.refused(source));
         }
-        transaction.begin(self.0.clock.now_ms());
+        let now_ms = self.0.clock.now_ms();
+        transaction.begin(now_ms);
         transaction.partitions.insert(to.place(), to.clone());
+        // The first batch brings with it when the transaction began, which counts over a restart.
+        let began = (!transaction.began_is_stored).then(|| transaction.open(&transaction.offsets, now_ms));
         // The batch is queued under the lock, so that the end of the transaction comes after it in the log.
-        Ok((self.append(to, batches).await?, queued))
+        let receipt = self.append(to, batches, began.into_iter().collect()).await?;
+        transaction.began_is_stored = true;
+        Ok((receipt, queued))
     }
 
     /// Stores offsets of a group that take effect when the transaction commits.
@@ -507,13 +542,14 @@ impl Broker {
             all.insert((group.clone(), topic.id(), *partition), committed.clone());
         }
         let now_ms = self.0.clock.now_ms();
-        let entry = transaction.entry(producer, transaction.outcome, &all, now_ms);
+        let entry = transaction.open(&all, now_ms);
         let fence = Fence::Claim { group: known.clone(), claim: claim.clone(), in_transaction: true };
         self.commit(Commit { catalog: vec![entry], fence: Some(fence), ..Commit::default() }).await?.await?;
         for (topic, partition, _) in offsets {
             known.set_pending(producer.id, (topic.id(), *partition));
         }
         transaction.begin(now_ms);
+        transaction.began_is_stored = true;
         transaction.groups.insert(group.clone());
         transaction.offsets = all;
         transaction.used_at_ms = now_ms;
@@ -561,6 +597,8 @@ impl Broker {
                 _ if !bumps && transaction.outcome == outcome => return Ok(current),
                 // A producer that is not sure whether anything was sent aborts, to be safe.
                 (TransactionEnd::Abort, true) => {}
+                // A restart forgets that partitions and groups were added of which nothing else came.
+                (TransactionEnd::Abort, false) if transaction.is_recovered => {}
                 _ => return Err(transaction.refused(TransactionError::NotOpen)),
             }
         }
@@ -605,7 +643,7 @@ impl Broker {
                     commit.offsets.push(OffsetChange { group, topic, partition: *partition, to, expected: None });
                 }
             }
-            commit.catalog.push(transaction.entry(next, outcome, &Offsets::new(), now_ms));
+            commit.catalog.push(transaction.ended(next, outcome, now_ms));
             match self.commit(commit).await?.await {
                 Ok(_) => {
                     transaction.used_at_ms = now_ms;
@@ -622,6 +660,7 @@ impl Broker {
             }
         }
         transaction.began = None;
+        transaction.began_is_stored = false;
         transaction.partitions.clear();
         transaction.groups.clear();
         transaction.offsets.clear();
@@ -657,13 +696,13 @@ impl Broker {
         let (weak, mut stopping) = (self.downgrade(), self.0.stopping.subscribe());
         let interval = Duration::from_millis(self.0.settings.transactions.check_interval_ms.max(1));
         tokio::spawn(async move {
-            loop {
+            while let Some(broker) = weak.upgrade() {
+                broker.end_overdue().await;
+                drop(broker);
                 tokio::select! {
                     () = tokio::time::sleep(interval) => {}
                     _ = stopping.wait_for(|stopping| *stopping) => return,
                 }
-                let Some(broker) = weak.upgrade() else { return };
-                broker.end_overdue().await;
             }
         });
     }

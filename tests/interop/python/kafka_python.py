@@ -249,7 +249,7 @@ def kill_transactions(address):
     # With this isolation level, the offsets of an open transaction are waited for.
     settings = {"session_timeout_ms": 6000, "heartbeat_interval_ms": 300, "isolation_level": "read_committed"}
     reader, partition = consumer(address, group, topic, **settings), TopicPartition(topic, 0)
-    writer, limit, done = None, time.time() + 150, 0
+    writer, is_behind, limit, done = None, False, time.time() + 150, 0
     while done < count:
         if time.time() > limit:
             raise AssertionError(f"{done} of {count} records are copied")
@@ -257,6 +257,11 @@ def kill_transactions(address):
             if writer is None:
                 writer = KafkaProducer(bootstrap_servers=address, transactional_id=group, transaction_timeout_ms=20_000)
                 in_time(writer.init_transactions)
+            if is_behind:
+                # What is committed is read again. It is known once the transaction has ended.
+                if reader.assignment():
+                    reader.seek(partition, reader.committed(partition) or 0)
+                is_behind = False
             records = reader.poll(500, max_records=10).get(partition)
             if not records:
                 continue
@@ -277,9 +282,7 @@ def kill_transactions(address):
             except KafkaError:
                 # The next one has the same id, and fences it.
                 writer = None
-            # Read again from what is committed.
-            if reader.assignment():
-                reader.seek(partition, reader.committed(partition) or 0)
+            is_behind = True
     copied = consumer(address, unique("g"), copy, isolation_level="read_committed")
     same([record.value.decode() for record in read(copied, count)], [str(n) for n in range(count)])
 
