@@ -11,7 +11,6 @@ use crate::error::{BrokerError, MemberError};
 use crate::groups::classic::{Claim, ClassicJoin, ClassicLimits, ClassicSync, WaitForJoin, WaitForSync};
 use crate::groups::{Group, GroupKind, Membership};
 use crate::log::catalog_entries::{GROUP_MEMBERS_PREFIX, to_json};
-use crate::log::commit::Commit;
 use crate::name::GroupId;
 use crate::store::CatalogChange;
 
@@ -117,7 +116,7 @@ impl Broker {
             let members = &mut *group.members();
             let synced = members.classic.sync(sync, Instant::now());
             self.keep_time(&group, members);
-            (synced, members.classic.to_keep().is_some())
+            (synced, members.classic.is_to_keep())
         };
         let synced = synced.map_err(|source| group.refused(source))?;
         if is_to_keep {
@@ -159,10 +158,6 @@ impl Broker {
             ),
         }
         group.members().classic.forgotten();
-    }
-
-    async fn commit_entry(&self, entry: CatalogChange) -> Result<(), BrokerError> {
-        self.commit(Commit { catalog: vec![entry], ..Commit::default() }).await?.await.map(drop)
     }
 
     /// Begins to keep the time of groups that were restored with members.

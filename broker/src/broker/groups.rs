@@ -277,7 +277,7 @@ impl Broker {
             let key = format!("{GROUP_SETTINGS_PREFIX}{}", id.as_str());
             let entry =
                 if all.is_empty() { CatalogChange::remove(key) } else { CatalogChange::put(key, to_json(&all)) };
-            broker.commit(Commit { catalog: vec![entry], ..Commit::default() }).await?.await?;
+            broker.commit_entry(entry).await?;
             broker.0.groups.set_settings(&id, all);
             Ok(())
         })

@@ -382,6 +382,11 @@ impl Broker {
         Ok(queue.push(commit, Some(permit)))
     }
 
+    /// Commits one change of the catalog, and waits until it is on disk.
+    async fn commit_entry(&self, entry: CatalogChange) -> Result<(), BrokerError> {
+        self.commit(Commit { catalog: vec![entry], ..Commit::default() }).await?.await.map(drop)
+    }
+
     /// Returns how many bytes of commits are queued or being written, in whole KiB.
     pub(crate) fn queued_bytes(&self) -> usize {
         self.0.queued.taken()

@@ -358,7 +358,7 @@ impl Broker {
                 };
                 match added {
                     Ok(_) => {
-                        self.commit(Commit { catalog: vec![entry], ..Commit::default() }).await?.await?;
+                        self.commit_entry(entry).await?;
                         return Ok(producer);
                     }
                     // Another producer was faster. This one takes over from it.
@@ -386,7 +386,7 @@ impl Broker {
         } else {
             let now_ms = self.0.clock.now_ms();
             let entry = transaction.ended(next, Outcome::None, now_ms);
-            self.commit(Commit { catalog: vec![entry], ..Commit::default() }).await?.await?;
+            self.commit_entry(entry).await?;
             transaction.used_at_ms = now_ms;
         }
         transaction.producer = next;
@@ -730,9 +730,7 @@ impl Broker {
                 }
             } else if !transaction.is_open() && transaction.used_at_ms < expired_ms {
                 let id = transaction.id.clone();
-                let commit = Commit { catalog: vec![CatalogChange::remove(key(&id))], ..Commit::default() };
-                let removed = async { self.commit(commit).await?.await };
-                if removed.await.is_ok() {
+                if self.commit_entry(CatalogChange::remove(key(&id))).await.is_ok() {
                     self.0.transactions.by_id.lock().remove(&id);
                 }
             }

@@ -650,9 +650,14 @@ impl Classic {
         self.is_assigned = true;
     }
 
+    /// Returns whether something must be stored before the members get their assignments.
+    pub fn is_to_keep(&self) -> bool {
+        self.phase == Phase::Completing && self.is_assigned
+    }
+
     /// Returns what must be stored before the members get their assignments, if there is something.
     pub fn to_keep(&self) -> Option<Kept> {
-        if self.phase != Phase::Completing || !self.is_assigned {
+        if !self.is_to_keep() {
             return None;
         }
         let member = |(id, member): (&Arc<str>, &Member)| KeptMember {

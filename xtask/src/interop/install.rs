@@ -76,10 +76,7 @@ pub(super) fn install(root: &Path, platform: Platform, program: &str) -> Result<
         Platform::Rust => build_rust(root).map(Installed::new),
         Platform::Java => java(&programs.join("java"), &target, program, "Interop"),
         Platform::Streams => java(&programs.join("java"), &target, program, "StreamsWordCount"),
-        Platform::Shell => {
-            process::output(Command::new("kcat").arg("-V"))?;
-            Ok(Installed::new("bash").arg(programs.join(program)))
-        }
+        Platform::Shell => kcat(&programs.join(program), &target.join("kcat")),
     }
 }
 
@@ -133,6 +130,35 @@ fn npm(folder: &Path) -> Command {
     let mut npm = Command::new("npm");
     npm.current_dir(folder).args(["install", "--no-audit", "--no-fund", "--loglevel=error"]);
     npm
+}
+
+/// The packages of kcat and of what it needs beside what every system has.
+const KCAT_PACKAGES: [&str; 3] = ["kcat", "librdkafka1", "libyajl2"];
+
+/// Uses the system's kcat, or that of Debian's packages, without installing them.
+fn kcat(program: &Path, folder: &Path) -> Result<Installed> {
+    let installed = Installed::new("bash").arg(program);
+    if Command::new("kcat").arg("-V").output().is_ok() {
+        return Ok(installed);
+    }
+    let (usr, done) = (folder.join("usr"), folder.join("installed"));
+    if !done.exists() {
+        std::fs::create_dir_all(folder).context("cannot create target/interop/kcat")?;
+        process::output(Command::new("apt-get").current_dir(folder).arg("download").args(KCAT_PACKAGES))?;
+        for entry in std::fs::read_dir(folder).context("cannot read target/interop/kcat")? {
+            let package = entry.context("cannot read target/interop/kcat")?.path();
+            if package.extension().is_some_and(|extension| extension == "deb") {
+                process::output(Command::new("dpkg").arg("-x").arg(&package).arg(folder))?;
+            }
+        }
+        std::fs::write(&done, "").context("cannot write to target/interop/kcat")?;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths([usr.join("bin")].into_iter().chain(std::env::split_paths(&path)))?;
+    // Debian has a folder of libraries for each architecture.
+    let libraries = std::fs::read_dir(usr.join("lib")).context("kcat's packages have no libraries")?;
+    let libraries: Vec<PathBuf> = libraries.flatten().map(|folder| folder.path()).collect();
+    Ok(installed.env("PATH", path).env("LD_LIBRARY_PATH", std::env::join_paths(libraries)?))
 }
 
 /// Installs a version of Kafka's jars, and compiles the programs with them.
