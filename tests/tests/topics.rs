@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use v1::ErrorCode;
 
 /// Minimum of `retention_bytes` with the default settings.
-const RETENTION_BYTES_MIN: u64 = 128 << 20;
+const RETENTION_BYTES_MIN: u64 = 64 << 20;
 
 fn name(topic: &str) -> TopicName {
     TopicName::new(topic).unwrap()
@@ -74,7 +74,7 @@ async fn settings_that_contradict_each_other_or_promise_too_little_are_refused_a
         ),
         (
             v1::TopicSettings { retention_bytes: Some(RETENTION_BYTES_MIN - 1), ..Default::default() },
-            ["retention_bytes: 134217727 is not allowed", &min],
+            ["retention_bytes: 67108863 is not allowed", &min],
         ),
         (
             v1::TopicSettings { retention_ms: Some(999), ..Default::default() },

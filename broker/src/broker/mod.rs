@@ -63,8 +63,8 @@ use crate::store::{CatalogChange, Store, StoreError, StoreOptions};
 /// Default limit of the bytes that wait for the committer: half a second of a slow disk. Further writes wait.
 const QUEUED_BYTES_MAX_DEFAULT: usize = 64 << 20;
 
-/// Default maximum size of the journal in bytes. Reading this much takes a quarter of a second at a start.
-pub const JOURNAL_BYTES_MAX_DEFAULT: u64 = 128 << 20;
+/// Default maximum size of the journal in bytes. Reading this much takes an eighth of a second at a start.
+pub const JOURNAL_BYTES_MAX_DEFAULT: u64 = 64 << 20;
 
 /// Default time after which idle producers are forgotten: one day, as Kafka's `producer.id.expiration.ms`.
 const PRODUCER_EXPIRY_MS_DEFAULT: u64 = 24 * 60 * 60 * 1_000;

@@ -15,8 +15,9 @@ use crate::log::queue::Ended;
 use crate::store::place::Place;
 use crate::store::segment::{Extent, SegmentFile, SegmentId};
 
-/// Size below which a segment is small, in bytes. Several small segments are merged into one.
-const SMALL_BYTES: u64 = 16 << 20;
+/// Size below which a segment is small, in bytes. Several small segments are merged into one. It is half of the sealer's
+/// smallest part of a journal of the default size, so that what is sealed under load is not written again.
+const SMALL_BYTES: u64 = 8 << 20;
 
 /// Minimum number of small segments to merge. Each level of merging writes its bytes once more.
 const SMALL_SEGMENTS: usize = 8;

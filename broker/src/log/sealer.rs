@@ -35,7 +35,7 @@ use crate::store::{Count, Namespace, SLICE_ROWS, Store, StoreError, Tables, spaw
 
 /// A topic with at least this many bytes in a part of the journal gets its own segment. The others share one, so that
 /// many small topics do not each cost a file.
-const OWN_SEGMENT_BYTES_MIN: u64 = 8 << 20;
+const OWN_SEGMENT_BYTES_MIN: u64 = 4 << 20;
 
 /// If there was no part to seal for this long, the sealer makes a commit to remove sealed values.
 const IDLE: Duration = Duration::from_millis(50);

@@ -63,7 +63,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = amount::positive::<NonZeroUsize>)]
     pub(crate) worker_threads: Option<NonZeroUsize>,
     /// Maximum size of the journal, which holds new records until they are sealed into segments; 1MiB or more. The
-    /// server reads all of it at startup, and no topic's retention_bytes can be less [default: 128MiB]
+    /// server reads all of it at startup, and no topic's retention_bytes can be less [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = journal_bytes)]
     pub(crate) journal_bytes_max: Option<u64>,
     /// Writes are refused while the disk has less free space than this, and reads continue; the reserve is needed to

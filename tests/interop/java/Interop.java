@@ -510,6 +510,7 @@ public final class Interop {
                 writer.sendOffsetsToTransaction(Map.of(partition, new OffsetAndMetadata(next)), reader.groupMetadata());
                 writer.commitTransaction();
                 done = next;
+                Thread.sleep(20);
             } catch (KafkaException error) {
                 try {
                     writer.abortTransaction();

@@ -281,15 +281,17 @@ def kill_transactions(address):
     for n in range(count):
         to.produce(topic, value=str(n))
     same(to.flush(120), 0)
-    reader = consumer(address, group, session_timeout_ms=6000)
+    # By default, librdkafka waits for up to ten seconds until it connects again, so a short session would end meanwhile.
+    reader = consumer(address, group, reconnect_backoff_max_ms=1000)
     reader.subscribe([topic])
-    writer = producer(address, transactional_id=unique("tx"), transaction_timeout_ms=20_000, message_timeout_ms=19_000)
+    settings = {"transaction_timeout_ms": 20_000, "message_timeout_ms": 19_000, "reconnect_backoff_max_ms": 1000}
+    writer = producer(address, transactional_id=unique("tx"), **settings)
     retried(writer.init_transactions)
     limit, done = time.time() + 150, 0
     while done < count:
         if time.time() > limit:
             raise AssertionError(f"{done} of {count} records are copied")
-        records = [record for record in reader.consume(50, 0.5) if not record.error()]
+        records = [record for record in reader.consume(10, 0.5) if not record.error()]
         if not records:
             continue
         try:
@@ -300,9 +302,10 @@ def kill_transactions(address):
             writer.send_offsets_to_transaction([next_offset], reader.consumer_group_metadata(), 10)
             retried(writer.commit_transaction)
             done = records[-1].offset() + 1
+            time.sleep(0.05)
         except KafkaException as error:
             if error.args[0].fatal():
-                writer = producer(address, transactional_id=unique("tx"), transaction_timeout_ms=20_000, message_timeout_ms=19_000)
+                writer = producer(address, transactional_id=unique("tx"), **settings)
                 retried(writer.init_transactions)
             else:
                 retried(writer.abort_transaction)

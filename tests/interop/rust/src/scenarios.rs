@@ -325,10 +325,15 @@ fn kill_transactions(address: &str) -> Outcome {
     const IN_TRANSACTION: usize = 10;
     let (topic, copy, group) = (unique("t"), unique("copy"), unique("g"));
     send(&producer(address, &[("enable.idempotence", "true")])?, &topic, numbers(COUNT))?;
-    let reader = consumer(address, &group, &[("session.timeout.ms", "6000")])?;
+    // By default, librdkafka waits for up to ten seconds until it connects again, so a short session would end meanwhile.
+    let reader = consumer(address, &group, &[("reconnect.backoff.max.ms", "1000")])?;
     reader.subscribe(&[&topic])?;
     let writer = || -> Outcome<Sender> {
-        let settings = [("transaction.timeout.ms", "20000"), ("message.timeout.ms", "19000")];
+        let settings = [
+            ("transaction.timeout.ms", "20000"),
+            ("message.timeout.ms", "19000"),
+            ("reconnect.backoff.max.ms", "1000"),
+        ];
         let writer = producer(address, &[&settings[..], &[("transactional.id", &unique("tx"))]].concat())?;
         retried(|| writer.init_transactions(Duration::from_secs(10)))?;
         Ok(writer)
@@ -357,13 +362,20 @@ fn kill_transactions(address: &str) -> Outcome {
                     done = next;
                     continue;
                 }
-                Err(KafkaError::Transaction(error)) if error.is_fatal() => to = writer()?,
-                Err(_) => retried(|| to.abort_transaction(Duration::from_secs(10)))?,
+                Err(KafkaError::Transaction(error)) if error.is_fatal() => {
+                    eprintln!("at {done}: {error}");
+                    to = writer()?;
+                }
+                Err(error) => {
+                    eprintln!("at {done}: {error}");
+                    retried(|| to.abort_transaction(Duration::from_secs(10)))?;
+                }
             }
         }
         let committed = retried(|| reader.committed_offsets(at(&topic, Offset::Invalid).unwrap(), PATIENCE))?;
         let committed = committed.elements()[0].offset().to_raw().unwrap_or(0).max(0);
         retried(|| reader.seek(&topic, 0, Offset::Offset(committed), Duration::from_secs(10)))?;
+        eprintln!("again from {committed}");
         done = committed as usize;
     }
     let copied = consumer(address, &unique("g"), &[("isolation.level", "read_committed")])?;
