@@ -21,7 +21,7 @@ use millstream_broker::{Broker, BrokerSettings};
 use millstream_runtime::host::EngineSettings;
 use millstream_runtime::{Runtime, RuntimeSettings};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::service::RoutesBuilder;
 use tracing_subscriber::EnvFilter;
@@ -117,11 +117,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let quotas = args.bounds.quotas()?;
     // The addresses are bound before the data directory is created, so that nothing is left behind if an address is in
     // use. Clients that connect already wait until the server is ready.
-    let grpc = listen(args.grpc, "--grpc").await?;
-    let http = listen(args.http, "--http").await?;
+    let grpc = listen(args.grpc, "--grpc")?;
+    let http = listen(args.http, "--http")?;
     let mut kafka = Vec::new();
     for (address, advertised) in args.kafka.listeners()? {
-        kafka.push((listen(address, "--kafka-address").await?, advertised));
+        kafka.push((listen(address, "--kafka-address")?, advertised));
     }
     let mut broker_settings = BrokerSettings { quotas, ..BrokerSettings::default() };
     let kafka_settings = args.kafka.settings(&args.bounds.serve_settings(), &mut broker_settings)?;
@@ -230,8 +230,19 @@ async fn open(args: &Args, settings: BrokerSettings, registry: &mut Registry) ->
     Ok((broker, runtime))
 }
 
-async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+/// How many connections may wait to be accepted. The system may allow fewer (somaxconn). If a client's connection finds no
+/// room, the client tries again after a second only, so the room is for all clients that come back after a restart.
+const BACKLOG: u32 = 4_096;
+
+fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let listening = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A server that was just stopped leaves connections behind that would keep the address.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listening().with_context(|| {
         format!("cannot listen on {address}: choose another address with {flag}, or stop the program that uses it")
     })
 }
