@@ -65,7 +65,8 @@ public final class Interop {
             Map.entry("seek-time", Interop::seekTime), Map.entry("admin", Interop::admin),
             Map.entry("transactions", Interop::transactions), Map.entry("large", Interop::large),
             Map.entry("many-topics", Interop::manyTopics), Map.entry("kill", Interop::kill),
-            Map.entry("disconnects", Interop::kill), Map.entry("kill-transactions", Interop::killTransactions)));
+            Map.entry("disconnects", Interop::kill), Map.entry("kill-transactions", Interop::killTransactions),
+            Map.entry("kill-consumer-protocol", Interop::killConsumerProtocol)));
     }
 
     /** Runs the scenario that the arguments name, and ends the process. */
@@ -482,15 +483,24 @@ public final class Interop {
         same(values(address, topic, 4000, 90, "session.timeout.ms", "6000"), numbers(4000));
     }
 
-    /** The server is killed again and again while records are copied exactly once. */
     private static void killTransactions(String address) throws Exception {
+        copyUnderKills(address, "session.timeout.ms", "6000");
+    }
+
+    private static void killConsumerProtocol(String address) throws Exception {
+        if (!isVersion(4, 0)) throw new Skipped("this version has no consumer protocol");
+        copyUnderKills(address, "group.protocol", "consumer");
+    }
+
+    /** The server is killed again and again while records are copied exactly once. */
+    private static void copyUnderKills(String address, String protocol, String value) throws Exception {
         String topic = unique("t"), copy = unique("copy");
         TopicPartition partition = new TopicPartition(topic, 0);
         int count = 2000;
         try (KafkaProducer<String, String> producer = producer(address, "enable.idempotence", "true")) {
             send(producer, topic, numbers(count));
         }
-        KafkaConsumer<String, String> reader = consumer(address, unique("g"), "session.timeout.ms", "6000",
+        KafkaConsumer<String, String> reader = consumer(address, unique("g"), protocol, value,
             "max.poll.records", "10", "isolation.level", "read_committed");
         reader.subscribe(List.of(topic));
         String id = unique("tx");

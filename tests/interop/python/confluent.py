@@ -274,7 +274,11 @@ def kill(address):
     same(values, [str(n) for n in range(count)])
 
 
-def kill_transactions(address):
+def kill_consumer_protocol(address):
+    kill_transactions(address, group_protocol="consumer")
+
+
+def kill_transactions(address, **group_settings):
     """The server is killed again and again while records are copied exactly once."""
     topic, copy, group, count = unique("t"), unique("copy"), unique("g"), 1000
     to = producer(address, enable_idempotence=True, message_timeout_ms=120_000)
@@ -282,7 +286,7 @@ def kill_transactions(address):
         to.produce(topic, value=str(n))
     same(to.flush(120), 0)
     # By default, librdkafka waits for up to ten seconds until it connects again, so a short session would end meanwhile.
-    reader = consumer(address, group, reconnect_backoff_max_ms=1000)
+    reader = consumer(address, group, reconnect_backoff_max_ms=1000, **group_settings)
     reader.subscribe([topic])
     settings = {"transaction_timeout_ms": 20_000, "message_timeout_ms": 19_000, "reconnect_backoff_max_ms": 1000}
     writer = producer(address, transactional_id=unique("tx"), **settings)
@@ -344,5 +348,5 @@ run({
     "consumer-protocol": consumer_protocol, "commit-resume": commit_resume, "seek-time": seek_time, "admin": admin,
     "transactions": transactions, "large": large, "many-topics": many_topics, "kill": kill,
     "disconnects": kill, "compacted": compacted,
-    "kill-transactions": kill_transactions,
+    "kill-transactions": kill_transactions, "kill-consumer-protocol": kill_consumer_protocol,
 })

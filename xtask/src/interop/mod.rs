@@ -47,7 +47,7 @@ const fn scenario(name: &'static str, fault: Fault) -> Scenario {
     Scenario { name, fault, arguments: &[] }
 }
 
-const SCENARIOS: [Scenario; 17] = [
+const SCENARIOS: [Scenario; 18] = [
     scenario("produce-consume", Fault::Nothing),
     scenario("codecs", Fault::Nothing),
     scenario("nulls-headers", Fault::Nothing),
@@ -64,6 +64,7 @@ const SCENARIOS: [Scenario; 17] = [
     scenario("kill", Fault::Kills(500, 2_500)),
     scenario("disconnects", Fault::Cuts(100, 500)),
     scenario("kill-transactions", Fault::Kills(500, 2_500)),
+    scenario("kill-consumer-protocol", Fault::Kills(500, 2_500)),
     scenario("streams-wordcount", Fault::Nothing),
     // Kafka Streams needs some seconds to begin.
     scenario("kill-streams", Fault::Kills(3_000, 7_000)),
@@ -100,7 +101,7 @@ const CLIENTS: [Client; 15] = [
 
 /// The clients of the core that every change must pass, and the scenarios that take too long for it.
 const CORE: [&str; 2] = ["confluent.py", "kafkajs.js"];
-const NOT_IN_CORE: [&str; 2] = ["kill-transactions", "disconnects"];
+const NOT_IN_CORE: [&str; 3] = ["kill-transactions", "kill-consumer-protocol", "disconnects"];
 
 /// What a scenario came to.
 enum Outcome {

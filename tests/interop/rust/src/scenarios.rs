@@ -14,7 +14,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use crate::Outcome;
 use crate::clients::{PATIENCE, Sender, admin, consumer, create, flush, producer, queue, read, send, value};
 
-const SCENARIOS: [(&str, fn(&str) -> Outcome); 15] = [
+const SCENARIOS: [(&str, fn(&str) -> Outcome); 16] = [
     ("produce-consume", produce_consume),
     ("codecs", codecs),
     ("nulls-headers", nulls_headers),
@@ -30,6 +30,7 @@ const SCENARIOS: [(&str, fn(&str) -> Outcome); 15] = [
     ("kill", kill),
     ("disconnects", kill),
     ("kill-transactions", kill_transactions),
+    ("kill-consumer-protocol", kill_consumer_protocol),
 ];
 
 /// Returns the scenario with a name.
@@ -319,14 +320,23 @@ fn kill(address: &str) -> Outcome {
     same(read(&reader, COUNT, value)?, numbers(COUNT))
 }
 
-/// The server is killed again and again while records are copied exactly once.
 fn kill_transactions(address: &str) -> Outcome {
+    copy_under_kills(address, &[])
+}
+
+fn kill_consumer_protocol(address: &str) -> Outcome {
+    copy_under_kills(address, &[("group.protocol", "consumer")])
+}
+
+/// The server is killed again and again while records are copied exactly once.
+fn copy_under_kills(address: &str, group_settings: &[(&str, &str)]) -> Outcome {
     const COUNT: usize = 1_000;
     const IN_TRANSACTION: usize = 10;
     let (topic, copy, group) = (unique("t"), unique("copy"), unique("g"));
     send(&producer(address, &[("enable.idempotence", "true")])?, &topic, numbers(COUNT))?;
     // By default, librdkafka waits for up to ten seconds until it connects again, so a short session would end meanwhile.
-    let reader = consumer(address, &group, &[("reconnect.backoff.max.ms", "1000")])?;
+    let settings = [&[("reconnect.backoff.max.ms", "1000")], group_settings].concat();
+    let reader = consumer(address, &group, &settings)?;
     reader.subscribe(&[&topic])?;
     let writer = || -> Outcome<Sender> {
         let settings = [
