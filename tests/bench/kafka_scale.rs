@@ -5,16 +5,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::consumer_group_heartbeat_request::TopicPartitions;
 use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{
-    ApiVersionsRequest, ApiVersionsResponse, ConsumerGroupHeartbeatRequest, CreateTopicsRequest,
-    FindCoordinatorRequest, MetadataRequest, MetadataResponse, OffsetCommitResponse, TopicName,
+    ApiVersionsRequest, ApiVersionsResponse, CreateTopicsRequest, FindCoordinatorRequest, MetadataRequest,
+    MetadataResponse, OffsetCommitResponse, TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
 use millstream_tests::kafka_client::Client;
-use millstream_tests::kafka_member::{Member, assign_all, commit_request, group_id, join_all, text};
+use millstream_tests::kafka_member::{Beating, Member, assign_all, commit_request, join_all, text};
 use millstream_tests::measure::kafka::{Flushing, Jars, Node, VERSION};
 use millstream_tests::measure::process::resident_bytes;
 use millstream_tests::measure::report::{Figure, Report, Unit};
@@ -110,7 +109,7 @@ fn measure(plan: &Plan, address: &str, pid: u32) -> Result<Round> {
     let partitions = topics as usize * PARTITIONS as usize;
     let mut client = Client::to(address);
     create(&mut client, &["t".to_owned()], PARTITIONS)?;
-    coordinates(&mut client)?;
+    coordinates(&mut client, address)?;
     let created = timed(|| {
         let names: Vec<String> = (0..topics).map(|topic| format!("topic-{topic}")).collect();
         names.chunks(TOPICS_A_REQUEST).try_for_each(|names| create(&mut client, names, PARTITIONS))?;
@@ -219,11 +218,11 @@ fn create(client: &mut Client, names: &[String], partitions: i32) -> Result<()> 
 }
 
 /// Waits until the server coordinates groups, for which Kafka creates a topic.
-fn coordinates(client: &mut Client) -> Result<()> {
+fn coordinates(client: &mut Client, address: &str) -> Result<()> {
     let request = FindCoordinatorRequest::default().with_key(text("g"));
-    let mut member = Beating::of(text("first"));
+    let mut member = Beating::of(address, "coordinated", "first");
     for _ in 0..600 {
-        if client.call(3, &request).error_code == 0 && member.beat(client, "coordinated").is_ok() {
+        if client.call(3, &request).error_code == 0 && member.beat().error_code == 0 {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -254,57 +253,23 @@ fn classic(address: &str, members: u64) -> Result<f64> {
     })
 }
 
-/// A member by the consumer protocol (KIP-848).
-struct Beating {
-    id: StrBytes,
-    epoch: i32,
-    owned: Vec<TopicPartitions>,
-}
-
-impl Beating {
-    fn of(id: StrBytes) -> Self {
-        Self { id, epoch: 0, owned: Vec::new() }
-    }
-
-    /// Sends a heartbeat, and takes over what it is told. Returns how many partitions it owns.
-    fn beat(&mut self, client: &mut Client, group: &str) -> Result<usize> {
-        let request = ConsumerGroupHeartbeatRequest::default()
-            .with_group_id(group_id(group))
-            .with_member_id(self.id.clone())
-            .with_member_epoch(self.epoch)
-            .with_rebalance_timeout_ms(20_000)
-            .with_subscribed_topic_names(Some(vec![topic()]))
-            .with_topic_partitions(Some(self.owned.clone()));
-        let answer = client.call(1, &request);
-        ensure!(answer.error_code == 0, "ConsumerGroupHeartbeat is answered with {}", answer.error_code);
-        self.epoch = answer.member_epoch;
-        if let Some(assignment) = answer.assignment {
-            let owned = assignment
-                .topic_partitions
-                .into_iter()
-                .map(|of| TopicPartitions::default().with_topic_id(of.topic_id).with_partitions(of.partitions));
-            self.owned = owned.collect();
-        }
-        Ok(self.owned.iter().map(|of| of.partitions.len()).sum())
-    }
-}
-
 /// Lets one more member join a group of the consumer protocol, whose members send heartbeats one after the other.
 fn consumer(address: &str, members: u64) -> Result<f64> {
-    let mut client = Client::to(address);
-    let id = |member: u64| text(&format!("member-{member}"));
-    let mut all: Vec<_> = (0..members).map(|member| Beating::of(id(member))).collect();
-    settle(&mut client, &mut all)?;
-    all.push(Beating::of(id(members)));
-    timed(|| settle(&mut client, &mut all))
+    let member = |number: u64| Beating::of(address, "consumer", &format!("member-{number}"));
+    let mut all: Vec<_> = (0..members).map(member).collect();
+    settle(&mut all)?;
+    all.push(member(members));
+    timed(|| settle(&mut all))
 }
 
 /// Lets members send heartbeats until they own all partitions in the same epoch.
-fn settle(client: &mut Client, members: &mut [Beating]) -> Result<()> {
+fn settle(members: &mut [Beating]) -> Result<()> {
     for _ in 0..1_000 {
         let mut owned = 0;
         for member in &mut *members {
-            owned += member.beat(client, "consumer")?;
+            let code = member.beat().error_code;
+            ensure!(code == 0, "ConsumerGroupHeartbeat is answered with {code}");
+            owned += member.partitions().len();
         }
         if owned == PARTITIONS as usize && members.iter().all(|member| member.epoch == members[0].epoch) {
             return Ok(());

@@ -1,17 +1,20 @@
-//! A member of a group by Kafka's classic protocol, which does nothing by itself.
+//! Members of groups by Kafka's classic and consumer protocols, which do nothing by themselves.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::ResponseError;
+use kafka_protocol::messages::consumer_group_heartbeat_request::TopicPartitions;
+use kafka_protocol::messages::consumer_group_heartbeat_response;
 use kafka_protocol::messages::consumer_protocol_assignment::TopicPartition;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::{
-    ConsumerProtocolAssignment, ConsumerProtocolSubscription, GroupId, HeartbeatRequest, JoinGroupRequest,
-    JoinGroupResponse, LeaveGroupRequest, OffsetCommitRequest, SyncGroupRequest, SyncGroupResponse,
+    ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, ConsumerProtocolAssignment,
+    ConsumerProtocolSubscription, GroupId, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
+    OffsetCommitRequest, SyncGroupRequest, SyncGroupResponse,
 };
 use kafka_protocol::protocol::{Encodable, StrBytes};
 
@@ -235,4 +238,84 @@ pub fn commit_request(group: &str, offset: i64) -> OffsetCommitRequest {
         .with_group_id(group_id(group))
         .with_generation_id_or_member_epoch(-1)
         .with_topics(vec![of_topic])
+}
+
+/// A heartbeat of a member that reads topic `t`.
+pub fn heartbeat_request(group: &str, member: StrBytes, epoch: i32) -> ConsumerGroupHeartbeatRequest {
+    ConsumerGroupHeartbeatRequest::default()
+        .with_group_id(group_id(group))
+        .with_member_id(member)
+        .with_member_epoch(epoch)
+        .with_rebalance_timeout_ms(20_000)
+        .with_subscribed_topic_names(Some(vec![text("t").into()]))
+        .with_topic_partitions(Some(Vec::new()))
+}
+
+/// A member of the consumer protocol, and what it has.
+#[derive(Debug)]
+pub struct Beating {
+    /// Its connection.
+    pub client: Client,
+    /// The id of its group.
+    pub group: &'static str,
+    /// Its id.
+    pub id: StrBytes,
+    /// Its own name, if it is a static member.
+    pub instance: Option<StrBytes>,
+    /// Its epoch, or 0 before it has joined.
+    pub epoch: i32,
+    owned: Vec<TopicPartitions>,
+}
+
+impl Beating {
+    /// Connects to the address of a server. The member joins with its first heartbeat.
+    pub fn of(address: &str, group: &'static str, id: &str) -> Self {
+        Self { client: Client::to(address), group, id: text(id), instance: None, epoch: 0, owned: Vec::new() }
+    }
+
+    /// Sends a heartbeat, and takes over what it is told.
+    pub fn beat(&mut self) -> ConsumerGroupHeartbeatResponse {
+        let request = heartbeat_request(self.group, self.id.clone(), self.epoch);
+        self.send(request)
+    }
+
+    /// Sends a heartbeat, and takes over what it is told: it gives partitions back with the next one.
+    pub fn send(&mut self, request: ConsumerGroupHeartbeatRequest) -> ConsumerGroupHeartbeatResponse {
+        let request = request.with_instance_id(self.instance.clone()).with_topic_partitions(Some(self.owned.clone()));
+        let answer = self.client.call(1, &request);
+        if answer.error_code == 0 {
+            self.epoch = answer.member_epoch;
+            if let Some(assignment) = &answer.assignment {
+                let owned = |of: &consumer_group_heartbeat_response::TopicPartitions| {
+                    TopicPartitions::default().with_topic_id(of.topic_id).with_partitions(of.partitions.clone())
+                };
+                self.owned = assignment.topic_partitions.iter().map(owned).collect();
+            }
+        }
+        answer
+    }
+
+    /// Returns the numbers of the partitions that it owns.
+    pub fn partitions(&self) -> Vec<i32> {
+        let mut partitions: Vec<i32> = self.owned.iter().flat_map(|of| of.partitions.clone()).collect();
+        partitions.sort_unstable();
+        partitions
+    }
+
+    /// Leaves the group with this epoch. Returns the code of the answer.
+    pub fn leave(&mut self, epoch: i32) -> i16 {
+        let request = ConsumerGroupHeartbeatRequest::default()
+            .with_group_id(group_id(self.group))
+            .with_member_id(self.id.clone())
+            .with_instance_id(self.instance.clone())
+            .with_member_epoch(epoch);
+        self.client.call(1, &request).error_code
+    }
+
+    /// Commits an offset with this epoch. Returns the code of the answer.
+    pub fn commit(&mut self, epoch: i32) -> i16 {
+        let request =
+            commit_request(self.group, 1).with_generation_id_or_member_epoch(epoch).with_member_id(self.id.clone());
+        self.client.call(9, &request).topics[0].partitions[0].error_code
+    }
 }

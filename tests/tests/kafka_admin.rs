@@ -412,7 +412,7 @@ fn groups_have_settings_of_their_own() {
     assert_eq!(found["consumer.heartbeat.interval.ms"], ("700".to_owned(), 8));
     assert_eq!(found["consumer.session.timeout.ms"], ("45000".to_owned(), 5));
     create(&mut client, "t");
-    let joined = client.call(1, &crate::kafka_groups::heartbeat_request("g", text("m"), 0));
+    let joined = client.call(1, &millstream_tests::kafka_member::heartbeat_request("g", text("m"), 0));
     assert_eq!(joined.heartbeat_interval_ms, 700);
 }
 

@@ -3,8 +3,6 @@
 
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::consumer_group_heartbeat_request::TopicPartitions;
-use kafka_protocol::messages::consumer_group_heartbeat_response;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::offset_delete_request::{OffsetDeleteRequestPartition, OffsetDeleteRequestTopic};
@@ -13,15 +11,14 @@ use kafka_protocol::messages::offset_fetch_request::{
 };
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::{
-    ConsumerGroupDescribeRequest, ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, DeleteGroupsRequest,
-    DescribeGroupsRequest, FindCoordinatorRequest, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse,
-    LeaveGroupRequest, ListGroupsRequest, OffsetCommitRequest, OffsetDeleteRequest, OffsetFetchRequest,
-    SyncGroupRequest,
+    ConsumerGroupDescribeRequest, ConsumerGroupHeartbeatRequest, DeleteGroupsRequest, DescribeGroupsRequest,
+    FindCoordinatorRequest, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
+    ListGroupsRequest, OffsetCommitRequest, OffsetDeleteRequest, OffsetFetchRequest, SyncGroupRequest,
 };
 use kafka_protocol::protocol::{Request, StrBytes};
 use millstream_tests::kafka_client::Client;
 use millstream_tests::kafka_member::{
-    Member, assign_all, assignment, commit_request, group_id, join_all, subscription, text,
+    Beating, Member, assign_all, assignment, commit_request, group_id, heartbeat_request, join_all, subscription, text,
 };
 use millstream_tests::server::Server;
 
@@ -36,17 +33,6 @@ fn committed(client: &mut Client, group: &str) -> i64 {
     let wanted = OffsetFetchRequestTopic::default().with_name(topic("t")).with_partition_indexes(vec![0]);
     let request = OffsetFetchRequest::default().with_group_id(group_id(group)).with_topics(Some(vec![wanted]));
     client.call(5, &request).topics[0].partitions[0].committed_offset
-}
-
-/// A heartbeat of a member that reads topic `t`.
-pub(crate) fn heartbeat_request(group: &str, member: StrBytes, epoch: i32) -> ConsumerGroupHeartbeatRequest {
-    ConsumerGroupHeartbeatRequest::default()
-        .with_group_id(group_id(group))
-        .with_member_id(member)
-        .with_member_epoch(epoch)
-        .with_rebalance_timeout_ms(20_000)
-        .with_subscribed_topic_names(Some(vec![topic("t")]))
-        .with_topic_partitions(Some(Vec::new()))
 }
 
 /// Asks one version of an API of groups, and checks the answer.
@@ -469,71 +455,13 @@ fn offsets_are_one_thing_for_all_protocols() {
     assert_eq!(committed(&mut Client::to(server.kafka()), "g"), 1_000);
 }
 
-/// A member of the consumer protocol, and what it has.
-struct Beating {
-    client: Client,
-    group: &'static str,
-    id: StrBytes,
-    instance: Option<StrBytes>,
-    epoch: i32,
-    owned: Vec<TopicPartitions>,
-}
-
-impl Beating {
-    fn of(server: &Server, group: &'static str, id: &str) -> Self {
-        Self { client: Client::to(server.kafka()), group, id: text(id), instance: None, epoch: 0, owned: Vec::new() }
-    }
-
-    fn beat(&mut self) -> ConsumerGroupHeartbeatResponse {
-        let request = heartbeat_request(self.group, self.id.clone(), self.epoch);
-        self.send(request)
-    }
-
-    /// Sends a heartbeat, and takes over what it is told: it gives partitions back with the next one.
-    fn send(&mut self, request: ConsumerGroupHeartbeatRequest) -> ConsumerGroupHeartbeatResponse {
-        let request = request.with_instance_id(self.instance.clone()).with_topic_partitions(Some(self.owned.clone()));
-        let answer = self.client.call(1, &request);
-        if answer.error_code == 0 {
-            self.epoch = answer.member_epoch;
-            if let Some(assignment) = &answer.assignment {
-                let owned = |of: &consumer_group_heartbeat_response::TopicPartitions| {
-                    TopicPartitions::default().with_topic_id(of.topic_id).with_partitions(of.partitions.clone())
-                };
-                self.owned = assignment.topic_partitions.iter().map(owned).collect();
-            }
-        }
-        answer
-    }
-
-    fn partitions(&self) -> Vec<i32> {
-        let mut partitions: Vec<i32> = self.owned.iter().flat_map(|of| of.partitions.clone()).collect();
-        partitions.sort_unstable();
-        partitions
-    }
-
-    fn leave(&mut self, epoch: i32) -> i16 {
-        let request = ConsumerGroupHeartbeatRequest::default()
-            .with_group_id(group_id(self.group))
-            .with_member_id(self.id.clone())
-            .with_instance_id(self.instance.clone())
-            .with_member_epoch(epoch);
-        self.client.call(1, &request).error_code
-    }
-
-    fn commit(&mut self, epoch: i32) -> i16 {
-        let request =
-            commit_request(self.group, 1).with_generation_id_or_member_epoch(epoch).with_member_id(self.id.clone());
-        self.client.call(9, &request).topics[0].partitions[0].error_code
-    }
-}
-
 #[test]
 fn the_broker_assigns_partitions_to_members_that_send_heartbeats() {
     let (server, _data) = started();
     server.run(&["topic", "create", "t", "--partitions", "4"]).ok();
-    let mut first = Beating::of(&server, "g", "first");
+    let mut first = Beating::of(server.kafka(), "g", "first");
     assert_eq!((first.beat().error_code, first.partitions()), (0, vec![0, 1, 2, 3]));
-    let mut second = Beating::of(&server, "g", "second");
+    let mut second = Beating::of(server.kafka(), "g", "second");
     // Nothing is free yet: the first member gives two partitions back, and then the second one gets them.
     assert_eq!((second.beat().error_code, second.partitions()), (0, vec![]));
     let before = first.epoch;
@@ -579,12 +507,12 @@ fn the_broker_assigns_partitions_to_members_that_send_heartbeats() {
 fn static_members_and_patterns_work_with_heartbeats() {
     let (server, _data) = started();
     server.run(&["topic", "create", "t", "--partitions", "2"]).ok();
-    let mut first = Beating::of(&server, "g", "first");
+    let mut first = Beating::of(server.kafka(), "g", "first");
     first.instance = Some(text("one"));
     assert_eq!((first.beat().error_code, first.partitions()), (0, vec![0, 1]));
     let epoch = first.epoch;
     // While it is there, nobody else has its static id.
-    let mut returned = Beating::of(&server, "g", "returned");
+    let mut returned = Beating::of(server.kafka(), "g", "returned");
     returned.instance = Some(text("one"));
     assert_eq!(returned.beat().error_code, ResponseError::UnreleasedInstanceId.code());
     // It leaves in order to return, and returns with another id.
@@ -593,7 +521,7 @@ fn static_members_and_patterns_work_with_heartbeats() {
     assert_eq!(first.beat().error_code, ResponseError::FencedInstanceId.code());
 
     // A pattern also takes topics that are created later.
-    let mut reader = Beating::of(&server, "h", "reader");
+    let mut reader = Beating::of(server.kafka(), "h", "reader");
     let request = || {
         heartbeat_request("h", text("reader"), 0)
             .with_subscribed_topic_names(None)
