@@ -9,11 +9,11 @@ use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{
     ApiVersionsRequest, ApiVersionsResponse, CreateTopicsRequest, FindCoordinatorRequest, MetadataRequest,
-    MetadataResponse, OffsetCommitResponse, TopicName,
+    MetadataResponse, TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
 use millstream_tests::kafka_client::Client;
-use millstream_tests::kafka_member::{Beating, Member, assign_all, commit_request, join_all, text};
+use millstream_tests::kafka_member::{Beating, Member, assign_all, join_all, text};
 use millstream_tests::measure::kafka::{Flushing, Jars, Node, VERSION};
 use millstream_tests::measure::process::resident_bytes;
 use millstream_tests::measure::report::{Figure, Report, Unit};
@@ -133,14 +133,14 @@ fn measure(plan: &Plan, address: &str, pid: u32) -> Result<Round> {
         opened.iter_mut().for_each(|client| client.send(3, 3, &versions));
         for client in &mut opened {
             let answer = client.answer::<ApiVersionsResponse>(3, 3);
-            ensure!(answer.error_code == 0, "ApiVersions is answered with {}", answer.error_code);
+            check("ApiVersions", answer.error_code)?;
         }
         let wanted = MetadataRequestTopic::default().with_name(Some(topic()));
         let request = MetadataRequest::default().with_topics(Some(vec![wanted]));
         opened.iter_mut().for_each(|client| client.send(12, 12, &request));
         for client in &mut opened {
             let answer = client.answer::<MetadataResponse>(12, 12);
-            ensure!(answer.topics[0].error_code == 0, "Metadata is answered with {}", answer.topics[0].error_code);
+            check("Metadata", answer.topics[0].error_code)?;
         }
         Ok(())
     })?;
@@ -150,7 +150,7 @@ fn measure(plan: &Plan, address: &str, pid: u32) -> Result<Round> {
         alone.iter_mut().for_each(Member::send_join);
         for member in &mut alone {
             let answer = member.joined();
-            ensure!(answer.error_code == 0, "JoinGroup is answered with {}", answer.error_code);
+            check("JoinGroup", answer.error_code)?;
         }
         for member in &mut alone {
             let own = member.id.clone();
@@ -158,28 +158,22 @@ fn measure(plan: &Plan, address: &str, pid: u32) -> Result<Round> {
         }
         for member in &mut alone {
             let answer = member.synced();
-            ensure!(answer.error_code == 0, "SyncGroup is answered with {}", answer.error_code);
+            check("SyncGroup", answer.error_code)?;
         }
         Ok(())
     })?;
     let beaten = timed(|| {
         for member in &mut alone {
-            let code = member.heartbeat();
-            ensure!(code == 0, "Heartbeat is answered with {code}");
+            check("Heartbeat", member.heartbeat())?;
         }
         Ok(())
     })?;
     let committed = timed(|| {
         for member in &mut alone {
-            let request = commit_request(&member.group, 1)
-                .with_generation_id_or_member_epoch(member.generation)
-                .with_member_id(member.id.clone());
-            member.client.send(8, 8, &request);
+            member.send_commit(1);
         }
         for member in &mut alone {
-            let answer = member.client.answer::<OffsetCommitResponse>(8, 8);
-            let code = answer.topics[0].partitions[0].error_code;
-            ensure!(code == 0, "OffsetCommit is answered with {code}");
+            check("OffsetCommit", member.committed())?;
         }
         Ok(())
     })?;
@@ -187,6 +181,12 @@ fn measure(plan: &Plan, address: &str, pid: u32) -> Result<Round> {
     let consumer = consumer(address, members)?;
     let memory = resident_bytes(pid) as f64 / 1e6;
     Ok([created, median(asked), connected, joined, beaten, committed, classic, consumer, memory])
+}
+
+/// Returns an error if a request was answered with one.
+fn check(api: &str, code: i16) -> Result<()> {
+    ensure!(code == 0, "{api} is answered with error {code}");
+    Ok(())
 }
 
 fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
@@ -212,7 +212,7 @@ fn create(client: &mut Client, names: &[String], partitions: i32) -> Result<()> 
     };
     let request = CreateTopicsRequest::default().with_timeout_ms(60_000).with_topics(names.iter().map(topic).collect());
     for topic in client.call(5, &request).topics {
-        ensure!(topic.error_code == 0, "CreateTopics is answered with {}", topic.error_code);
+        check("CreateTopics", topic.error_code)?;
     }
     Ok(())
 }
@@ -267,8 +267,7 @@ fn settle(members: &mut [Beating]) -> Result<()> {
     for _ in 0..1_000 {
         let mut owned = 0;
         for member in &mut *members {
-            let code = member.beat().error_code;
-            ensure!(code == 0, "ConsumerGroupHeartbeat is answered with {code}");
+            check("ConsumerGroupHeartbeat", member.beat().error_code)?;
             owned += member.partitions().len();
         }
         if owned == PARTITIONS as usize && members.iter().all(|member| member.epoch == members[0].epoch) {

@@ -14,7 +14,7 @@ use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::{
     ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, ConsumerProtocolAssignment,
     ConsumerProtocolSubscription, GroupId, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
-    OffsetCommitRequest, SyncGroupRequest, SyncGroupResponse,
+    OffsetCommitRequest, OffsetCommitResponse, SyncGroupRequest, SyncGroupResponse,
 };
 use kafka_protocol::protocol::{Encodable, StrBytes};
 
@@ -199,11 +199,22 @@ impl Member {
 
     /// Commits an offset of partition 0 of topic `t`. Returns the code of the answer.
     pub fn commit(&mut self, offset: i64) -> i16 {
+        self.send_commit(offset);
+        self.committed()
+    }
+
+    /// Sends a request to commit an offset of partition 0 of topic `t`. [`Self::committed`] receives the answer.
+    pub fn send_commit(&mut self, offset: i64) {
         let request = commit_request(&self.group, offset)
             .with_generation_id_or_member_epoch(self.generation)
             .with_member_id(self.id.clone())
             .with_group_instance_id(self.instance.clone());
-        self.client.call(8, &request).topics[0].partitions[0].error_code
+        self.client.send(8, 8, &request);
+    }
+
+    /// Receives the answer to a commit, and returns its code.
+    pub fn committed(&mut self) -> i16 {
+        self.client.answer::<OffsetCommitResponse>(8, 8).topics[0].partitions[0].error_code
     }
 }
 

@@ -20,8 +20,9 @@ use kafka_protocol::messages::{
     DescribeLogDirsRequest, DescribeTopicPartitionsRequest, IncrementalAlterConfigsRequest, ListConfigResourcesRequest,
     OffsetForLeaderEpochRequest, SaslHandshakeRequest, TopicName,
 };
-use kafka_protocol::protocol::{Request, StrBytes};
+use kafka_protocol::protocol::Request;
 use millstream_tests::kafka_client::Client;
+use millstream_tests::kafka_member::{heartbeat_request, text};
 use millstream_tests::server::Server;
 
 use crate::kafka::{batch, create, fetch_request, list_request, produce_request, started, topic, values};
@@ -32,10 +33,6 @@ const SET: i8 = 0;
 const DELETE: i8 = 1;
 const APPEND: i8 = 2;
 const SUBTRACT: i8 = 3;
-
-fn text(text: &str) -> StrBytes {
-    StrBytes::from_string(text.to_owned())
-}
 
 fn name(name: &str) -> TopicName {
     text(name).into()
@@ -412,7 +409,7 @@ fn groups_have_settings_of_their_own() {
     assert_eq!(found["consumer.heartbeat.interval.ms"], ("700".to_owned(), 8));
     assert_eq!(found["consumer.session.timeout.ms"], ("45000".to_owned(), 5));
     create(&mut client, "t");
-    let joined = client.call(1, &millstream_tests::kafka_member::heartbeat_request("g", text("m"), 0));
+    let joined = client.call(1, &heartbeat_request("g", text("m"), 0));
     assert_eq!(joined.heartbeat_interval_ms, 700);
 }
 

@@ -129,12 +129,12 @@ impl Transaction {
     }
 
     /// Returns the entry of an id whose transaction is not open.
-    fn ended(&self, producer: ProducerIdentity, outcome: Outcome, now_ms: i64) -> CatalogChange {
+    fn ended_entry(&self, producer: ProducerIdentity, outcome: Outcome, now_ms: i64) -> CatalogChange {
         self.entry(producer, outcome, &Offsets::new(), None, now_ms)
     }
 
     /// Returns the entry of an id whose transaction is open.
-    fn open(&self, offsets: &Offsets, now_ms: i64) -> CatalogChange {
+    fn open_entry(&self, offsets: &Offsets, now_ms: i64) -> CatalogChange {
         let began_at_ms = self.began.map_or(now_ms, |(_, began_ms)| began_ms);
         self.entry(self.producer, self.outcome, offsets, Some(began_at_ms), now_ms)
     }
@@ -344,7 +344,7 @@ impl Broker {
                     offsets: Offsets::new(),
                     is_recovered: false,
                 };
-                let entry = transaction.ended(producer, Outcome::None, transaction.used_at_ms);
+                let entry = transaction.ended_entry(producer, Outcome::None, transaction.used_at_ms);
                 let added = {
                     let mut by_id = self.0.transactions.by_id.lock();
                     match by_id.get(id) {
@@ -385,7 +385,7 @@ impl Broker {
             self.end(&mut transaction, TransactionEnd::Abort, next, true).await?;
         } else {
             let now_ms = self.0.clock.now_ms();
-            let entry = transaction.ended(next, Outcome::None, now_ms);
+            let entry = transaction.ended_entry(next, Outcome::None, now_ms);
             self.commit_entry(entry).await?;
             transaction.used_at_ms = now_ms;
         }
@@ -490,7 +490,7 @@ impl Broker {
         transaction.begin(now_ms);
         transaction.partitions.insert(to.place(), to.clone());
         // The first batch brings with it when the transaction began, which counts over a restart.
-        let began = (!transaction.began_is_stored).then(|| transaction.open(&transaction.offsets, now_ms));
+        let began = (!transaction.began_is_stored).then(|| transaction.open_entry(&transaction.offsets, now_ms));
         // The batch is queued under the lock, so that the end of the transaction comes after it in the log.
         let receipt = self.append(to, batches, began.into_iter().collect()).await?;
         transaction.began_is_stored = true;
@@ -542,7 +542,7 @@ impl Broker {
             all.insert((group.clone(), topic.id(), *partition), committed.clone());
         }
         let now_ms = self.0.clock.now_ms();
-        let entry = transaction.open(&all, now_ms);
+        let entry = transaction.open_entry(&all, now_ms);
         let fence = Fence::Claim { group: known.clone(), claim: claim.clone(), in_transaction: true };
         self.commit(Commit { catalog: vec![entry], fence: Some(fence), ..Commit::default() }).await?.await?;
         for (topic, partition, _) in offsets {
@@ -643,7 +643,7 @@ impl Broker {
                     commit.offsets.push(OffsetChange { group, topic, partition: *partition, to, expected: None });
                 }
             }
-            commit.catalog.push(transaction.ended(next, outcome, now_ms));
+            commit.catalog.push(transaction.ended_entry(next, outcome, now_ms));
             match self.commit(commit).await?.await {
                 Ok(_) => {
                     transaction.used_at_ms = now_ms;

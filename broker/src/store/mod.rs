@@ -84,7 +84,8 @@ const PAGE_CACHE_BYTES: usize = 16 << 20;
 /// record costs about a tenth less CPU time, for 36 MB more memory under load.
 const JOURNAL_CACHE_BYTES_MAX: usize = 32 << 20;
 
-/// The cleaner closes a segment that it writes at this size, in bytes. It is twice the size of the sealer's segments under full load.
+/// The cleaner closes a segment that it writes at this size, in bytes. It is twice the size of the sealer's segments under
+/// full load.
 pub(crate) const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// The leader epoch of all batches, which is constant because the same node is always the leader.
